@@ -1,0 +1,1 @@
+//! Benchmarks of overlayd: run them with `cargo bench -p bench`.

@@ -1,0 +1,97 @@
+//! Where leases live: a trait, and its implementations for etcd v3 and for a directory of files.
+//!
+//! A store knows keys and bytes; what they mean is `lease`'s business. It never retries by itself
+//! for ever: an error says what failed, and the caller decides when to try again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+
+/// A position in the store's history; later is larger.
+pub type Revision = i64;
+
+/// One lease key as it stands in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The subnet that the key names.
+    pub subnet: Ipv4Net,
+    /// The JSON value, as stored.
+    pub value: Vec<u8>,
+    /// The position of its last change: what a conditional write compares with.
+    pub revision: Revision,
+    /// Identifies the store's own expiry for this key; `None` for a key that never expires
+    /// (a reservation, or any key of a store without expiry).
+    pub expiry: Option<i64>,
+}
+
+/// All lease keys at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    /// The keys that name a subnet. Others are left out and counted in `skipped`.
+    pub entries: Vec<Entry>,
+    /// Keys under `subnets/` whose name is not a subnet's.
+    pub skipped: usize,
+    /// The moment, from which `watch` goes on.
+    pub revision: Revision,
+}
+
+/// A change that a watch reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A lease key was written.
+    Put(Entry),
+    /// A lease key was removed or has expired.
+    Delete(Ipv4Net),
+    /// The network configuration was written (its text), or removed (`None`).
+    Config(Option<String>),
+    /// Changes may have been missed (compaction, lost events): list again and watch from there.
+    Relist,
+}
+
+/// The outcome of a conditional write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// Done; the key now looks like this.
+    Done(Entry),
+    /// Somebody else's change came first; nothing was written.
+    Conflict,
+}
+
+/// A store failed: what was tried, where, and why it did not work.
+#[derive(Debug, thiserror::Error)]
+#[error("{action}: {reason}")]
+pub struct StoreError {
+    /// The operation and its object, as in `list /coreos.com/network/subnets at http://127.0.0.1:2379`.
+    pub action: String,
+    /// What the store or the network said.
+    pub reason: String,
+}
+
+/// A place that keeps the network configuration and the leases of all nodes.
+#[async_trait]
+pub trait LeaseStore: Send + Sync {
+    /// What and where it is, for people: `etcd http://127.0.0.1:2379 /coreos.com/network`, `dir /var/lib/overlay`.
+    fn describe(&self) -> String;
+
+    /// The network configuration's text; `None` while nobody has put one.
+    async fn config(&self) -> Result<Option<String>, StoreError>;
+
+    /// All leases.
+    async fn list(&self) -> Result<Listing, StoreError>;
+
+    /// Creates the key of `subnet` if there is none, to expire after `ttl` unless renewed
+    /// (in a store that knows expiry).
+    async fn create(&self, subnet: Ipv4Net, value: &[u8], ttl: Duration) -> Result<Written, StoreError>;
+
+    /// Renews `held`: writes `value` and starts its time anew, only if the key has not changed since.
+    /// A key without expiry keeps having none.
+    async fn renew(&self, held: &Entry, value: &[u8], ttl: Duration) -> Result<Written, StoreError>;
+
+    /// Follows all changes after `from`. The stream ends when the connection does or on an error;
+    /// then watch again from the last revision seen (or list, if that is refused).
+    async fn watch(&self, from: Revision) -> Result<EventStream, StoreError>;
+}
+
+/// The changes after a revision, in order; each with the revision it happened at.
+pub type EventStream = futures::stream::BoxStream<'static, Result<(Revision, Event), StoreError>>;
