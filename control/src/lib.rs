@@ -1,4 +1,9 @@
 //! The control plane of `overlayd`: who owns which subnet, and what this host needs for it.
 
+mod files;
+pub mod json;
 pub mod lease;
+pub mod netconf;
+pub mod state;
 pub mod store;
+pub mod subnet_file;

@@ -1,12 +1,24 @@
 //! What flannel calls a lease: a subnet, who owns it, and how its owner is reached.
 //!
-//! The shapes here are flannel's own, byte for byte: the key `10.1.86.0-24` and the JSON value
-//! `{"PublicIP":…,"PublicIPv6":null,…}` (flannel 0.28, `pkg/subnet/etcd`, `pkg/lease`).
+//! The shapes here are flannel's own, byte for byte: the key `10.1.86.0-24` (`key`) and the JSON
+//! value `{"PublicIP":…,"PublicIPv6":null,…}` (`value`), as flannel 0.28 has them in
+//! `pkg/subnet/etcd` and `pkg/lease`. `LeaseSet` is all leases as the store has them, `choose`
+//! picks the subnet to ask for.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use overlay::MacAddr;
+
+mod choose;
+mod key;
+mod set;
+mod value;
+
+pub use choose::{Choice, NetworkFull, choose};
+pub use key::{KeyError, key_of, parse_key};
+pub use set::{Changes, Garbage, Known, LeaseSet, Peers};
 
 /// How a node is reached: the value of a lease key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,13 +36,43 @@ pub enum LeaseBackend {
     Udp,
     /// VXLAN: frames to the owner carry this VNI and are addressed to this MAC.
     Vxlan {
-        /// The owner's VXLAN network identifier.
+        /// The owner's VXLAN network identifier, 24 bits.
         vni: u32,
         /// The address its end of the tunnel answers to.
         vtep_mac: MacAddr,
     },
-    /// Another type (`host-gw`, `ipip`, …) or a form we do not read: kept by name, never a peer of ours.
+    /// Another type (`host-gw`, `ipip`, …): kept by name, never a peer of ours.
     Other(String),
+}
+
+impl LeaseBackend {
+    /// The kind, if it is one of those we have.
+    #[must_use]
+    pub fn kind(&self) -> Option<BackendKind> {
+        match self {
+            Self::Udp => Some(BackendKind::Udp),
+            Self::Vxlan { .. } => Some(BackendKind::Vxlan),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+/// The kinds of backend that this daemon has. Only nodes of one kind understand each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BackendKind {
+    /// Bare IP packets in UDP.
+    Udp,
+    /// VXLAN, RFC 7348.
+    Vxlan,
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "udp",
+            Self::Vxlan => "vxlan",
+        })
+    }
 }
 
 /// One subnet and its owner, as the store has it.
@@ -41,3 +83,8 @@ pub struct Lease {
     /// Who owns it.
     pub attrs: LeaseAttrs,
 }
+
+/// The largest VNI: it has 24 bits (RFC 7348, section 5).
+pub const MAX_VNI: u32 = 0xff_ffff;
+/// flannel's VNI where nothing is said.
+pub const DEFAULT_VNI: u32 = 1;

@@ -3,12 +3,20 @@
 //! A store knows keys and bytes; what they mean is `lease`'s business. It never retries by itself
 //! for ever: an error says what failed, and the caller decides when to try again.
 
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 
-/// A position in the store's history; later is larger.
+mod dir;
+mod etcd;
+
+pub use dir::DirStore;
+pub use etcd::EtcdStore;
+
+/// A point in the store's history, to hand back to the store it came from; nothing else can be told
+/// from the number. etcd counts its writes, a directory's is a fingerprint of what is in it.
 pub type Revision = i64;
 
 /// One lease key as it stands in the store.
@@ -18,7 +26,7 @@ pub struct Entry {
     pub subnet: Ipv4Net,
     /// The JSON value, as stored.
     pub value: Vec<u8>,
-    /// The position of its last change: what a conditional write compares with.
+    /// Changes with every change of the key: what a conditional write compares with.
     pub revision: Revision,
     /// Identifies the store's own expiry for this key; `None` for a key that never expires
     /// (a reservation, or any key of a store without expiry).
@@ -45,7 +53,8 @@ pub enum Event {
     Delete(Ipv4Net),
     /// The network configuration was written (its text), or removed (`None`).
     Config(Option<String>),
-    /// Changes may have been missed (compaction, lost events): list again and watch from there.
+    /// Changes may have been missed (compaction, wiped data, lost events, a directory replaced).
+    /// Always the stream's last: read the configuration, list, and watch from there.
     Relist,
 }
 
@@ -59,13 +68,19 @@ pub enum Written {
 }
 
 /// A store failed: what was tried, where, and why it did not work.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{action}: {reason}")]
 pub struct StoreError {
     /// The operation and its object, as in `list /coreos.com/network/subnets at http://127.0.0.1:2379`.
     pub action: String,
     /// What the store or the network said.
     pub reason: String,
+}
+
+impl StoreError {
+    pub(crate) fn new(action: impl Into<String>, reason: impl fmt::Display) -> Self {
+        Self { action: action.into(), reason: reason.to_string() }
+    }
 }
 
 /// A place that keeps the network configuration and the leases of all nodes.
@@ -88,10 +103,11 @@ pub trait LeaseStore: Send + Sync {
     /// A key without expiry keeps having none.
     async fn renew(&self, held: &Entry, value: &[u8], ttl: Duration) -> Result<Written, StoreError>;
 
-    /// Follows all changes after `from`. The stream ends when the connection does or on an error;
-    /// then watch again from the last revision seen (or list, if that is refused).
+    /// Follows all changes after `from`, the revision of a listing or of an event. The stream ends
+    /// with `Relist` or with an error, never silently. After an error, watching again from the last
+    /// revision seen loses nothing; what cannot be made up for is told as `Relist`.
     async fn watch(&self, from: Revision) -> Result<EventStream, StoreError>;
 }
 
-/// The changes after a revision, in order; each with the revision it happened at.
+/// The changes after a revision, in order; each with the revision that it leads to.
 pub type EventStream = futures::stream::BoxStream<'static, Result<(Revision, Event), StoreError>>;

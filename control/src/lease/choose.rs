@@ -1,0 +1,242 @@
+//! Which subnet to ask for. Pure; whether we get it is decided by the store's conditional write,
+//! and whoever loses that race lists again and chooses again.
+
+use std::cmp::Reverse;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use rand::Rng;
+
+use super::LeaseSet;
+use crate::netconf::NetworkConfig;
+use crate::store::Entry;
+
+/// The subnet to ask for, and why this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// A lease that carries our PublicIP already: renew it.
+    Ours(Entry),
+    /// The subnet we had before, which is free: create it.
+    Previous(Ipv4Net),
+    /// Any free one: create it.
+    Free(Ipv4Net),
+}
+
+/// Every subnet from SubnetMin to SubnetMax overlaps a lease.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no subnet is free: all {taken} of length /{subnet_len} from {subnet_min} to {subnet_max} are taken")]
+pub struct NetworkFull {
+    /// How many subnets there are between the limits, all of them taken.
+    pub taken: usize,
+    /// The length of each.
+    pub subnet_len: u8,
+    /// The first of them.
+    pub subnet_min: Ipv4Addr,
+    /// The last of them.
+    pub subnet_max: Ipv4Addr,
+}
+
+/// Chooses as flannel does: (1) a lease with our PublicIP that fits the configuration, (2) the
+/// `previous` subnet if it fits and is free, (3) a random one of the first 100 that are free.
+/// Of several in (1), a reservation comes first, then the previous subnet, then the lowest.
+pub fn choose(
+    config: &NetworkConfig,
+    leases: &LeaseSet,
+    public_ip: Ipv4Addr,
+    previous: Option<Ipv4Net>,
+    rng: &mut impl Rng,
+) -> Result<Choice, NetworkFull> {
+    let ours = leases
+        .iter()
+        .filter(|known| known.attrs.public_ip == public_ip && config.fits(known.entry.subnet))
+        .max_by_key(|known| {
+            let subnet = known.entry.subnet;
+            (known.entry.expiry.is_none(), Some(subnet) == previous, Reverse(subnet))
+        });
+    if let Some(known) = ours {
+        return Ok(Choice::Ours(known.entry.clone()));
+    }
+
+    let free =
+        |subnet: &Ipv4Net| config.fits(*subnet) && !leases.subnets().any(|other| overlap(*subnet, other));
+    if let Some(subnet) = previous.filter(free) {
+        return Ok(Choice::Previous(subnet));
+    }
+
+    let mut taken = Taken::new(leases);
+    let candidates: Vec<Ipv4Net> =
+        config.subnets().filter(|subnet| taken.is_free(*subnet)).take(CANDIDATES).collect();
+    if candidates.is_empty() {
+        return Err(NetworkFull {
+            taken: config.subnets().count(),
+            subnet_len: config.subnet_len,
+            subnet_min: config.subnet_min,
+            subnet_max: config.subnet_max,
+        });
+    }
+    Ok(Choice::Free(candidates[rng.random_range(0..candidates.len())]))
+}
+
+fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+/// The subnets taken, to be asked about in ascending order: one walk over both, however many there are.
+struct Taken {
+    /// Sorted by first address, so that all that begin before a candidate's end are met before it.
+    subnets: std::iter::Peekable<std::vec::IntoIter<Ipv4Net>>,
+    /// The last address that any of those met reaches.
+    reach: Option<Ipv4Addr>,
+}
+
+impl Taken {
+    fn new(leases: &LeaseSet) -> Self {
+        let mut subnets: Vec<Ipv4Net> = leases.subnets().collect();
+        subnets.sort_unstable();
+        Self { subnets: subnets.into_iter().peekable(), reach: None }
+    }
+
+    fn is_free(&mut self, subnet: Ipv4Net) -> bool {
+        while let Some(other) = self.subnets.next_if(|other| other.network() <= subnet.broadcast()) {
+            self.reach = self.reach.max(Some(other.broadcast()));
+        }
+        self.reach.is_none_or(|reach| reach < subnet.network())
+    }
+}
+
+/// flannel's number: enough that nodes starting together seldom ask for the same subnet.
+const CANDIDATES: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Listing;
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 12);
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    fn config(network: &str, subnet_len: u8) -> NetworkConfig {
+        NetworkConfig::parse(&format!(r#"{{"Network":"{network}","SubnetLen":{subnet_len}}}"#)).unwrap()
+    }
+
+    fn set(leases: &[(&str, &str, Option<i64>)]) -> LeaseSet {
+        let entry = |&(subnet, ip, expiry): &(&str, &str, Option<i64>)| Entry {
+            subnet: net(subnet),
+            value: format!(r#"{{"PublicIP":"{ip}"}}"#).into(),
+            revision: 1,
+            expiry,
+        };
+        let mut set = LeaseSet::default();
+        set.apply(&Listing { entries: leases.iter().map(entry).collect(), ..Listing::default() });
+        set
+    }
+
+    fn pick(config: &NetworkConfig, set: &LeaseSet, previous: Option<&str>) -> Result<Choice, NetworkFull> {
+        choose(config, set, IP, previous.map(net), &mut StdRng::seed_from_u64(1))
+    }
+
+    fn ours(choice: Choice) -> Ipv4Net {
+        match choice {
+            Choice::Ours(entry) => entry.subnet,
+            other => panic!("{other:?} is not an existing lease"),
+        }
+    }
+
+    #[test]
+    fn our_own_lease_comes_before_the_previous_subnet() {
+        let set = set(&[("10.1.5.0/24", "192.168.1.12", Some(7)), ("10.1.6.0/24", "192.168.1.13", Some(8))]);
+        assert_eq!(
+            ours(pick(&config("10.1.0.0/16", 24), &set, Some("10.1.9.0/24")).unwrap()),
+            net("10.1.5.0/24")
+        );
+    }
+
+    #[test]
+    fn of_several_own_ones_the_reservation_then_the_previous_wins() {
+        let config = config("10.1.0.0/16", 24);
+        let reserved =
+            set(&[("10.1.5.0/24", "192.168.1.12", Some(7)), ("10.1.8.0/24", "192.168.1.12", None)]);
+        assert_eq!(ours(pick(&config, &reserved, Some("10.1.5.0/24")).unwrap()), net("10.1.8.0/24"));
+        let leased =
+            set(&[("10.1.5.0/24", "192.168.1.12", Some(7)), ("10.1.8.0/24", "192.168.1.12", Some(8))]);
+        assert_eq!(ours(pick(&config, &leased, Some("10.1.8.0/24")).unwrap()), net("10.1.8.0/24"));
+        assert_eq!(ours(pick(&config, &leased, None).unwrap()), net("10.1.5.0/24"));
+    }
+
+    #[test]
+    fn an_own_lease_that_does_not_fit_is_passed_over() {
+        let config = config("10.1.0.0/16", 24);
+        for misfit in ["10.1.5.0/25", "10.2.5.0/24", "10.1.0.0/24"] {
+            let choice = pick(&config, &set(&[(misfit, "192.168.1.12", None)]), Some("10.1.9.0/24")).unwrap();
+            assert_eq!(choice, Choice::Previous(net("10.1.9.0/24")), "with {misfit}");
+        }
+    }
+
+    #[test]
+    fn the_previous_subnet_must_fit_and_be_free() {
+        let config = config("10.1.0.0/16", 24);
+        let set = set(&[("10.1.9.0/25", "192.168.1.13", None)]);
+        for previous in ["10.1.9.0/24", "10.1.8.0/25", "10.2.8.0/24"] {
+            let choice = pick(&config, &set, Some(previous)).unwrap();
+            assert!(matches!(choice, Choice::Free(_)), "{previous} gave {choice:?}");
+        }
+        assert_eq!(pick(&config, &set, Some("10.1.8.0/24")).unwrap(), Choice::Previous(net("10.1.8.0/24")));
+    }
+
+    #[test]
+    fn a_full_network_says_how_many_are_taken() {
+        let config = config("10.1.0.0/28", 30);
+        let full = set(&[("10.1.0.4/30", "192.168.1.1", None), ("10.1.0.8/29", "192.168.1.2", None)]);
+        let error = pick(&config, &full, None).unwrap_err();
+        assert_eq!(error.taken, 3);
+        assert_eq!(
+            error.to_string(),
+            "no subnet is free: all 3 of length /30 from 10.1.0.4 to 10.1.0.12 are taken"
+        );
+    }
+
+    #[test]
+    fn a_garbage_value_still_takes_its_subnet() {
+        let mut set = LeaseSet::default();
+        for subnet in ["10.1.0.4/30", "10.1.0.8/30"] {
+            let entry = Entry { subnet: net(subnet), value: b"{}".to_vec(), revision: 1, expiry: None };
+            set.apply_event(&crate::store::Event::Put(entry));
+        }
+        assert_eq!(pick(&config("10.1.0.0/28", 30), &set, None), Ok(Choice::Free(net("10.1.0.12/30"))));
+    }
+
+    proptest! {
+        #[test]
+        fn a_free_choice_overlaps_nothing_and_is_among_the_first_100(
+            taken in proptest::collection::vec((0u32..0x1_0000, 18u8..=30), 0..80),
+            seed: u64,
+        ) {
+            let config = config("10.1.0.0/16", 24);
+            let nets: Vec<String> = taken
+                .iter()
+                .map(|&(low, len)| Ipv4Net::new((0x0a01_0000 | low).into(), len).unwrap().trunc().to_string())
+                .collect();
+            let leases: Vec<_> = nets.iter().map(|net| (net.as_str(), "192.168.1.13", Some(1))).collect();
+            let set = set(&leases);
+            let free: Vec<Ipv4Net> = config
+                .subnets()
+                .filter(|subnet| !set.subnets().any(|other| overlap(*subnet, other)))
+                .take(CANDIDATES)
+                .collect();
+            match choose(&config, &set, IP, None, &mut StdRng::seed_from_u64(seed)) {
+                Ok(Choice::Free(subnet)) => prop_assert!(free.contains(&subnet)),
+                Ok(other) => prop_assert!(false, "{:?}", other),
+                Err(full) => {
+                    prop_assert!(free.is_empty());
+                    prop_assert_eq!(full.taken, 255);
+                }
+            }
+        }
+    }
+}
