@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::time::Duration;
 
-use common::{DirSite, Etcd, EtcdSite, PATIENCE, PREFIX, Site, next, put_of};
+use common::{DirSite, Etcd, EtcdSite, PATIENCE, PREFIX, Site, deaf_after, next, put_of};
 use control::store::{DirStore, Entry, EtcdStore, Event, LeaseStore, Written};
 use etcd_client::{CompactionOptions, PutOptions};
 use futures::StreamExt;
@@ -298,6 +298,21 @@ async fn etcd_a_dead_endpoint_among_two_costs_no_call() {
         done(store.renew(&held, ONE.as_bytes(), TTL).await.unwrap());
     }
     assert_eq!(store.list().await.unwrap().entries.len(), 20);
+}
+
+#[tokio::test]
+async fn etcd_a_write_whose_answer_was_lost_is_recognised() {
+    let site = EtcdSite { etcd: Etcd::start().await };
+    let deaf = deaf_after(&site.etcd, "subnets/10.1.86.0-24").await;
+    let store = EtcdStore::connect(vec![deaf, site.etcd.url()], PREFIX.to_owned()).await.unwrap();
+    let created = done(store.create(net(86), ONE.as_bytes(), TTL).await.unwrap());
+    assert_eq!(site.open().await.list().await.unwrap().entries, std::slice::from_ref(&created));
+    assert_eq!(leases(&site.etcd).await, 1);
+
+    let deaf = deaf_after(&site.etcd, "subnets/10.1.86.0-24").await;
+    let store = EtcdStore::connect(vec![deaf, site.etcd.url()], PREFIX.to_owned()).await.unwrap();
+    let renewed = done(store.renew(&created, TWO.as_bytes(), TTL).await.unwrap());
+    assert_eq!(site.open().await.list().await.unwrap().entries, [renewed]);
 }
 
 #[tokio::test]

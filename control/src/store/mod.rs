@@ -71,9 +71,9 @@ pub enum Written {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{action}: {reason}")]
 pub struct StoreError {
-    /// The operation and its object, as in `list /coreos.com/network/subnets at http://127.0.0.1:2379`.
+    /// The operation and its object, as in `list /coreos.com/network/subnets/`.
     pub action: String,
-    /// What the store or the network said.
+    /// What the store or the network said, and at which endpoint.
     pub reason: String,
 }
 

@@ -1,5 +1,6 @@
 //! What the tests of the stores share: a real etcd, and a store's contents as an outsider changes them.
 
+use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,6 +11,8 @@ use control::store::{DirStore, Entry, EtcdStore, Event, EventStream, LeaseStore,
 use etcd_client::{Client, PutOptions};
 use futures::StreamExt;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// Under which the tests keep their keys.
 pub const PREFIX: &str = "/test/network";
@@ -77,6 +80,42 @@ impl Drop for Etcd {
         // It may be dead already, by the test's own hand.
         let _ = self.server.kill();
         let _ = self.server.wait();
+    }
+}
+
+/// A way to `server` that forwards everything until a request mentions `word`: the server gets that
+/// request, the client no answer any more. Gives the URL to connect to.
+pub async fn deaf_after(server: &Etcd, word: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let port = server.client_port;
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(("127.0.0.1", port)).await.expect("etcd accepts");
+            tokio::spawn(forward(client, server, word));
+        }
+    });
+    url
+}
+
+async fn forward(mut client: TcpStream, mut server: TcpStream, word: &'static str) -> io::Result<()> {
+    let (mut request, mut answer) = ([0; 16_384], [0; 16_384]);
+    let mut deaf = false;
+    loop {
+        tokio::select! {
+            length = client.read(&mut request) => match length? {
+                0 => return Ok(()),
+                length => {
+                    deaf |= request[..length].windows(word.len()).any(|part| part == word.as_bytes());
+                    server.write_all(&request[..length]).await?;
+                }
+            },
+            length = server.read(&mut answer) => match length? {
+                0 => return Ok(()),
+                length if !deaf => client.write_all(&answer[..length]).await?,
+                _ => {}
+            },
+        }
     }
 }
 
