@@ -1,6 +1,8 @@
 //! The control plane of `overlayd`: who owns which subnet, and what this host needs for it.
 
 mod files;
+pub mod host;
+pub mod iface;
 pub mod json;
 pub mod lease;
 pub mod netconf;

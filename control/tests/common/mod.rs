@@ -1,220 +1,134 @@
-//! What the tests of the stores share: a real etcd, and a store's contents as an outsider changes them.
+//! Network namespaces for tests: anonymous ones, each held by a thread of its own, so that the kernel removes
+//! them and all that is in them when the test ends, however it ends.
 
-use std::io;
-use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use control::store::{DirStore, Entry, EtcdStore, Event, EventStream, LeaseStore, Revision};
-use etcd_client::{Client, PutOptions};
-use futures::StreamExt;
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::gettid;
+use serde_json::Value;
 
-/// Under which the tests keep their keys.
-pub const PREFIX: &str = "/test/network";
+type Job = Box<dyn FnOnce() + Send>;
 
-/// Long enough for a busy machine; a test that waits this long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A single etcd server on loopback, with its data in a temporary directory; ended on drop.
-pub struct Etcd {
-    server: Child,
-    data: TempDir,
-    client_port: u16,
-    peer_port: u16,
+/// A network namespace, with its loopback up, reverse-path filter and forwarding off.
+pub struct Namespace {
+    /// What `ip link set … netns` takes for this namespace.
+    tid: i32,
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
 }
 
-impl Etcd {
-    /// Starts a server on free ports and waits until it answers.
-    pub async fn start() -> Self {
-        let (client_port, peer_port) = free_ports();
-        let data = tempfile::tempdir().expect("a temporary directory");
-        let server = spawn(data.path(), client_port, peer_port);
-        let etcd = Self { server, data, client_port, peer_port };
-        etcd.ready().await;
-        etcd
-    }
-
-    /// Where clients connect.
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
-    }
-
-    /// Kills the server as a power cut would.
-    pub fn kill(&mut self) {
-        self.server.kill().expect("kill etcd");
-        self.server.wait().expect("wait for etcd");
-    }
-
-    /// Starts the killed server again on the same ports, with its data or, if `wiped`, without.
-    pub async fn restart(&mut self, wiped: bool) {
-        if wiped {
-            self.data = tempfile::tempdir().expect("a temporary directory");
-        }
-        self.server = spawn(self.data.path(), self.client_port, self.peer_port);
-        self.ready().await;
-    }
-
-    /// A plain client, for what outsiders do.
-    pub async fn client(&self) -> Client {
-        Client::connect([self.url()], None).await.expect("an etcd client")
-    }
-
-    async fn ready(&self) {
-        let mut client = self.client().await;
-        let answers = async {
-            while client.get("ready", None).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, answers).await.expect("etcd answers");
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        // It may be dead already, by the test's own hand.
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
-/// A way to `server` that forwards everything until a request mentions `word`: the server gets that
-/// request, the client no answer any more. Gives the URL to connect to.
-pub async fn deaf_after(server: &Etcd, word: &'static str) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    let port = server.client_port;
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let server = TcpStream::connect(("127.0.0.1", port)).await.expect("etcd accepts");
-            tokio::spawn(forward(client, server, word));
-        }
-    });
-    url
-}
-
-async fn forward(mut client: TcpStream, mut server: TcpStream, word: &'static str) -> io::Result<()> {
-    let (mut request, mut answer) = ([0; 16_384], [0; 16_384]);
-    let mut deaf = false;
-    loop {
-        tokio::select! {
-            length = client.read(&mut request) => match length? {
-                0 => return Ok(()),
-                length => {
-                    deaf |= request[..length].windows(word.len()).any(|part| part == word.as_bytes());
-                    server.write_all(&request[..length]).await?;
-                }
-            },
-            length = server.read(&mut answer) => match length? {
-                0 => return Ok(()),
-                length if !deaf => client.write_all(&answer[..length]).await?,
-                _ => {}
-            },
-        }
-    }
-}
-
-/// A store together with a back door to what is in it.
-#[async_trait]
-pub trait Site: Send + Sync {
-    /// A store as another daemon would open it.
-    async fn open(&self) -> Box<dyn LeaseStore>;
-    /// Writes a key, without expiry, the way an operator does: `config` or `subnets/…`.
-    async fn put(&self, key: &str, value: &str);
-    /// Removes a key.
-    async fn delete(&self, key: &str);
-}
-
-/// The contents of an etcd server.
-pub struct EtcdSite {
-    /// The server.
-    pub etcd: Etcd,
-}
-
-#[async_trait]
-impl Site for EtcdSite {
-    async fn open(&self) -> Box<dyn LeaseStore> {
-        Box::new(EtcdStore::connect(vec![self.etcd.url()], PREFIX.to_owned()).await.expect("a store"))
-    }
-
-    async fn put(&self, key: &str, value: &str) {
-        let options = PutOptions::new();
-        self.etcd.client().await.put(format!("{PREFIX}/{key}"), value, Some(options)).await.expect("put");
-    }
-
-    async fn delete(&self, key: &str) {
-        self.etcd.client().await.delete(format!("{PREFIX}/{key}"), None).await.expect("delete");
-    }
-}
-
-/// The contents of a directory.
-pub struct DirSite {
-    /// The directory.
-    pub dir: TempDir,
-}
-
-impl DirSite {
-    /// A site without any key.
+impl Namespace {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a temporary directory") }
+        let (jobs, queue): (Sender<Job>, Receiver<Job>) = channel();
+        let (ready, started) = channel();
+        let thread = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (these tests need root)");
+            ready.send(gettid().as_raw()).expect("the test waits");
+            for job in queue {
+                job();
+            }
+        });
+        let tid = started.recv().expect("the namespace's thread");
+        let namespace = Self { tid, jobs: Some(jobs), thread: Some(thread) };
+        namespace.sh(
+            "ip link set lo up
+             sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv4.ip_forward=0",
+        );
+        namespace
+    }
+
+    /// Runs `job` on the namespace's thread and returns what it returns, or panics as it does.
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = channel();
+        let job: Job = Box::new(move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+            done.send(outcome).expect("the test waits");
+        });
+        self.jobs.as_ref().expect("alive").send(job).expect("the namespace's thread");
+        match result.recv().expect("the namespace's thread") {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Runs `future` on a runtime of the namespace's thread.
+    pub fn block_on<T, F>(&self, future: impl FnOnce() -> F + Send + 'static) -> T
+    where
+        F: Future<Output = T>,
+        T: Send + 'static,
+    {
+        self.run(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(future())
+        })
+    }
+
+    /// Runs a shell script in the namespace, which must succeed; returns its standard output.
+    pub fn sh(&self, script: &str) -> String {
+        let script = script.to_owned();
+        self.run(move || {
+            let output = Command::new("sh").args(["-ec", &script]).output().expect("sh");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{script}\n{said}");
+            String::from_utf8(output.stdout).expect("UTF-8")
+        })
+    }
+
+    /// The same, and reads its output as JSON.
+    pub fn json(&self, script: &str) -> Value {
+        serde_json::from_str(&self.sh(script)).expect("JSON")
+    }
+
+    /// From now on, for what runs in here, the programs of /usr/sbin that `patterns` name are not installed.
+    pub fn hide_programs(&self, patterns: &str) {
+        self.run(|| unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace"));
+        self.sh(&format!(
+            "mount --make-rprivate /
+             mount -t tmpfs none /mnt
+             cp -a /usr/sbin/nft /usr/sbin/*tables* /mnt
+             cd /mnt && rm {patterns} && cd /
+             mount --move /mnt /usr/sbin"
+        ));
+    }
+
+    /// Makes a veth pair: `ours` in here, `theirs` in `other`.
+    pub fn join(&self, ours: &str, other: &Namespace, theirs: &str) {
+        self.sh(&format!("ip link add {ours} type veth peer name {theirs} netns {}", other.tid));
+    }
+
+    /// A UDP socket of this namespace, which gives up reading after two seconds.
+    pub fn udp(&self, address: &str) -> UdpSocket {
+        let address = address.to_owned();
+        let socket = self.run(move || UdpSocket::bind(&address).expect("bind"));
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+        socket
     }
 }
 
-#[async_trait]
-impl Site for DirSite {
-    async fn open(&self) -> Box<dyn LeaseStore> {
-        Box::new(DirStore::open(self.dir.path()).expect("a store"))
-    }
-
-    async fn put(&self, key: &str, value: &str) {
-        std::fs::write(self.dir.path().join(key), value).expect("write");
-    }
-
-    async fn delete(&self, key: &str) {
-        std::fs::remove_file(self.dir.path().join(key)).expect("remove");
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been passed on to the test already.
+            let _ = thread.join();
+        }
     }
 }
 
-/// The next event of a watch.
-pub async fn next(events: &mut EventStream) -> (Revision, Event) {
-    tokio::time::timeout(PATIENCE, events.next())
-        .await
-        .expect("an event in time")
-        .expect("the stream goes on")
-        .expect("no error")
-}
-
-/// The entry of a `Put`.
-pub fn put_of(event: Event) -> Entry {
-    match event {
-        Event::Put(entry) => entry,
-        other => panic!("{other:?} is not a Put"),
+/// Sends one datagram from `from` and returns the source it arrives with at `to`; `None` if it does not.
+pub fn source_seen(from: &UdpSocket, to: &UdpSocket) -> Option<Ipv4Addr> {
+    from.send_to(b"who am I?", to.local_addr().expect("bound")).expect("send");
+    match to.recv_from(&mut [0; 64]) {
+        Ok((_, SocketAddr::V4(source))) => Some(*source.ip()),
+        Ok((_, other)) => panic!("an IPv4 source, not {other}"),
+        Err(_) => None,
     }
-}
-
-fn free_ports() -> (u16, u16) {
-    // Both held at once, so that they differ.
-    let listeners = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    let [client, peer] = listeners.map(|listener| listener.local_addr().expect("an address").port());
-    (client, peer)
-}
-
-fn spawn(data: &Path, client_port: u16, peer_port: u16) -> Child {
-    let client = format!("http://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{peer_port}");
-    Command::new("etcd")
-        .arg("--data-dir")
-        .arg(data)
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .arg(format!("--initial-cluster=default={peer}"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("etcd (Debian: etcd-server) can be started")
 }

@@ -1,0 +1,195 @@
+//! The overlay device's MTU, address and route, and IPv4 forwarding; and this host's own addresses.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{FutureExt, StreamExt};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{LinkUnspec, MulticastGroup, RouteMessageBuilder};
+use tokio::task::JoinHandle;
+use tracing::info;
+
+use super::netlink::{Link, Netlink, refused};
+use super::{Desired, HostError};
+
+/// The protocol id of our routes, shown by `ip route` as `proto 222`: how a route of an earlier life is told
+/// from an administrator's. Neither linux/rtnetlink.h (6.18) nor iproute2's rt_protos gives it to anybody.
+pub const ROUTE_PROTOCOL: u8 = 222;
+
+/// Brings the device, its route and `net.ipv4.ip_forward` to the wanted state.
+///
+/// An IPv4 address on the device other than the wanted /32 is removed, and a route of the same network
+/// and metric that leaves elsewhere is replaced. Other devices, and IPv6, are left alone.
+///
+/// # Errors
+/// [`HostError::NoDevice`], or the step that the kernel refused; earlier steps stay done.
+pub async fn apply(desired: &Desired) -> Result<(), HostError> {
+    let netlink = Netlink::open()?;
+    let link = netlink
+        .links()
+        .await?
+        .into_iter()
+        .find(|link| link.name == desired.device)
+        .ok_or_else(|| HostError::NoDevice(desired.device.clone()))?;
+
+    bring_up(&netlink, &link, desired).await?;
+    put_address(&netlink, &link, desired).await?;
+    put_route(&netlink, &link, desired).await?;
+    enable_forwarding()
+}
+
+/// All IPv4 addresses of this network namespace, whatever device has them.
+///
+/// # Errors
+/// [`HostError::Netlink`] if the kernel cannot be asked.
+pub async fn addresses() -> Result<BTreeSet<Ipv4Addr>, HostError> {
+    Ok(Netlink::open()?.addresses().await?.iter().map(|a| a.address).collect())
+}
+
+/// Tells when this network namespace's IPv4 addresses have changed (RTNLGRP_IPV4_IFADDR).
+///
+/// Subscribe first and list with [`addresses`] then: so no change falls between the two.
+pub struct AddressChanges {
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    connection: JoinHandle<()>,
+}
+
+impl AddressChanges {
+    /// Changes from now on.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`] if the socket cannot be opened.
+    pub fn subscribe() -> Result<Self, HostError> {
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Ipv4Ifaddr])
+            .map_err(|e| HostError::Netlink {
+                action: "subscribe to address changes".to_owned(),
+                reason: e.to_string(),
+            })?;
+        Ok(Self { messages, connection: tokio::spawn(connection) })
+    }
+
+    /// Waits until addresses have changed since the last call, or may have (events were lost). A burst of
+    /// changes counts once. May be cancelled without losing one.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`] if the socket has failed: subscribe again, and take that for a change.
+    pub async fn changed(&mut self) -> Result<(), HostError> {
+        loop {
+            let (message, _) = self.messages.next().await.ok_or_else(|| HostError::Netlink {
+                action: "follow address changes".to_owned(),
+                reason: "the socket failed".to_owned(),
+            })?;
+            if is_change(&message.payload) {
+                while self.messages.next().now_or_never().flatten().is_some() {}
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Drop for AddressChanges {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+async fn bring_up(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(), HostError> {
+    if link.up && link.mtu == desired.mtu {
+        return Ok(());
+    }
+    let request = LinkUnspec::new_with_index(link.index).mtu(desired.mtu).up().build();
+    netlink
+        .handle
+        .link()
+        .set(request)
+        .execute()
+        .await
+        .map_err(|e| refused(format!("set {} up with an MTU of {}", desired.device, desired.mtu), &e))
+}
+
+/// The wanted address comes first and the others go afterwards, so that the device is never without one.
+/// One that is there already is not put again: that would be announced as a change.
+async fn put_address(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(), HostError> {
+    let (wanted, others): (Vec<_>, Vec<_>) = netlink
+        .addresses()
+        .await?
+        .into_iter()
+        .filter(|a| a.index == link.index)
+        .partition(|a| a.address == desired.address && a.prefix_len == 32);
+    if wanted.is_empty() {
+        netlink
+            .handle
+            .address()
+            .add(link.index, IpAddr::V4(desired.address), 32)
+            .execute()
+            .await
+            .map_err(|e| refused(format!("add {}/32 to {}", desired.address, desired.device), &e))?;
+    }
+    // From the last: a secondary address goes with the primary one that it is listed after.
+    for other in others.into_iter().rev() {
+        let action = format!("remove {}/{} from {}", other.address, other.prefix_len, desired.device);
+        info!(device = desired.device, address = %other.address, "removing an address that is not ours");
+        netlink.handle.address().del(other.message).execute().await.map_err(|e| refused(action, &e))?;
+    }
+    Ok(())
+}
+
+async fn put_route(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(), HostError> {
+    let network = desired.network.trunc();
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(network.addr(), network.prefix_len())
+        .output_interface(link.index)
+        .scope(RouteScope::Link)
+        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
+        .build();
+    netlink
+        .handle
+        .route()
+        .add(route)
+        .replace()
+        .execute()
+        .await
+        .map_err(|e| refused(format!("route {network} through {}", desired.device), &e))
+}
+
+fn enable_forwarding() -> Result<(), HostError> {
+    let failed = |source| HostError::Sysctl { path: IP_FORWARD, wanted: "1", source };
+    if std::fs::read_to_string(IP_FORWARD).map_err(failed)?.trim() == "1" {
+        return Ok(());
+    }
+    std::fs::write(IP_FORWARD, "1").map_err(failed)?;
+    info!("net.ipv4.ip_forward was off and is on now: packets between pods and the overlay are forwarded");
+    Ok(())
+}
+
+fn is_change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    matches!(
+        payload,
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_))
+            | NetlinkPayload::Overrun(_)
+    )
+}
+
+/// Per network namespace, and that of the thread that opens it.
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_core::{DoneMessage, NetlinkPayload};
+    use rtnetlink::packet_route::RouteNetlinkMessage;
+    use rtnetlink::packet_route::address::AddressMessage;
+
+    use super::is_change;
+
+    #[test]
+    fn lost_events_count_as_a_change() {
+        assert!(is_change(&NetlinkPayload::Overrun(Vec::new())));
+        let gone = RouteNetlinkMessage::DelAddress(AddressMessage::default());
+        assert!(is_change(&NetlinkPayload::InnerMessage(gone)));
+        assert!(!is_change(&NetlinkPayload::Done(DoneMessage::default())));
+    }
+}

@@ -1,0 +1,94 @@
+//! What this host's kernel needs so that the overlay works: the device's address and route, forwarding,
+//! and the firewall rules. (The device itself is the data plane's.)
+//!
+//! Everything here describes a wanted state and brings the kernel there; doing it again changes nothing.
+//! What is put into the kernel carries our mark (a route protocol id, our own nftables table, our own
+//! iptables chain, all per device), so that an earlier life's entries are recognised, and nobody else's
+//! are touched. It stays in place when the process ends.
+//!
+//! All of it happens in the network namespace of the calling thread.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+pub mod link;
+
+pub(crate) mod netlink;
+
+/// The wanted state of this host, for one overlay device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// The overlay device's name, as in `flannel.1`.
+    pub device: String,
+    /// The device's MTU: the largest inner IP packet, in bytes.
+    pub mtu: u32,
+    /// The device's only IPv4 address, put as a /32: flannel uses the base of `pod_subnet`.
+    pub address: Ipv4Addr,
+    /// All pods of all nodes, flannel's `Network`: the destination of the route through the device.
+    pub network: Ipv4Net,
+    /// This node's pods, inside `network`.
+    pub pod_subnet: Ipv4Net,
+    /// Which sources are rewritten.
+    pub masquerade: Masquerade,
+    /// Whether forwarding to and from `network` is accepted where iptables' FORWARD would drop it.
+    pub forward_rules: bool,
+}
+
+/// Which packets leave this host with its own address as source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Masquerade {
+    /// What leaves through the overlay device with a source outside the network: without it a reply
+    /// takes the underlay back, and a host with strict reverse-path filtering drops it.
+    pub return_path: bool,
+    /// flannel's `--ip-masq`: its six rules (0.28, `pkg/trafficmngr/iptables`).
+    pub ip_masq: bool,
+    /// Source ports are chosen at random (flannel's default), so that parallel connections do not race
+    /// for the same one.
+    pub fully_random: bool,
+}
+
+/// This host could not be brought to the wanted state: which step failed, on what, and why.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The device is not there.
+    #[error("there is no network device {0}: it must be created before it is configured")]
+    NoDevice(String),
+    /// The kernel refused a netlink request, or the netlink socket failed.
+    #[error("netlink: {action}: {reason}")]
+    Netlink {
+        /// The request and its object, as in `set the MTU of flannel.1 to 1450`.
+        action: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A kernel setting could not be read or written.
+    #[error("sysctl {path}: {source} (it must be writable here, or be set to {wanted} beforehand)")]
+    Sysctl {
+        /// The file under /proc/sys.
+        path: &'static str,
+        /// The value it should have.
+        wanted: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A program that we need is not installed.
+    #[error("{program} is not installed: install the package {package}")]
+    NoProgram {
+        /// The program.
+        program: String,
+        /// The package of the usual distributions that has it.
+        package: &'static str,
+    },
+    /// A program could not be run, or failed.
+    #[error("{command}: {reason}")]
+    Program {
+        /// The command line.
+        command: String,
+        /// What it, or the attempt to start it, said.
+        reason: String,
+    },
+    /// Several steps failed that do not depend on each other.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<HostError>),
+}

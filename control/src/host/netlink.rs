@@ -1,0 +1,173 @@
+//! The questions we ask the kernel over rtnetlink, in our own words.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::task::JoinHandle;
+
+use super::HostError;
+
+/// A netlink socket in the network namespace of the thread that opened it.
+pub(crate) struct Netlink {
+    /// Sends requests.
+    pub(crate) handle: Handle,
+    connection: JoinHandle<()>,
+}
+
+impl Netlink {
+    /// Opens the socket; its traffic is handled by a task that ends with this value.
+    pub(crate) fn open() -> Result<Self, HostError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| failed("open a socket", &e))?;
+        Ok(Self { handle, connection: tokio::spawn(connection) })
+    }
+
+    /// All network devices, in the kernel's order.
+    pub(crate) async fn links(&self) -> Result<Vec<Link>, HostError> {
+        let links: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| failed("list the network devices", &e))?;
+        Ok(links.iter().map(Link::from).collect())
+    }
+
+    /// All IPv4 addresses, in the kernel's order.
+    pub(crate) async fn addresses(&self) -> Result<Vec<Address>, HostError> {
+        let mut request = self.handle.address().get();
+        request.message_mut().header.family = AddressFamily::Inet;
+        let messages: Vec<AddressMessage> =
+            request.execute().try_collect().await.map_err(|e| failed("list the addresses", &e))?;
+        Ok(messages.into_iter().filter_map(Address::from_message).collect())
+    }
+
+    /// The index of the device that the preferred (lowest metric) IPv4 default route leaves through.
+    pub(crate) async fn default_device(&self) -> Result<Option<u32>, HostError> {
+        let query = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let routes: Vec<RouteMessage> = self
+            .handle
+            .route()
+            .get(query)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| failed("list the routes", &e))?;
+        Ok(routes.iter().filter_map(default_route).min_by_key(|(metric, _)| *metric).map(|(_, index)| index))
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    /// In bytes; 0 if the kernel does not tell.
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+}
+
+impl From<&LinkMessage> for Link {
+    fn from(message: &LinkMessage) -> Self {
+        let mut link = Link {
+            index: message.header.index,
+            name: String::new(),
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// An IPv4 address of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Address {
+    /// The device that has it.
+    pub(crate) index: u32,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) prefix_len: u8,
+    /// Put by hand, not for a limited time (as DHCP does).
+    pub(crate) permanent: bool,
+    /// Not to be used for anything new.
+    pub(crate) deprecated: bool,
+    /// As the kernel gave it: what a delete request wants to see again.
+    pub(crate) message: AddressMessage,
+}
+
+impl Address {
+    fn from_message(message: AddressMessage) -> Option<Self> {
+        let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+        let mut address = None;
+        for attribute in &message.attributes {
+            match attribute {
+                // IFA_LOCAL is this host's end; on a point-to-point link IFA_ADDRESS is the other one.
+                AddressAttribute::Local(IpAddr::V4(local)) => address = Some(*local),
+                AddressAttribute::Flags(all) => flags = *all,
+                _ => {}
+            }
+        }
+        Some(Address {
+            index: message.header.index,
+            address: address?,
+            prefix_len: message.header.prefix_len,
+            permanent: flags.contains(AddressFlags::Permanent),
+            deprecated: flags.contains(AddressFlags::Deprecated),
+            message,
+        })
+    }
+}
+
+/// What a failed request says: the kernel's reason without the library's preamble.
+pub(crate) fn refused(action: impl Into<String>, error: &rtnetlink::Error) -> HostError {
+    let reason = match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_string(),
+        other => other.to_string(),
+    };
+    HostError::Netlink { action: action.into(), reason }
+}
+
+fn failed(action: &str, error: &dyn std::error::Error) -> HostError {
+    HostError::Netlink { action: action.to_owned(), reason: error.to_string() }
+}
+
+/// Metric and device of a default route in the main table.
+fn default_route(route: &RouteMessage) -> Option<(u32, u32)> {
+    let mut metric = 0;
+    let mut device = None;
+    let mut table = u32::from(route.header.table);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Oif(index) => device = Some(*index),
+            RouteAttribute::MultiPath(hops) => device = hops.first().map(|hop| hop.interface_index),
+            RouteAttribute::Table(id) => table = *id,
+            _ => {}
+        }
+    }
+    let ours = route.header.destination_prefix_length == 0
+        && route.header.kind == RouteType::Unicast
+        && table == MAIN_TABLE;
+    if ours { Some((metric, device?)) } else { None }
+}
+
+/// `RT_TABLE_MAIN` (linux/rtnetlink.h).
+const MAIN_TABLE: u32 = 254;

@@ -1,0 +1,149 @@
+//! The device's address, MTU and route, forwarding, and address changes, in a namespace with a real TUN.
+
+mod common;
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::Duration;
+
+use common::Namespace;
+use control::host::link::{self, AddressChanges};
+use control::host::{Desired, HostError, Masquerade};
+use tokio::time::timeout;
+
+fn desired() -> Desired {
+    Desired {
+        device: "flannel.1".to_owned(),
+        mtu: 1450,
+        address: [10, 1, 9, 0].into(),
+        network: "10.1.0.0/16".parse().unwrap(),
+        pod_subnet: "10.1.9.0/24".parse().unwrap(),
+        masquerade: Masquerade { return_path: true, ip_masq: false, fully_random: true },
+        forward_rules: true,
+    }
+}
+
+fn apply(host: &Namespace, desired: &Desired) -> Result<(), HostError> {
+    let desired = desired.clone();
+    host.block_on(move || async move { link::apply(&desired).await })
+}
+
+/// A bridge stands for somebody else's device.
+fn host() -> Namespace {
+    let host = Namespace::new();
+    host.sh("ip tuntap add mode tun name flannel.1
+         ip link add br0 type bridge
+         ip addr add 192.168.7.1/24 dev br0
+         ip link set br0 up
+         ip route add 172.30.0.0/16 via 192.168.7.2");
+    host
+}
+
+fn state(host: &Namespace) -> (String, String) {
+    (host.sh("ip -j -4 addr"), host.sh("ip -j route"))
+}
+
+#[test]
+fn a_bare_device_is_configured_and_a_second_time_changes_nothing() {
+    let host = host();
+    apply(&host, &desired()).unwrap();
+
+    let device = &host.json("ip -j addr show flannel.1")[0];
+    assert_eq!(device["mtu"], 1450);
+    assert!(device["flags"].as_array().unwrap().contains(&"UP".into()));
+    let addresses: Vec<_> =
+        device["addr_info"].as_array().unwrap().iter().filter(|a| a["family"] == "inet").collect();
+    assert_eq!(addresses.len(), 1, "{addresses:?}");
+    assert_eq!((&addresses[0]["local"], &addresses[0]["prefixlen"]), (&"10.1.9.0".into(), &32.into()));
+
+    let route = &host.json("ip -j -N route show 10.1.0.0/16")[0];
+    assert_eq!((&route["dev"], &route["scope"]), (&"flannel.1".into(), &"253".into()));
+    assert_eq!(route["protocol"], link::ROUTE_PROTOCOL.to_string());
+    assert_eq!(host.sh("sysctl -n net.ipv4.ip_forward").trim(), "1");
+
+    let before = state(&host);
+    apply(&host, &desired()).unwrap();
+    assert_eq!(state(&host), before);
+}
+
+#[test]
+fn leftovers_on_the_device_go_and_everything_else_stays() {
+    let host = host();
+    let (addresses, routes) = (host.sh("ip -j -4 addr show br0"), host.sh("ip -j route show dev br0"));
+    host.sh("ip addr add 10.1.9.0/24 dev flannel.1
+         ip addr add 10.1.9.77/24 dev flannel.1
+         ip addr add 10.2.0.0/32 dev flannel.1
+         ip link set flannel.1 up mtu 1400
+         ip route add 10.1.0.0/16 dev flannel.1 proto static
+         ip route add 10.1.0.0/16 dev br0 metric 50");
+    apply(&host, &desired()).unwrap();
+
+    let left = host.json("ip -j -4 addr show flannel.1");
+    let left = left[0]["addr_info"].as_array().unwrap();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!((&left[0]["local"], &left[0]["prefixlen"]), (&"10.1.9.0".into(), &32.into()));
+
+    host.sh("ip route del 10.1.0.0/16 dev br0 metric 50");
+    assert_eq!(host.sh("ip -j -4 addr show br0"), addresses);
+    assert_eq!(host.sh("ip -j route show dev br0"), routes);
+    let ours = host.json("ip -j route show 10.1.0.0/16");
+    assert_eq!(ours.as_array().unwrap().len(), 1, "{ours}");
+}
+
+#[test]
+fn another_lease_moves_the_address() {
+    let host = host();
+    apply(&host, &desired()).unwrap();
+    apply(&host, &Desired { address: [10, 1, 44, 0].into(), mtu: 1472, ..desired() }).unwrap();
+    let device = &host.json("ip -j -4 addr show flannel.1")[0];
+    assert_eq!(device["mtu"], 1472);
+    assert_eq!(device["addr_info"].as_array().unwrap().len(), 1);
+    assert_eq!(device["addr_info"][0]["local"], "10.1.44.0");
+}
+
+#[test]
+fn failures_name_the_object_and_the_reason() {
+    let host = host();
+    let missing = apply(&host, &Desired { device: "flannel9".to_owned(), ..desired() }).unwrap_err();
+    assert!(missing.to_string().contains("no network device flannel9"), "{missing}");
+    let refused = apply(&host, &Desired { mtu: 1_000_000, ..desired() }).unwrap_err();
+    assert!(refused.to_string().contains("set flannel.1 up with an MTU of 1000000: Invalid"), "{refused}");
+}
+
+#[test]
+fn all_addresses_are_listed() {
+    let host = host();
+    apply(&host, &desired()).unwrap();
+    let addresses = host.block_on(link::addresses).unwrap();
+    let expected: [Ipv4Addr; 3] = [[10, 1, 9, 0].into(), [127, 0, 0, 1].into(), [192, 168, 7, 1].into()];
+    assert_eq!(addresses.into_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn address_changes_are_told_once_for_a_burst_and_never_without_one() {
+    let host = host();
+    host.block_on(|| async {
+        let mut changes = AddressChanges::subscribe().unwrap();
+        let ip = |script: &str| assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success());
+
+        ip("ip addr add 10.9.9.9/32 dev br0; ip addr add 10.9.9.10/32 dev br0; ip addr del 10.9.9.9/32 dev br0");
+        timeout(Duration::from_secs(5), changes.changed()).await.expect("told").unwrap();
+        // Links and routes are no business of this subscription.
+        ip("ip link set br0 mtu 1400; ip route add 10.99.0.0/16 dev br0");
+        timeout(Duration::from_millis(300), changes.changed()).await.expect_err("nothing to tell");
+
+        ip("ip addr del 10.9.9.10/32 dev br0");
+        timeout(Duration::from_secs(5), changes.changed()).await.expect("told again").unwrap();
+    });
+}
+
+#[test]
+fn applying_what_is_there_is_no_change() {
+    let host = host();
+    apply(&host, &desired()).unwrap();
+    host.block_on(|| async {
+        let mut changes = AddressChanges::subscribe().unwrap();
+        link::apply(&desired()).await.unwrap();
+        timeout(Duration::from_millis(300), changes.changed()).await.expect_err("nothing to tell");
+    });
+}
