@@ -12,8 +12,10 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+pub mod firewall;
 pub mod link;
 
+mod command;
 pub(crate) mod netlink;
 
 /// The wanted state of this host, for one overlay device.

@@ -1,0 +1,259 @@
+//! Which packets keep their source and which get this host's: one nftables table per overlay device.
+//!
+//! The table is replaced in a single transaction, so that no packet sees a host without rules. `nft` is run by
+//! us and not by the `nftables` crate, which gives the types: the crate lets go of what `nft` says on failure.
+
+use std::collections::HashSet;
+
+use ipnet::Ipv4Net;
+use nftables::batch::Batch;
+use nftables::expr::{
+    BinaryOperation, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
+};
+use nftables::schema::{Chain, NfListObject, Nftables, Rule, Table};
+use nftables::stmt::{Match, NAT, NATFlag, Operator, Statement};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+use crate::host::command::run;
+use crate::host::{Desired, HostError};
+
+/// Puts our table in place of the one there may be.
+pub(super) async fn replace(desired: &Desired) -> Result<(), HostError> {
+    commit(&ruleset(desired)).await
+}
+
+/// The table as the kernel has it, handles included; `None` if there is none.
+pub(super) async fn list(device: &str) -> Result<Option<String>, HostError> {
+    match run("nft", &["-j", "list", "table", "ip", &table_name(device)], "").await {
+        Ok(listing) => Ok(Some(listing)),
+        // The exit status does not tell a missing table from other failures. Those show again, and are
+        // reported, when the table is put anew.
+        Err(HostError::Program { .. }) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Removes the table, if it is there.
+pub(super) async fn remove(device: &str) -> Result<(), HostError> {
+    let mut batch = Batch::new();
+    clear(&mut batch, device);
+    commit(&batch.to_nftables()).await
+}
+
+async fn commit(ruleset: &Nftables<'_>) -> Result<(), HostError> {
+    let text = serde_json::to_string(ruleset).expect("nft's objects have string keys only");
+    run("nft", &["-j", "-f", "-"], &text).await.map(|_| ())
+}
+
+/// `nft` accepts every character that a device's name may have.
+fn table_name(device: &str) -> String {
+    format!("overlayd_{device}")
+}
+
+fn table(device: &str) -> NfListObject<'static> {
+    NfListObject::Table(Table { family: NfFamily::IP, name: table_name(device).into(), handle: None })
+}
+
+/// Deleting a table that is not there would fail the transaction; adding one that is there does not.
+fn clear(batch: &mut Batch<'static>, device: &str) {
+    batch.add(table(device));
+    batch.delete(table(device));
+}
+
+fn ruleset(desired: &Desired) -> Nftables<'static> {
+    let mut batch = Batch::new();
+    clear(&mut batch, &desired.device);
+    batch.add(table(&desired.device));
+    batch.add(NfListObject::Chain(Chain {
+        family: NfFamily::IP,
+        table: table_name(&desired.device).into(),
+        name: CHAIN.into(),
+        _type: Some(NfChainType::NAT),
+        hook: Some(NfHook::Postrouting),
+        prio: Some(PRIORITY),
+        policy: Some(NfChainPolicy::Accept),
+        ..Chain::default()
+    }));
+    for (expr, comment) in rules(desired) {
+        batch.add(NfListObject::Rule(Rule {
+            family: NfFamily::IP,
+            table: table_name(&desired.device).into(),
+            chain: CHAIN.into(),
+            expr: expr.into(),
+            comment: Some(comment.into()),
+            ..Rule::default()
+        }));
+    }
+    batch.to_nftables()
+}
+
+/// The rules in their order, each with the comment that `nft list` shows.
+///
+/// A connection's first packet goes through them. `return` leaves the say to the NAT chains that come later,
+/// docker's among them; a translation, also one to the same address, ends it.
+fn rules(desired: &Desired) -> Vec<(Vec<Statement<'static>>, &'static str)> {
+    let Desired { network, pod_subnet: pods, masquerade: wanted, .. } = desired;
+    let out = || meta_is(MetaKey::Oifname, &desired.device);
+    let masquerade = || masquerade(wanted.fully_random);
+
+    // flannel's rule 1, before everything of ours.
+    let mut rules = vec![(
+        vec![kube_proxy_mark(), Statement::Return(None)],
+        "marked by kube-proxy, which masquerades it itself: twice would stall the connection",
+    )];
+
+    // How binding agrees with the six rules below: 1 comes first. 2 returns the same packets, without keeping
+    // docker's later rule from them. 3 concerns what leaves for a pod of ours, through docker0 and not through
+    // this device. 4 and 6 concern sources outside the network, which are not bound. 5 masquerades what comes
+    // from elsewhere in the network than from our pods (containers of a former subnet, say, whose replies
+    // would go to its new owner): with `ip_masq` that is left to it, and only our own pods are bound.
+    let bound = if wanted.ip_masq { pods } else { network };
+    rules.push((
+        vec![out(), source(Operator::EQ, bound), destination(Operator::EQ, network), keep_source()],
+        "pod to pod: bound to its own source, else docker's MASQUERADE would rewrite it",
+    ));
+
+    // Rule 4 would return what goes to our own pods; through this device nothing does, they are not behind it.
+    if wanted.return_path {
+        rules.push((
+            vec![out(), source(Operator::NEQ, network), masquerade()],
+            "from outside the network into the overlay: replies come back through the overlay too",
+        ));
+    }
+
+    if wanted.ip_masq {
+        rules.extend([
+            (
+                vec![source(Operator::EQ, pods), destination(Operator::EQ, network), Statement::Return(None)],
+                "our pods to the network: as they are",
+            ),
+            (
+                vec![source(Operator::EQ, network), destination(Operator::EQ, pods), Statement::Return(None)],
+                "the network to our pods: as it is",
+            ),
+            (
+                vec![
+                    source(Operator::NEQ, network),
+                    destination(Operator::EQ, pods),
+                    Statement::Return(None),
+                ],
+                "from outside to our pods: this node owns them, so replies come this way anyhow",
+            ),
+            (
+                vec![source(Operator::EQ, network), destination(Operator::NEQ, &MULTICAST), masquerade()],
+                "pods to the outside, but not multicast: nobody outside has a route back to them",
+            ),
+            (
+                vec![source(Operator::NEQ, network), destination(Operator::EQ, network), masquerade()],
+                "from outside to pods of other nodes: replies come back through this node",
+            ),
+        ]);
+    }
+    rules
+}
+
+fn kube_proxy_mark() -> Statement<'static> {
+    let mark = named(NamedExpression::Meta(Meta { key: MetaKey::Mark }));
+    Statement::Match(Match {
+        left: Expression::BinaryOperation(Box::new(BinaryOperation::AND(
+            mark,
+            Expression::Number(KUBE_PROXY_MARK),
+        ))),
+        right: Expression::Number(KUBE_PROXY_MARK),
+        op: Operator::EQ,
+    })
+}
+
+fn meta_is(key: MetaKey, value: &str) -> Statement<'static> {
+    Statement::Match(Match {
+        left: named(NamedExpression::Meta(Meta { key })),
+        right: Expression::String(value.to_owned().into()),
+        op: Operator::EQ,
+    })
+}
+
+fn source(op: Operator, net: &Ipv4Net) -> Statement<'static> {
+    address("saddr", op, net)
+}
+
+fn destination(op: Operator, net: &Ipv4Net) -> Statement<'static> {
+    address("daddr", op, net)
+}
+
+fn address(name: &'static str, op: Operator, net: &Ipv4Net) -> Statement<'static> {
+    let net = net.trunc();
+    let prefix = Prefix {
+        addr: Box::new(Expression::String(net.addr().to_string().into())),
+        len: u32::from(net.prefix_len()),
+    };
+    Statement::Match(Match { left: field(name), right: named(NamedExpression::Prefix(prefix)), op })
+}
+
+fn keep_source() -> Statement<'static> {
+    Statement::SNAT(Some(NAT { addr: Some(field("saddr")), family: None, port: None, flags: None }))
+}
+
+fn masquerade(fully_random: bool) -> Statement<'static> {
+    let flags = fully_random.then(|| HashSet::from([NATFlag::FullyRandom]));
+    Statement::Masquerade(flags.map(|flags| NAT { addr: None, family: None, port: None, flags: Some(flags) }))
+}
+
+fn field(name: &'static str) -> Expression<'static> {
+    named(NamedExpression::Payload(Payload::PayloadField(PayloadField {
+        protocol: "ip".into(),
+        field: name.into(),
+    })))
+}
+
+fn named(expression: NamedExpression<'static>) -> Expression<'static> {
+    Expression::Named(expression)
+}
+
+const CHAIN: &str = "postrouting";
+
+/// Before the iptables chains (`srcnat`, 100), in which docker's MASQUERADE stands.
+const PRIORITY: i32 = 90;
+
+/// Set by kube-proxy on what it will masquerade (its `--iptables-masquerade-bit`, 14 by default).
+const KUBE_PROXY_MARK: u32 = 0x4000;
+
+/// RFC 5771.
+const MULTICAST: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0, 0), 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Masquerade;
+
+    fn desired(masquerade: Masquerade) -> Desired {
+        Desired {
+            device: "flannel.1".to_owned(),
+            mtu: 1450,
+            address: [10, 1, 9, 0].into(),
+            network: "10.1.0.0/16".parse().unwrap(),
+            pod_subnet: "10.1.9.0/24".parse().unwrap(),
+            masquerade,
+            forward_rules: true,
+        }
+    }
+
+    #[test]
+    fn each_option_adds_its_rules_after_the_mark() {
+        for (return_path, ip_masq, count) in
+            [(false, false, 2), (true, false, 3), (false, true, 7), (true, true, 8)]
+        {
+            let rules = rules(&desired(Masquerade { return_path, ip_masq, fully_random: true }));
+            assert_eq!(rules.len(), count);
+            assert_eq!(rules[0].0[0], kube_proxy_mark());
+        }
+    }
+
+    #[test]
+    fn comments_fit() {
+        let all = Masquerade { return_path: true, ip_masq: true, fully_random: true };
+        for (_, comment) in rules(&desired(all)) {
+            // NFTNL_UDATA_COMMENT_MAXLEN, less the final zero.
+            assert!(comment.len() < 128, "{comment}");
+        }
+    }
+}
