@@ -28,12 +28,21 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 12);
 /// As docker 20.10 writes them when it starts with `--ip-masq=true` and `--bip=10.1.9.1/24`.
 const DOCKER: &str = "
     iptables -w 5 -t nat -A POSTROUTING -s 10.1.9.0/24 ! -o docker0 -j MASQUERADE
-    iptables -w 5 -N DOCKER-USER
+    iptables -w 5 -P FORWARD DROP
+    for chain in DOCKER DOCKER-USER DOCKER-ISOLATION-STAGE-1 DOCKER-ISOLATION-STAGE-2; do
+        iptables -w 5 -N $chain
+    done
     iptables -w 5 -A DOCKER-USER -j RETURN
-    iptables -w 5 -I FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    iptables -w 5 -A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+    iptables -w 5 -A DOCKER-ISOLATION-STAGE-1 -j RETURN
+    iptables -w 5 -A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+    iptables -w 5 -A DOCKER-ISOLATION-STAGE-2 -j RETURN
+    iptables -w 5 -I FORWARD -i docker0 -o docker0 -j ACCEPT
     iptables -w 5 -I FORWARD -i docker0 ! -o docker0 -j ACCEPT
-    iptables -w 5 -I FORWARD -j DOCKER-USER
-    iptables -w 5 -P FORWARD DROP";
+    iptables -w 5 -I FORWARD -o docker0 -j DOCKER
+    iptables -w 5 -I FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    iptables -w 5 -I FORWARD -j DOCKER-ISOLATION-STAGE-1
+    iptables -w 5 -I FORWARD -j DOCKER-USER";
 
 fn desired(masquerade: Masquerade) -> Desired {
     Desired {
@@ -72,6 +81,7 @@ impl Lab {
              ip link set eth0 up
              ip route add default via 10.1.9.1");
         far.sh("ip addr add 10.1.86.2/32 dev far0
+             ip addr add 203.0.113.7/32 dev far0
              ip link set far0 up
              ip route add 10.1.9.0/32 dev far0
              ip route add default via 10.1.9.0 onlink dev far0");
@@ -152,7 +162,7 @@ fn kube_proxys_mark_goes_before_everything() {
 
 #[test]
 fn flannels_six_rules_do_as_flannels() {
-    let lab = Lab::new(IP_MASQ);
+    let lab = Lab::new(Masquerade { return_path: false, ..IP_MASQ });
     let outside = Namespace::new();
     lab.host.join("eth1", &outside, "eth0");
     lab.host.sh("ip addr add 172.20.0.1/24 dev eth1; ip link set eth1 up");
@@ -287,6 +297,18 @@ fn forwarding_passes_where_docker_drops_whoever_comes_first() {
             assert_eq!(back, Some(POD), "{variant}, docker first: {docker_first}");
         }
     }
+}
+
+#[test]
+fn forwarding_is_accepted_by_source_and_by_destination() {
+    let lab = Lab::new(NOTHING);
+    lab.host.sh("iptables -w 5 -P FORWARD DROP; ip route add 203.0.113.7 dev flannel.1");
+    let outside = || lab.far.udp("203.0.113.7:9999");
+    assert_eq!(source_seen(&lab.pod.udp("10.1.9.2:0"), &outside()), None, "the policy works here");
+    lab.sync();
+    assert_eq!(source_seen(&lab.pod.udp("10.1.9.2:0"), &outside()), Some(POD));
+    let seen = source_seen(&outside(), &lab.pod.udp("10.1.9.2:9999"));
+    assert_eq!(seen, Some([203, 0, 113, 7].into()));
 }
 
 #[test]
