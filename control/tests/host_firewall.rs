@@ -170,6 +170,9 @@ fn flannels_six_rules_do_as_flannels() {
         "ip addr add 172.20.0.2/24 dev eth0; ip link set eth0 up; ip route add 10.1.0.0/16 via 172.20.0.1",
     );
     lab.host.sh("ip addr add 10.1.200.1/32 dev eth0");
+    // A pod of the network that is reached without the overlay device, as on a node of the same layer 2.
+    outside.sh("ip addr add 10.1.50.2/32 dev eth0");
+    lab.host.sh("ip route add 10.1.50.2 dev eth1");
     lab.sync();
 
     let to = |from: &Namespace, source: &str, target: &Namespace, address: &str| {
@@ -180,6 +183,7 @@ fn flannels_six_rules_do_as_flannels() {
     let expect = |ip: &str| Some(ip.to_owned());
     // 2, 3, 4: nothing is done to these.
     assert_eq!(to(&lab.pod, &any(pod), &lab.far, far), expect("10.1.9.2"), "2: pod to network");
+    assert_eq!(to(&lab.pod, &any(pod), &outside, "10.1.50.2:7"), expect("10.1.9.2"), "2: elsewhere");
     assert_eq!(to(&lab.far, &any(far), &lab.pod, pod), expect("10.1.86.2"), "3: network to pod");
     assert_eq!(to(&outside, &any(out), &lab.pod, pod), expect("172.20.0.2"), "4: outside to our pod");
     // 5: pods to the outside, and sources of the network that are not our pods'.
