@@ -17,7 +17,7 @@ use super::netlink::{Link, Netlink, refused};
 use super::{Desired, HostError};
 
 /// The protocol id of our routes, shown by `ip route` as `proto 222`: how a route of an earlier life is told
-/// from an administrator's. Neither linux/rtnetlink.h (6.18) nor iproute2's rt_protos gives it to anybody.
+/// from an administrator's. Neither linux/rtnetlink.h (6.1) nor iproute2 (6.1)'s rt_protos gives it to anybody.
 pub const ROUTE_PROTOCOL: u8 = 222;
 
 /// Brings the device, its route and `net.ipv4.ip_forward` to the wanted state.
