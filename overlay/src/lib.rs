@@ -1,5 +1,24 @@
 //! The data plane of `overlayd`: knows packets, peers and devices; nothing of etcd, JSON or systemd.
+//!
+//! [`egress`] and [`ingress`] are the packet's way, top to bottom. [`forwarder`] starts them.
 
+pub mod answers;
+pub mod batch;
+pub mod drops;
+pub mod egress;
+pub mod error;
+pub mod forwarder;
+pub mod ingress;
 pub mod mac;
+pub mod stats;
+mod sys;
+pub mod table;
+pub mod tun;
+pub mod underlay;
+pub mod wire;
 
+#[cfg(test)]
+mod fake;
+
+pub use error::SetupError;
 pub use mac::MacAddr;

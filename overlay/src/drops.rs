@@ -1,0 +1,83 @@
+//! Why packets are dropped. A drop is counted, never logged by itself.
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $name:ident = $label:literal,)*) => {
+        /// Why a packet was not forwarded.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum DropReason { $($(#[$doc])* $name,)* }
+
+        impl DropReason {
+            /// Every reason, in the order of declaration.
+            pub const ALL: [Self; [$($label),*].len()] = [$(Self::$name),*];
+
+            /// Its name in `overlayctl` and in metrics.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Fewer bytes than its headers announce, or too few for a header at all.
+    Truncated = "truncated",
+    /// A header contradicts itself: version, header length, total length or checksum.
+    Malformed = "malformed",
+    /// Not an IPv4 packet.
+    NotIp = "not_ip",
+    /// The VXLAN header lacks the flag that says its VNI is valid (RFC 7348, section 5).
+    BadVxlanHeader = "bad_vxlan_header",
+    /// A VXLAN network that is not ours.
+    WrongVni = "wrong_vni",
+    /// The inner frame is addressed to another VTEP.
+    WrongMac = "wrong_mac",
+    /// The outer source is no node of the network.
+    UnknownPeer = "unknown_peer",
+    /// The inner source belongs neither to the peer's subnet nor is it the peer's public address.
+    WrongSource = "wrong_source",
+    /// The inner source is an address of this host or of its own subnet.
+    OwnSource = "own_source",
+    /// The time to live has run out (flannel's UDP format counts each end of the tunnel as a hop).
+    TtlExpired = "ttl_expired",
+    /// No node owns the destination.
+    NoRoute = "no_route",
+    /// The destination is in this node's own subnet, and yet the host routed it into the overlay:
+    /// the bridge that should have it is not up.
+    OwnSubnet = "own_subnet",
+    /// Larger than the overlay's MTU and not to be fragmented.
+    TooBig = "too_big",
+    /// The underlay socket refused it.
+    SendFailed = "send_failed",
+    /// The overlay device refused it.
+    WriteFailed = "write_failed",
+}
+
+impl DropReason {
+    /// What can stop a packet from the overlay device to the wire.
+    pub const EGRESS: [Self; 8] = [
+        Self::Truncated,
+        Self::Malformed,
+        Self::NotIp,
+        Self::TtlExpired,
+        Self::NoRoute,
+        Self::OwnSubnet,
+        Self::TooBig,
+        Self::SendFailed,
+    ];
+
+    /// What can stop a packet from the wire to the overlay device.
+    pub const INGRESS: [Self; 11] = [
+        Self::Truncated,
+        Self::Malformed,
+        Self::NotIp,
+        Self::BadVxlanHeader,
+        Self::WrongVni,
+        Self::WrongMac,
+        Self::UnknownPeer,
+        Self::WrongSource,
+        Self::OwnSource,
+        Self::TtlExpired,
+        Self::WriteFailed,
+    ];
+}

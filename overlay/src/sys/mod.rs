@@ -1,0 +1,8 @@
+//! Every `unsafe` block of the project: the system calls for which no safe wrapper does what the
+//! data plane needs. Each function here is safe to call; its blocks say why they are sound.
+
+#![allow(unsafe_code)]
+
+pub mod mmsg;
+pub mod tun;
+pub mod wake;

@@ -1,0 +1,286 @@
+//! Who owns which subnet: published whole by one writer, read by the workers without lock or wait.
+
+mod routes;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Cache};
+use ipnet::Ipv4Net;
+
+use crate::MacAddr;
+use crate::wire::{Format, vxlan};
+use routes::Routes;
+
+/// This node, as the forwarding loops must know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// The subnet this node has leased.
+    pub subnet: Ipv4Net,
+    /// The overlay device's address: ICMP errors come from it.
+    pub overlay_address: Ipv4Addr,
+    /// Every address of this host. None is a valid source of a packet from the wire.
+    pub addresses: Vec<Ipv4Addr>,
+    /// The largest inner packet in bytes.
+    pub mtu: u32,
+    /// How inner packets stand on the wire.
+    pub format: Format,
+    /// The UDP port that every node listens on.
+    pub port: u16,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The subnet it has leased.
+    pub subnet: Ipv4Net,
+    /// Its address on the underlay. Several peers can share one, behind a NAT.
+    pub public_ip: Ipv4Addr,
+    /// What frames to it are addressed to; `None` where the format has no frames.
+    pub vtep_mac: Option<MacAddr>,
+}
+
+/// Where a packet to a peer goes and what stands in front of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hop {
+    /// The peer's end of the tunnel.
+    pub to: SocketAddrV4,
+    header: [u8; vxlan::HEADER_LEN],
+    header_len: usize,
+}
+
+impl Hop {
+    /// The encapsulation that goes between the outer UDP header and the inner packet.
+    #[must_use]
+    pub fn header(&self) -> &[u8] {
+        &self.header[..self.header_len]
+    }
+}
+
+/// What the table says about a destination.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Route<'a> {
+    /// A peer has it.
+    Peer(&'a Hop),
+    /// It is in this node's own subnet.
+    Own,
+    /// Nobody has it.
+    None,
+}
+
+/// One complete state of the network. Immutable: a change is a new table.
+#[derive(Debug)]
+pub struct PeerTable {
+    local: Local,
+    own_addresses: Box<[Ipv4Addr]>,
+    peers: Vec<Peer>,
+    hops: Vec<Hop>,
+    routes: Routes,
+    /// Sorted, each once.
+    public_ips: Box<[Ipv4Addr]>,
+}
+
+impl PeerTable {
+    /// The table in which `peers` are reached from `local`. Of two peers with the same subnet,
+    /// the later one counts; subnets may contain one another.
+    #[must_use]
+    pub fn new(local: Local, peers: Vec<Peer>) -> Self {
+        let hops = peers.iter().map(|peer| hop(&local, peer)).collect();
+        let mut public_ips: Vec<_> = peers.iter().map(|peer| peer.public_ip).collect();
+        public_ips.sort_unstable();
+        public_ips.dedup();
+        let routes = Routes::new(local.subnet, peers.iter().map(|peer| peer.subnet));
+        let own_addresses = local.addresses.clone().into();
+        Self { local, own_addresses, peers, hops, routes, public_ips: public_ips.into() }
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn local(&self) -> &Local {
+        &self.local
+    }
+
+    /// The other nodes.
+    #[must_use]
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    /// Which way `dst` goes.
+    #[must_use]
+    pub fn route(&self, dst: Ipv4Addr) -> Route<'_> {
+        match self.routes.lookup(dst) {
+            routes::Target::None => Route::None,
+            routes::Target::Own => Route::Own,
+            routes::Target::Peer(index) => Route::Peer(&self.hops[index]),
+        }
+    }
+
+    /// Whether `inner` may be the source of a packet that arrives from `outer`: it is in the
+    /// subnet of a peer with that public address, or it is the public address itself.
+    #[must_use]
+    pub fn owns(&self, outer: Ipv4Addr, inner: Ipv4Addr) -> bool {
+        match self.routes.lookup(inner) {
+            routes::Target::Peer(index) if *self.hops[index].to.ip() == outer => true,
+            _ => inner == outer && self.knows(outer),
+        }
+    }
+
+    /// Whether `outer` is the public address of a peer.
+    #[must_use]
+    pub fn knows(&self, outer: Ipv4Addr) -> bool {
+        self.public_ips.binary_search(&outer).is_ok()
+    }
+
+    /// Whether `address` is this host's own or in its own subnet.
+    #[must_use]
+    pub fn is_own(&self, address: Ipv4Addr) -> bool {
+        matches!(self.routes.lookup(address), routes::Target::Own) || self.own_addresses.contains(&address)
+    }
+}
+
+fn hop(local: &Local, peer: &Peer) -> Hop {
+    let to = SocketAddrV4::new(peer.public_ip, local.port);
+    match (local.format, peer.vtep_mac) {
+        (Format::Vxlan { vni, vtep_mac }, Some(dst)) => {
+            Hop { to, header: vxlan::header(vni, vtep_mac, dst), header_len: vxlan::HEADER_LEN }
+        }
+        _ => Hop { to, header: [0; vxlan::HEADER_LEN], header_len: 0 },
+    }
+}
+
+/// The current table, shared by the one writer and all workers.
+#[derive(Debug, Clone)]
+pub struct SharedTable(Arc<ArcSwap<PeerTable>>);
+
+impl SharedTable {
+    /// Shares `first` until another is published.
+    #[must_use]
+    pub fn new(first: PeerTable) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(first)))
+    }
+
+    /// Replaces the table. Workers see it from their next batch on.
+    pub fn publish(&self, table: PeerTable) {
+        self.0.store(Arc::new(table));
+    }
+
+    /// The table as it stands, for those who look once.
+    #[must_use]
+    pub fn current(&self) -> Arc<PeerTable> {
+        self.0.load_full()
+    }
+
+    /// A worker's view: as long as nothing new is published, looking costs one comparison of
+    /// pointers and touches no shared count.
+    #[must_use]
+    pub fn reader(&self) -> TableReader {
+        TableReader(Cache::new(Arc::clone(&self.0)))
+    }
+}
+
+/// A worker's view of the current table.
+#[derive(Debug)]
+pub struct TableReader(Cache<Arc<ArcSwap<PeerTable>>, Arc<PeerTable>>);
+
+impl TableReader {
+    /// The table to use for the batch at hand.
+    pub fn load(&mut self) -> &PeerTable {
+        self.0.load()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn local(format: Format) -> Local {
+        Local {
+            subnet: "10.1.9.0/24".parse().unwrap(),
+            overlay_address: Ipv4Addr::new(10, 1, 9, 0),
+            addresses: vec![Ipv4Addr::new(192, 168, 1, 12), Ipv4Addr::new(10, 1, 9, 0)],
+            mtu: 1450,
+            format,
+            port: 8472,
+        }
+    }
+
+    pub(crate) fn peer(subnet: &str, public_ip: &str) -> Peer {
+        Peer {
+            subnet: subnet.parse().unwrap(),
+            public_ip: public_ip.parse().unwrap(),
+            vtep_mac: Some(MacAddr([2, 0, 0, 0, 0, 9])),
+        }
+    }
+
+    fn table(peers: Vec<Peer>) -> PeerTable {
+        PeerTable::new(local(Format::FlannelUdp), peers)
+    }
+
+    fn address(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_destination_goes_to_the_owner_of_its_subnet() {
+        let table =
+            table(vec![peer("10.1.63.0/24", "192.168.199.238"), peer("10.1.7.0/24", "192.168.199.7")]);
+        let via = |dst: &str| match table.route(address(dst)) {
+            Route::Peer(hop) => hop.to.to_string(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(via("10.1.63.2"), "192.168.199.238:8472");
+        assert_eq!(via("10.1.7.255"), "192.168.199.7:8472");
+        assert_eq!(via("10.1.9.3"), "Own");
+        assert_eq!(via("10.1.8.3"), "None");
+        assert_eq!(via("8.8.8.8"), "None");
+        assert_eq!(via("255.255.255.255"), "None");
+    }
+
+    #[test]
+    fn sources_belong_to_peers_by_subnet_or_public_address() {
+        let nat = "192.168.199.1";
+        let table = table(vec![
+            peer("10.1.63.0/24", nat),
+            peer("10.1.64.0/24", nat),
+            peer("10.1.7.0/24", "192.168.199.7"),
+        ]);
+        let owns = |outer, inner| table.owns(address(outer), address(inner));
+        assert!(owns(nat, "10.1.63.2"));
+        assert!(owns(nat, "10.1.64.2"), "two peers can share an address");
+        assert!(owns(nat, nat));
+        assert!(!owns(nat, "10.1.7.2"));
+        assert!(!owns(nat, "192.168.199.7"));
+        assert!(!owns("192.168.199.8", "192.168.199.8"), "not a peer");
+        assert!(!owns(nat, "10.1.9.3"), "our own");
+    }
+
+    #[test]
+    fn own_addresses_are_recognised() {
+        let table = table(vec![peer("10.1.63.0/24", "192.168.199.238")]);
+        assert!(table.is_own(address("10.1.9.77")));
+        assert!(table.is_own(address("192.168.1.12")));
+        assert!(!table.is_own(address("10.1.63.1")));
+    }
+
+    #[test]
+    fn a_vxlan_hop_carries_the_frames_headers() {
+        let ours = MacAddr([2, 0, 0, 0, 0, 1]);
+        let format = Format::Vxlan { vni: 7, vtep_mac: ours };
+        let peer = peer("10.1.63.0/24", "192.168.199.238");
+        let theirs = peer.vtep_mac.unwrap();
+        let table = PeerTable::new(local(format), vec![peer]);
+        let Route::Peer(hop) = table.route(address("10.1.63.2")) else { panic!("no route") };
+        assert_eq!(hop.header(), vxlan::header(7, ours, theirs));
+    }
+
+    #[test]
+    fn readers_see_what_was_published_last() {
+        let shared = SharedTable::new(table(vec![]));
+        let mut reader = shared.reader();
+        assert_eq!(reader.load().peers().len(), 0);
+        shared.publish(table(vec![peer("10.1.63.0/24", "192.168.199.238")]));
+        assert_eq!(reader.load().peers().len(), 1);
+        assert_eq!(shared.current().peers().len(), 1);
+    }
+}

@@ -1,0 +1,62 @@
+//! The Internet checksum (RFC 1071).
+
+use std::net::Ipv4Addr;
+
+/// The one's complement sum of `data` as big-endian 16-bit words, folded to 16 bits, not inverted.
+/// An odd last byte counts as the high half of a word.
+#[must_use]
+pub fn sum(data: &[u8]) -> u16 {
+    fold(partial(data))
+}
+
+/// The sum, not inverted, of the pseudo-header that TCP and UDP put in front of a segment of
+/// `len` bytes (RFC 9293, section 3.1). An unfilled checksum field holds just this.
+#[must_use]
+pub fn pseudo_header(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, len: usize) -> u16 {
+    fold(partial(&src.octets()) + partial(&dst.octets()) + u64::from(protocol) + len as u64)
+}
+
+/// The checksum after one 16-bit word under it has changed (RFC 1624, equation 3).
+#[must_use]
+pub fn update(checksum: u16, old_word: u16, new_word: u16) -> u16 {
+    !fold(u64::from(!checksum) + u64::from(!old_word) + u64::from(new_word))
+}
+
+fn partial(data: &[u8]) -> u64 {
+    let (words, rest) = data.as_chunks::<2>();
+    let sum: u64 = words.iter().map(|word| u64::from(u16::from_be_bytes(*word))).sum();
+    sum + rest.first().map_or(0, |last| u64::from(*last) << 8)
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_rfc_1071() {
+        assert_eq!(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0xddf2);
+        assert_eq!(sum(&[0xab]), 0xab00);
+        assert_eq!(sum(&[]), 0);
+    }
+
+    #[test]
+    fn the_example_of_rfc_1624() {
+        assert_eq!(update(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    #[test]
+    fn an_update_equals_a_new_sum() {
+        let mut header =
+            [0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 192, 168, 0, 1, 192, 168, 0, 199];
+        let before = !sum(&header);
+        header[8] = 0x3f;
+        assert_eq!(update(before, 0x4011, 0x3f11), !sum(&header));
+    }
+}

@@ -1,0 +1,34 @@
+//! Wire formats: pure functions over byte slices. A header is checked once, at the edge; what
+//! comes after reads it through accessors that cannot fail.
+
+pub mod checksum;
+pub mod icmp;
+pub mod ipv4;
+pub mod vnet;
+pub mod vxlan;
+
+/// How inner packets stand in the underlay's UDP datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// flannel's `udp` backend: the bare IP packet is the payload. Each end counts as a hop.
+    FlannelUdp,
+    /// VXLAN (RFC 7348): the payload is a VXLAN header and an Ethernet frame from VTEP to VTEP.
+    Vxlan {
+        /// The network, 24 bits.
+        vni: u32,
+        /// The address this node's end of the tunnel answers to.
+        vtep_mac: crate::MacAddr,
+    },
+}
+
+impl Format {
+    /// Bytes of the underlay's MTU that the encapsulation takes, over an outer IPv4 header.
+    #[must_use]
+    pub const fn overhead(&self) -> u32 {
+        const OUTER: u32 = 20 + 8;
+        match self {
+            Self::FlannelUdp => OUTER,
+            Self::Vxlan { .. } => OUTER + vxlan::HEADER_LEN as u32,
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! VXLAN (RFC 7348): an 8-byte header and the inner Ethernet header, always built and checked
+//! together, since the frames that flannel's nodes exchange are only ever IP from VTEP to VTEP.
+
+use crate::MacAddr;
+use crate::drops::DropReason;
+
+/// Length of the VXLAN header and the inner Ethernet header.
+pub const HEADER_LEN: usize = 8 + 14;
+
+/// Flag bit I: the VNI is valid. Other bits are reserved and ignored on receipt.
+const VNI_VALID: u8 = 0x08;
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+
+/// The headers of every frame from one VTEP to another.
+#[must_use]
+pub fn header(vni: u32, src: MacAddr, dst: MacAddr) -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[0] = VNI_VALID;
+    header[4..8].copy_from_slice(&(vni << 8).to_be_bytes());
+    header[8..14].copy_from_slice(&dst.0);
+    header[14..20].copy_from_slice(&src.0);
+    header[20..22].copy_from_slice(&ETHERTYPE_IPV4);
+    header
+}
+
+/// Checks the headers of a received `frame`. What follows its first [`HEADER_LEN`] bytes is
+/// announced as an IPv4 packet then.
+///
+/// # Errors
+/// The first condition that does not hold: long enough, VNI valid, VNI and destination MAC as
+/// given, payload IPv4.
+pub fn check(frame: &[u8], vni: u32, vtep_mac: MacAddr) -> Result<(), DropReason> {
+    let Some(header) = frame.first_chunk::<HEADER_LEN>() else {
+        return Err(DropReason::Truncated);
+    };
+    if header[0] & VNI_VALID == 0 {
+        return Err(DropReason::BadVxlanHeader);
+    }
+    if u32::from_be_bytes([0, header[4], header[5], header[6]]) != vni {
+        return Err(DropReason::WrongVni);
+    }
+    if header[8..14] != vtep_mac.0 {
+        return Err(DropReason::WrongMac);
+    }
+    if header[20..22] != ETHERTYPE_IPV4 {
+        return Err(DropReason::NotIp);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const THEIRS: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+
+    #[test]
+    fn the_bytes_are_those_of_rfc_7348() {
+        let expected = [
+            0x08, 0, 0, 0, 0x12, 0x34, 0x56, 0, // flags, reserved, VNI, reserved
+            2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x08, 0x00, // destination, source, type
+        ];
+        assert_eq!(header(0x12_3456, OURS, THEIRS), expected);
+    }
+
+    #[test]
+    fn each_condition_is_checked() {
+        let good = header(1, THEIRS, OURS);
+        assert_eq!(check(&good, 1, OURS), Ok(()));
+        for len in 0..HEADER_LEN {
+            assert_eq!(check(&good[..len], 1, OURS), Err(DropReason::Truncated));
+        }
+        assert_eq!(check(&good, 2, OURS), Err(DropReason::WrongVni));
+        assert_eq!(check(&good, 1, THEIRS), Err(DropReason::WrongMac));
+        let with = |at: usize, value: u8| {
+            let mut frame = good;
+            frame[at] = value;
+            check(&frame, 1, OURS)
+        };
+        assert_eq!(with(0, 0), Err(DropReason::BadVxlanHeader));
+        assert_eq!(with(21, 6), Err(DropReason::NotIp));
+        assert_eq!(with(0, 0xff), Ok(()), "reserved flags are ignored");
+        assert_eq!(with(7, 0xff), Ok(()), "the reserved byte is ignored");
+    }
+}
