@@ -1,6 +1,7 @@
 //! The control plane of `overlayd`: who owns which subnet, and what this host needs for it.
 
 mod files;
+pub mod flags;
 pub mod host;
 pub mod iface;
 pub mod json;

@@ -1,0 +1,253 @@
+//! The command line and environment of `overlayd`, exactly as given: flanneld's flags, and ours.
+
+mod go;
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+pub use go::{FlagError, parse_bool};
+
+/// Userspace overlay router, drop-in for flanneld.
+///
+/// Flags take one dash or two, and their value after '=' or as the next argument; a switch takes
+/// its value after '=' only. Each can also be given in the environment, as FLANNELD_ and its name
+/// in upper case with underscores; the command line wins.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "overlayd", version, disable_version_flag = true, max_term_width = 110)]
+pub struct Flags {
+    /// Print the version and exit.
+    #[arg(long, action = ArgAction::Version)]
+    version: Option<bool>,
+
+    /// etcd endpoints, separated by commas.
+    #[arg(
+        long,
+        help_heading = "Lease store",
+        value_name = "URL,…",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379"
+    )]
+    pub etcd_endpoints: Vec<String>,
+
+    /// Where in etcd the network's keys are.
+    #[arg(long, help_heading = "Lease store", value_name = "PREFIX", default_value = "/coreos.com/network")]
+    pub etcd_prefix: String,
+
+    /// Where configuration and leases live: 'etcd', or 'dir:PATH' for a directory of files.
+    #[arg(long, help_heading = "Lease store", value_name = "STORE", default_value = "etcd", value_parser = store)]
+    pub store: StoreKind,
+
+    /// How long before its expiry the lease is renewed, in minutes.
+    #[arg(
+        long,
+        help_heading = "Lease store",
+        value_name = "MINUTES",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u16).range(1..=1439)
+    )]
+    pub subnet_lease_renew_margin: u16,
+
+    /// For how long a lease is taken, in seconds.
+    #[arg(
+        long,
+        help_heading = "Lease store",
+        value_name = "SECONDS",
+        default_value_t = 86_400,
+        value_parser = clap::value_parser!(u32).range(5..)
+    )]
+    pub subnet_lease_ttl: u32,
+
+    /// Interface to the other nodes, by name or IPv4 address; repeat it to try several in turn.
+    /// Without it, the interface of the default route.
+    #[arg(long, help_heading = "Interface", value_name = "NAME|ADDRESS", action = ArgAction::Append)]
+    pub iface: Vec<String>,
+
+    /// Address that the other nodes send to, if it is not the interface's own.
+    #[arg(long, help_heading = "Interface", value_name = "ADDRESS")]
+    pub public_ip: Option<Ipv4Addr>,
+
+    /// File that tells docker, or whoever makes the containers' bridge, the subnet and the MTU.
+    #[arg(long, help_heading = "Host", value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    pub subnet_file: PathBuf,
+
+    /// Masquerade what containers send out of the network, and what comes into it from outside.
+    #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = false, value_parser = parse_bool, action = ArgAction::Set)]
+    pub ip_masq: bool,
+
+    /// Keep source ports where possible when masquerading, instead of choosing them at random.
+    #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = false, value_parser = parse_bool, action = ArgAction::Set)]
+    pub ip_masq_fully_random_disable: bool,
+
+    /// Masquerade what leaves through the overlay with a source outside the network, so that the
+    /// answer comes back the same way.
+    #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
+    pub return_path_masq: bool,
+
+    /// Have the host's firewall accept forwarding from and to the network.
+    #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
+    pub iptables_forward_rules: bool,
+
+    /// How often the firewall rules are checked and put back, in seconds.
+    #[arg(
+        long,
+        help_heading = "Host",
+        value_name = "SECONDS",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub iptables_resync: u32,
+
+    /// What is asked of the source of packets from the wire: 'strict', a known node and its own
+    /// subnet or public address; 'loose', a known node; 'off', neither.
+    #[arg(long, help_heading = "Data plane", value_name = "CHECK", default_value = "strict")]
+    pub source_check: SourceCheckFlag,
+
+    /// Queues of the overlay device, with one thread each in each direction; one for each CPU, up
+    /// to 8, if not given.
+    #[arg(long, help_heading = "Data plane", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub queues: Option<u16>,
+
+    /// How much is logged: 0 what an operator needs, 1 the reasons too, 2 every change, 3 all.
+    #[arg(long = "v", help_heading = "Log", value_name = "LEVEL", default_value_t = 0)]
+    pub verbosity: u8,
+}
+
+/// Which kind of store, and where if that is not in flags of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreKind {
+    /// etcd v3, at `--etcd-endpoints` under `--etcd-prefix`.
+    Etcd,
+    /// A directory.
+    Dir(PathBuf),
+}
+
+/// The values of `--source-check`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+#[allow(missing_docs)]
+pub enum SourceCheckFlag {
+    Strict,
+    Loose,
+    Off,
+}
+
+impl Flags {
+    /// Reads the command line (without the program's name) and the environment.
+    ///
+    /// # Errors
+    /// A flag that does not exist or is not supported yet, or a value that is not allowed, named;
+    /// also the texts of `--help` and `--version`, which are to be printed as they are.
+    pub fn parse_from(
+        args: impl IntoIterator<Item = OsString>,
+        env: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, FlagError> {
+        let command = Self::command();
+        let args = go::to_clap(&command, args, env)?;
+        let matches = command.try_get_matches_from(args)?;
+        Ok(Self::from_arg_matches(&matches)?)
+    }
+
+    /// How long before its expiry the lease is renewed.
+    #[must_use]
+    pub fn renew_margin(&self) -> Duration {
+        Duration::from_secs(60) * u32::from(self.subnet_lease_renew_margin)
+    }
+}
+
+fn store(text: &str) -> Result<StoreKind, String> {
+    match text.strip_prefix("dir:") {
+        _ if text == "etcd" => Ok(StoreKind::Etcd),
+        Some(path) if !path.is_empty() => Ok(StoreKind::Dir(path.into())),
+        _ => Err("it is 'etcd' or 'dir:PATH'".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str], env: &[(&str, &str)]) -> Result<Flags, String> {
+        let args = args.iter().map(OsString::from);
+        let lookup =
+            |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+        Flags::parse_from(args, lookup).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_are_flannelds() {
+        let flags = parse(&[], &[]).unwrap();
+        assert_eq!(flags.etcd_endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+        assert_eq!(flags.etcd_prefix, "/coreos.com/network");
+        assert_eq!(flags.store, StoreKind::Etcd);
+        assert_eq!(flags.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
+        assert_eq!(flags.renew_margin(), Duration::from_secs(3600));
+        assert!(!flags.ip_masq && flags.iptables_forward_rules && flags.return_path_masq);
+    }
+
+    #[test]
+    fn the_four_ways_to_write_a_flag() {
+        for args in [
+            &["-iface=eth2", "-ip-masq"][..],
+            &["--iface=eth2", "--ip-masq"],
+            &["-iface", "eth2", "-ip-masq=true"],
+            &["--iface", "eth2", "--ip-masq=1"],
+        ] {
+            let flags = parse(args, &[]).unwrap();
+            assert_eq!(flags.iface, ["eth2"], "{args:?}");
+            assert!(flags.ip_masq, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn repeated_flags_add_up_or_the_last_one_wins() {
+        let flags = parse(&["-iface=eth1", "-iface", "eth2", "-v=1", "-v", "2"], &[]).unwrap();
+        assert_eq!(flags.iface, ["eth1", "eth2"]);
+        assert_eq!(flags.verbosity, 2);
+    }
+
+    #[test]
+    fn the_environment_counts_unless_the_command_line_says_otherwise() {
+        let env = [
+            ("FLANNELD_ETCD_PREFIX", "/kube-centos/network"),
+            ("FLANNELD_IP_MASQ", "true"),
+            ("FLANNELD_IFACE", ""),
+        ];
+        let flags = parse(&["-ip-masq=false"], &env).unwrap();
+        assert_eq!(flags.etcd_prefix, "/kube-centos/network");
+        assert!(!flags.ip_masq);
+        assert!(flags.iface.is_empty(), "an empty variable is none");
+    }
+
+    #[test]
+    fn errors_name_flag_value_and_what_is_allowed() {
+        for (args, parts) in [
+            (&["-no-such-flag=1"][..], &["-no-such-flag", "--help"][..]),
+            (&["-etcd-cafile=/ca.pem"], &["-etcd-cafile", "not supported"]),
+            (&["--queues=0"], &["--queues", "'0'", "1..=256"]),
+            (&["--source-check=maybe"], &["--source-check", "maybe", "strict", "loose", "off"]),
+            (&["--ip-masq=maybe"], &["--ip-masq", "maybe", "true", "false"]),
+            (&["--ip-masq", "true"], &["'true'", "not a flag"]),
+            (&["--subnet-lease-renew-margin=1440"], &["1440", "1..=1439"]),
+            (&["--public-ip=300.1.2.3"], &["--public-ip", "300.1.2.3"]),
+            (&["--store=zookeeper"], &["--store", "zookeeper", "dir:PATH"]),
+            (&["--iface"], &["--iface", "value"]),
+            (&["stray"], &["stray"]),
+        ] {
+            let error = parse(args, &[]).unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{args:?}: no {part:?} in: {error}");
+            }
+        }
+        let error = parse(&[], &[("FLANNELD_QUEUES", "many")]).unwrap_err();
+        assert!(error.contains("FLANNELD_QUEUES") && error.contains("many"), "{error}");
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Flags::command().debug_assert();
+    }
+}
