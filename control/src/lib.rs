@@ -7,6 +7,8 @@ pub mod iface;
 pub mod json;
 pub mod lease;
 pub mod netconf;
+pub mod socket;
 pub mod state;
+pub mod status;
 pub mod store;
 pub mod subnet_file;

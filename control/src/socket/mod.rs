@@ -1,0 +1,104 @@
+//! The control socket: HTTP with JSON over a Unix socket, one for each daemon.
+//!
+//! `curl --unix-socket /run/overlayd/flannel0.sock http://localhost/v1/status` works too.
+
+pub mod client;
+pub mod path;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+
+use crate::status::Status;
+
+/// Where the answers come from; `None` while the data plane is being rebuilt.
+pub type StatusSource = Arc<dyn Fn() -> Option<Status> + Send + Sync>;
+
+/// A control socket being served. Dropping it ends the service and removes the file.
+#[derive(Debug)]
+pub struct ControlSocket {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl ControlSocket {
+    /// Serves `status` at `path`; its directory is made if need be. A socket that a daemon left
+    /// behind when it died is replaced.
+    ///
+    /// # Errors
+    /// `AddrInUse` if another daemon answers there; otherwise what the file system said.
+    pub async fn serve(path: &Path, status: StatusSource) -> io::Result<Self> {
+        if let Some(directory) = path.parent() {
+            tokio::fs::create_dir_all(directory).await?;
+        }
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon serves it"));
+        }
+        match tokio::fs::remove_file(path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        // What it tells is for the host's administrators.
+        tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).await?;
+        let router = Router::new().route("/v1/status", get(answer)).with_state(status);
+        let task = tokio::spawn(async move {
+            // `serve` ends with the task only: it retries what fails.
+            let _ = axum::serve(listener, router).await;
+        });
+        Ok(Self { path: path.to_owned(), task })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        self.task.abort();
+        // Already gone, or in a directory that is: then there is nothing to remove.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn answer(State(status): State<StatusSource>) -> Response {
+    match status() {
+        Some(status) => Json(status).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the data plane is being rebuilt").into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/flannel0.sock");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+
+        let first = ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap();
+        let error = ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        assert!(!path.exists());
+        ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_daemon_without_data_plane_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("flannel0.sock");
+        let _socket = ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap();
+        let error = client::get(&path, "/v1/status").await.unwrap_err().to_string();
+        assert!(error.contains("503") && error.contains("rebuilt"), "{error}");
+    }
+}

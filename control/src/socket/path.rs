@@ -1,0 +1,61 @@
+//! Where a daemon's control socket is.
+//!
+//! Several daemons live side by side: each has its device's name, and those in a network namespace
+//! other than the host's have a directory of their own, since namespaces can share `/run`.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// Where all control sockets are.
+const DIRECTORY: &str = "/run/overlayd";
+
+/// The directory of the control sockets of the network namespace that this process is in.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn directory() -> io::Result<PathBuf> {
+    let inode = |path: &str| fs::metadata(path).map(|namespace| namespace.ino());
+    let own = inode("/proc/self/ns/net")?;
+    // Who may not look at process 1 is a user of the host, or of a container that has its own.
+    match inode("/proc/1/ns/net") {
+        Ok(host) if host != own => Ok(Path::new(DIRECTORY).join(format!("netns-{own}"))),
+        _ => Ok(DIRECTORY.into()),
+    }
+}
+
+/// The control socket of the daemon of `device`, in this network namespace.
+///
+/// # Errors
+/// As [`directory`].
+pub fn socket(device: &str) -> io::Result<PathBuf> {
+    Ok(directory()?.join(format!("{device}.sock")))
+}
+
+/// Devices that have a control socket in `directory`, sorted.
+#[must_use]
+pub fn devices(directory: &Path) -> Vec<String> {
+    let mut devices: Vec<String> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".sock").map(str::to_owned))
+        .collect();
+    devices.sort();
+    devices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_the_sockets_names() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["flannel.1.sock", "flannel0.sock", "notes.txt"] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        fs::create_dir(directory.path().join("netns-4026531840")).unwrap();
+        assert_eq!(devices(directory.path()), ["flannel.1", "flannel0"]);
+        assert!(devices(&directory.path().join("none")).is_empty());
+    }
+}

@@ -1,0 +1,338 @@
+//! What the control socket tells: the answer of `GET /v1/status`, as JSON and as tables for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use overlay::drops::DropReason;
+use overlay::stats::Totals;
+use serde::{Deserialize, Serialize};
+
+/// The whole state of one daemon at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// The overlay device.
+    pub device: DeviceStatus,
+    /// The kind of tunnel.
+    pub backend: BackendStatus,
+    /// The whole overlay network.
+    pub network: Ipv4Net,
+    /// This node's share of it.
+    pub lease: LeaseStatus,
+    /// Where leases live.
+    pub store: StoreStatus,
+    /// The other nodes.
+    pub peers: Vec<PeerStatus>,
+    /// Leases of another backend type, which are no peers.
+    pub ignored_leases: usize,
+    /// Lease keys that cannot be read.
+    pub garbage_leases: usize,
+    /// What is asked of sources: `strict`, `loose` or `off`.
+    pub source_check: String,
+    /// What was forwarded since the data plane started.
+    pub counters: Directions<Counters>,
+    /// What was dropped since the data plane started, by reason; every reason is listed.
+    pub drops: Directions<BTreeMap<String, u64>>,
+    /// ICMP errors sent to inner senders.
+    pub icmp_sent: u64,
+}
+
+/// The overlay device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// The largest inner packet, in bytes.
+    pub mtu: u32,
+    /// Its queues; one thread each in each direction.
+    pub queues: usize,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+/// The kind of tunnel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum BackendStatus {
+    /// flannel's UDP encapsulation.
+    Udp {
+        /// UDP port of every node.
+        port: u16,
+    },
+    /// VXLAN.
+    Vxlan {
+        /// UDP port of every node.
+        port: u16,
+        /// The network identifier.
+        vni: u32,
+        /// The address that frames to this node carry.
+        vtep_mac: String,
+    },
+}
+
+/// This node's lease.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// The subnet of this node's containers.
+    pub subnet: Ipv4Net,
+    /// The address that the other nodes send to.
+    pub public_ip: Ipv4Addr,
+    /// `held` when the store has it; `saved` while only the state of an earlier run says so.
+    pub state: LeaseState,
+}
+
+/// How sure the lease is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LeaseState {
+    /// The store has it.
+    Held,
+    /// Known from an earlier run; the store has not been reached yet.
+    Saved,
+}
+
+/// Where leases live.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// `etcd` or `dir`.
+    pub kind: String,
+    /// Its endpoints and prefix, or its path.
+    pub r#where: String,
+    /// Whether changes are being followed at this moment.
+    pub connected: bool,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The subnet of its containers.
+    pub subnet: Ipv4Net,
+    /// Where its tunnel ends.
+    pub public_ip: Ipv4Addr,
+    /// The address that frames to it carry, with VXLAN.
+    pub vtep_mac: Option<String>,
+}
+
+/// Something for each direction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Directions<T> {
+    /// From the overlay device to the wire.
+    pub egress: T,
+    /// From the wire to the overlay device.
+    pub ingress: T,
+}
+
+/// What was forwarded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Inner packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl From<&Totals> for Counters {
+    fn from(totals: &Totals) -> Self {
+        Self { packets: totals.packets, bytes: totals.bytes }
+    }
+}
+
+/// The drops of `totals`, for each of `reasons`.
+#[must_use]
+pub fn drops(totals: &Totals, reasons: &[DropReason]) -> BTreeMap<String, u64> {
+    reasons.iter().map(|reason| (reason.label().to_owned(), totals.drops(*reason))).collect()
+}
+
+impl Status {
+    /// The state as text for a terminal.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut out = String::new();
+        let backend = match &self.backend {
+            BackendStatus::Udp { port } => format!("udp, port {port}"),
+            BackendStatus::Vxlan { port, vni, vtep_mac } => {
+                format!("vxlan, VNI {vni}, port {port}, VTEP {vtep_mac}")
+            }
+        };
+        let lease = match self.lease.state {
+            LeaseState::Held => "held",
+            LeaseState::Saved => "saved, not yet confirmed by the store",
+        };
+        let store = if self.store.connected { "connected" } else { "NOT connected" };
+        let rows = [
+            ("version", self.version.clone()),
+            (
+                "device",
+                format!(
+                    "{}, address {}, MTU {}, {} queue{}",
+                    self.device.name,
+                    self.device.address,
+                    self.device.mtu,
+                    self.device.queues,
+                    plural(self.device.queues)
+                ),
+            ),
+            ("backend", backend),
+            ("network", self.network.to_string()),
+            ("lease", format!("{} ({lease}), public address {}", self.lease.subnet, self.lease.public_ip)),
+            ("store", format!("{} {} ({store})", self.store.kind, self.store.r#where)),
+            ("source check", self.source_check.clone()),
+        ];
+        for (name, value) in rows {
+            let _ = writeln!(out, "{name:<13} {value}");
+        }
+        if self.ignored_leases > 0 {
+            let _ = writeln!(out, "{:<13} {} of another backend type", "ignored", self.ignored_leases);
+        }
+        if self.garbage_leases > 0 {
+            let _ = writeln!(
+                out,
+                "{:<13} {} lease keys cannot be read (see the log)",
+                "skipped", self.garbage_leases
+            );
+        }
+
+        let _ = writeln!(out, "\n{} peer{}", self.peers.len(), plural(self.peers.len()));
+        let peers = self.peers.iter().map(|peer| {
+            let mac = peer.vtep_mac.clone().unwrap_or_else(|| "-".to_owned());
+            vec![peer.subnet.to_string(), peer.public_ip.to_string(), mac]
+        });
+        out += &table(&["SUBNET", "PUBLIC IP", "VTEP MAC"], &[false; 3], peers.collect());
+
+        let _ = writeln!(out, "\ntraffic");
+        let traffic = [("egress", &self.counters.egress), ("ingress", &self.counters.ingress)];
+        let traffic = traffic.map(|(name, counters)| {
+            vec![name.to_owned(), counters.packets.to_string(), size(counters.bytes)]
+        });
+        out += &table(&["", "PACKETS", "BYTES"], &[false, true, true], traffic.into());
+
+        let drops = [("egress", &self.drops.egress), ("ingress", &self.drops.ingress)];
+        let drops: Vec<_> = drops
+            .into_iter()
+            .flat_map(|(direction, drops)| {
+                drops.iter().map(move |(reason, count)| (direction, reason, count))
+            })
+            .filter(|(_, _, count)| **count > 0)
+            .map(|(direction, reason, count)| vec![direction.to_owned(), reason.clone(), count.to_string()])
+            .collect();
+        if drops.is_empty() {
+            let _ = writeln!(out, "\nno drops");
+        } else {
+            let _ = writeln!(out, "\ndrops");
+            out += &table(&["", "REASON", "PACKETS"], &[false, false, true], drops);
+        }
+        if self.icmp_sent > 0 {
+            let _ = writeln!(out, "\n{} ICMP error{} sent", self.icmp_sent, plural(self.icmp_sent as usize));
+        }
+        out
+    }
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// Columns as wide as their widest cell; `right` says which are aligned to the right.
+fn table(head: &[&str], right: &[bool], rows: Vec<Vec<String>>) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+    let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
+    let widths: Vec<usize> =
+        (0..right.len()).map(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::from(" ");
+        for ((cell, width), right) in row.iter().zip(&widths).zip(right) {
+            let _ = if *right { write!(line, " {cell:>width$} ") } else { write!(line, " {cell:<width$} ") };
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    out
+}
+
+/// Bytes in the unit a person would use.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Status {
+        let mut ingress = drops(&Totals::default(), &DropReason::INGRESS);
+        ingress.insert("wrong_vni".to_owned(), 7);
+        Status {
+            version: "0.1.0".to_owned(),
+            device: DeviceStatus {
+                name: "flannel.1".to_owned(),
+                mtu: 1450,
+                queues: 2,
+                address: Ipv4Addr::new(10, 1, 9, 0),
+            },
+            backend: BackendStatus::Vxlan { port: 8472, vni: 1, vtep_mac: "02:00:00:00:00:01".to_owned() },
+            network: "10.1.0.0/16".parse().unwrap(),
+            lease: LeaseStatus {
+                subnet: "10.1.9.0/24".parse().unwrap(),
+                public_ip: Ipv4Addr::new(192, 168, 1, 12),
+                state: LeaseState::Held,
+            },
+            store: StoreStatus {
+                kind: "etcd".into(),
+                r#where: "http://127.0.0.1:2379".into(),
+                connected: true,
+            },
+            peers: vec![PeerStatus {
+                subnet: "10.1.63.0/24".parse().unwrap(),
+                public_ip: Ipv4Addr::new(192, 168, 199, 238),
+                vtep_mac: Some("02:00:00:00:00:09".to_owned()),
+            }],
+            ignored_leases: 0,
+            garbage_leases: 1,
+            source_check: "strict".to_owned(),
+            counters: Directions {
+                egress: Counters { packets: 12, bytes: 5 << 20 },
+                ingress: Counters { packets: 3_000, bytes: 900 },
+            },
+            drops: Directions { egress: drops(&Totals::default(), &DropReason::EGRESS), ingress },
+            icmp_sent: 0,
+        }
+    }
+
+    #[test]
+    fn json_round_trips_and_lists_every_reason() {
+        let json = serde_json::to_value(example()).unwrap();
+        assert_eq!(json["backend"]["type"], "vxlan");
+        assert_eq!(json["lease"]["state"], "held");
+        assert_eq!(json["drops"]["ingress"]["wrong_vni"], 7);
+        assert_eq!(json["drops"]["egress"]["no_route"], 0);
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), example());
+    }
+
+    #[test]
+    fn the_text_is_aligned_and_leaves_out_what_is_zero() {
+        let text = example().to_text();
+        for line in [
+            "device        flannel.1, address 10.1.9.0, MTU 1450, 2 queues",
+            "  10.1.63.0/24  192.168.199.238  02:00:00:00:00:09",
+            "  egress        12  5.0 MiB",
+            "  ingress     3000    900 B",
+            "  ingress  wrong_vni        7",
+        ] {
+            assert!(text.lines().any(|got| got == line), "no {line:?} in:\n{text}");
+        }
+        assert!(!text.contains("no_route") && !text.contains("ICMP"), "{text}");
+    }
+}
