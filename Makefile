@@ -1,0 +1,50 @@
+# The two commands that matter: `make demo` and `make test`. Each installs what it needs (Debian and
+# its relatives), builds, and leaves nothing behind but the packages and target/.
+
+BACKEND ?= vxlan
+STORE   ?= dir
+# Network namespaces need root: programs under test run through sudo, cargo itself never does.
+SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
+RUNNER  := CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER
+CARGO   := cargo --locked
+
+.PHONY: help demo test lint fmt bench doc setup setup-demo setup-lint clean
+
+help:
+	@echo 'make demo [BACKEND=vxlan|udp] [STORE=dir|etcd]   two hosts, a router, a pod each, and traffic'
+	@echo 'make test                                         every test: unit, integration, documentation'
+	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
+	@echo 'make bench                                        micro-benchmarks'
+	@echo 'make doc                                          the API documentation, in target/doc'
+
+demo: setup-demo
+	$(CARGO) build --release --bin overlayd --bin overlayctl --bin overlay-demo
+	$(SUDO) env BACKEND=$(BACKEND) STORE=$(STORE) target/release/overlay-demo
+
+test: setup
+	$(CARGO) build --bins
+	$(CARGO) test --workspace --doc
+	$(RUNNER)='$(SUDO)' cargo nextest run --locked --workspace
+
+lint: setup-lint
+	cargo fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
+	cargo deny --locked check bans licenses sources
+	shellcheck integration/setup.sh .ci/run
+
+fmt:
+	cargo fmt --all
+
+bench:
+	$(CARGO) bench -p bench
+
+doc:
+	$(CARGO) doc --workspace --no-deps
+
+setup setup-demo setup-lint:
+	@integration/setup.sh $(patsubst setup%,all%,$@) $(STORE)
+
+clean:
+	cargo clean

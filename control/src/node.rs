@@ -1,0 +1,272 @@
+//! This host's part of the overlay: device, routes, rules and workers, built from a plan and taken
+//! down again when it is dropped.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use overlay::forwarder::{self, Forwarder, OnFailure};
+use overlay::ingress::SourceCheck;
+use overlay::stats::Totals;
+use overlay::table::{Local, Peer, PeerTable, SharedTable};
+use overlay::wire::Format;
+use overlay::{MacAddr, SetupError};
+use tracing::warn;
+
+use crate::host::firewall::Firewall;
+use crate::host::{Desired, HostError, Masquerade, link};
+use crate::iface::Underlay;
+use crate::lease::{Lease, LeaseBackend};
+use crate::netconf::{Backend, NetworkConfig};
+
+/// The port of VXLAN where the configuration says nothing: Linux' own, which flannel keeps, rather
+/// than the 4789 that IANA assigned later.
+pub const VXLAN_PORT: u16 = 8472;
+/// The smallest MTU that IPv4 allows a link to have (RFC 791): with less there is no overlay.
+const MIN_MTU: u32 = 68;
+
+/// What a node is made from. Equal plans make the same node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The network's configuration.
+    pub config: NetworkConfig,
+    /// The subnet that this node has leased.
+    pub subnet: Ipv4Net,
+    /// The address that frames to this node carry.
+    pub vtep_mac: MacAddr,
+    /// The interface to the other nodes.
+    pub underlay: Underlay,
+}
+
+impl Plan {
+    /// The overlay device's name, as flannel has it.
+    #[must_use]
+    pub fn device(&self) -> String {
+        match self.config.backend {
+            Backend::Udp { .. } => "flannel0".to_owned(),
+            Backend::Vxlan { vni, .. } => format!("flannel.{vni}"),
+        }
+    }
+
+    /// How packets stand on the wire.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match self.config.backend {
+            Backend::Udp { .. } => Format::FlannelUdp,
+            Backend::Vxlan { vni, .. } => Format::Vxlan { vni, vtep_mac: self.vtep_mac },
+        }
+    }
+
+    /// The UDP port of every node.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        match self.config.backend {
+            Backend::Udp { port } => port,
+            Backend::Vxlan { port, .. } => port,
+        }
+    }
+
+    /// The overlay's MTU: what the underlay's leaves beside the encapsulation. vxlan's `MTU` option
+    /// stands for the underlay's.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        let underlay = match self.config.backend {
+            Backend::Vxlan { mtu: Some(mtu), .. } => mtu,
+            _ => self.underlay.mtu,
+        };
+        underlay.saturating_sub(self.format().overhead())
+    }
+
+    /// The overlay device's address: the base of the subnet, which no container gets.
+    #[must_use]
+    pub fn overlay_address(&self) -> Ipv4Addr {
+        self.subnet.network()
+    }
+
+    /// What the lease says of this node.
+    #[must_use]
+    pub fn backend(&self) -> LeaseBackend {
+        match self.config.backend {
+            Backend::Udp { .. } => LeaseBackend::Udp,
+            Backend::Vxlan { vni, .. } => LeaseBackend::Vxlan { vni, vtep_mac: self.vtep_mac },
+        }
+    }
+}
+
+/// What the operator chose about nodes in general.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// Which sources are rewritten.
+    pub masquerade: Masquerade,
+    /// Whether the host's firewall is told to accept forwarding.
+    pub forward_rules: bool,
+    /// What is asked of the source of packets from the wire.
+    pub source_check: SourceCheck,
+    /// Queues of the overlay device.
+    pub queues: usize,
+}
+
+/// A node could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data plane.
+    #[error(transparent)]
+    Forwarder(#[from] SetupError),
+    /// The host's configuration.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Nothing is left of the MTU.
+    #[error("the underlay's MTU of {0} leaves no room for the overlay: choose another --iface or MTU")]
+    Mtu(u32),
+}
+
+/// A running node.
+pub struct Node {
+    plan: Plan,
+    queues: usize,
+    source_check: SourceCheck,
+    table: SharedTable,
+    forwarder: Forwarder,
+    firewall: Firewall,
+}
+
+impl Node {
+    /// Opens the device, configures the host and starts forwarding to `leases`. `on_failure` is
+    /// told when a worker has to give up later.
+    ///
+    /// # Errors
+    /// What could not be had; whatever of the device was made is gone again then.
+    pub async fn start(
+        plan: Plan,
+        options: &NodeOptions,
+        leases: &[Lease],
+        on_failure: &OnFailure,
+    ) -> Result<Self, NodeError> {
+        if plan.mtu() < MIN_MTU {
+            return Err(NodeError::Mtu(plan.underlay.mtu));
+        }
+        let queues = overlay::tun::open(&plan.device(), options.queues)?;
+        let desired = Desired {
+            device: plan.device(),
+            mtu: plan.mtu(),
+            address: plan.overlay_address(),
+            network: plan.config.network,
+            pod_subnet: plan.subnet,
+            masquerade: options.masquerade,
+            forward_rules: options.forward_rules,
+        };
+        // Rules before the route: no packet takes the new way with a source that is to be rewritten.
+        let mut firewall = Firewall::new(desired.clone());
+        firewall.sync().await?;
+        link::apply(&desired).await?;
+        let addresses = link::addresses().await?;
+        let table = SharedTable::new(table(&plan, leases, addresses.into_iter().collect()));
+        let forwarder = Forwarder::start(
+            forwarder::Config {
+                queues,
+                listen: SocketAddrV4::new(plan.underlay.address, plan.port()),
+                source_check: options.source_check,
+                table: table.clone(),
+            },
+            on_failure,
+        )?;
+        let (queues, source_check) = (options.queues, options.source_check);
+        Ok(Self { plan, queues, source_check, table, forwarder, firewall })
+    }
+
+    /// What it was made from.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Queues of its device.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.queues
+    }
+
+    /// What it asks of sources.
+    #[must_use]
+    pub fn source_check(&self) -> SourceCheck {
+        self.source_check
+    }
+
+    /// The other nodes, as the workers see them.
+    #[must_use]
+    pub fn peers(&self) -> Vec<Peer> {
+        self.table.current().peers().to_vec()
+    }
+
+    /// The counters of all workers: egress, ingress.
+    #[must_use]
+    pub fn totals(&self) -> (Totals, Totals) {
+        (self.forwarder.egress().into_iter().sum(), self.forwarder.ingress().into_iter().sum())
+    }
+
+    /// Makes `leases` the peers. The host's own addresses are read anew.
+    ///
+    /// # Errors
+    /// The addresses cannot be read; the earlier table stays.
+    pub async fn publish(&self, leases: &[Lease]) -> Result<(), HostError> {
+        let addresses = link::addresses().await?;
+        self.table.publish(table(&self.plan, leases, addresses.into_iter().collect()));
+        Ok(())
+    }
+
+    /// Puts firewall rules back that somebody has removed; what cannot be put is logged.
+    pub async fn sync_firewall(&mut self) {
+        match self.firewall.sync().await {
+            Ok(_) => {}
+            Err(error) => warn!(%error, "firewall rules are not in place; trying again at the next resync"),
+        }
+    }
+}
+
+/// The table that reaches the owners of `leases`. A lease that carries one of this host's own
+/// addresses is one that it had earlier: a packet sent there would come back to this host for ever.
+fn table(plan: &Plan, leases: &[Lease], addresses: Vec<Ipv4Addr>) -> PeerTable {
+    let peers = leases
+        .iter()
+        .filter(|lease| !addresses.contains(&lease.attrs.public_ip))
+        .map(|lease| Peer {
+            subnet: lease.subnet,
+            public_ip: lease.attrs.public_ip,
+            vtep_mac: match lease.attrs.backend {
+                LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+                _ => None,
+            },
+        })
+        .collect();
+    let local = Local {
+        subnet: plan.subnet,
+        overlay_address: plan.overlay_address(),
+        addresses,
+        mtu: plan.mtu(),
+        format: plan.format(),
+        port: plan.port(),
+    };
+    PeerTable::new(local, peers)
+}
+
+/// The VTEP MAC of a node that has none yet. It follows from what makes the node, so that it is the
+/// same after every restart without being kept anywhere: unicast and locally administered (IEEE
+/// 802, bit 1 of the first byte), the rest a hash (FNV-1a) of public address and VNI.
+#[must_use]
+pub fn derive_vtep_mac(public_ip: Ipv4Addr, vni: u32) -> MacAddr {
+    let input = public_ip.octets().into_iter().chain(vni.to_be_bytes());
+    let hash = input.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let [_, _, a, b, c, d, e, f] = hash.to_be_bytes();
+    MacAddr([a & 0xfc | 0x02, b, c, d, e, f])
+}
+
+/// Tells `on_failure`'s caller nothing but logs what happened, for those who only look once.
+#[must_use]
+pub fn on_failure(tell: impl Fn(String) + Send + Sync + 'static) -> OnFailure {
+    Arc::new(move |worker: &str, error: io::Error| {
+        tell(format!("worker {worker} cannot go on: {error} (was the overlay device deleted?)"));
+    })
+}

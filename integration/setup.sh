@@ -1,0 +1,53 @@
+#!/bin/bash
+# Installs what building, demonstrating and testing need: packages of Debian or its relatives, and
+# cargo's tools. What is there already is left alone. Usage: setup.sh all|all-demo|all-lint [STORE]
+set -euo pipefail
+
+build=(gcc pkg-config protobuf-compiler libprotobuf-dev)
+demo=(iproute2 iputils-ping iperf3 nftables iptables procps)
+etcd=(etcd-server etcd-client)
+tests=("${demo[@]}" "${etcd[@]}" docker.io tcpdump ethtool)
+
+case "${1:-all}" in
+all-demo)
+    packages=("${build[@]}" "${demo[@]}")
+    if [ "${2:-dir}" = etcd ]; then packages+=("${etcd[@]}"); fi
+    tools=()
+    ;;
+all-lint)
+    packages=("${build[@]}" shellcheck)
+    tools=(cargo-deny)
+    ;;
+*)
+    packages=("${build[@]}" "${tests[@]}")
+    tools=(cargo-nextest)
+    ;;
+esac
+
+missing=()
+for package in "${packages[@]}"; do
+    if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then
+        missing+=("$package")
+    fi
+done
+
+if [ ${#missing[@]} -gt 0 ]; then
+    as_root=()
+    if [ "$(id -u)" != 0 ]; then as_root=(sudo); fi
+    echo "installing ${missing[*]}"
+    # The tests start etcd and docker themselves, in namespaces: no service is to come up on this host.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+        "${as_root[@]}" chmod +x "$policy"
+        trap '"${as_root[@]}" rm -f "$policy"' EXIT
+    fi
+    "${as_root[@]}" apt-get update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
+fi
+
+for tool in "${tools[@]}"; do
+    if ! cargo "${tool#cargo-}" --version >/dev/null 2>&1; then
+        cargo install --locked "$tool"
+    fi
+done
