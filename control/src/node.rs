@@ -1,9 +1,7 @@
 //! This host's part of the overlay: device, routes, rules and workers, built from a plan and taken
 //! down again when it is dropped.
 
-use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use overlay::forwarder::{self, Forwarder, OnFailure};
@@ -12,7 +10,6 @@ use overlay::stats::Totals;
 use overlay::table::{Local, Peer, PeerTable, SharedTable};
 use overlay::wire::Format;
 use overlay::{MacAddr, SetupError};
-use tracing::warn;
 
 use crate::host::firewall::Firewall;
 use crate::host::{Desired, HostError, Masquerade, link};
@@ -20,9 +17,6 @@ use crate::iface::Underlay;
 use crate::lease::{Lease, LeaseBackend};
 use crate::netconf::{Backend, NetworkConfig};
 
-/// The port of VXLAN where the configuration says nothing: Linux' own, which flannel keeps, rather
-/// than the 4789 that IANA assigned later.
-pub const VXLAN_PORT: u16 = 8472;
 /// The smallest MTU that IPv4 allows a link to have (RFC 791): with less there is no overlay.
 const MIN_MTU: u32 = 68;
 
@@ -128,12 +122,11 @@ pub struct Node {
     source_check: SourceCheck,
     table: SharedTable,
     forwarder: Forwarder,
-    firewall: Firewall,
 }
 
 impl Node {
     /// Opens the device, configures the host and starts forwarding to `leases`. `on_failure` is
-    /// told when a worker has to give up later.
+    /// told when a worker has to give up later. The firewall is to be synced from time to time.
     ///
     /// # Errors
     /// What could not be had; whatever of the device was made is gone again then.
@@ -142,7 +135,7 @@ impl Node {
         options: &NodeOptions,
         leases: &[Lease],
         on_failure: &OnFailure,
-    ) -> Result<Self, NodeError> {
+    ) -> Result<(Self, Firewall), NodeError> {
         if plan.mtu() < MIN_MTU {
             return Err(NodeError::Mtu(plan.underlay.mtu));
         }
@@ -172,7 +165,7 @@ impl Node {
             on_failure,
         )?;
         let (queues, source_check) = (options.queues, options.source_check);
-        Ok(Self { plan, queues, source_check, table, forwarder, firewall })
+        Ok((Self { plan, queues, source_check, table, forwarder }, firewall))
     }
 
     /// What it was made from.
@@ -213,14 +206,6 @@ impl Node {
         let addresses = link::addresses().await?;
         self.table.publish(table(&self.plan, leases, addresses.into_iter().collect()));
         Ok(())
-    }
-
-    /// Puts firewall rules back that somebody has removed; what cannot be put is logged.
-    pub async fn sync_firewall(&mut self) {
-        match self.firewall.sync().await {
-            Ok(_) => {}
-            Err(error) => warn!(%error, "firewall rules are not in place; trying again at the next resync"),
-        }
     }
 }
 
@@ -263,10 +248,61 @@ pub fn derive_vtep_mac(public_ip: Ipv4Addr, vni: u32) -> MacAddr {
     MacAddr([a & 0xfc | 0x02, b, c, d, e, f])
 }
 
-/// Tells `on_failure`'s caller nothing but logs what happened, for those who only look once.
-#[must_use]
-pub fn on_failure(tell: impl Fn(String) + Send + Sync + 'static) -> OnFailure {
-    Arc::new(move |worker: &str, error: io::Error| {
-        tell(format!("worker {worker} cannot go on: {error} (was the overlay device deleted?)"));
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::LeaseAttrs;
+
+    fn plan(backend: &str) -> Plan {
+        let config = format!(r#"{{"Network":"10.1.0.0/16","Backend":{backend}}}"#);
+        let address = Ipv4Addr::new(192, 168, 1, 12);
+        Plan {
+            config: NetworkConfig::parse(&config).unwrap(),
+            subnet: "10.1.9.0/24".parse().unwrap(),
+            vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            underlay: Underlay {
+                name: "eth0".to_owned(),
+                index: 2,
+                mtu: 1500,
+                address,
+                public_ip: address,
+                reason: String::new(),
+            },
+        }
+    }
+
+    #[test]
+    fn names_ports_and_mtus_are_flannels() {
+        let udp = plan(r#"{"Type":"udp"}"#);
+        assert_eq!((udp.device().as_str(), udp.port(), udp.mtu()), ("flannel0", 8285, 1472));
+        let vxlan = plan(r#"{"Type":"vxlan"}"#);
+        assert_eq!((vxlan.device().as_str(), vxlan.port(), vxlan.mtu()), ("flannel.1", 8472, 1450));
+        let other = plan(r#"{"Type":"vxlan","VNI":42,"Port":4789,"MTU":1400}"#);
+        assert_eq!((other.device().as_str(), other.port(), other.mtu()), ("flannel.42", 4789, 1350));
+    }
+
+    #[test]
+    fn a_lease_with_an_address_of_this_host_is_no_peer() {
+        let lease = |subnet: &str, public_ip: &str| Lease {
+            subnet: subnet.parse().unwrap(),
+            attrs: LeaseAttrs { public_ip: public_ip.parse().unwrap(), backend: LeaseBackend::Udp },
+        };
+        let leases = [lease("10.1.8.0/24", "192.168.1.12"), lease("10.1.63.0/24", "192.168.199.238")];
+        let table = table(&plan(r#"{"Type":"udp"}"#), &leases, vec![Ipv4Addr::new(192, 168, 1, 12)]);
+        assert_eq!(table.peers().len(), 1);
+        assert_eq!(table.peers()[0].subnet, leases[1].subnet);
+    }
+
+    #[test]
+    fn a_derived_mac_is_stable_local_and_differs_by_node_and_network() {
+        let mac = |last, vni| derive_vtep_mac(Ipv4Addr::new(192, 168, 1, last), vni);
+        // Fixed for ever: a node must not change its address with an upgrade.
+        assert_eq!(mac(12, 1).to_string(), "FIXME");
+        assert_ne!(mac(12, 1), mac(13, 1));
+        assert_ne!(mac(12, 1), mac(12, 2));
+        for last in 0..=255 {
+            assert!(mac(last, 1).is_unicast());
+            assert_eq!(mac(last, 1).0[0] & 2, 2);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 /// A 48-bit Ethernet address. Written as `de:6e:e0:72:d6:e8`, which is also how flannel's
 /// `VtepMAC` carries it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {

@@ -1,3 +1,33 @@
-//! The daemon.
+//! The daemon: flanneld's flags in, a running overlay out.
 
-fn main() {}
+use std::process::ExitCode;
+
+use control::daemon;
+use control::flags::Flags;
+use control::logging;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let flags = match Flags::parse_from(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
+        Ok(flags) => flags,
+        Err(text) if text.is_text() => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("overlayd: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    logging::start(flags.verbosity);
+    match daemon::run(flags).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

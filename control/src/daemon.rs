@@ -1,0 +1,447 @@
+//! The daemon: brings what the store says and what this host has together, until it is told to stop.
+//!
+//! One task follows the store ([`crate::membership`]); this loop turns what it publishes into a
+//! running [`Node`]. All of it runs on one thread: packets are the workers' business.
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use overlay::drops::DropReason;
+use overlay::forwarder::OnFailure;
+use overlay::ingress::SourceCheck;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{debug, error, info, warn};
+
+use crate::flags::{Flags, SourceCheckFlag, StoreKind};
+use crate::host::firewall::{self, Firewall};
+use crate::host::link::AddressChanges;
+use crate::host::{HostError, Masquerade};
+use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
+use crate::lease::{Lease, LeaseAttrs, LeaseBackend};
+use crate::membership::{BadConfig, Membership, Terms, View};
+use crate::netconf::{Backend, NetworkConfig};
+use crate::node::{Node, NodeError, NodeOptions, Plan};
+use crate::socket::{ControlSocket, StatusSource, path};
+use crate::state::{SavedState, StateError};
+use crate::status::{
+    BackendStatus, Counters, DeviceStatus, Directions, LeaseState, LeaseStatus, PeerStatus, Status,
+    StoreStatus, drops,
+};
+use crate::store::dir::DirStore;
+use crate::store::etcd::EtcdStore;
+use crate::store::{LeaseStore, StoreError};
+use crate::subnet_file::{Previous, SubnetFile};
+
+/// Why the daemon cannot start, or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// No interface to the other nodes.
+    #[error(transparent)]
+    Iface(#[from] IfaceError),
+    /// The store cannot be used at all.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The network configuration is bad, and there is no earlier one.
+    #[error(transparent)]
+    Config(#[from] BadConfig),
+    /// The data plane or the host's configuration.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The host cannot be watched.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A file that others wait for cannot be written.
+    #[error("cannot write {path}: {source} (see --subnet-file)")]
+    SubnetFile {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Signals cannot be received.
+    #[error("cannot wait for signals: {0}")]
+    Signals(std::io::Error),
+    /// A worker has given up.
+    #[error("{0}")]
+    Worker(String),
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting or from going on. The host's rules and files stay in place, so that
+/// the next start disturbs as little as it can.
+pub async fn run(flags: Flags) -> Result<(), DaemonError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    tokio::select! {
+        error = serve(flags) => return error,
+        _ = terminate.recv() => info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => info!("SIGINT: stopping"),
+    }
+    notify(&[NotifyState::Stopping]);
+    Ok(())
+}
+
+async fn serve(flags: Flags) -> Result<(), DaemonError> {
+    let spec = IfaceSpec { iface: flags.iface.clone(), public_ip: flags.public_ip };
+    let underlay = iface::choose(&spec).await?;
+    info!(
+        interface = underlay.name,
+        address = %underlay.address,
+        public_ip = %underlay.public_ip,
+        mtu = underlay.mtu,
+        reason = underlay.reason,
+        "interface chosen"
+    );
+    let store: Arc<dyn LeaseStore> = match &flags.store {
+        StoreKind::Etcd => Arc::new(EtcdStore::connect(flags.etcd_endpoints.clone(), &flags.etcd_prefix).await?),
+        StoreKind::Dir(path) => Arc::new(DirStore::open(path)?),
+    };
+
+    let (failed, mut failures) = mpsc::unbounded_channel();
+    let on_failure: OnFailure = Arc::new(move |worker: &str, error: std::io::Error| {
+        // The receiver is gone only when the daemon is stopping anyway.
+        let _ = failed.send(format!("worker {worker} cannot go on: {error} (was the overlay device deleted?)"));
+    });
+    let mut address_changes = AddressChanges::subscribe()?;
+    let mut daemon = Daemon::new(flags, underlay, store.describe(), on_failure);
+
+    let saved = daemon.saved_view();
+    let terms = daemon.terms(saved.as_ref());
+    let config = saved.as_ref().map(|view| (view.config_text.clone(), view.config.clone()));
+    if let Some(view) = saved {
+        info!(subnet = %view.lease.subnet, peers = view.peers.len(), "forwarding from the saved state of an earlier run");
+        daemon.apply(view, LeaseState::Saved).await?;
+    }
+
+    let (out, mut views) = watch::channel(None);
+    let membership = Membership::new(store, terms, config, out).run();
+    tokio::pin!(membership);
+    let mut resync = interval(daemon.resync_period());
+    resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            error = &mut membership => return Err(error.into()),
+            Some(failure) = failures.recv() => return Err(DaemonError::Worker(failure)),
+            Ok(()) = views.changed() => {
+                let view = views.borrow_and_update().clone();
+                if let Some(view) = view {
+                    daemon.apply(view, LeaseState::Held).await?;
+                }
+            }
+            changed = address_changes.changed() => {
+                if changed.is_err() {
+                    address_changes = AddressChanges::subscribe()?;
+                }
+                daemon.republish().await;
+            }
+            _ = resync.tick() => daemon.sync_firewall().await,
+            () = sleep_until(daemon.save_at.unwrap_or_else(Instant::now)), if daemon.save_at.is_some() => {
+                daemon.save();
+            }
+        }
+    }
+}
+
+/// What runs, and what it was made from.
+struct Daemon {
+    flags: Flags,
+    underlay: Underlay,
+    store: String,
+    on_failure: OnFailure,
+    running: Option<Running>,
+    /// For the control socket, which answers from the same thread but outlives borrows of the rest.
+    shared: Arc<Mutex<Shared>>,
+    /// When the state is to be written next, if it has changed.
+    save_at: Option<Instant>,
+}
+
+struct Running {
+    node: Arc<Node>,
+    firewall: Firewall,
+    _socket: Option<ControlSocket>,
+}
+
+#[derive(Default)]
+struct Shared {
+    node: Weak<Node>,
+    view: Option<(View, LeaseState)>,
+    store: String,
+}
+
+impl Daemon {
+    fn new(flags: Flags, underlay: Underlay, store: String, on_failure: OnFailure) -> Self {
+        let shared = Arc::new(Mutex::new(Shared { store: store.clone(), ..Shared::default() }));
+        Self { flags, underlay, store, on_failure, running: None, shared, save_at: None }
+    }
+
+    fn resync_period(&self) -> Duration {
+        Duration::from_secs(u64::from(self.flags.iptables_resync))
+    }
+
+    fn options(&self) -> NodeOptions {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        NodeOptions {
+            masquerade: Masquerade {
+                return_path: self.flags.return_path_masq,
+                ip_masq: self.flags.ip_masq,
+                fully_random: !self.flags.ip_masq_fully_random_disable,
+            },
+            forward_rules: self.flags.iptables_forward_rules,
+            source_check: match self.flags.source_check {
+                SourceCheckFlag::Strict => SourceCheck::Strict,
+                SourceCheckFlag::Loose => SourceCheck::Loose,
+                SourceCheckFlag::Off => SourceCheck::Off,
+            },
+            queues: self.flags.queues.map_or(cpus.min(MAX_DEFAULT_QUEUES), usize::from),
+        }
+    }
+
+    /// The state of an earlier run, if it is of this node and this network and still makes sense.
+    fn saved_view(&self) -> Option<View> {
+        let path = SavedState::path(&self.flags.subnet_file);
+        let saved = match SavedState::read(&path) {
+            Ok(saved) => saved,
+            Err(StateError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                warn!(%error, "the saved state cannot be used: starting without");
+                return None;
+            }
+        };
+        if saved.store != self.store || saved.public_ip != self.underlay.public_ip {
+            info!(path = %path.display(), "the saved state is of another network or address: starting without");
+            return None;
+        }
+        let config = NetworkConfig::parse(&saved.config).ok()?;
+        let kind = saved.lease.attrs.backend.kind();
+        (kind == Some(config.backend.kind()) && config.fits(saved.lease.subnet)).then_some(View {
+            config,
+            config_text: saved.config,
+            lease: saved.lease,
+            peers: saved.peers,
+            ignored: 0,
+            garbage: 0,
+            connected: false,
+        })
+    }
+
+    fn terms(&self, saved: Option<&View>) -> Terms {
+        let previous = Previous::read(&self.flags.subnet_file).unwrap_or_else(|error| {
+            warn!(path = %self.flags.subnet_file.display(), %error, "cannot read the subnet file of an earlier run");
+            Previous::default()
+        });
+        let vtep_mac = match saved.map(|view| &view.lease.attrs.backend) {
+            Some(LeaseBackend::Vxlan { vtep_mac, .. }) => Some(*vtep_mac),
+            _ => None,
+        };
+        Terms {
+            public_ip: self.underlay.public_ip,
+            previous: previous.subnet.or(saved.map(|view| view.lease.subnet)),
+            vtep_mac,
+            ttl: Duration::from_secs(u64::from(self.flags.subnet_lease_ttl)),
+            renew_margin: self.flags.renew_margin(),
+        }
+    }
+
+    /// Brings the host to what `view` says.
+    async fn apply(&mut self, view: View, state: LeaseState) -> Result<(), DaemonError> {
+        let plan = self.plan(&view);
+        match &self.running {
+            Some(running) if *running.node.plan() == plan => {
+                if let Err(error) = running.node.publish(&view.peers).await {
+                    error!(%error, "the peers cannot be updated: the earlier ones stay");
+                }
+            }
+            _ => self.rebuild(plan, &view).await?,
+        }
+        let lock = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = lock().view.replace((view.clone(), state));
+        if state == LeaseState::Held && before.is_none_or(|(before, _)| worth_saving(&before, &view)) {
+            self.save_at.get_or_insert(Instant::now() + SAVE_DELAY);
+        }
+        Ok(())
+    }
+
+    fn plan(&self, view: &View) -> Plan {
+        let vtep_mac = match view.lease.attrs.backend {
+            LeaseBackend::Vxlan { vtep_mac, .. } => vtep_mac,
+            _ => overlay::MacAddr::default(),
+        };
+        Plan {
+            config: view.config.clone(),
+            subnet: view.lease.subnet,
+            vtep_mac,
+            underlay: self.underlay.clone(),
+        }
+    }
+
+    async fn rebuild(&mut self, plan: Plan, view: &View) -> Result<(), DaemonError> {
+        if let Some(before) = self.running.take() {
+            let device = before.node.plan().device();
+            warn!(device, before = %before.node.plan().subnet, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
+            let renamed = device != plan.device();
+            drop(before);
+            if renamed && let Err(error) = firewall::remove(&device).await {
+                warn!(%error, device, "rules of the earlier device stay behind");
+            }
+        }
+        let device = plan.device();
+        let (node, firewall) = Node::start(plan, &self.options(), &view.peers, &self.on_failure).await?;
+        let node = Arc::new(node);
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).node = Arc::downgrade(&node);
+        self.write_subnet_file(node.plan())?;
+        let socket = self.serve_socket(&device).await;
+        let plan = node.plan();
+        info!(device, subnet = %plan.subnet, mtu = plan.mtu(), port = plan.port(), peers = view.peers.len(), "forwarding");
+        self.running = Some(Running { node, firewall, _socket: socket });
+        notify(&[NotifyState::Ready]);
+        Ok(())
+    }
+
+    fn write_subnet_file(&self, plan: &Plan) -> Result<(), DaemonError> {
+        let file = SubnetFile {
+            network: plan.config.network,
+            subnet: plan.subnet,
+            mtu: plan.mtu(),
+            ip_masq: self.flags.ip_masq,
+        };
+        let path = &self.flags.subnet_file;
+        file.write(path)
+            .map_err(|source| DaemonError::SubnetFile { path: path.display().to_string(), source })
+    }
+
+    /// Without a control socket the node forwards all the same.
+    async fn serve_socket(&self, device: &str) -> Option<ControlSocket> {
+        let shared = Arc::clone(&self.shared);
+        let source: StatusSource =
+            Arc::new(move || shared.lock().unwrap_or_else(PoisonError::into_inner).status());
+        let path = match path::socket(device) {
+            Ok(path) => path,
+            Err(error) => {
+                warn!(%error, "no control socket: the network namespace cannot be told");
+                return None;
+            }
+        };
+        match ControlSocket::serve(&path, source).await {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "no control socket: overlayctl cannot ask this daemon");
+                None
+            }
+        }
+    }
+
+    /// The host's addresses may have changed: they are no valid source from the wire.
+    async fn republish(&self) {
+        let peers = match &self.shared.lock().unwrap_or_else(PoisonError::into_inner).view {
+            Some((view, _)) => view.peers.clone(),
+            None => return,
+        };
+        if let Some(running) = &self.running
+            && let Err(error) = running.node.publish(&peers).await
+        {
+            error!(%error, "this host's addresses cannot be read: the earlier ones count");
+        }
+    }
+
+    async fn sync_firewall(&mut self) {
+        if let Some(running) = &mut self.running
+            && let Err(error) = running.firewall.sync().await
+        {
+            warn!(%error, "firewall rules are not in place: trying again at the next resync");
+        }
+    }
+
+    fn save(&mut self) {
+        self.save_at = None;
+        let view = match &self.shared.lock().unwrap_or_else(PoisonError::into_inner).view {
+            Some((view, _)) => view.clone(),
+            None => return,
+        };
+        let state = SavedState {
+            store: self.store.clone(),
+            public_ip: self.underlay.public_ip,
+            config: view.config_text,
+            lease: view.lease,
+            peers: view.peers,
+        };
+        let path = SavedState::path(&self.flags.subnet_file);
+        match state.write(&path) {
+            Ok(()) => debug!(path = %path.display(), peers = state.peers.len(), "state saved"),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "the state cannot be saved: a restart would wait for the store");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn status(&self) -> Option<Status> {
+        let node = self.node.upgrade()?;
+        let (view, state) = self.view.as_ref()?;
+        let plan = node.plan();
+        let (egress, ingress) = node.totals();
+        let (kind, place) = self.store.split_once(' ').unwrap_or((&self.store, ""));
+        let peer = |peer: overlay::table::Peer| PeerStatus {
+            subnet: peer.subnet,
+            public_ip: peer.public_ip,
+            vtep_mac: peer.vtep_mac.filter(|_| matches!(plan.config.backend, Backend::Vxlan { .. })).map(|mac| mac.to_string()),
+        };
+        Some(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            device: DeviceStatus {
+                name: plan.device(),
+                mtu: plan.mtu(),
+                queues: node.queues(),
+                address: plan.overlay_address(),
+            },
+            backend: match plan.config.backend {
+                Backend::Udp { port } => BackendStatus::Udp { port },
+                Backend::Vxlan { vni, port, .. } => {
+                    BackendStatus::Vxlan { port, vni, vtep_mac: plan.vtep_mac.to_string() }
+                }
+            },
+            network: plan.config.network,
+            lease: LeaseStatus { subnet: plan.subnet, public_ip: plan.underlay.public_ip, state: *state },
+            store: StoreStatus { kind: kind.to_owned(), r#where: place.to_owned(), connected: view.connected },
+            peers: node.peers().into_iter().map(peer).collect(),
+            ignored_leases: view.ignored,
+            garbage_leases: view.garbage,
+            source_check: match node.source_check() {
+                SourceCheck::Strict => "strict",
+                SourceCheck::Loose => "loose",
+                SourceCheck::Off => "off",
+            }
+            .to_owned(),
+            counters: Directions { egress: Counters::from(&egress), ingress: Counters::from(&ingress) },
+            drops: Directions {
+                egress: drops(&egress, &DropReason::EGRESS),
+                ingress: drops(&ingress, &DropReason::INGRESS),
+            },
+            icmp_sent: egress.icmp_sent + ingress.icmp_sent,
+        })
+    }
+}
+
+/// Whether the saved state of `before` would mislead a node that is now as `after` says.
+fn worth_saving(before: &View, after: &View) -> bool {
+    (&before.config_text, &before.lease, &before.peers) != (&after.config_text, &after.lease, &after.peers)
+}
+
+/// Tells systemd, if it wants to know.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "cannot notify the service manager");
+    }
+}
+
+/// Queues by default: what the busiest node of a cluster has use for; more cost memory and wake-ups.
+const MAX_DEFAULT_QUEUES: usize = 8;
+/// How long changes of the peers are gathered before they are written to disk.
+const SAVE_DELAY: Duration = Duration::from_millis(500);
