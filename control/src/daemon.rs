@@ -3,11 +3,9 @@
 //! One task follows the store ([`crate::membership`]); this loop turns what it publishes into a
 //! running [`Node`]. All of it runs on one thread: packets are the workers' business.
 
-use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
 use overlay::drops::DropReason;
 use overlay::forwarder::OnFailure;
 use overlay::ingress::SourceCheck;
@@ -22,7 +20,7 @@ use crate::host::firewall::{self, Firewall};
 use crate::host::link::AddressChanges;
 use crate::host::{HostError, Masquerade};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
-use crate::lease::{Lease, LeaseAttrs, LeaseBackend};
+use crate::lease::LeaseBackend;
 use crate::membership::{BadConfig, Membership, Terms, View};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::{Node, NodeError, NodeOptions, Plan};
@@ -32,9 +30,7 @@ use crate::status::{
     BackendStatus, Counters, DeviceStatus, Directions, LeaseState, LeaseStatus, PeerStatus, Status,
     StoreStatus, drops,
 };
-use crate::store::dir::DirStore;
-use crate::store::etcd::EtcdStore;
-use crate::store::{LeaseStore, StoreError};
+use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
 use crate::subnet_file::{Previous, SubnetFile};
 
 /// Why the daemon cannot start, or go on.
@@ -100,14 +96,17 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
         "interface chosen"
     );
     let store: Arc<dyn LeaseStore> = match &flags.store {
-        StoreKind::Etcd => Arc::new(EtcdStore::connect(flags.etcd_endpoints.clone(), &flags.etcd_prefix).await?),
+        StoreKind::Etcd => {
+            Arc::new(EtcdStore::connect(flags.etcd_endpoints.clone(), flags.etcd_prefix.clone()).await?)
+        }
         StoreKind::Dir(path) => Arc::new(DirStore::open(path)?),
     };
 
     let (failed, mut failures) = mpsc::unbounded_channel();
     let on_failure: OnFailure = Arc::new(move |worker: &str, error: std::io::Error| {
         // The receiver is gone only when the daemon is stopping anyway.
-        let _ = failed.send(format!("worker {worker} cannot go on: {error} (was the overlay device deleted?)"));
+        let _ =
+            failed.send(format!("worker {worker} cannot go on: {error} (was the overlay device deleted?)"));
     });
     let mut address_changes = AddressChanges::subscribe()?;
     let mut daemon = Daemon::new(flags, underlay, store.describe(), on_failure);
@@ -208,7 +207,9 @@ impl Daemon {
         let path = SavedState::path(&self.flags.subnet_file);
         let saved = match SavedState::read(&path) {
             Ok(saved) => saved,
-            Err(StateError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(StateError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return None;
+            }
             Err(error) => {
                 warn!(%error, "the saved state cannot be used: starting without");
                 return None;
@@ -391,7 +392,10 @@ impl Shared {
         let peer = |peer: overlay::table::Peer| PeerStatus {
             subnet: peer.subnet,
             public_ip: peer.public_ip,
-            vtep_mac: peer.vtep_mac.filter(|_| matches!(plan.config.backend, Backend::Vxlan { .. })).map(|mac| mac.to_string()),
+            vtep_mac: peer
+                .vtep_mac
+                .filter(|_| matches!(plan.config.backend, Backend::Vxlan { .. }))
+                .map(|mac| mac.to_string()),
         };
         Some(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -409,7 +413,11 @@ impl Shared {
             },
             network: plan.config.network,
             lease: LeaseStatus { subnet: plan.subnet, public_ip: plan.underlay.public_ip, state: *state },
-            store: StoreStatus { kind: kind.to_owned(), r#where: place.to_owned(), connected: view.connected },
+            store: StoreStatus {
+                kind: kind.to_owned(),
+                r#where: place.to_owned(),
+                connected: view.connected,
+            },
             peers: node.peers().into_iter().map(peer).collect(),
             ignored_leases: view.ignored,
             garbage_leases: view.garbage,

@@ -1,12 +1,16 @@
 //! The control plane of `overlayd`: who owns which subnet, and what this host needs for it.
 
+pub mod daemon;
 mod files;
 pub mod flags;
 pub mod host;
 pub mod iface;
 pub mod json;
 pub mod lease;
+pub mod logging;
+pub mod membership;
 pub mod netconf;
+pub mod node;
 pub mod socket;
 pub mod state;
 pub mod status;

@@ -16,7 +16,10 @@ pub fn start(verbosity: u8) {
     });
     let terminal = std::io::stderr().is_terminal();
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let logs =
-        fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).with_target(verbosity > 1);
+    let logs = fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal)
+        .with_target(verbosity > 1);
     if journal { logs.without_time().init() } else { logs.init() }
 }

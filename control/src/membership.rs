@@ -21,8 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::json::JsonError;
-use crate::lease::choose::{Choice, NetworkFull, choose};
-use crate::lease::{Changes, Lease, LeaseAttrs, LeaseBackend, LeaseSet, key_of};
+use crate::lease::{Changes, Choice, Lease, LeaseAttrs, LeaseBackend, LeaseSet, NetworkFull, choose, key_of};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::derive_vtep_mac;
 use crate::store::{Entry, Event, LeaseStore, Listing, StoreError, Written};
@@ -166,7 +165,8 @@ impl Membership {
         let mut revision = self.list().await?;
         self.hold().await?;
         loop {
-            let mut events = self.store.watch(revision).await?;
+            // Fused: its end can be seen while a burst is gathered.
+            let mut events = self.store.watch(revision).await?.fuse();
             self.set_connected(true);
             if last_problem.take().is_some() {
                 info!(store = self.store.describe(), "the lease store serves us again");

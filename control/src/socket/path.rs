@@ -10,6 +10,10 @@ use std::{fs, io};
 /// Where all control sockets are.
 const DIRECTORY: &str = "/run/overlayd";
 
+/// The inode of the network namespace that the machine boots with, since Linux 6.18
+/// (`NET_NS_INIT_INO`, `linux/nsfs.h`); before, the number was given out at boot.
+const INITIAL_NAMESPACE: u64 = 0xEFFF_FFF9;
+
 /// The directory of the control sockets of the network namespace that this process is in.
 ///
 /// # Errors
@@ -17,11 +21,14 @@ const DIRECTORY: &str = "/run/overlayd";
 pub fn directory() -> io::Result<PathBuf> {
     let inode = |path: &str| fs::metadata(path).map(|namespace| namespace.ino());
     let own = inode("/proc/self/ns/net")?;
-    // Who may not look at process 1 is a user of the host, or of a container that has its own.
-    match inode("/proc/1/ns/net") {
-        Ok(host) if host != own => Ok(Path::new(DIRECTORY).join(format!("netns-{own}"))),
-        _ => Ok(DIRECTORY.into()),
-    }
+    let is_hosts = match inode("/proc/1/ns/net") {
+        _ if own == INITIAL_NAMESPACE => true,
+        Ok(hosts) => own == hosts,
+        // A user may not look at process 1, and is on the host. If root may not either, it is
+        // confined in some way: a directory of its own is always right then.
+        Err(_) => fs::metadata("/proc/self")?.uid() != 0,
+    };
+    Ok(if is_hosts { DIRECTORY.into() } else { Path::new(DIRECTORY).join(format!("netns-{own}")) })
 }
 
 /// The control socket of the daemon of `device`, in this network namespace.
