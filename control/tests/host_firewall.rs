@@ -7,7 +7,7 @@
 //! A veth pair stands for the overlay device, so that what leaves through it can be received. The rules that
 //! docker would load are written by hand, as it writes them.
 
-mod common;
+mod namespace;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::{Namespace, source_seen};
 use control::host::firewall::{self, Firewall};
 use control::host::{Desired, HostError, Masquerade, link};
+use namespace::{Namespace, source_seen};
 use serde_json::Value;
 
 const POD: Ipv4Addr = Ipv4Addr::new(10, 1, 9, 2);

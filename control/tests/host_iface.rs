@@ -1,9 +1,9 @@
 //! The choice of the underlay, in a namespace with real interfaces.
 
-mod common;
+mod namespace;
 
-use common::Namespace;
 use control::iface::{self, IfaceError, IfaceSpec, Underlay};
+use namespace::Namespace;
 
 /// eth0 with two addresses, eth1 with a temporary and a lasting one, eth2 with none, eth3 link-local only.
 fn host() -> Namespace {

@@ -1,14 +1,14 @@
 //! The device's address, MTU and route, forwarding, and address changes, in a namespace with a real TUN.
 
-mod common;
+mod namespace;
 
 use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
-use common::Namespace;
 use control::host::link::{self, AddressChanges};
 use control::host::{Desired, HostError, Masquerade};
+use namespace::Namespace;
 use tokio::time::timeout;
 
 fn desired() -> Desired {

@@ -1,15 +1,15 @@
 //! What every store promises, checked alike on etcd and on a directory, and what only one of them can show.
 
-mod common;
+mod stores;
 
 use std::fs;
 use std::time::Duration;
 
-use common::{DirSite, Etcd, EtcdSite, PATIENCE, PREFIX, Site, deaf_after, next, put_of};
 use control::store::{DirStore, Entry, EtcdStore, Event, LeaseStore, Written};
 use etcd_client::{CompactionOptions, PutOptions};
 use futures::StreamExt;
 use ipnet::Ipv4Net;
+use stores::{DirSite, Etcd, EtcdSite, PATIENCE, PREFIX, Site, deaf_after, next, put_of};
 
 const TTL: Duration = Duration::from_secs(3600);
 const ONE: &str = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null}"#;
