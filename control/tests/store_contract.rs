@@ -301,6 +301,15 @@ async fn etcd_a_dead_endpoint_among_two_costs_no_call() {
 }
 
 #[tokio::test]
+async fn etcd_a_foreign_write_of_the_same_value_is_still_foreign() {
+    let site = EtcdSite { etcd: Etcd::start().await };
+    let store = site.open().await;
+    let created = done(store.create(net(86), ONE.as_bytes(), TTL).await.unwrap());
+    site.put("subnets/10.1.86.0-24", ONE).await;
+    assert_eq!(store.renew(&created, ONE.as_bytes(), TTL).await.unwrap(), Written::Conflict);
+}
+
+#[tokio::test]
 async fn etcd_a_write_whose_answer_was_lost_is_recognised() {
     let site = EtcdSite { etcd: Etcd::start().await };
     let deaf = deaf_after(&site.etcd, "subnets/10.1.86.0-24").await;

@@ -208,7 +208,11 @@ mod tests {
             let entry = Entry { subnet: net(subnet), value: b"{}".to_vec(), revision: 1, expiry: None };
             set.apply_event(&crate::store::Event::Put(entry));
         }
-        assert_eq!(pick(&config("10.1.0.0/28", 30), &set, None), Ok(Choice::Free(net("10.1.0.12/30"))));
+        let config = config("10.1.0.0/28", 30);
+        for seed in 0..20 {
+            let choice = choose(&config, &set, IP, None, &mut StdRng::seed_from_u64(seed));
+            assert_eq!(choice, Ok(Choice::Free(net("10.1.0.12/30"))));
+        }
     }
 
     proptest! {

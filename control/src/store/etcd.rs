@@ -267,16 +267,20 @@ impl Watch {
     }
 
     fn take(&mut self, message: &WatchResponse) {
-        let revision = revision_of(message.header());
-        // History that is compacted cannot be told any more. And a store that knows less than it
-        // did has lost its data: it would stay silent until it has caught up with us.
-        if message.compact_revision() > 0 || revision < self.seen {
-            self.queue.push_back(Ok((revision, Event::Relist)));
-            self.ended = true;
+        // History that is compacted cannot be told any more.
+        if message.compact_revision() > 0 {
+            self.relist();
             return;
         }
         if message.canceled() {
             self.fail(message.cancel_reason());
+            return;
+        }
+        // A store that knows less than it did has lost its data: it would stay silent until it has
+        // caught up with us.
+        let revision = revision_of(message.header());
+        if revision < self.seen {
+            self.relist();
             return;
         }
         self.seen = revision;
@@ -297,6 +301,11 @@ impl Watch {
             EventType::Put => Event::Put(entry(subnet, kv)),
             EventType::Delete => Event::Delete(subnet),
         })
+    }
+
+    fn relist(&mut self) {
+        self.queue.push_back(Ok((self.seen, Event::Relist)));
+        self.ended = true;
     }
 
     fn fail(&mut self, reason: impl std::fmt::Display) {
