@@ -1,0 +1,106 @@
+//! What is on a wire: tcpdump, and what it makes of the frames.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::netns::{Namespace, succeed};
+use crate::process::{Process, await_until};
+
+/// A running capture. Frames are seen whole, with their Ethernet headers.
+#[derive(Debug)]
+pub struct Capture {
+    tcpdump: Process,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// Captures what matches `filter` on a device, from now on. `directory` takes the file.
+    #[track_caller]
+    pub fn start(ns: &Namespace, device: &str, filter: &str, directory: &Path) -> Self {
+        let file = directory.join(format!("{device}.pcap"));
+        let mut command = ns.command("tcpdump");
+        command.args(["-n", "-s", "0", "-U", "--immediate-mode", "-Z", "root", "-i", device, "-w"]);
+        let tcpdump = Process::spawn(
+            "tcpdump",
+            {
+                command.arg(&file).arg(filter);
+                command
+            },
+            directory,
+        );
+        await_until(Duration::from_secs(10), "tcpdump to listen", || tcpdump.log().contains("listening on"));
+        Self { tcpdump, file }
+    }
+
+    /// Waits for at least `count` frames and returns all that have been seen.
+    #[track_caller]
+    pub fn frames(&self, count: usize) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        await_until(Duration::from_secs(10), &format!("{count} captured frames"), || {
+            frames = read(&self.file);
+            frames.len() >= count
+        });
+        frames
+    }
+
+    /// Ends the capture and returns all frames.
+    #[track_caller]
+    pub fn stop(mut self) -> Vec<Vec<u8>> {
+        self.tcpdump.terminate(Duration::from_secs(10));
+        read(&self.file)
+    }
+}
+
+/// What the first octets of a frame are, in tcpdump's file format.
+#[derive(Debug, Clone, Copy)]
+pub enum LinkType {
+    /// An Ethernet header.
+    Ethernet = 1,
+    /// An IP header.
+    Raw = 101,
+}
+
+/// Has tcpdump print frames, verbosely. UDP to port 8472 is taken for VXLAN.
+#[track_caller]
+pub fn decode(link_type: LinkType, frames: &[&[u8]], directory: &Path) -> String {
+    let mut text = Vec::from(MAGIC.to_le_bytes());
+    text.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    text.extend(u32::from(u16::MAX).to_le_bytes());
+    text.extend((link_type as u32).to_le_bytes());
+    for frame in frames {
+        let length = u32::try_from(frame.len()).expect("a frame").to_le_bytes();
+        text.extend([0; 8]);
+        text.extend(length);
+        text.extend(length);
+        text.extend_from_slice(frame);
+    }
+    let file = directory.join("decode.pcap");
+    fs::write(&file, text).expect("write a capture file");
+    let mut command = Command::new("tcpdump");
+    command.args(["-n", "-v", "-e", "-r"]).arg(&file);
+    if matches!(link_type, LinkType::Ethernet) {
+        command.args(["-T", "vxlan"]);
+    }
+    succeed(&mut command)
+}
+
+/// The frames of a capture file, up to the first that is not complete yet.
+fn read(file: &Path) -> Vec<Vec<u8>> {
+    let bytes = fs::read(file).unwrap_or_default();
+    let mut rest = bytes.get(FILE_HEADER..).unwrap_or_default();
+    let mut frames = Vec::new();
+    while let Some((header, after)) = rest.split_at_checked(RECORD_HEADER) {
+        let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+        let Some((frame, after)) = after.split_at_checked(length) else { break };
+        frames.push(frame.to_vec());
+        rest = after;
+    }
+    frames
+}
+
+/// pcap(5): the file header is 24 octets, a record's is 16 with the captured length at 8.
+const FILE_HEADER: usize = 24;
+const RECORD_HEADER: usize = 16;
+const MAGIC: u32 = 0xa1b2_c3d4;

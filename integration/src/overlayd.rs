@@ -1,0 +1,224 @@
+//! The built daemon, started on a host, and what its operator's tool says about it.
+
+use std::io::ErrorKind;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::netns::{Namespace, output};
+use crate::process::{Process, await_until};
+use crate::site::{Host, SubnetEnv};
+use crate::store::Store;
+
+/// A running `overlayd`.
+#[derive(Debug)]
+pub struct Overlayd<'h> {
+    process: Process,
+    ns: &'h Namespace,
+    subnet_file: PathBuf,
+    notify: UnixDatagram,
+}
+
+/// A daemon about to be started.
+#[derive(Debug)]
+pub struct Launch<'h> {
+    host: &'h Host,
+    name: String,
+    flags: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+/// What `overlayctl status --json` printed.
+#[derive(Debug, Clone)]
+pub struct Status(pub Value);
+
+impl Host {
+    /// The daemon of this host, with the flags that name its store, its interface and its subnet file.
+    pub fn overlayd(&self, store: &Store) -> Launch<'_> {
+        let launch = self.bare_overlayd().flag("--iface=eth0");
+        store.flags().iter().fold(launch, |launch, flag| launch.flag(flag))
+    }
+
+    /// The daemon with no flag but the one that names its subnet file.
+    pub fn bare_overlayd(&self) -> Launch<'_> {
+        Launch { host: self, name: "overlayd".into(), flags: Vec::new(), environment: Vec::new() }
+    }
+}
+
+impl<'h> Launch<'h> {
+    /// Adds a flag (or a flag's value).
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.into());
+        self
+    }
+
+    /// Adds a variable to the environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Gives the daemon a name of its own, for its files, when the host has several.
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    #[track_caller]
+    pub fn start(self) -> Overlayd<'h> {
+        let mut daemon = self.spawn();
+        daemon.wait_ready(Duration::from_secs(15));
+        daemon
+    }
+
+    /// Starts it without waiting.
+    #[track_caller]
+    pub fn spawn(self) -> Overlayd<'h> {
+        let socket = self.host.directory().join(format!("{}.notify", self.name));
+        // A daemon of the same name may have run before.
+        let _ = std::fs::remove_file(&socket);
+        let notify = UnixDatagram::bind(&socket).expect("bind the notification socket");
+        let mut command = self.command();
+        command.env("NOTIFY_SOCKET", &socket);
+        let process = Process::spawn(&self.name, command, self.host.directory());
+        Overlayd { process, ns: &self.host.ns, subnet_file: self.subnet_file(), notify }
+    }
+
+    /// Starts it, expecting that it refuses: exit code 1 within seconds. Returns what it said.
+    #[track_caller]
+    pub fn refused(self) -> String {
+        let mut process = Process::spawn(&self.name, self.command(), self.host.directory());
+        let status = process.wait(Duration::from_secs(10));
+        assert_eq!(status.code(), Some(1), "{status}:\n{}", process.log());
+        process.log()
+    }
+
+    fn subnet_file(&self) -> PathBuf {
+        self.host.directory().join(format!("{}.env", self.name))
+    }
+
+    #[track_caller]
+    fn command(&self) -> Command {
+        let mut command = self.host.ns.command(&program("overlayd").display().to_string());
+        command.arg(format!("--subnet-file={}", self.subnet_file().display()));
+        command.args(&self.flags).envs(self.environment.iter().cloned());
+        command
+    }
+}
+
+impl Overlayd<'_> {
+    /// Waits for `READY=1`.
+    #[track_caller]
+    pub fn wait_ready(&mut self, limit: Duration) {
+        let start = Instant::now();
+        self.notify.set_read_timeout(Some(Duration::from_millis(50))).expect("set a timeout");
+        let mut buffer = [0; 4096];
+        loop {
+            match self.notify.recv(&mut buffer) {
+                Ok(length)
+                    if buffer[..length].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") =>
+                {
+                    return;
+                }
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => panic!("read the notification socket: {error}"),
+            }
+            if let Some(status) = self.process.exited() {
+                panic!("overlayd ended before it was ready: {status}");
+            }
+            assert!(start.elapsed() < limit, "overlayd was not ready after {limit:?}");
+        }
+    }
+
+    /// The subnet file it wrote.
+    #[track_caller]
+    pub fn env(&self) -> SubnetEnv {
+        SubnetEnv::read(&self.subnet_file)
+    }
+
+    /// Where its subnet file is.
+    pub fn subnet_file(&self) -> &std::path::Path {
+        &self.subnet_file
+    }
+
+    /// What `overlayctl status --json` says about it; the only daemon of its namespace.
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        Status::of(self.ns, &[])
+    }
+
+    /// Waits until it has exactly these peers' subnets in its table, in any order.
+    #[track_caller]
+    pub fn await_peers(&self, subnets: &[&str]) -> Duration {
+        let mut wanted = subnets.to_vec();
+        wanted.sort_unstable();
+        await_until(Duration::from_secs(10), &format!("the peers {wanted:?}"), || {
+            self.status().peers() == wanted
+        })
+    }
+
+    /// Ends it as systemd does (SIGTERM); it must exit with code 0.
+    #[track_caller]
+    pub fn stop(mut self) {
+        let status = self.process.terminate(Duration::from_secs(10));
+        assert_eq!(status.code(), Some(0), "overlayd after SIGTERM: {status}\n{}", self.log());
+    }
+
+    /// Its process, to be signalled or watched.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// All it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+}
+
+impl Status {
+    /// What the tool, run in a namespace with these arguments besides `status --json`, prints.
+    #[track_caller]
+    pub fn of(ns: &Namespace, arguments: &[&str]) -> Self {
+        let mut command = ns.command(&program("overlayctl").display().to_string());
+        let output = output(command.args(["status", "--json"]).args(arguments));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "overlayctl: {}{text}", String::from_utf8_lossy(&output.stderr));
+        Self(serde_json::from_str(&text).unwrap_or_else(|error| panic!("overlayctl's JSON: {error}\n{text}")))
+    }
+
+    /// The subnets of the peers, sorted.
+    pub fn peers(&self) -> Vec<&str> {
+        let peers = self.0["peers"].as_array().expect("a list of peers");
+        let mut subnets: Vec<_> = peers.iter().filter_map(|peer| peer["subnet"].as_str()).collect();
+        subnets.sort_unstable();
+        subnets
+    }
+
+    /// How many packets were dropped in a direction (`egress`, `ingress`) for a reason. The reason
+    /// must be among those that the daemon reports.
+    #[track_caller]
+    pub fn drops(&self, direction: &str, reason: &str) -> u64 {
+        let count = self.0["drops"][direction][reason].as_u64();
+        count.unwrap_or_else(|| panic!("no drop reason {reason} in {}", self.0["drops"]))
+    }
+
+    /// How many packets were dropped in a direction for any reason.
+    #[track_caller]
+    pub fn all_drops(&self, direction: &str) -> u64 {
+        let reasons = self.0["drops"][direction].as_object().expect("drops by reason");
+        reasons.values().filter_map(Value::as_u64).sum()
+    }
+}
+
+/// A built program: beside this one, or in the directory above (where a test's own executable is in `deps`).
+#[track_caller]
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("the path of this program");
+    let found = own.ancestors().skip(1).take(2).map(|directory| directory.join(name)).find(|p| p.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not built beside {}: run `cargo build` first", own.display()))
+}
