@@ -22,7 +22,7 @@ impl Dockerd {
         // do that too, but would also hide the control groups, without which docker refuses to start.
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", host.ns.path().display()));
-        command.args(["unshare", "--mount", "--propagation", "slave", "dockerd"]);
+        command.args(["unshare", "--mount", "--propagation", "slave", "sh", "-c", START, "dockerd"]);
         command.args(["--data-root", &file("data"), "--exec-root", &file("exec")]);
         command.args(["--pidfile", &file("pid"), "-H", &format!("unix://{}", file("socket"))]);
         command.args(["--config-file", &file("daemon.json"), "--storage-driver", "vfs"]);
@@ -52,3 +52,10 @@ impl Drop for Dockerd {
         self.process.ended_within(Duration::from_secs(10));
     }
 }
+
+/// Docker keeps an identity and its plugins' sockets at fixed places: there it gets directories of its own.
+const START: &str = r#"
+    set -e
+    for place in /etc/docker /run/docker; do mkdir -p $place; mount -t tmpfs docker $place; done
+    exec dockerd "$@"
+"#;

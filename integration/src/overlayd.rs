@@ -180,6 +180,17 @@ impl Overlayd<'_> {
     }
 }
 
+/// Waits until each of these daemons has all the others as its peers, and nobody else.
+#[track_caller]
+pub fn await_mesh(daemons: &[&Overlayd<'_>]) {
+    let subnets: Vec<_> = daemons.iter().map(|daemon| daemon.env().base_with_length()).collect();
+    for (daemon, own) in daemons.iter().zip(&subnets) {
+        daemon.await_peers(
+            &subnets.iter().filter(|subnet| *subnet != own).map(String::as_str).collect::<Vec<_>>(),
+        );
+    }
+}
+
 impl Status {
     /// What the tool, run in a namespace with these arguments besides `status --json`, prints.
     #[track_caller]

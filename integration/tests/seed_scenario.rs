@@ -1,0 +1,188 @@
+//! The clusters that the product was made for: a service address that iptables rewrites to a pod on
+//! the other host, docker's own rules on both, and hosts that filter by reverse path.
+//!
+//! ```text
+//!  worker 192.168.1.12 ──(10.0.0.103:80 → pod on the master, by DNAT in OUTPUT)
+//!    └ flannel: src 192.168.1.12 → pod.   The pod's reply to 192.168.1.12 would leave by the
+//!      master's eth0, and the reverse path filter would drop what has come on the overlay: the request
+//!      hangs. Masqueraded to the overlay's address, the request and its reply both stay on the overlay.
+//! ```
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use integration::dockerd::Dockerd;
+use integration::overlayd::await_mesh;
+use integration::traffic::{self, Server};
+use integration::{Backend, Host, Pod, Site, Store};
+
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 103);
+const PROMPT: Duration = Duration::from_secs(5);
+/// Long enough for a first retransmission: a request that got no answer by then hangs.
+const HANGING: Duration = Duration::from_secs(3);
+
+#[test]
+fn the_worker_reaches_a_service_on_the_master_over_udp() {
+    a_host_reaches_a_service_on_the_other(Backend::Udp, Direction::WorkerToMaster, Site::two_hosts());
+}
+
+#[test]
+fn the_worker_reaches_a_service_on_the_master_over_vxlan() {
+    a_host_reaches_a_service_on_the_other(Backend::Vxlan, Direction::WorkerToMaster, Site::two_hosts());
+}
+
+#[test]
+fn the_master_reaches_a_service_on_the_worker_over_udp() {
+    a_host_reaches_a_service_on_the_other(Backend::Udp, Direction::MasterToWorker, Site::two_hosts());
+}
+
+#[test]
+fn the_master_reaches_a_service_on_the_worker_over_vxlan() {
+    a_host_reaches_a_service_on_the_other(Backend::Vxlan, Direction::MasterToWorker, Site::two_hosts());
+}
+
+#[test]
+fn a_service_is_reached_by_a_gateway_that_is_not_the_default() {
+    let site = Site::two_hosts_by_side_gateway();
+    a_host_reaches_a_service_on_the_other(Backend::Udp, Direction::WorkerToMaster, site);
+}
+
+enum Direction {
+    WorkerToMaster,
+    MasterToWorker,
+}
+
+/// With the fix the request is answered; without it, it hangs; and with it again, it is answered again.
+fn a_host_reaches_a_service_on_the_other(backend: Backend, direction: Direction, hosts: (Site, Host, Host)) {
+    let (site, worker, master) = hosts;
+    let (client, server) = match direction {
+        Direction::WorkerToMaster => (worker, master),
+        Direction::MasterToWorker => (master, worker),
+    };
+    let store = Store::etcd(&site, backend);
+    let (c, s) = (client.overlayd(&store).start(), server.overlayd(&store).start());
+    await_mesh(&[&c, &s]);
+    let pod = server.bridge_and_pod(&s.env());
+    client.bridge(&c.env());
+    let _web = Server::http(&pod.ns, 8080);
+    service_rules(&client, &pod);
+
+    let answered_from = Ok(c.env().base().to_string());
+    assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, PROMPT), answered_from);
+
+    c.stop();
+    let c = client.overlayd(&store).flag("--return-path-masq=false").start();
+    await_mesh(&[&c, &s]);
+    traffic::ping(&client.ns, pod.address);
+    let hung = traffic::fetch(&client.ns, SERVICE, 80, HANGING);
+    assert!(hung.as_ref().is_err_and(|error| error.contains("timed out")), "{hung:?}");
+
+    c.stop();
+    let c = client.overlayd(&store).flag("--return-path-masq=true").start();
+    await_mesh(&[&c, &s]);
+    assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, PROMPT), answered_from);
+}
+
+#[test]
+fn pods_keep_their_addresses_with_a_real_dockers_rules_over_udp() {
+    pods_keep_their_addresses_with_a_real_dockers_rules(Backend::Udp);
+}
+
+#[test]
+fn pods_keep_their_addresses_with_a_real_dockers_rules_over_vxlan() {
+    pods_keep_their_addresses_with_a_real_dockers_rules(Backend::Vxlan);
+}
+
+fn pods_keep_their_addresses_with_a_real_dockers_rules(backend: Backend) {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::etcd(&site, backend);
+    let (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+    await_mesh(&[&w, &m]);
+    let _docker = [Dockerd::start(&worker, &w.env()), Dockerd::start(&master, &m.env())];
+    for (host, env) in [(&worker, w.env()), (&master, m.env())] {
+        let rules = host.ns.ok("iptables -t nat -S POSTROUTING");
+        assert!(
+            rules.contains(&format!("-s {} ! -o docker0 -j MASQUERADE", env.base_with_length())),
+            "{rules}"
+        );
+        assert!(host.ns.ok("iptables -S FORWARD").contains("-P FORWARD DROP"));
+    }
+    let (a, b) = (worker.pod(&w.env(), 0), master.pod(&m.env(), 0));
+    let _web = [Server::http(&a.ns, 8080), Server::http(&b.ns, 8080)];
+    // Rules that docker put in front of ours are answered at the next check.
+    let own = Ok(a.address.to_string());
+    integration::await_until(Duration::from_secs(15), "the pods to reach each other", || {
+        traffic::fetch(&a.ns, b.address, 8080, Duration::from_secs(1)) == own
+    });
+    assert_eq!(traffic::fetch(&b.ns, a.address, 8080, PROMPT), Ok(b.address.to_string()));
+
+    // A service whose pod is here is reached from a pod there, by its own address.
+    service_rules(&worker, &b);
+    assert_eq!(traffic::fetch(&a.ns, SERVICE, 80, PROMPT), own);
+    assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, PROMPT), Ok(w.env().base().to_string()));
+
+    let _dns = Server::dns(&b.ns, SERVICE);
+    assert_eq!(traffic::resolve(&a.ns, b.address, "web.default.svc"), Some(SERVICE));
+
+    // What leaves the overlay is docker's business, and docker masquerades it.
+    let _outside = Server::http(&site.router, 8081);
+    let outside = site.router_address();
+    assert_eq!(traffic::fetch(&a.ns, outside, 8081, PROMPT), Ok(worker.public_ip.to_string()));
+}
+
+#[test]
+fn with_ip_masq_pods_reach_the_world_and_keep_their_addresses_inside() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let w = worker.overlayd(&store).flag("--ip-masq").start();
+    let m = master.overlayd(&store).flag("--ip-masq").start();
+    await_mesh(&[&w, &m]);
+    assert!(w.env().ip_masq);
+    let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
+    let _web = Server::http(&b.ns, 8080);
+    assert_eq!(traffic::fetch(&a.ns, b.address, 8080, PROMPT), Ok(a.address.to_string()));
+    let _outside = Server::http(&site.router, 8081);
+    assert_eq!(traffic::fetch(&a.ns, site.router_address(), 8081, PROMPT), Ok(worker.public_ip.to_string()));
+    service_rules(&worker, &b);
+    assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, PROMPT), Ok(w.env().base().to_string()));
+}
+
+#[test]
+fn dns_over_udp_reaches_a_pod_from_a_host_and_from_a_pod() {
+    let (site, worker, master) = Site::two_hosts_by_side_gateway();
+    let store = Store::etcd(&site, Backend::Udp);
+    let (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+    await_mesh(&[&w, &m]);
+    let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
+    let _dns = Server::dns(&b.ns, SERVICE);
+    assert_eq!(traffic::resolve(&a.ns, b.address, "web.default.svc"), Some(SERVICE));
+    assert_eq!(traffic::resolve(&worker.ns, b.address, "web.default.svc"), Some(SERVICE));
+}
+
+/// The rules by which a host's service proxy sends `SERVICE:80` to a pod's port 8080, for what the host
+/// itself and its pods ask, and masquerades only what it has marked (a pod that asks for itself).
+#[track_caller]
+fn service_rules(host: &Host, pod: &Pod) {
+    let pod = pod.address;
+    host.ns.feed(
+        "iptables-restore --noflush",
+        &format!(
+            "*nat\n\
+             :KUBE-SERVICES - [0:0]\n\
+             :KUBE-SVC-WEB - [0:0]\n\
+             :KUBE-SEP-WEB - [0:0]\n\
+             :KUBE-MARK-MASQ - [0:0]\n\
+             :KUBE-POSTROUTING - [0:0]\n\
+             -A PREROUTING -j KUBE-SERVICES\n\
+             -A OUTPUT -j KUBE-SERVICES\n\
+             -A POSTROUTING -j KUBE-POSTROUTING\n\
+             -A KUBE-SERVICES -d {SERVICE}/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-WEB\n\
+             -A KUBE-SVC-WEB -j KUBE-SEP-WEB\n\
+             -A KUBE-SEP-WEB -s {pod}/32 -j KUBE-MARK-MASQ\n\
+             -A KUBE-SEP-WEB -p tcp -m tcp -j DNAT --to-destination {pod}:8080\n\
+             -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n\
+             -A KUBE-POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE\n\
+             COMMIT\n"
+        ),
+    );
+}

@@ -1,0 +1,82 @@
+//! Several daemons side by side, on one host and in namespaces that share one filesystem.
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use integration::{Site, Status, Store, traffic};
+
+#[test]
+fn two_networks_live_on_the_same_hosts() {
+    let (site, worker, master) = Site::two_hosts();
+    let one = Store::dir_with(&site, "one", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let two = Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"udp"}}"#);
+    let w1 = worker.overlayd(&one).named("one").start();
+    let w2 = worker.overlayd(&two).named("two").start();
+    let m1 = master.overlayd(&one).named("one").start();
+    let m2 = master.overlayd(&two).named("two").start();
+
+    let of = |device| Status::of(&worker.ns, &["--device", device]);
+    for (device, network, peer) in [("flannel.1", "10.1.0.0/16", &m1), ("flannel0", "10.2.0.0/16", &m2)] {
+        integration::await_until(std::time::Duration::from_secs(10), "the peer", || {
+            of(device).peers() == [peer.env().base_with_length()]
+        });
+        assert_eq!(of(device).0["network"], network);
+        assert_eq!(of(device).0["device"]["name"], device);
+        traffic::ping(&worker.ns, peer.env().base());
+    }
+
+    // One of them stops; the other carries on, and is now the only one that the tool finds.
+    w2.stop();
+    assert_eq!(w1.status().0["device"]["name"], "flannel.1");
+    traffic::ping(&worker.ns, m1.env().base());
+}
+
+#[test]
+fn the_control_socket_is_found_from_its_own_namespace_only() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, integration::Backend::Udp);
+    let w = worker.overlayd(&store).start();
+    let socket = control_socket(&worker, "flannel0");
+    assert!(socket.exists(), "{}", socket.display());
+    assert_eq!(w.status().0["device"]["address"], w.env().base().to_string());
+    let overlayctl = integration::overlayd::program("overlayctl");
+    let elsewhere = master.ns.run(&format!("{} status", overlayctl.display()));
+    assert!(!elsewhere.status.success());
+    let table = worker.ns.ok(&format!("{} status", overlayctl.display()));
+    assert!(table.contains(&w.env().base_with_length()) && table.contains("flannel0"), "{table}");
+    w.stop();
+    assert!(!socket.exists(), "{} is left", socket.display());
+}
+
+#[test]
+fn a_control_socket_that_is_taken_is_a_warning() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, integration::Backend::Vxlan);
+    let socket = control_socket(&worker, "flannel.1");
+    std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    let taken = UnixListener::bind(&socket).unwrap();
+    let w = worker.overlayd(&store).start();
+    let m = master.overlayd(&store).start();
+    m.await_peers(&[&w.env().base_with_length()]);
+    traffic::ping(&master.ns, w.env().base());
+    let log = w.log();
+    let warned = log.lines().any(|line| line.contains("WARN") && line.contains(socket.to_str().unwrap()));
+    assert!(warned, "{log}");
+    w.stop();
+    assert!(socket.exists(), "it was not the daemon's to remove");
+    drop(taken);
+}
+
+#[test]
+fn a_control_socket_left_by_a_crash_is_replaced() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, integration::Backend::Vxlan);
+    worker.overlayd(&store).start().process().kill();
+    assert!(control_socket(&worker, "flannel.1").exists());
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.status().0["lease"]["state"], "held");
+}
+
+fn control_socket(host: &integration::Host, device: &str) -> PathBuf {
+    PathBuf::from(format!("/run/overlayd/netns-{}/{device}.sock", host.ns.inode()))
+}

@@ -1,0 +1,202 @@
+//! Frames that did not come from where they say: none reaches a pod, each is counted by its reason,
+//! and the traffic that flows meanwhile does not notice.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use integration::overlayd::await_mesh;
+use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
+use integration::traffic::{self, Server};
+use integration::{Backend, Overlayd, Site, Store, await_until};
+
+/// A pod's port where everything that arrives is written down and nothing is answered.
+const RECORDER: u16 = 9;
+/// An address of the overlay that belongs to no peer.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 1, 254, 2);
+
+/// What somebody sends to the worker, and what must come of it.
+struct Attempt {
+    label: &'static str,
+    sender: Sender,
+    payload: Vec<u8>,
+    /// The reason for which it is counted, with the source checked strictly, loosely and not at all.
+    /// `None` lets it through.
+    expected: [Option<&'static str>; 3],
+}
+
+enum Sender {
+    /// A host of the underlay that is no peer.
+    Stranger,
+    /// The master itself, from a port that is not the daemon's.
+    Peer,
+}
+
+#[test]
+fn strict_refuses_every_false_vxlan_frame() {
+    false_packets_are_dropped_by_reason(Backend::Vxlan, "strict", 0);
+}
+
+#[test]
+fn strict_refuses_every_false_udp_packet() {
+    false_packets_are_dropped_by_reason(Backend::Udp, "strict", 0);
+}
+
+#[test]
+fn loose_asks_only_for_a_known_peer() {
+    false_packets_are_dropped_by_reason(Backend::Vxlan, "loose", 1);
+    false_packets_are_dropped_by_reason(Backend::Udp, "loose", 1);
+}
+
+#[test]
+fn off_asks_only_for_the_form() {
+    false_packets_are_dropped_by_reason(Backend::Vxlan, "off", 2);
+    false_packets_are_dropped_by_reason(Backend::Udp, "off", 2);
+}
+
+fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: usize) {
+    let (site, worker, master) = Site::two_hosts();
+    let stranger = site.host("stranger", "192.168.199.66");
+    let store = Store::dir(&site, backend);
+    let w = worker.overlayd(&store).flag(&format!("--source-check={check}")).start();
+    let m = master.overlayd(&store).start();
+    await_mesh(&[&w, &m]);
+    assert_eq!(w.status().0["source_check"], check);
+    let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
+    let recorded = Arc::new(Mutex::new(Vec::<(IpAddr, Vec<u8>)>::new()));
+    let record = recorded.clone();
+    let _recorder = Server::udp(&a.ns, RECORDER, move |payload, from| {
+        record.lock().unwrap().push((from, payload.to_vec()));
+        None
+    });
+    let from_stranger = Injector::new(&stranger.ns, worker.public_ip, backend.port());
+    let from_peer = Injector::new(&master.ns, worker.public_ip, backend.port());
+
+    std::thread::scope(|scope| {
+        let transfer = scope.spawn(|| traffic::transfer(&b.ns, &a.ns, a.address, 40));
+        for attempt in attempts(backend, &w, a.address, b.address, worker.public_ip, master.public_ip) {
+            let Attempt { label, sender, payload, expected } = attempt;
+            let injector = match sender {
+                Sender::Stranger => &from_stranger,
+                Sender::Peer => &from_peer,
+            };
+            let (before, seen) = (w.status(), recorded.lock().unwrap().len());
+            injector.send(&payload);
+            let Some(reason) = expected[column] else {
+                await_until(Duration::from_secs(5), &format!("`{label}` to reach the pod"), || {
+                    recorded.lock().unwrap().len() > seen
+                });
+                continue;
+            };
+            await_until(Duration::from_secs(5), &format!("`{label}` to be counted as {reason}"), || {
+                w.status().drops("ingress", reason) > before.drops("ingress", reason)
+            });
+            assert_eq!(w.status().all_drops("ingress"), before.all_drops("ingress") + 1, "{label}");
+            assert_eq!(recorded.lock().unwrap().len(), seen, "`{label}` reached the pod");
+        }
+        transfer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+
+    // One that is as it should be, so that silence above means refusal.
+    let seen = recorded.lock().unwrap().len();
+    from_peer.send(&encapsulate(backend, &w, &udp_packet(b.address, a.address, RECORDER, b"genuine")));
+    await_until(Duration::from_secs(5), "the genuine packet", || recorded.lock().unwrap().len() > seen);
+    assert_eq!(recorded.lock().unwrap().last(), Some(&(IpAddr::V4(b.address), b"genuine".to_vec())));
+}
+
+/// All that can be false about a packet in this wire format.
+fn attempts(
+    backend: Backend,
+    w: &Overlayd<'_>,
+    pod: Ipv4Addr,
+    peers_pod: Ipv4Addr,
+    own_public: Ipv4Addr,
+    peers_public: Ipv4Addr,
+) -> Vec<Attempt> {
+    use Sender::{Peer, Stranger};
+    let packet = |source| udp_packet(source, pod, RECORDER, b"false");
+    let wrapped = |source| encapsulate(backend, w, &packet(source));
+    let always = |reason| [Some(reason); 3];
+    let attempt = |label, sender, payload, expected| Attempt { label, sender, payload, expected };
+    let own_pod = Ipv4Addr::from(u32::from(w.env().base()) + 77);
+    let mut corrupt = packet(peers_pod);
+    corrupt[10] ^= 1;
+    let mut version_six = packet(peers_pod);
+    version_six[0] = 0x60 | (version_six[0] & 0x0f);
+
+    let mut attempts = vec![
+        attempt(
+            "an unknown sender",
+            Stranger,
+            wrapped(peers_pod),
+            [Some("unknown_peer"), Some("unknown_peer"), None],
+        ),
+        attempt("somebody else's address", Peer, wrapped(NOBODY), [Some("wrong_source"), None, None]),
+        attempt("the peer's public address", Peer, wrapped(peers_public), [None; 3]),
+        attempt("an own pod's address", Peer, wrapped(own_pod), always("own_source")),
+        attempt("the pod's own address", Peer, wrapped(pod), always("own_source")),
+        attempt("the host's overlay address", Peer, wrapped(w.env().base()), always("own_source")),
+        attempt("the host's public address", Peer, wrapped(own_public), always("own_source")),
+        attempt("a false header checksum", Peer, encapsulate(backend, w, &corrupt), always("malformed")),
+        attempt("another version of IP", Peer, encapsulate(backend, w, &version_six), always("not_ip")),
+    ];
+    if backend == Backend::Vxlan {
+        let own_mac = own_mac(w);
+        let other_mac = [0x02, 0, 0, 0, 0, 0x13];
+        let packet = packet(peers_pod);
+        let mut no_vni = vxlan_frame(1, own_mac, &packet);
+        no_vni[0] = 0;
+        attempts.extend([
+            attempt("another VNI", Peer, vxlan_frame(2, own_mac, &packet), always("wrong_vni")),
+            attempt("another MAC", Peer, vxlan_frame(1, other_mac, &packet), always("wrong_mac")),
+            attempt("the broadcast MAC", Peer, vxlan_frame(1, [0xff; 6], &packet), always("wrong_mac")),
+            attempt("no VNI at all", Peer, no_vni, always("bad_vxlan_header")),
+        ]);
+    }
+    // The master's public address is on the other side of the reverse path filter, which the
+    // kernel applies after the daemon: what the pod sees of it is not the daemon's decision.
+    attempts.retain(|attempt| attempt.label != "the peer's public address");
+    attempts
+}
+
+#[test]
+fn a_vxlan_frame_cut_at_any_length_is_dropped() {
+    a_packet_cut_at_any_length_is_dropped(Backend::Vxlan);
+}
+
+#[test]
+fn a_udp_packet_cut_at_any_length_is_dropped() {
+    a_packet_cut_at_any_length_is_dropped(Backend::Udp);
+}
+
+fn a_packet_cut_at_any_length_is_dropped(backend: Backend) {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, backend);
+    let (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+    await_mesh(&[&w, &m]);
+    let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
+    let injector = Injector::new(&master.ns, worker.public_ip, backend.port());
+    let before = w.status();
+    let whole = encapsulate(backend, &w, &udp_packet(b.address, a.address, RECORDER, b"to be cut"));
+    for length in 0..whole.len() {
+        injector.send(&whole[..length]);
+    }
+    let count = |status: &integration::Status| status.drops("ingress", "truncated");
+    let expected = whole.len() as u64;
+    await_until(Duration::from_secs(5), "every length to be counted", || {
+        count(&w.status()) - count(&before) == expected
+    });
+    assert_eq!(w.status().all_drops("ingress") - before.all_drops("ingress"), expected);
+    traffic::ping(&a.ns, b.address);
+}
+
+fn encapsulate(backend: Backend, w: &Overlayd<'_>, packet: &[u8]) -> Vec<u8> {
+    match backend {
+        Backend::Udp => packet.to_vec(),
+        Backend::Vxlan => vxlan_frame(1, own_mac(w), packet),
+    }
+}
+
+fn own_mac(w: &Overlayd<'_>) -> [u8; 6] {
+    mac(w.status().0["backend"]["vtep_mac"].as_str().expect("a VTEP MAC"))
+}
