@@ -31,6 +31,7 @@ pub mod netns;
 pub mod overlayd;
 pub mod packets;
 pub mod process;
+pub mod service;
 pub mod site;
 pub mod store;
 pub mod traffic;

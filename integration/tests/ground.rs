@@ -6,6 +6,7 @@ use integration::capture::{Capture, LinkType, decode};
 use integration::dockerd::Dockerd;
 use integration::kernel_vxlan::KernelVxlan;
 use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
+use integration::service::{self, SERVICE};
 use integration::traffic::{self, Server};
 use integration::{Backend, Namespace, Site, Store, SubnetEnv};
 
@@ -71,6 +72,23 @@ fn two_kernel_vxlan_hosts_carry_everything_the_tests_send() {
     assert_eq!(traffic::resolve(&a.ns, b.address, "web.default"), "10.0.0.103".parse().ok());
     let _web = Server::http(&b.ns, 8080);
     assert_eq!(traffic::fetch(&a.ns, b.address, 8080, Duration::from_secs(5)), Ok(a.address.to_string()));
+}
+
+#[test]
+fn the_seeds_request_hangs_on_kernel_vxlan_hosts_until_it_is_masqueraded() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let mut left = KernelVxlan::start(&worker, &store, "10.1.9");
+    let right = KernelVxlan::start(&master, &store, "10.1.63");
+    left.follow(&store);
+    let pod = master.bridge_and_pod(right.env());
+    let _web = Server::http(&pod.ns, 8080);
+    service::install(&worker, &pod);
+    let fetch = || traffic::fetch(&worker.ns, SERVICE, 80, Duration::from_secs(3));
+    let hung = fetch();
+    assert!(hung.as_ref().is_err_and(|error| error.contains("timed out")), "{hung:?}");
+    worker.ns.ok("iptables -t nat -A POSTROUTING -o flannel.1 ! -s 10.1.0.0/16 -j MASQUERADE");
+    assert_eq!(fetch(), Ok("10.1.9.0".into()));
 }
 
 #[test]

@@ -8,15 +8,14 @@
 //!      hangs. Masqueraded to the overlay's address, the request and its reply both stay on the overlay.
 //! ```
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use integration::dockerd::Dockerd;
 use integration::overlayd::await_mesh;
+use integration::service::{self, SERVICE};
 use integration::traffic::{self, Server};
-use integration::{Backend, Host, Pod, Site, Store};
+use integration::{Backend, Host, Site, Store};
 
-const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 103);
 const PROMPT: Duration = Duration::from_secs(5);
 /// Long enough for a first retransmission: a request that got no answer by then hangs.
 const HANGING: Duration = Duration::from_secs(3);
@@ -65,7 +64,7 @@ fn a_host_reaches_a_service_on_the_other(backend: Backend, direction: Direction,
     let pod = server.bridge_and_pod(&s.env());
     client.bridge(&c.env());
     let _web = Server::http(&pod.ns, 8080);
-    service_rules(&client, &pod);
+    service::install(&client, &pod);
 
     let answered_from = Ok(c.env().base().to_string());
     assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, PROMPT), answered_from);
@@ -117,7 +116,7 @@ fn pods_keep_their_addresses_with_a_real_dockers_rules(backend: Backend) {
     assert_eq!(traffic::fetch(&b.ns, a.address, 8080, PROMPT), Ok(b.address.to_string()));
 
     // A service whose pod is here is reached from a pod there, by its own address.
-    service_rules(&worker, &b);
+    service::install(&worker, &b);
     assert_eq!(traffic::fetch(&a.ns, SERVICE, 80, PROMPT), own);
     assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, PROMPT), Ok(w.env().base().to_string()));
 
@@ -143,7 +142,7 @@ fn with_ip_masq_pods_reach_the_world_and_keep_their_addresses_inside() {
     assert_eq!(traffic::fetch(&a.ns, b.address, 8080, PROMPT), Ok(a.address.to_string()));
     let _outside = Server::http(&site.router, 8081);
     assert_eq!(traffic::fetch(&a.ns, site.router_address(), 8081, PROMPT), Ok(worker.public_ip.to_string()));
-    service_rules(&worker, &b);
+    service::install(&worker, &b);
     assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, PROMPT), Ok(w.env().base().to_string()));
 }
 
@@ -157,32 +156,4 @@ fn dns_over_udp_reaches_a_pod_from_a_host_and_from_a_pod() {
     let _dns = Server::dns(&b.ns, SERVICE);
     assert_eq!(traffic::resolve(&a.ns, b.address, "web.default.svc"), Some(SERVICE));
     assert_eq!(traffic::resolve(&worker.ns, b.address, "web.default.svc"), Some(SERVICE));
-}
-
-/// The rules by which a host's service proxy sends `SERVICE:80` to a pod's port 8080, for what the host
-/// itself and its pods ask, and masquerades only what it has marked (a pod that asks for itself).
-#[track_caller]
-fn service_rules(host: &Host, pod: &Pod) {
-    let pod = pod.address;
-    host.ns.feed(
-        "iptables-restore --noflush",
-        &format!(
-            "*nat\n\
-             :KUBE-SERVICES - [0:0]\n\
-             :KUBE-SVC-WEB - [0:0]\n\
-             :KUBE-SEP-WEB - [0:0]\n\
-             :KUBE-MARK-MASQ - [0:0]\n\
-             :KUBE-POSTROUTING - [0:0]\n\
-             -A PREROUTING -j KUBE-SERVICES\n\
-             -A OUTPUT -j KUBE-SERVICES\n\
-             -A POSTROUTING -j KUBE-POSTROUTING\n\
-             -A KUBE-SERVICES -d {SERVICE}/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-WEB\n\
-             -A KUBE-SVC-WEB -j KUBE-SEP-WEB\n\
-             -A KUBE-SEP-WEB -s {pod}/32 -j KUBE-MARK-MASQ\n\
-             -A KUBE-SEP-WEB -p tcp -m tcp -j DNAT --to-destination {pod}:8080\n\
-             -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n\
-             -A KUBE-POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE\n\
-             COMMIT\n"
-        ),
-    );
 }
