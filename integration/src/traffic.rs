@@ -1,16 +1,16 @@
 //! Traffic between namespaces, each kind checked at its receiving end.
 
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
 use serde_json::Value;
 
-use crate::netns::{Namespace, output, succeed};
+use crate::netns::{Namespace, succeed};
 use crate::process::{Process, await_until};
 
 /// Pings three times; each must be answered.
@@ -242,25 +242,24 @@ pub fn resolve(ns: &Namespace, address: Ipv4Addr, name: &str) -> Option<Ipv4Addr
     Some(octets.into())
 }
 
-/// Fetches `http://address:port/`, giving up after `limit`. Returns the page's text, or curl's error.
-pub fn fetch(ns: &Namespace, address: Ipv4Addr, port: u16, limit: Duration) -> Result<String, String> {
-    let mut command = ns.command("curl");
-    command.args([
-        "--silent",
-        "--show-error",
-        "--noproxy",
-        "*",
-        "--max-time",
-        &limit.as_secs_f64().to_string(),
-    ]);
-    let start = Instant::now();
-    let output = output(command.arg(format!("http://{address}:{port}/")));
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() {
-        Ok(text(&output.stdout))
-    } else {
-        Err(format!("after {:?}: {}", start.elapsed(), text(&output.stderr)))
-    }
+/// Fetches `http://address:port/`, giving up after `limit`. Returns the page's text.
+///
+/// # Errors
+/// What kept the page from coming; `TimedOut` if nothing was refused but nothing came either.
+pub fn fetch(ns: &Namespace, address: Ipv4Addr, port: u16, limit: Duration) -> Result<String, ErrorKind> {
+    let target = SocketAddr::from((address, port));
+    let fetch = || {
+        let mut stream = TcpStream::connect_timeout(&target, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned()))
+    };
+    ns.within(fetch).map_err(|error: io::Error| match error.kind() {
+        ErrorKind::WouldBlock => ErrorKind::TimedOut,
+        kind => kind,
+    })
 }
 
 /// Reproducible noise (xorshift64), so that both ends know what is to come.
