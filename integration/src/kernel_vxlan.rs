@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::site::{Host, SubnetEnv};
-use crate::store::Store;
+use crate::store::{Backend, Store};
 
 /// A kernel VXLAN device `flannel.1` and what it knows of its peers.
 #[derive(Debug)]
@@ -20,12 +20,7 @@ impl<'h> KernelVxlan<'h> {
     /// host's lease in the store.
     #[track_caller]
     pub fn start(host: &'h Host, store: &Store, subnet: &str) -> Self {
-        let env = SubnetEnv {
-            network: "10.1.0.0/16".into(),
-            subnet: format!("{subnet}.1/24"),
-            mtu: 1450,
-            ip_masq: false,
-        };
+        let env = SubnetEnv::of(subnet, 1500 - Backend::Vxlan.overhead());
         let (ns, public_ip, base) = (&host.ns, host.public_ip, env.base());
         ns.sysctl("net/ipv4/ip_forward", "1");
         ns.ip(&format!(

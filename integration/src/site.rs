@@ -209,6 +209,11 @@ impl Host {
 }
 
 impl SubnetEnv {
+    /// What the file of a host with this subnet (`10.1.9`, the first three octets of a /24) would say.
+    pub fn of(subnet: &str, mtu: u32) -> Self {
+        Self { network: "10.1.0.0/16".into(), subnet: format!("{subnet}.1/24"), mtu, ip_masq: false }
+    }
+
     /// Reads a subnet file, checking that the lines are flannel's, in flannel's order.
     #[track_caller]
     pub fn read(path: &Path) -> Self {

@@ -108,8 +108,7 @@ fn an_injected_frame_reaches_a_pod_behind_a_kernel_that_does_not_ask_who_sent_it
 #[test]
 fn a_real_docker_daemon_makes_its_bridge_and_rules() {
     let (_site, worker, _master) = Site::two_hosts();
-    let env =
-        SubnetEnv { network: "10.1.0.0/16".into(), subnet: "10.1.9.1/24".into(), mtu: 1450, ip_masq: false };
+    let env = SubnetEnv::of("10.1.9", 1450);
     let docker = Dockerd::start(&worker, &env);
     let pod = worker.pod(&env, 0);
     traffic::ping(&pod.ns, env.bridge_address());

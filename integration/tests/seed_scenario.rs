@@ -15,7 +15,7 @@ use integration::dockerd::Dockerd;
 use integration::overlayd::await_mesh;
 use integration::service::{self, SERVICE};
 use integration::traffic::{self, Server};
-use integration::{Backend, Host, Site, Store};
+use integration::{Backend, Host, Site, Store, SubnetEnv, await_until};
 
 const PROMPT: Duration = Duration::from_secs(5);
 /// Long enough for a first retransmission: a request that got no answer by then hangs.
@@ -95,39 +95,48 @@ fn pods_keep_their_addresses_with_a_real_dockers_rules_over_vxlan() {
 fn pods_keep_their_addresses_with_a_real_dockers_rules(backend: Backend) {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::etcd(&site, backend);
+    // Docker is there first, so that it is docker that turns forwarding on: only then does it forbid
+    // to others what it does not itself allow. The subnets are agreed beforehand.
+    let hosts = [(&worker, "10.1.9"), (&master, "10.1.63")];
+    let dockers = hosts.map(|(host, subnet)| {
+        let env = SubnetEnv::of(subnet, 1500 - backend.overhead());
+        store.put_lease(&env.key(), &format!(r#"{{"PublicIP":"{}"}}"#, host.public_ip));
+        let docker = Dockerd::start(host, &env);
+        let nat = host.ns.ok("iptables -t nat -S POSTROUTING");
+        assert!(nat.contains(&format!("-s {} ! -o docker0 -j MASQUERADE", env.base_with_length())), "{nat}");
+        assert!(host.ns.ok("iptables -S FORWARD").contains("-P FORWARD DROP"));
+        docker
+    });
     let start = |host| Host::overlayd(host, &store).flag("--iptables-resync=1").start();
     let (w, m) = (start(&worker), start(&master));
     await_mesh(&[&w, &m]);
-    let _docker = [Dockerd::start(&worker, &w.env()), Dockerd::start(&master, &m.env())];
-    for (host, env) in [(&worker, w.env()), (&master, m.env())] {
-        let rules = host.ns.ok("iptables -t nat -S POSTROUTING");
-        assert!(
-            rules.contains(&format!("-s {} ! -o docker0 -j MASQUERADE", env.base_with_length())),
-            "{rules}"
-        );
-        assert!(host.ns.ok("iptables -S FORWARD").contains("-P FORWARD DROP"));
-    }
     let (a, b) = (worker.pod(&w.env(), 0), master.pod(&m.env(), 0));
-    let _web = [Server::http(&a.ns, 8080), Server::http(&b.ns, 8080)];
-    // Rules that docker put in front of ours are answered at the next check.
-    let own = Ok(a.address.to_string());
-    integration::await_until(Duration::from_secs(15), "the pods to reach each other", || {
-        traffic::fetch(&a.ns, b.address, 8080, Duration::from_secs(1)) == own
-    });
-    assert_eq!(traffic::fetch(&b.ns, a.address, 8080, PROMPT), Ok(b.address.to_string()));
-
-    // A service whose pod is here is reached from a pod there, by its own address.
-    service::install(&worker, &b);
-    assert_eq!(traffic::fetch(&a.ns, SERVICE, 80, PROMPT), own);
-    assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, PROMPT), Ok(w.env().base().to_string()));
-
-    let _dns = Server::dns(&b.ns, SERVICE);
-    assert_eq!(traffic::resolve(&a.ns, b.address, "web.default.svc"), Some(SERVICE));
-
-    // What leaves the overlay is docker's business, and docker masquerades it.
+    let _servers = [Server::http(&a.ns, 8080), Server::http(&b.ns, 8080), Server::dns(&b.ns, SERVICE)];
     let _outside = Server::http(&site.router, 8081);
-    let outside = site.router_address();
-    assert_eq!(traffic::fetch(&a.ns, outside, 8081, PROMPT), Ok(worker.public_ip.to_string()));
+    service::install(&worker, &b);
+
+    let check = || {
+        let own = Ok(a.address.to_string());
+        assert_eq!(traffic::fetch(&a.ns, b.address, 8080, PROMPT), own);
+        assert_eq!(traffic::fetch(&b.ns, a.address, 8080, PROMPT), Ok(b.address.to_string()));
+        assert_eq!(traffic::resolve(&a.ns, b.address, "web.default.svc"), Some(SERVICE));
+        // The service, from a pod by its own address and from the host by the overlay's.
+        assert_eq!(traffic::fetch(&a.ns, SERVICE, 80, PROMPT), own);
+        assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, PROMPT), Ok(w.env().base().to_string()));
+        // What leaves the overlay is docker's business, and docker masquerades it.
+        let outside = traffic::fetch(&a.ns, site.router_address(), 8081, PROMPT);
+        assert_eq!(outside, Ok(worker.public_ip.to_string()));
+    };
+    check();
+
+    // Docker started again puts its rules in front; ours are back in their place at the next check.
+    dockers.into_iter().for_each(Dockerd::stop);
+    let _dockers = [Dockerd::start(&worker, &w.env()), Dockerd::start(&master, &m.env())];
+    await_until(Duration::from_secs(10), "the pods to reach each other under their own addresses", || {
+        traffic::fetch(&a.ns, b.address, 8080, Duration::from_secs(1)) == Ok(a.address.to_string())
+            && traffic::fetch(&b.ns, a.address, 8080, Duration::from_secs(1)) == Ok(b.address.to_string())
+    });
+    check();
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use integration::{Site, Status, Store, traffic};
+use integration::{Backend, Site, Status, Store, await_until, traffic};
 
 #[test]
 fn two_networks_live_on_the_same_hosts() {
@@ -17,7 +18,7 @@ fn two_networks_live_on_the_same_hosts() {
 
     let of = |device| Status::of(&worker.ns, &["--device", device]);
     for (device, network, peer) in [("flannel.1", "10.1.0.0/16", &m1), ("flannel0", "10.2.0.0/16", &m2)] {
-        integration::await_until(std::time::Duration::from_secs(10), "the peer", || {
+        await_until(Duration::from_secs(10), "the peer", || {
             of(device).peers() == [peer.env().base_with_length()]
         });
         assert_eq!(of(device).0["network"], network);
@@ -34,7 +35,7 @@ fn two_networks_live_on_the_same_hosts() {
 #[test]
 fn the_control_socket_is_found_from_its_own_namespace_only() {
     let (site, worker, master) = Site::two_hosts();
-    let store = Store::dir(&site, integration::Backend::Udp);
+    let store = Store::dir(&site, Backend::Udp);
     let w = worker.overlayd(&store).start();
     let socket = control_socket(&worker, "flannel0");
     assert!(socket.exists(), "{}", socket.display());
@@ -51,14 +52,16 @@ fn the_control_socket_is_found_from_its_own_namespace_only() {
 #[test]
 fn a_control_socket_that_is_taken_is_a_warning() {
     let (site, worker, master) = Site::two_hosts();
-    let store = Store::dir(&site, integration::Backend::Vxlan);
+    let store = Store::dir(&site, Backend::Vxlan);
     let socket = control_socket(&worker, "flannel.1");
     std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
     let taken = UnixListener::bind(&socket).unwrap();
     let w = worker.overlayd(&store).start();
     let m = master.overlayd(&store).start();
     m.await_peers(&[&w.env().base_with_length()]);
-    traffic::ping(&master.ns, w.env().base());
+    await_until(Duration::from_secs(5), "it to forward all the same", || {
+        traffic::answers(&master.ns, w.env().base())
+    });
     let log = w.log();
     let warned = log.lines().any(|line| line.contains("WARN") && line.contains(socket.to_str().unwrap()));
     assert!(warned, "{log}");
@@ -70,7 +73,7 @@ fn a_control_socket_that_is_taken_is_a_warning() {
 #[test]
 fn a_control_socket_left_by_a_crash_is_replaced() {
     let (site, worker, _master) = Site::two_hosts();
-    let store = Store::dir(&site, integration::Backend::Vxlan);
+    let store = Store::dir(&site, Backend::Vxlan);
     worker.overlayd(&store).start().process().kill();
     assert!(control_socket(&worker, "flannel.1").exists());
     let w = worker.overlayd(&store).start();

@@ -2,6 +2,7 @@
 //! and the traffic that flows meanwhile does not notice.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -73,7 +74,14 @@ fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: us
     let from_peer = Injector::new(&master.ns, worker.public_ip, backend.port());
 
     std::thread::scope(|scope| {
-        let transfer = scope.spawn(|| traffic::transfer(&b.ns, &a.ns, a.address, 40));
+        // Ends when the other end of the channel is dropped, also by a panic.
+        let (attempting, attempted) = mpsc::channel::<()>();
+        let (from, to) = (&b, &a);
+        let transfers = scope.spawn(move || {
+            while attempted.try_recv() == Err(TryRecvError::Empty) {
+                traffic::transfer(&from.ns, &to.ns, to.address, 5);
+            }
+        });
         for attempt in attempts(backend, &w, a.address, b.address, worker.public_ip) {
             let Attempt { label, sender, payload, expected } = attempt;
             let injector = match sender {
@@ -94,7 +102,8 @@ fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: us
             assert_eq!(w.status().all_drops("ingress"), before.all_drops("ingress") + 1, "{label}");
             assert_eq!(recorded.lock().unwrap().len(), seen, "`{label}` reached the pod");
         }
-        transfer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        drop(attempting);
+        transfers.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
 
     // One that is as it should be, so that silence above means refusal.
