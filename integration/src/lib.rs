@@ -16,7 +16,8 @@
 //!  pod .2  pod .3                             pod .2
 //! ```
 //!
-//! Each LAN is a bridge in the router's namespace, so that more hosts (and attackers) can join it.
+//! Each LAN is a bare pair of interfaces, host and router, so that frames pass as they were sent,
+//! super-packets whole and checksums unfilled. More hosts have more LANs.
 //! The pods' network is 10.1.0.0/16, cut into /24 subnets, one per host.
 //!
 //! A harness function that cannot do its work panics and says what failed: in a test that is the

@@ -91,7 +91,7 @@ impl Site {
     #[track_caller]
     pub fn two_hosts_by_side_gateway() -> (Self, Host, Host) {
         let mut site = Self::new();
-        site.lan(Ipv4Addr::new(192, 168, 1, 4));
+        site.bridged_lan(Ipv4Addr::new(192, 168, 1, 4));
         let worker = site.host("worker", "192.168.1.12");
         let master = site.host("master", "192.168.199.238");
         let gateway = Namespace::new("gateway");
@@ -101,8 +101,8 @@ impl Site {
         (site, worker, master)
     }
 
-    /// Adds a host with this address on the /24 LAN that it belongs to, which is made if it is new,
-    /// with the router's leg at `.1`. The host filters by reverse path, as the seed's do.
+    /// Adds a host with this address on a new /24 LAN of its own, with the router's leg at `.1`. The
+    /// host filters by reverse path, as the seed's do.
     #[track_caller]
     pub fn host(&self, name: &str, address: &str) -> Host {
         let public_ip: Ipv4Addr = address.parse().expect("an IPv4 address");
@@ -130,35 +130,49 @@ impl Site {
         *self.lans.lock().unwrap().first().expect("a site with a LAN")
     }
 
-    /// The name of the router's leg (a bridge) on the LAN of this address.
+    /// The name of the router's leg on the LAN of this address.
     pub fn lan_device(address: Ipv4Addr) -> String {
         format!("lan{}", address.octets()[2])
     }
 
     /// Joins a namespace's new `eth0` to the LAN of its address and returns the router's address there.
+    /// A new LAN is a bare pair of interfaces: a bridge would compute the checksums and cut the
+    /// super-packets that a kernel VXLAN device sends, and so hide what the daemon has to cope with.
     #[track_caller]
     fn plug(&self, ns: &Namespace, address: Ipv4Addr) -> Ipv4Addr {
         let [a, b, c, d] = address.octets();
-        let known =
-            self.lans.lock().unwrap().iter().find(|gateway| gateway.octets()[..3] == [a, b, c]).copied();
-        let gateway = known.unwrap_or_else(|| self.lan(Ipv4Addr::new(a, b, c, 1)));
-        let (bridge, port, name) = (Self::lan_device(address), format!("p{c}-{d}"), ns.name());
-        self.router.ip(&format!(
-            "link add {port} type veth peer name eth0 netns {name}\nlink set {port} master {bridge} up"
-        ));
+        let (lan, name) = (Self::lan_device(address), ns.name());
+        let mut lans = self.lans.lock().unwrap();
+        let gateway = match lans.iter().find(|gateway| gateway.octets()[..3] == [a, b, c]) {
+            Some(&gateway) => {
+                let port = format!("port{c}-{d}");
+                self.router.ip(&format!(
+                    "link add {port} type veth peer name eth0 netns {name}\nlink set {port} master {lan} up"
+                ));
+                gateway
+            }
+            None => {
+                let gateway = Ipv4Addr::new(a, b, c, 1);
+                self.router.ip(&format!(
+                    "link add {lan} type veth peer name eth0 netns {name}\n\
+                     address add {gateway}/24 dev {lan}\nlink set {lan} up"
+                ));
+                lans.insert(gateway);
+                gateway
+            }
+        };
         ns.ip(&format!("address add {address}/24 dev eth0\nlink set eth0 up"));
         gateway
     }
 
-    /// Makes the /24 LAN on which the router has this address.
+    /// Makes a /24 LAN for several hosts, a bridge, on which the router has this address.
     #[track_caller]
-    fn lan(&self, gateway: Ipv4Addr) -> Ipv4Addr {
+    fn bridged_lan(&self, gateway: Ipv4Addr) {
         let bridge = Self::lan_device(gateway);
         self.router.ip(&format!(
             "link add {bridge} type bridge\naddress add {gateway}/24 dev {bridge}\nlink set {bridge} up"
         ));
         self.lans.lock().unwrap().insert(gateway);
-        gateway
     }
 }
 

@@ -64,6 +64,10 @@ fn two_kernel_vxlan_hosts_carry_everything_the_tests_send() {
     assert!(inner.contains(&format!("> {}.7: ", b.address)), "{inner}");
 
     traffic::transfer(&b.ns, &a.ns, a.address, 4);
+    let frames = wire.stop();
+    let largest = frames.iter().max_by_key(|frame| frame.len()).unwrap();
+    let text = decode(LinkType::Ethernet, &[largest], worker.directory());
+    assert!(largest.len() > 1514 && text.contains("(incorrect"), "no super-packet without checksum: {text}");
     let tcp = traffic::iperf3(&a.ns, &b.ns, b.address, "-t 1", worker.directory());
     let udp = traffic::iperf3(&b.ns, &a.ns, a.address, "-u -b 20M -t 1", worker.directory());
     assert!(tcp.bits_per_second > 1e6 && udp.bits_per_second > 1e6, "{tcp:?} {udp:?}");

@@ -57,7 +57,7 @@ fn off_asks_only_for_the_form() {
 
 fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: usize) {
     let (site, worker, master) = Site::two_hosts();
-    let stranger = site.host("stranger", "192.168.199.66");
+    let stranger = site.host("stranger", "192.168.66.6");
     let store = Store::dir(&site, backend);
     let w = worker.overlayd(&store).flag(&format!("--source-check={check}")).start();
     let m = master.overlayd(&store).start();
