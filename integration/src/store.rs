@@ -136,7 +136,8 @@ impl Store {
                 .expect("read the lease directory")
                 .flatten()
                 .filter_map(|file| {
-                    let key = file.file_name().into_string().ok()?;
+                    // A leading dot marks a draft that is about to be renamed.
+                    let key = file.file_name().into_string().ok().filter(|key| !key.starts_with('.'))?;
                     Some((key, fs::read_to_string(file.path()).ok()?))
                 })
                 .collect(),
