@@ -382,6 +382,15 @@ impl Daemon {
     }
 }
 
+impl Drop for Daemon {
+    /// A change that was not written yet is written before the daemon is gone.
+    fn drop(&mut self) {
+        if self.save_at.is_some() {
+            self.save();
+        }
+    }
+}
+
 impl Shared {
     fn status(&self) -> Option<Status> {
         let node = self.node.upgrade()?;

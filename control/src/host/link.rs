@@ -7,6 +7,7 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
 use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{LinkUnspec, MulticastGroup, RouteMessageBuilder};
@@ -101,7 +102,13 @@ async fn bring_up(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(
     if link.up && link.mtu == desired.mtu {
         return Ok(());
     }
-    let request = LinkUnspec::new_with_index(link.index).mtu(desired.mtu).up().build();
+    // The overlay carries IPv4: without an address of its own the device sends no IPv6 either, which
+    // would only be counted as dropped.
+    let no_ipv6 = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+        In6AddrGenMode::None,
+    )])]);
+    let request =
+        LinkUnspec::new_with_index(link.index).mtu(desired.mtu).append_extra_attribute(no_ipv6).up().build();
     netlink
         .handle
         .link()
