@@ -20,6 +20,8 @@ pub fn start(verbosity: u8) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(terminal)
+        // Saying on standard error that standard error is broken would panic: forwarding matters more.
+        .log_internal_errors(false)
         .with_target(verbosity > 1);
     if journal { logs.without_time().init() } else { logs.init() }
 }

@@ -1,7 +1,10 @@
 //! What the daemon is told by flags, environment and configuration, and how it refuses what it cannot take.
 
+use std::io::Read;
+use std::process::Stdio;
 use std::time::Duration;
 
+use integration::overlayd::program;
 use integration::{Backend, Site, Store, await_until, traffic};
 
 #[test]
@@ -126,4 +129,34 @@ fn the_first_interface_with_a_default_route_is_the_default() {
     let store = Store::dir(&site, Backend::Udp);
     let w = worker.bare_overlayd().flag(&store.flags()[0]).start();
     assert_eq!(w.status().0["lease"]["public_ip"], "192.168.1.12");
+}
+
+#[test]
+fn nobody_reading_is_no_reason_to_end() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Udp);
+    let mut command = worker.ns.command(&program("overlayd").display().to_string());
+    command.arg(format!("--subnet-file={}", worker.directory().join("subnet.env").display()));
+    let mut daemon = command.args(store.flags()).stderr(Stdio::piped()).spawn().unwrap();
+    // The first word is read, then the reader goes.
+    let mut reader = daemon.stderr.take().unwrap();
+    reader.read_exact(&mut [0]).unwrap();
+    drop(reader);
+    await_until(Duration::from_secs(10), "the lease", || store.leases().len() == 1);
+    store.put_config("a change that is worth a word");
+    store.put_lease("10.1.77.0-24", r#"{"PublicIP":"192.168.50.8"}"#);
+    await_until(Duration::from_secs(10), "the peer", || {
+        assert_eq!(daemon.try_wait().unwrap(), None, "the daemon ended");
+        let overlayctl = program("overlayctl");
+        let status = worker.ns.run(&format!("{} status", overlayctl.display())).stdout;
+        String::from_utf8_lossy(&status).contains("10.1.77.0/24")
+    });
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+
+    let mut help = std::process::Command::new(program("overlayd"));
+    let mut help = help.arg("--help").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(help.stdout.take());
+    let output = help.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }

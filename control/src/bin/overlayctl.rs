@@ -47,7 +47,7 @@ async fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {
-            eprintln!("overlayctl: {error}");
+            let _ = writeln!(std::io::stderr(), "overlayctl: {error}");
             ExitCode::FAILURE
         }
     }

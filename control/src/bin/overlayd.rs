@@ -1,5 +1,6 @@
 //! The daemon: flanneld's flags in, a running overlay out.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use control::daemon;
@@ -14,11 +15,12 @@ async fn main() -> ExitCode {
     let flags = match Flags::parse_from(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
         Ok(flags) => flags,
         Err(text) if text.is_text() => {
-            print!("{text}");
+            // The reader may have seen enough, as in `overlayd --help | head`.
+            let _ = write!(io::stdout(), "{text}");
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("overlayd: {error}");
+            let _ = writeln!(io::stderr(), "overlayd: {error}");
             return ExitCode::FAILURE;
         }
     };
