@@ -40,6 +40,14 @@ pub enum FlagError {
     /// Refused by clap; or the text of `--help` or `--version`.
     #[error("{0}")]
     Clap(#[from] clap::Error),
+    /// A variable of the environment stands for a flag that is not supported.
+    #[error("in the environment variable {variable}: {error}")]
+    Variable {
+        /// The variable's name.
+        variable: String,
+        /// What is said of the flag.
+        error: Box<FlagError>,
+    },
     /// A value from the environment was refused.
     #[error("in the environment variable {variable}: {error}")]
     Environment {
@@ -103,13 +111,19 @@ pub(super) fn to_clap(
         if matches!(name, "help" | "version") || given.iter().any(|given| given == name) {
             continue;
         }
-        let variable = format!("FLANNELD_{}", name.replace('-', "_").to_uppercase());
+        let variable = variable_of(name);
         let Some(value) = env(&variable).filter(|value| !value.is_empty()) else { continue };
         let arg = format!("--{name}={}", utf8(value)?);
         // Tried alone first, so that an error names where the value stands.
         let alone = command.clone().try_get_matches_from([command.get_name(), &arg]);
         alone.map_err(|error| FlagError::Environment { variable, error })?;
         out.push(arg.into());
+    }
+    for name in NOT_SUPPORTED {
+        let variable = variable_of(name);
+        if env(&variable).is_some_and(|value| !value.is_empty()) {
+            return Err(FlagError::Variable { variable, error: Box::new(not_supported(name)) });
+        }
     }
     Ok(out)
 }
@@ -128,14 +142,23 @@ pub fn parse_bool(text: &str) -> Result<bool, String> {
 
 fn find<'a>(command: &'a Command, name: &str) -> Result<&'a Arg, FlagError> {
     command.get_arguments().find(|arg| arg.get_long() == Some(name)).ok_or_else(|| {
-        syntax(if NOT_SUPPORTED.contains(&name) {
-            format!(
-                "the flag --{name} is not supported yet: run without it, or stay with flanneld on this node"
-            )
+        if NOT_SUPPORTED.contains(&name) {
+            not_supported(name)
         } else {
-            format!("there is no flag --{name}: see overlayd --help")
-        })
+            syntax(format!("there is no flag --{name}: see overlayd --help"))
+        }
     })
+}
+
+fn not_supported(name: &str) -> FlagError {
+    syntax(format!(
+        "the flag --{name} is not supported yet: run without it, or stay with flanneld on this node"
+    ))
+}
+
+/// The variable of the environment that stands for the flag `name`.
+fn variable_of(name: &str) -> String {
+    format!("FLANNELD_{}", name.replace('-', "_").to_uppercase())
 }
 
 fn is_switch(arg: &Arg) -> bool {

@@ -244,6 +244,9 @@ mod tests {
         }
         let error = parse(&[], &[("FLANNELD_QUEUES", "many")]).unwrap_err();
         assert!(error.contains("FLANNELD_QUEUES") && error.contains("many"), "{error}");
+        let error = parse(&[], &[("FLANNELD_ETCD_CAFILE", "/ca.pem")]).unwrap_err();
+        assert!(error.contains("FLANNELD_ETCD_CAFILE") && error.contains("not supported"), "{error}");
+        assert!(parse(&[], &[("FLANNELD_ETCD_CAFILE", "")]).is_ok(), "an empty variable is none");
     }
 
     #[test]
