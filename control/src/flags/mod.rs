@@ -11,6 +11,8 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 pub use go::{FlagError, parse_bool};
 
+use crate::lease::is_one_host;
+
 /// Userspace overlay router, drop-in for flanneld.
 ///
 /// Flags take one dash or two, and their value after '=' or as the next argument; a switch takes
@@ -67,7 +69,7 @@ pub struct Flags {
     pub iface: Vec<String>,
 
     /// Address that the other nodes send to, if it is not the interface's own.
-    #[arg(long, help_heading = "Interface", value_name = "ADDRESS")]
+    #[arg(long, help_heading = "Interface", value_name = "ADDRESS", value_parser = one_host)]
     pub public_ip: Option<Ipv4Addr>,
 
     /// File that tells docker, or whoever makes the containers' bridge, the subnet and the MTU.
@@ -166,6 +168,14 @@ fn store(text: &str) -> Result<StoreKind, String> {
     }
 }
 
+/// An address that others can send to, as a lease must have it.
+fn one_host(text: &str) -> Result<Ipv4Addr, String> {
+    match text.parse::<Ipv4Addr>() {
+        Ok(address) if is_one_host(address) => Ok(address),
+        _ => Err("it is one host's IPv4 address".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,7 +242,9 @@ mod tests {
             (&["--ip-masq=maybe"], &["--ip-masq", "maybe", "true", "false"]),
             (&["--ip-masq", "true"], &["'true'", "not a flag"]),
             (&["--subnet-lease-renew-margin=1440"], &["1440", "1..=1439"]),
-            (&["--public-ip=300.1.2.3"], &["--public-ip", "300.1.2.3"]),
+            (&["--public-ip=300.1.2.3"], &["--public-ip", "300.1.2.3", "IPv4 address"]),
+            (&["--public-ip=0.0.0.0"], &["--public-ip", "0.0.0.0", "one host"]),
+            (&["--public-ip=224.0.0.1"], &["--public-ip", "224.0.0.1", "one host"]),
             (&["--store=zookeeper"], &["--store", "zookeeper", "dir:PATH"]),
             (&["--iface"], &["--iface", "value"]),
             (&["stray"], &["stray"]),

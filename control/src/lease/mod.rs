@@ -19,6 +19,7 @@ mod value;
 pub use choose::{Choice, NetworkFull, choose};
 pub use key::{KeyError, key_of, parse_key};
 pub use set::{Changes, Garbage, Known, LeaseSet, Peers};
+pub use value::is_one_host;
 
 /// How a node is reached: the value of a lease key.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -56,12 +56,16 @@ impl Serialize for LeaseAttrs {
 fn public_ip(fields: Object<'_>) -> Result<Ipv4Addr, JsonError> {
     let allowed = "one host's IPv4 address";
     let text = fields.text("PublicIP")?.ok_or_else(|| JsonError::missing("PublicIP", allowed))?;
-    let one_host =
-        |address: &Ipv4Addr| !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast();
     text.parse()
         .ok()
-        .filter(one_host)
+        .filter(|address| is_one_host(*address))
         .ok_or_else(|| JsonError::field("PublicIP", format_args!("{text:?}"), allowed))
+}
+
+/// Whether `address` can be a node's: what a lease with another PublicIP says is refused.
+#[must_use]
+pub fn is_one_host(address: Ipv4Addr) -> bool {
+    !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast()
 }
 
 fn vxlan(fields: Object<'_>) -> Result<LeaseBackend, JsonError> {
