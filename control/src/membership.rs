@@ -296,6 +296,7 @@ impl Membership {
             warn!(subnet = %held.entry.subnet, "our lease is gone: taking one again");
             self.terms.previous = Some(held.entry.subnet);
         }
+        let mut conflicts = Backoff::default();
         while !self.is_held() {
             let Some((_, config)) = &self.config else { return Ok(()) };
             let previous = self.terms.previous;
@@ -320,6 +321,15 @@ impl Membership {
                 }
                 Written::Conflict => {
                     debug!(%subnet, "another node was faster: choosing again");
+                    // The list shows who was faster. What is refused without showing there (a directory
+                    // of that name, a key in another spelling) is refused for as long as it is there.
+                    if conflicts.attempts == HARMLESS_CONFLICTS {
+                        warn!(%subnet, "the lease's key is refused again and again: is there another of this subnet?");
+                    }
+                    let wait = conflicts.next();
+                    if conflicts.attempts > 1 {
+                        sleep(wait).await;
+                    }
                     self.list().await?;
                 }
             }
@@ -434,6 +444,9 @@ fn tell(changes: &Changes) {
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// How soon a renewal that met another change is tried again.
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
+
+/// Lost races that nodes starting together may see; more have another cause.
+const HARMLESS_CONFLICTS: u32 = 4;
 
 /// Growing waits between attempts, with jitter, so that nodes do not return all at once.
 #[derive(Debug, Default)]
