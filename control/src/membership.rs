@@ -277,6 +277,10 @@ impl Membership {
         match self.leases.get(held.entry.subnet) {
             Some(known) if known.attrs.public_ip == self.terms.public_ip => {
                 held.entry = known.entry.clone();
+                if known.attrs != held.attrs {
+                    warn!(subnet = %held.entry.subnet, "somebody else has written our lease: it will be put right");
+                    held.renew_at = held.renew_at.min(Instant::now() + PUT_RIGHT_AFTER);
+                }
             }
             _ => {}
         }
@@ -445,6 +449,9 @@ const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// How soon a renewal that met another change is tried again.
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
 
+/// How soon a lease of ours that says something else is written again; no sooner, since whoever
+/// wrote it may do so again.
+const PUT_RIGHT_AFTER: Duration = Duration::from_secs(2);
 /// Lost races that nodes starting together may see; more have another cause.
 const HARMLESS_CONFLICTS: u32 = 4;
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -71,6 +72,20 @@ async fn connected(views: &mut watch::Receiver<Option<View>>) -> View {
     timeout(Duration::from_secs(5), view).await.unwrap().unwrap().clone().unwrap()
 }
 
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if condition() {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what} did not come about");
+}
+
+fn lease_file(directory: &Path, view: &View) -> std::path::PathBuf {
+    directory.join("subnets").join(control::lease::key_of(view.lease.subnet))
+}
+
 #[tokio::test]
 async fn a_key_refused_again_and_again_is_not_asked_for_without_pause() {
     let (directory, store) = store();
@@ -82,4 +97,16 @@ async fn a_key_refused_again_and_again_is_not_asked_for_without_pause() {
     assert!((2..10).contains(&asked), "asked {asked} times in a second");
     fs::remove_dir(&in_the_way).unwrap();
     assert_eq!(connected(&mut views).await.lease.subnet, "10.1.9.0/24".parse().unwrap());
+}
+
+#[tokio::test]
+async fn our_lease_written_by_somebody_else_is_put_right() {
+    let (directory, store) = store();
+    let view = connected(&mut join(&store, None)).await;
+    let file = lease_file(directory.path(), &view);
+    let ours = fs::read_to_string(&file).unwrap();
+    let draft = directory.path().join("draft");
+    fs::write(&draft, r#"{"PublicIP":"192.168.1.12","PublicIPv6":null}"#).unwrap();
+    fs::rename(&draft, &file).unwrap();
+    eventually("our own words", || fs::read_to_string(&file).unwrap() == ours).await;
 }
