@@ -183,6 +183,7 @@ impl Membership {
                             let (at, change) = next?;
                             revision = at;
                             if change == Event::Relist {
+                                self.fetch_config().await?;
                                 revision = self.list().await?;
                             } else {
                                 self.learn(change);

@@ -20,6 +20,7 @@ const CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// A directory store that counts what is asked of it.
 struct Counting {
     inner: DirStore,
+    configs: AtomicUsize,
     creates: AtomicUsize,
 }
 
@@ -29,6 +30,7 @@ impl LeaseStore for Counting {
         self.inner.describe()
     }
     async fn config(&self) -> Result<Option<String>, StoreError> {
+        self.configs.fetch_add(1, Relaxed);
         self.inner.config().await
     }
     async fn list(&self) -> Result<Listing, StoreError> {
@@ -50,7 +52,7 @@ fn store() -> (TempDir, Arc<Counting>) {
     let directory = tempfile::tempdir().unwrap();
     let inner = DirStore::open(directory.path()).unwrap();
     fs::write(directory.path().join("config"), CONFIG).unwrap();
-    (directory, Arc::new(Counting { inner, creates: AtomicUsize::new(0) }))
+    (directory, Arc::new(Counting { inner, configs: AtomicUsize::new(0), creates: AtomicUsize::new(0) }))
 }
 
 /// Starts taking part, having had `previous` before.
@@ -109,4 +111,13 @@ async fn our_lease_written_by_somebody_else_is_put_right() {
     fs::write(&draft, r#"{"PublicIP":"192.168.1.12","PublicIPv6":null}"#).unwrap();
     fs::rename(&draft, &file).unwrap();
     eventually("our own words", || fs::read_to_string(&file).unwrap() == ours).await;
+}
+
+#[tokio::test]
+async fn after_a_gap_the_configuration_is_read_again() {
+    let (directory, store) = store();
+    connected(&mut join(&store, None)).await;
+    let before = store.configs.load(Relaxed);
+    fs::rename(directory.path().join("subnets"), directory.path().join("away")).unwrap();
+    eventually("another look", || store.configs.load(Relaxed) > before).await;
 }
