@@ -209,12 +209,15 @@ impl Node {
     }
 }
 
-/// The table that reaches the owners of `leases`. A lease that carries one of this host's own
-/// addresses is one that it had earlier: a packet sent there would come back to this host for ever.
+/// The table that reaches the owners of `leases`. A lease that carries our public address (which
+/// the host itself need not have, behind a NAT) or one of this host's own addresses is one that it had earlier: a packet sent there would come back to this host for ever.
 fn table(plan: &Plan, leases: &[Lease], addresses: Vec<Ipv4Addr>) -> PeerTable {
     let peers = leases
         .iter()
-        .filter(|lease| !addresses.contains(&lease.attrs.public_ip))
+        .filter(|lease| {
+            let public_ip = lease.attrs.public_ip;
+            public_ip != plan.underlay.public_ip && !addresses.contains(&public_ip)
+        })
         .map(|lease| Peer {
             subnet: lease.subnet,
             public_ip: lease.attrs.public_ip,
@@ -291,6 +294,11 @@ mod tests {
         let table = table(&plan(r#"{"Type":"udp"}"#), &leases, vec![Ipv4Addr::new(192, 168, 1, 12)]);
         assert_eq!(table.peers().len(), 1);
         assert_eq!(table.peers()[0].subnet, leases[1].subnet);
+
+        let mut behind_nat = plan(r#"{"Type":"udp"}"#);
+        behind_nat.underlay.public_ip = Ipv4Addr::new(203, 0, 113, 12);
+        let leases = [lease("10.1.8.0/24", "203.0.113.12")];
+        assert!(super::table(&behind_nat, &leases, vec![behind_nat.underlay.address]).peers().is_empty());
     }
 
     #[test]
