@@ -8,6 +8,7 @@ use overlay::forwarder::{self, Forwarder, OnFailure};
 use overlay::ingress::SourceCheck;
 use overlay::stats::Totals;
 use overlay::table::{Local, Peer, PeerTable, SharedTable};
+use overlay::underlay::udp;
 use overlay::wire::Format;
 use overlay::{MacAddr, SetupError};
 
@@ -139,6 +140,10 @@ impl Node {
         if plan.mtu() < MIN_MTU {
             return Err(NodeError::Mtu(plan.underlay.mtu));
         }
+        // The port before all else: where another daemon or a kernel device has it, the overlay device,
+        // its address and the rules are theirs, too, and not to be touched.
+        let listen = SocketAddrV4::new(plan.underlay.address, plan.port());
+        drop(udp::open(listen, 1)?);
         let queues = overlay::tun::open(&plan.device(), options.queues)?;
         let desired = Desired {
             device: plan.device(),
@@ -156,12 +161,7 @@ impl Node {
         let addresses = link::addresses().await?;
         let table = SharedTable::new(table(&plan, leases, addresses.into_iter().collect()));
         let forwarder = Forwarder::start(
-            forwarder::Config {
-                queues,
-                listen: SocketAddrV4::new(plan.underlay.address, plan.port()),
-                source_check: options.source_check,
-                table: table.clone(),
-            },
+            forwarder::Config { queues, listen, source_check: options.source_check, table: table.clone() },
             on_failure,
         )?;
         let (queues, source_check) = (options.queues, options.source_check);

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use integration::overlayd::await_mesh;
 use integration::{Backend, Site, Status, Store, await_until, traffic};
 
 #[test]
@@ -30,6 +31,26 @@ fn two_networks_live_on_the_same_hosts() {
     w2.stop();
     assert_eq!(w1.status().0["device"]["name"], "flannel.1");
     traffic::ping(&worker.ns, m1.env().base());
+}
+
+#[test]
+fn a_daemon_whose_port_is_taken_leaves_the_others_device_alone() {
+    let (site, worker, master) = Site::two_hosts();
+    let one = Store::dir_with(&site, "one", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let two = Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let w = worker.overlayd(&one).start();
+    let m = master.overlayd(&one).start();
+    await_mesh(&[&w, &m]);
+    let state = || {
+        ["ip -4 address show dev flannel.1", "ip route show", "nft list ruleset"]
+            .map(|line| worker.ns.ok(line))
+            .join("\n")
+    };
+    let before = state();
+    let log = worker.overlayd(&two).named("two").refused();
+    assert!(log.contains("192.168.1.12:8472") && log.contains("taken"), "{log}");
+    assert_eq!(state(), before);
+    traffic::ping(&worker.ns, m.env().base());
 }
 
 #[test]
