@@ -140,7 +140,7 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
                 }
                 daemon.republish().await;
             }
-            _ = resync.tick() => daemon.sync_firewall().await,
+            _ = resync.tick() => daemon.sync_host().await,
             () = sleep_until(daemon.save_at.unwrap_or_else(Instant::now)), if daemon.save_at.is_some() => {
                 daemon.save();
             }
@@ -157,6 +157,8 @@ struct Daemon {
     running: Option<Running>,
     /// For the control socket, which answers from the same thread but outlives borrows of the rest.
     shared: Arc<Mutex<Shared>>,
+    /// What the last resync could not put right.
+    host_problems: Vec<String>,
     /// When the state is to be written next, if it has changed.
     save_at: Option<Instant>,
 }
@@ -177,7 +179,16 @@ struct Shared {
 impl Daemon {
     fn new(flags: Flags, underlay: Underlay, store: String, on_failure: OnFailure) -> Self {
         let shared = Arc::new(Mutex::new(Shared { store: store.clone(), ..Shared::default() }));
-        Self { flags, underlay, store, on_failure, running: None, shared, save_at: None }
+        Self {
+            flags,
+            underlay,
+            store,
+            on_failure,
+            running: None,
+            shared,
+            host_problems: Vec::new(),
+            save_at: None,
+        }
     }
 
     fn resync_period(&self) -> Duration {
@@ -351,11 +362,20 @@ impl Daemon {
         }
     }
 
-    async fn sync_firewall(&mut self) {
-        if let Some(running) = &mut self.running
-            && let Err(error) = running.firewall.sync().await
-        {
-            warn!(%error, "firewall rules are not in place: trying again at the next resync");
+    /// What others have taken away is put back. A lasting problem is told once.
+    async fn sync_host(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let synced = [running.node.sync_link().await, running.firewall.sync().await.map(drop)];
+        let problems: Vec<String> =
+            synced.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+        if problems != self.host_problems {
+            for problem in &problems {
+                warn!(%problem, "the host is not as it should be: trying again at every resync");
+            }
+            if problems.is_empty() {
+                info!("the host is as it should be again");
+            }
+            self.host_problems = problems;
         }
     }
 

@@ -121,6 +121,7 @@ pub struct Node {
     plan: Plan,
     queues: usize,
     source_check: SourceCheck,
+    desired: Desired,
     table: SharedTable,
     forwarder: Forwarder,
 }
@@ -165,7 +166,7 @@ impl Node {
             on_failure,
         )?;
         let (queues, source_check) = (options.queues, options.source_check);
-        Ok((Self { plan, queues, source_check, table, forwarder }, firewall))
+        Ok((Self { plan, queues, source_check, desired, table, forwarder }, firewall))
     }
 
     /// What it was made from.
@@ -196,6 +197,14 @@ impl Node {
     #[must_use]
     pub fn totals(&self) -> (Totals, Totals) {
         (self.forwarder.egress().into_iter().sum(), self.forwarder.ingress().into_iter().sum())
+    }
+
+    /// Puts back what the device has lost of its MTU, address or route, as by being set down once.
+    ///
+    /// # Errors
+    /// The step that the kernel refused.
+    pub async fn sync_link(&self) -> Result<(), HostError> {
+        link::apply(&self.desired).await
     }
 
     /// Makes `leases` the peers. The host's own addresses are read anew.

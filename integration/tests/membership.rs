@@ -246,3 +246,17 @@ fn without_etcd_a_daemon_forwards_from_the_table_it_saved() {
         assert_eq!(store.leases().len(), 2);
     }
 }
+
+#[test]
+fn a_device_that_was_set_down_gets_its_route_back() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let w = worker.overlayd(&store).flag("--iptables-resync=1").start();
+    let m = master.overlayd(&store).start();
+    await_mesh(&[&w, &m]);
+    // The kernel takes the route away with it, and does not bring it back.
+    worker.ns.ip("link set flannel.1 down\naddress flush dev flannel.1");
+    await_until(Duration::from_secs(5), "the other host to answer again", || {
+        traffic::answers(&worker.ns, m.env().base())
+    });
+}

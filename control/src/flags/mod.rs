@@ -93,7 +93,7 @@ pub struct Flags {
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
     pub iptables_forward_rules: bool,
 
-    /// How often the firewall rules are checked and put back, in seconds.
+    /// How often device, route and firewall rules are checked and put back, in seconds.
     #[arg(
         long,
         help_heading = "Host",
