@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use serde_json::Value;
 
 use crate::json::{JsonError, Object};
-use crate::lease::{BackendKind, DEFAULT_VNI, MAX_VNI};
+use crate::lease::{BackendKind, DEFAULT_VNI};
 
 /// A network configuration that has been checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +179,7 @@ fn backend(fields: Object<'_>) -> Result<Backend, JsonError> {
             only(options, "Backend.GBP", false)?;
             only(options, "Backend.Learning", false)?;
             only(options, "Backend.DirectRouting", false)?;
-            let vni = options.number("Backend.VNI", 0..=MAX_VNI)?.unwrap_or(DEFAULT_VNI);
+            let vni = options.number("Backend.VNI", 0..=MAX_NAMED_VNI)?.unwrap_or(DEFAULT_VNI);
             let port = options.number("Backend.Port", 0..=MAX_PORT)?.filter(|port| *port != 0);
             Ok(Backend::Vxlan { vni, port: port.map_or(VXLAN_PORT, as_port), mtu: mtu(options)? })
         }
@@ -208,6 +208,8 @@ const LONGEST_SUBNET: u8 = 30;
 /// A node's subnet where the Network is large enough for four of them.
 const DEFAULT_SUBNET_LEN: u8 = 24;
 
+/// A VNI has 24 bits, but `flannel.<VNI>` must fit the 15 bytes of a device's name.
+const MAX_NAMED_VNI: u32 = 9_999_999;
 const MAX_PORT: u32 = u16::MAX as u32;
 /// flannel's port for its udp backend.
 const UDP_PORT: u16 = 8285;
@@ -329,8 +331,8 @@ mod tests {
                 "Backend.Port is 65536: must be",
             ),
             (
-                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,
-                "Backend.VNI is 16777216: must be a whole number from 0 to 16777215",
+                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":10000000}}"#,
+                "Backend.VNI is 10000000: must be a whole number from 0 to 9999999",
             ),
             (
                 r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","MTU":100}}"#,
