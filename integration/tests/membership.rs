@@ -188,6 +188,18 @@ fn a_lease_is_renewed_before_it_ends() {
 }
 
 #[test]
+fn a_lease_taken_over_lasts_as_long_as_asked_for_now() {
+    let (site, worker, _master) = Site::two_hosts();
+    let mut store = Store::etcd(&site, Backend::Udp);
+    let w = worker.overlayd(&store).flag("--subnet-lease-ttl=600").start();
+    let key = format!("/coreos.com/network/subnets/{}", w.env().key());
+    assert_eq!(store.server().granted_ttl(&key), Some(600));
+    w.stop();
+    let _w = worker.overlayd(&store).start();
+    await_until(Duration::from_secs(5), "the new time", || store.server().granted_ttl(&key) == Some(86_400));
+}
+
+#[test]
 fn a_lease_key_without_expiry_is_a_peer() {
     let (site, worker, _master) = Site::two_hosts();
     let store = Store::etcd(&site, Backend::Udp);

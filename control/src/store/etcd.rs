@@ -108,11 +108,15 @@ impl EtcdStore {
         }
     }
 
-    /// Starts the time of an etcd lease anew; `false` if it has ended already.
-    async fn keep_alive(&self, lease: i64) -> Result<bool, StoreError> {
+    /// Starts the time of an etcd lease anew; `false` if it has ended already, or was granted for
+    /// another time than `ttl`, as in an earlier life with other flags.
+    async fn keep_alive(&self, lease: i64, ttl: Duration) -> Result<bool, StoreError> {
         let keep_alive = |mut client: Client, _| async move {
             match client.lease_keep_alive(lease).await {
-                Ok(_) => Ok(true),
+                Ok(_) => {
+                    let granted = client.lease_time_to_live(lease, None).await?.granted_ttl();
+                    Ok(u64::try_from(granted) == Ok(ttl.as_secs().max(1)))
+                }
                 Err(Error::LeaseKeepAliveError(_)) => Ok(false),
                 Err(error) => Err(error),
             }
@@ -206,7 +210,7 @@ impl LeaseStore for EtcdStore {
         // The lease first: once the value is written, there must be time for it.
         let (expiry, granted) = match held.expiry {
             None => (None, None),
-            Some(lease) if self.keep_alive(lease).await? => (Some(lease), None),
+            Some(lease) if self.keep_alive(lease, ttl).await? => (Some(lease), None),
             Some(_) => {
                 let lease = self.grant(ttl).await?;
                 (Some(lease), Some(lease))
