@@ -101,6 +101,15 @@ fn a_control_socket_left_by_a_crash_is_replaced() {
     assert_eq!(w.status().0["lease"]["state"], "held");
 }
 
+#[test]
+fn a_control_socket_left_by_a_crash_of_another_device_does_not_confuse() {
+    let (site, worker, _master) = Site::two_hosts();
+    worker.overlayd(&Store::dir(&site, Backend::Vxlan)).named("before").start().process().kill();
+    assert!(control_socket(&worker, "flannel.1").exists());
+    let w = worker.overlayd(&Store::dir(&site, Backend::Udp)).start();
+    assert_eq!(w.status().0["device"]["name"], "flannel0");
+}
+
 fn control_socket(host: &integration::Host, device: &str) -> PathBuf {
     PathBuf::from(format!("/run/overlayd/netns-{}/{device}.sock", host.ns.inode()))
 }

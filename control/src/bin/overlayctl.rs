@@ -1,6 +1,7 @@
 //! The operator's tool: asks the daemon of this host over its control socket.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -41,13 +42,13 @@ enum Command {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments).await {
-        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(text) => match io::stdout().write_all(text.as_bytes()) {
             Ok(()) => ExitCode::SUCCESS,
             // The reader has seen enough, as in `overlayctl status | head`.
             Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "overlayctl: {error}");
+            let _ = writeln!(io::stderr(), "overlayctl: {error}");
             ExitCode::FAILURE
         }
     }
@@ -78,9 +79,21 @@ fn find(device: Option<&str>) -> Result<PathBuf, String> {
         (None, [only]) => Ok(join(only)),
         (None, []) => Err(none(&directory)),
         (None, several) => {
-            Err(format!("several daemons run here, choose one with --device: {}", several.join(", ")))
+            let mut live = several.iter().filter(|device| listens(&join(device)));
+            match (live.next(), live.next()) {
+                (Some(only), None) => Ok(join(only)),
+                _ => {
+                    Err(format!("several daemons run here, choose one with --device: {}", several.join(", ")))
+                }
+            }
         }
     }
+}
+
+/// Whether a daemon has the socket open: one that was killed leaves it behind.
+fn listens(socket: &Path) -> bool {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    !UnixStream::connect(socket).is_err_and(refused)
 }
 
 fn none(directory: &Path) -> String {
