@@ -118,6 +118,7 @@ fn the_subnet_file_and_the_device_are_flannels() {
         let device = backend.device();
         let address = worker.ns.ok(&format!("ip -o -4 address show {device}"));
         assert!(address.contains(&format!("inet {}/32 ", env.base())), "{address}");
+        assert_eq!(worker.ns.ok(&format!("ip -o -6 address show {device}")), "", "it would send IPv6");
         let link = worker.ns.ok(&format!("ip -o link show {device}"));
         assert!(link.contains(&format!("mtu {} ", env.mtu)) && link.contains(",UP"), "{link}");
         let route = worker.ns.ok(&format!("ip route show 10.1.0.0/16 dev {device}"));

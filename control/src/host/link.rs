@@ -12,7 +12,7 @@ use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::netlink::{Link, Netlink, refused};
 use super::{Desired, HostError};
@@ -103,16 +103,21 @@ async fn bring_up(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(
         return Ok(());
     }
     // The overlay carries IPv4: without an address of its own the device sends no IPv6 either, which
-    // would only be counted as dropped.
+    // would only be counted as dropped. In a request of its own: within one, the kernel (6.18, do_setlink)
+    // sets the device up, and makes the address, before it looks at this.
     let no_ipv6 = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
         In6AddrGenMode::None,
     )])]);
-    let request =
-        LinkUnspec::new_with_index(link.index).mtu(desired.mtu).append_extra_attribute(no_ipv6).up().build();
+    let quiet = LinkUnspec::new_with_index(link.index).append_extra_attribute(no_ipv6).build();
+    if let Err(error) = netlink.handle.link().set(quiet).execute().await {
+        // A host without IPv6, or a device whose MTU is too small for it: quiet anyway.
+        debug!(%error, "IPv6 addresses of the overlay device are not switched off");
+    }
+    let up = LinkUnspec::new_with_index(link.index).mtu(desired.mtu).up().build();
     netlink
         .handle
         .link()
-        .set(request)
+        .set(up)
         .execute()
         .await
         .map_err(|e| refused(format!("set {} up with an MTU of {}", desired.device, desired.mtu), &e))
