@@ -1,5 +1,6 @@
 //! Several daemons side by side, on one host and in namespaces that share one filesystem.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -68,6 +69,24 @@ fn the_control_socket_is_found_from_its_own_namespace_only() {
     assert!(table.contains(&w.env().base_with_length()) && table.contains("flannel0"), "{table}");
     w.stop();
     assert!(!socket.exists(), "{} is left", socket.display());
+}
+
+#[test]
+fn a_user_is_told_that_the_socket_is_not_for_everybody() {
+    let (site, worker, _master) = Site::two_hosts();
+    let _w = worker.overlayd(&Store::dir(&site, Backend::Udp)).start();
+    // A copy that everybody may run, wherever this is built.
+    let overlayctl = site.directory("bin").join("overlayctl");
+    std::fs::copy(integration::overlayd::program("overlayctl"), &overlayctl).unwrap();
+    for directory in overlayctl.ancestors().skip(1).take(2) {
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let user = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+    let output = worker.ns.run(&format!("{user} {} status", overlayctl.display()));
+    let text = String::from_utf8_lossy(&output.stderr);
+    let socket = control_socket(&worker, "flannel0");
+    assert!(!output.status.success() && text.contains("Permission denied"), "{text}");
+    assert!(text.contains(socket.to_str().unwrap()), "{text}");
 }
 
 #[test]

@@ -21,14 +21,15 @@ const INITIAL_NAMESPACE: u64 = 0xEFFF_FFF9;
 pub fn directory() -> io::Result<PathBuf> {
     let inode = |path: &str| fs::metadata(path).map(|namespace| namespace.ino());
     let own = inode("/proc/self/ns/net")?;
+    let elsewhere = Path::new(DIRECTORY).join(format!("netns-{own}"));
     let is_hosts = match inode("/proc/1/ns/net") {
         _ if own == INITIAL_NAMESPACE => true,
         Ok(hosts) => own == hosts,
-        // A user may not look at process 1, and is on the host. If root may not either, it is
-        // confined in some way: a directory of its own is always right then.
-        Err(_) => fs::metadata("/proc/self")?.uid() != 0,
+        // A user may not look at process 1, and is on the host unless a daemon is known elsewhere. If
+        // root may not either, it is confined in some way: a directory of its own is always right then.
+        Err(_) => fs::metadata("/proc/self")?.uid() != 0 && !elsewhere.exists(),
     };
-    Ok(if is_hosts { DIRECTORY.into() } else { Path::new(DIRECTORY).join(format!("netns-{own}")) })
+    Ok(if is_hosts { DIRECTORY.into() } else { elsewhere })
 }
 
 /// The control socket of the daemon of `device`, in this network namespace.
