@@ -25,7 +25,7 @@ demo: setup-demo
 test: setup
 	$(CARGO) build --bins
 	$(CARGO) test --workspace --doc
-	$(RUNNER)='$(SUDO)' cargo nextest run --locked --workspace
+	$(if $(SUDO),$(RUNNER)='$(SUDO)') cargo nextest run --locked --workspace
 
 lint: setup-lint
 	cargo fmt --all --check
