@@ -59,6 +59,7 @@ fn table(leases: u32, len: impl Fn(u32) -> u8) -> PeerTable {
         vtep_mac: Some(MacAddr([2, 0, 0, 0, (i >> 8) as u8, i as u8])),
     });
     let local = Local {
+        network: Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 8).expect("at most 32 bits"),
         subnet: subnet(0),
         overlay_address: Ipv4Addr::new(10, 0, 0, 0),
         addresses: Vec::new(),

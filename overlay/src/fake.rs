@@ -1,15 +1,15 @@
 //! A device and a wire that exist in memory only: the loops are tested on them without root.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddrV4;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use crate::batch::Batch;
 use crate::tun::Device;
-use crate::underlay::{Datagram, HEADROOM, Receiver, Transmitter};
-use crate::wire::vnet;
+use crate::underlay::{Datagrams, Receiver, Transmitter, Unsent};
+use crate::wire::vnet::VnetHdr;
 
 /// A device whose packets a test queues and inspects. Clones are the same device.
 #[derive(Clone, Default)]
@@ -20,17 +20,28 @@ struct DeviceState {
     queued: VecDeque<Vec<u8>>,
     written: Vec<Vec<u8>>,
     failure: Option<i32>,
+    refuses_super_packets: bool,
 }
 
 impl FakeDevice {
     /// Has `packet` read next.
     pub(crate) fn queue(&self, packet: &[u8]) {
-        self.0.lock().unwrap().queued.push_back([&[0; vnet::LEN], packet].concat());
+        self.queue_with(VnetHdr::default(), packet);
+    }
+
+    /// Has `packet` read next, with work left to do.
+    pub(crate) fn queue_with(&self, header: VnetHdr, packet: &[u8]) {
+        self.0.lock().unwrap().queued.push_back([&header.to_bytes(), packet].concat());
     }
 
     /// What was written, with its virtio headers.
     pub(crate) fn take_written(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.0.lock().unwrap().written)
+    }
+
+    /// Writes of super-packets fail from now on, as with an old kernel.
+    pub(crate) fn refuse_super_packets(&self) {
+        self.0.lock().unwrap().refuses_super_packets = true;
     }
 
     /// Every call fails from now on.
@@ -50,12 +61,15 @@ impl Device for FakeDevice {
         Ok(packet.len())
     }
 
-    fn write(&mut self, packet: &[u8]) -> io::Result<()> {
+    fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         if let Some(errno) = state.failure {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        state.written.push(packet.to_vec());
+        if state.refuses_super_packets && parts[0][1] != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        state.written.push(parts.iter().flat_map(|part| part.iter().copied()).collect());
         Ok(())
     }
 
@@ -72,7 +86,7 @@ pub(crate) struct FakeWire(Arc<Mutex<WireState>>);
 struct WireState {
     sent: Vec<(SocketAddrV4, Vec<u8>)>,
     refused: HashMap<usize, i32>,
-    arrived: VecDeque<(SocketAddrV4, Vec<u8>)>,
+    arrived: VecDeque<(SocketAddrV4, Vec<u8>, Option<usize>)>,
 }
 
 impl FakeWire {
@@ -81,38 +95,53 @@ impl FakeWire {
         std::mem::take(&mut self.0.lock().unwrap().sent)
     }
 
-    /// The message of that index fails in every batch.
+    /// The run of that index fails in every batch.
     pub(crate) fn refuse(&self, index: usize, errno: i32) {
         self.0.lock().unwrap().refused.insert(index, errno);
     }
 
     /// Has `payload` received next, from a random port of `outer`.
     pub(crate) fn arrive(&self, outer: &str, payload: &[u8]) {
+        self.put(outer, payload, None);
+    }
+
+    /// Has several datagrams of `segment_len` bytes each received as one.
+    pub(crate) fn arrive_segmented(&self, outer: &str, payload: &[u8], segment_len: usize) {
+        self.put(outer, payload, Some(segment_len));
+    }
+
+    fn put(&self, outer: &str, payload: &[u8], segment_len: Option<usize>) {
         let from = SocketAddrV4::new(outer.parse().unwrap(), 51_234);
-        self.0.lock().unwrap().arrived.push_back((from, payload.to_vec()));
+        self.0.lock().unwrap().arrived.push_back((from, payload.to_vec(), segment_len));
     }
 }
 
 impl Transmitter for FakeWire {
-    fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(usize, io::Error)) {
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent)) {
         let mut state = self.0.lock().unwrap();
-        for (index, message) in batch.messages().iter().enumerate() {
+        for (index, run) in batch.runs(0).iter().enumerate() {
             if let Some(errno) = state.refused.get(&index) {
-                failed(index, io::Error::from_raw_os_error(*errno));
+                let error = io::Error::from_raw_os_error(*errno);
+                failed(Unsent { count: run.count(), inner_len: run.inner_len(), error });
                 continue;
             }
-            let payload = batch.bytes()[message.start..message.start + message.len].to_vec();
-            state.sent.push((message.to, payload));
+            for message in run.singly() {
+                let bytes = message.slices.iter().flat_map(|s| &batch.bytes()[s.start..s.start + s.len]);
+                state.sent.push((message.to, bytes.copied().collect()));
+            }
         }
     }
 }
 
 impl Receiver for FakeWire {
-    fn receive(&mut self, mut each: impl FnMut(Datagram<'_>)) -> io::Result<usize> {
-        let arrived = std::mem::take(&mut self.0.lock().unwrap().arrived);
-        for (from, payload) in &arrived {
-            let mut buffer = [&[0xaa; HEADROOM], &payload[..]].concat();
-            each(Datagram { from: *from, buffer: &mut buffer, truncated: false });
+    fn receive(&mut self, mut each: impl FnMut(Datagrams<'_>)) -> io::Result<usize> {
+        let mut arrived = std::mem::take(&mut self.0.lock().unwrap().arrived);
+        for (from, bytes, segment_len) in &mut arrived {
+            each(Datagrams { from: *from, bytes, segment_len: *segment_len, truncated: false });
         }
         if arrived.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(arrived.len()) }
     }

@@ -3,12 +3,16 @@
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use crate::answers::{Answers, RawSocket};
 use crate::egress::Egress;
 use crate::error::SetupError;
+use crate::idle::Idle;
 use crate::ingress::{Ingress, SourceCheck};
+use crate::offload::Offloads;
 use crate::stats::{Totals, WorkerStats};
+use crate::sys::affinity;
 use crate::sys::wake::StopFlag;
 use crate::table::SharedTable;
 use crate::tun::TunQueue;
@@ -24,7 +28,20 @@ pub struct Config {
     pub source_check: SourceCheck,
     /// The network's state; the forwarder follows what is published there.
     pub table: SharedTable,
+    /// What the kernel is asked to do for us. What it cannot do is switched off.
+    pub offloads: Arc<Offloads>,
+    /// Whether flows leave by different source ports, so that routers and network cards on the way
+    /// can tell them apart and spread them. Otherwise all leave by the port of `listen`.
+    pub spread_source_ports: bool,
+    /// How long a worker looks for more before it sleeps; zero for not at all.
+    pub stay_awake: Duration,
+    /// Whether the workers of a queue are tied to one processor.
+    pub pin: bool,
 }
+
+/// Source ports of each worker: enough to spread a few busy flows, and few enough that a batch is
+/// not torn into many small runs.
+const LANES: usize = 4;
 
 /// Running workers. They stop when this is dropped.
 pub struct Forwarder {
@@ -52,30 +69,48 @@ impl Forwarder {
             source,
         };
         let icmp = RawSocket::open()?;
-        let sockets = udp::open(config.listen, count)?;
+        let offloads = config.offloads;
+        let (awake, pin) = (config.stay_awake, config.pin);
+        // A processor that is not there any more is no reason not to forward.
+        let settle = move |index| {
+            if pin {
+                let _ = affinity::pin_to(index);
+            }
+        };
+        let sockets = udp::open_shared(config.listen, count, &offloads)?;
         let stop = Arc::new(StopFlag::new().map_err(|source| setup("create an eventfd", source))?);
         let mut forwarder =
             Self { stop, threads: Vec::with_capacity(2 * count), egress: Vec::new(), ingress: Vec::new() };
         for (index, (queue, socket)) in config.queues.into_iter().zip(sockets).enumerate() {
             let queue_in = queue.try_clone().map_err(|source| setup("duplicate a queue", source))?;
-            let socket_in = socket.try_clone().map_err(|source| setup("duplicate a socket", source))?;
+            let lanes = if config.spread_source_ports {
+                udp::open_lanes(*config.listen.ip(), LANES)?
+            } else {
+                vec![socket.try_clone().map_err(|source| setup("duplicate a socket", source))?]
+            };
             let answers = || Answers::new(Box::new(icmp.clone()));
 
             let stats = Arc::<WorkerStats>::default();
             forwarder.egress.push(Arc::clone(&stats));
-            let wire = UdpTransmitter::new(socket);
-            let egress = Egress::new(queue, wire, config.table.reader(), answers(), stats, udp::BATCH);
+            let wire = UdpTransmitter::new(lanes, Arc::clone(&offloads));
+            let egress = Egress::new(queue, wire, config.table.reader(), answers(), stats);
             forwarder
-                .spawn(format!("egress-{index}"), on_failure, move |stop| egress.run(stop))
+                .spawn(format!("egress-{index}"), on_failure, move |stop| {
+                    settle(index);
+                    egress.run(Idle::new(awake), stop)
+                })
                 .map_err(|source| setup("start a thread", source))?;
 
             let stats = Arc::<WorkerStats>::default();
             forwarder.ingress.push(Arc::clone(&stats));
-            let wire = UdpReceiver::new(socket_in);
-            let check = config.source_check;
-            let ingress = Ingress::new(queue_in, wire, check, config.table.reader(), answers(), stats);
+            let wire = UdpReceiver::new(socket);
+            let (check, offloads) = (config.source_check, Arc::clone(&offloads));
+            let table = config.table.reader();
+            let ingress = Ingress::new(queue_in, wire, check, table, answers(), stats, offloads);
             forwarder
-                .spawn(format!("ingress-{index}"), on_failure, move |stop| ingress.run(stop))
+                .spawn(format!("ingress-{index}"), on_failure, move |stop| {
+                    ingress.run(Idle::new(awake), stop)
+                })
                 .map_err(|source| setup("start a thread", source))?;
         }
         Ok(forwarder)

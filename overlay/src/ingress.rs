@@ -1,27 +1,31 @@
 //! From the wire to the overlay device.
 //!
-//! 1. receive a batch of datagrams with one system call
+//! 1. receive a batch with one system call; the kernel joins datagrams of one sender and length
 //! 2. check the form: encapsulation, VNI and MAC ours, a whole IPv4 packet inside
 //! 3. check the source: sent by a known peer, and the inner source belongs to that peer
-//! 4. take off the encapsulation
-//! 5. write the packet to the device
+//! 4. take off the encapsulation, and join the segments of one flow to a super-packet
+//! 5. write it to the device
 //!
 //! What cannot go on is dropped, counted, and where the rules say so, its sender is told.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::answers::Answers;
 use crate::drops::DropReason;
+use crate::idle::Idle;
+use crate::offload::{Offload, Offloads, is_super_packet_refused};
 use crate::stats::WorkerStats;
-use crate::sys::wake::{StopFlag, Woken, wait_readable};
+use crate::sys::wake::{StopFlag, Woken};
 use crate::table::{PeerTable, TableReader};
 use crate::tun::Device;
-use crate::underlay::{HEADROOM, Receiver};
+use crate::underlay::{Datagrams, Receiver};
+use crate::wire::coalesce::{Coalescer, MAX_SEGMENTS};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ipv4::Packet;
-use crate::wire::vnet::{self, VnetHdr};
+use crate::wire::vnet::{Gso, GsoKind, VnetHdr};
 use crate::wire::{Format, vxlan};
 
 /// How much is asked of the source of a packet from the wire. The form of a packet, its VNI and
@@ -38,12 +42,27 @@ pub enum SourceCheck {
 
 /// One worker from the wire to the device.
 pub struct Ingress<D, R> {
-    device: D,
     wire: R,
-    check: SourceCheck,
     table: TableReader,
+    sink: Sink<D>,
+}
+
+/// What becomes of packets that have been received.
+struct Sink<D> {
+    check: SourceCheck,
     answers: Answers,
+    offloads: Arc<Offloads>,
+    coalescer: Coalescer,
+    outlet: Outlet<D>,
+}
+
+/// The device, and what has been written to it.
+struct Outlet<D> {
+    device: D,
     stats: Arc<WorkerStats>,
+    /// Packets written since the last count, as many as the wire saw, and their bytes.
+    packets: u64,
+    bytes: u64,
 }
 
 impl<D: Device, R: Receiver> Ingress<D, R> {
@@ -56,75 +75,180 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
         table: TableReader,
         answers: Answers,
         stats: Arc<WorkerStats>,
+        offloads: Arc<Offloads>,
     ) -> Self {
-        Self { device, wire, check, table, answers, stats }
+        let outlet = Outlet { device, stats, packets: 0, bytes: 0 };
+        let sink = Sink { check, answers, offloads, coalescer: Coalescer::default(), outlet };
+        Self { wire, table, sink }
     }
 
-    /// Forwards until `stop` is raised.
+    /// Forwards until `stop` is raised, waiting as `idle` does when there is nothing to forward.
     ///
     /// # Errors
     /// Sleeping on the wire failed: the process is out of memory.
-    pub fn run(mut self, stop: &StopFlag) -> io::Result<()> {
+    pub fn run(mut self, mut idle: Idle, stop: &StopFlag) -> io::Result<()> {
         while !stop.is_raised() {
-            if self.step() == 0 && wait_readable(self.wire.readiness(), stop)? == Woken::Stopped {
+            if self.step() > 0 {
+                idle.busy();
+            } else if idle.wait(self.wire.readiness(), stop)? == Woken::Stopped {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Forwards what has arrived, up to one batch, and returns the number of datagrams received.
+    /// Forwards what has arrived, up to one batch, and returns how much was received.
     pub fn step(&mut self) -> usize {
-        let Self { device, wire, check, table, answers, stats } = self;
+        let Self { wire, table, sink } = self;
         let table = table.load();
-        let (mut packets, mut bytes) = (0, 0);
-        let received = wire.receive(|datagram| {
-            if datagram.truncated {
-                stats.dropped(DropReason::Truncated);
-                return;
-            }
-            let (headroom, payload) = datagram.buffer.split_at_mut(HEADROOM);
-            let start = match check_encapsulation(payload, table.local().format) {
-                Ok(start) => start,
-                Err(reason) => return stats.dropped(reason),
-            };
-            let (encapsulation, inner) = payload.split_at_mut(start);
-            let mut packet = match Packet::parse(inner) {
-                Ok(packet) => packet,
-                Err(reason) => return stats.dropped(reason),
-            };
-            if let Err(reason) = admit(&packet, *datagram.from.ip(), table, *check) {
-                return stats.dropped(reason);
-            }
-            if table.local().format == Format::FlannelUdp {
-                if packet.ttl() <= 1 {
-                    stats.dropped(DropReason::TtlExpired);
-                    let from = table.local().overlay_address;
-                    return answers.tell(IcmpError::TimeExceeded, from, &packet, stats);
-                }
-                packet.decrement_ttl();
-            }
-
-            let header = VnetHdr::for_arrival(&packet, table.local().mtu as usize).to_bytes();
-            let len = packet.bytes().len();
-            let packet_at = headroom.len() + encapsulation.len();
-            let header_at = packet_at - vnet::LEN;
-            datagram.buffer[header_at..packet_at].copy_from_slice(&header);
-            match device.write(&datagram.buffer[header_at..packet_at + len]) {
-                Ok(()) => {
-                    packets += 1;
-                    bytes += len as u64;
-                }
-                Err(_) => stats.dropped(DropReason::WriteFailed),
-            }
-        });
-        if packets > 0 {
-            stats.forwarded(packets, bytes);
-        }
+        let received = wire.receive(|datagrams| sink.take(datagrams, table));
+        sink.outlet.count();
         // An error of the socket (say, an ICMP error for something sent earlier) is cleared by
         // reporting it; there is nothing lost and nothing to do but to receive again.
         received.unwrap_or(0)
     }
+}
+
+impl<D: Device> Sink<D> {
+    fn take(&mut self, datagrams: Datagrams<'_>, table: &PeerTable) {
+        let Datagrams { from, bytes, segment_len, truncated } = datagrams;
+        if truncated || bytes.is_empty() {
+            return self.outlet.stats.dropped(DropReason::Truncated);
+        }
+        let whole = unsegmented(bytes, segment_len, table.local().format);
+        let step = match (whole, segment_len) {
+            (None, Some(segment_len)) => segment_len,
+            _ => bytes.len(),
+        };
+        for start in (0..bytes.len()).step_by(step) {
+            let place = start..(start + step).min(bytes.len());
+            if let Err(reason) = self.datagram(bytes, place, *from.ip(), whole, table) {
+                self.outlet.stats.dropped(reason);
+            }
+        }
+        self.release(bytes);
+    }
+
+    /// Takes one datagram, which lies at `place` of `bytes`; `whole` says how its inner packet is
+    /// to be cut, if it arrived uncut.
+    fn datagram(
+        &mut self,
+        bytes: &mut [u8],
+        place: Range<usize>,
+        outer: Ipv4Addr,
+        whole: Option<Gso>,
+        table: &PeerTable,
+    ) -> Result<(), DropReason> {
+        let local = table.local();
+        let start = place.start + check_encapsulation(&bytes[place.clone()], local.format)?;
+        let mut packet = Packet::parse(&mut bytes[start..place.end])?;
+        admit(&packet, outer, table, self.check)?;
+        if local.format == Format::FlannelUdp {
+            if packet.ttl() <= 1 {
+                let from = local.overlay_address;
+                self.answers.tell(IcmpError::TimeExceeded, from, &packet, &self.outlet.stats);
+                return Err(DropReason::TtlExpired);
+            }
+            packet.decrement_ttl();
+        }
+
+        let end = start + packet.bytes().len();
+        let header = VnetHdr::for_arrival(&packet, local.mtu as usize, whole);
+        let tso = self.offloads.is_on(Offload::Tso) && header.gso.is_none();
+        let uso = self.offloads.is_on(Offload::Uso);
+        if tso && self.coalescer.offer(start, &packet, uso) {
+            return Ok(());
+        }
+        if !self.coalescer.is_empty() {
+            // What is held came before, and nothing can be added to it.
+            self.release(bytes);
+            let packet = Packet::parse(&mut bytes[start..end])?;
+            if tso && self.coalescer.offer(start, &packet, uso) {
+                return Ok(());
+            }
+        }
+        self.outlet.write(&[IoSlice::new(&header.to_bytes()), IoSlice::new(&bytes[start..end])]);
+        Ok(())
+    }
+
+    /// Writes what the coalescer holds, whose payload lies in `bytes`.
+    fn release(&mut self, bytes: &mut [u8]) {
+        if let Some(place) = self.coalescer.single() {
+            // Alone it stays as it came, its checksum too.
+            let header = arrival(&mut bytes[place.clone()]).to_bytes();
+            self.outlet.write(&[IoSlice::new(&header), IoSlice::new(&bytes[place])]);
+        } else if let Some(merged) = self.coalescer.merged() {
+            let header = merged.vnet.to_bytes();
+            let mut parts = [IoSlice::new(&[]); MAX_SEGMENTS + 2];
+            parts[0] = IoSlice::new(&header);
+            parts[1] = IoSlice::new(merged.headers);
+            for (to, part) in parts[2..].iter_mut().zip(merged.parts) {
+                *to = IoSlice::new(&bytes[part.clone()]);
+            }
+            let count = merged.parts.len();
+            match self.outlet.device.write(&parts[..count + 2]) {
+                Ok(()) => self.outlet.written(&parts[1..count + 2], count),
+                Err(error) => {
+                    if is_super_packet_refused(&error) {
+                        let kind = merged.vnet.gso.map(|gso| gso.kind);
+                        let udp = kind == Some(GsoKind::Udp);
+                        self.offloads.switch_off(if udp { Offload::Uso } else { Offload::Tso });
+                    }
+                    // The segments are still what they were: in front of each payload, its headers.
+                    for part in merged.parts {
+                        let segment = part.start - merged.headers.len()..part.end;
+                        let header = arrival(&mut bytes[segment.clone()]).to_bytes();
+                        self.outlet.write(&[IoSlice::new(&header), IoSlice::new(&bytes[segment])]);
+                    }
+                }
+            }
+        }
+        self.coalescer.clear();
+    }
+}
+
+/// The header for a packet that has been parsed before and fits the MTU.
+fn arrival(bytes: &mut [u8]) -> VnetHdr {
+    let packet = Packet::parse(bytes);
+    packet.map_or_else(
+        |_| VnetHdr::default(),
+        |packet| VnetHdr::for_arrival(&packet, packet.bytes().len(), None),
+    )
+}
+
+impl<D: Device> Outlet<D> {
+    /// Writes a packet, behind its virtio header.
+    fn write(&mut self, parts: &[IoSlice<'_>]) {
+        match self.device.write(parts) {
+            Ok(()) => self.written(&parts[1..], 1),
+            Err(_) => self.stats.dropped(DropReason::WriteFailed),
+        }
+    }
+
+    /// A packet made of `parts`, which the wire saw as `packets` ones, has been written.
+    fn written(&mut self, parts: &[IoSlice<'_>], packets: usize) {
+        self.packets += packets as u64;
+        self.bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+    }
+
+    fn count(&mut self) {
+        if self.packets > 0 {
+            self.stats.forwarded(self.packets, self.bytes);
+        }
+        (self.packets, self.bytes) = (0, 0);
+    }
+}
+
+/// Whether `bytes` are, in spite of `segment_len`, one datagram: a UDP super-packet that a kernel
+/// VXLAN peer sent over a virtual wire arrives uncut, behind one VXLAN header, and the segment
+/// size that the socket tells is that of the inner packet.
+fn unsegmented(bytes: &[u8], segment_len: Option<usize>, format: Format) -> Option<Gso> {
+    let segment_len = segment_len?;
+    let Format::Vxlan { .. } = format else { return None };
+    let total_len = bytes.get(vxlan::HEADER_LEN + 2..vxlan::HEADER_LEN + 4)?;
+    let frame_len = vxlan::HEADER_LEN + usize::from(u16::from_be_bytes([total_len[0], total_len[1]]));
+    let uncut = frame_len > segment_len && frame_len == bytes.len();
+    uncut.then_some(Gso { kind: GsoKind::Udp, size: u16::try_from(segment_len).ok()? })
 }
 
 /// Checks what stands in front of the inner packet and returns how long that is.
@@ -167,6 +291,7 @@ mod tests {
     use crate::table::SharedTable;
     use crate::table::tests::{local, peer};
     use crate::wire::ipv4::tests::udp_packet;
+    use crate::wire::vnet;
 
     const OURS: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
     const THEIRS: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
@@ -187,8 +312,15 @@ mod tests {
         let (device, wire, icmp) = (FakeDevice::default(), FakeWire::default(), Sent::default());
         let stats = Arc::new(WorkerStats::default());
         let answers = Answers::new(Box::new(icmp.clone()));
-        let ingress =
-            Ingress::new(device.clone(), wire.clone(), check, table.reader(), answers, Arc::clone(&stats));
+        let ingress = Ingress::new(
+            device.clone(),
+            wire.clone(),
+            check,
+            table.reader(),
+            answers,
+            Arc::clone(&stats),
+            Arc::new(Offloads::new(&Offload::ALL)),
+        );
         Rig { ingress, device, wire, icmp, stats }
     }
 
@@ -292,6 +424,64 @@ mod tests {
                 assert_eq!((vxlan, udp), (expected, expected), "{outer} {inner} {check:?}");
             }
         }
+    }
+
+    #[test]
+    fn segments_of_a_flow_are_written_as_one_and_others_in_their_place() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let packet = |port: u16, len: usize, id: u16| {
+            let mut packet = udp_packet("10.1.63.2", "10.1.9.3", 64, &vec![port as u8; len]);
+            packet[4..6].copy_from_slice(&id.to_be_bytes());
+            packet[10..12].fill(0);
+            let sum = !crate::wire::checksum::sum(&packet[..20]);
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+            packet
+        };
+        let forged = udp_packet("10.1.7.2", "10.1.9.3", 64, &[1; 100]);
+        let sent = [packet(1, 100, 0), packet(1, 100, 1), forged, packet(1, 100, 2), packet(1, 90, 3)];
+        let frames: Vec<u8> = sent.iter().flat_map(|packet| frame(packet)).collect();
+        rig.wire.arrive_segmented(MASTER, &frames, vxlan::HEADER_LEN + 128);
+        rig.ingress.step();
+        let written = rig.device.take_written();
+        assert_eq!(written.len(), 1, "all but the forged one");
+        let header = VnetHdr::parse(written[0].first_chunk().unwrap()).unwrap();
+        assert_eq!(header.gso, Some(Gso { kind: GsoKind::Udp, size: 100 }));
+        assert_eq!(written[0].len(), vnet::LEN + 28 + 390);
+        let totals = rig.stats.totals();
+        assert_eq!((totals.packets, totals.drops(DropReason::WrongSource)), (4, 1));
+    }
+
+    #[test]
+    fn a_super_packet_that_the_device_refuses_is_written_in_its_segments() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        rig.device.refuse_super_packets();
+        let packet = udp_packet("10.1.63.2", "10.1.9.3", 64, &[7; 100]);
+        for round in 1..=2 {
+            // Identical datagrams may carry one identification, since they are never fragmented.
+            rig.wire.arrive_segmented(MASTER, &frame(&packet).repeat(3), vxlan::HEADER_LEN + 128);
+            rig.ingress.step();
+            let written = rig.device.take_written();
+            assert_eq!(written.len(), 3, "round {round}");
+            assert!(written.iter().all(|written| written[vnet::LEN..] == packet));
+        }
+        assert!(!rig.ingress.sink.offloads.is_on(Offload::Uso));
+        assert!(rig.ingress.sink.offloads.is_on(Offload::Tso));
+        assert_eq!(rig.stats.totals().packets, 6);
+    }
+
+    #[test]
+    fn a_udp_super_packet_that_arrives_uncut_is_cut_by_the_kernel() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let mut packet = udp_packet("10.1.63.2", "10.1.9.3", 64, &[7; 3000]);
+        let (src, dst) = ([10, 1, 63, 2].into(), [10, 1, 9, 3].into());
+        let unfilled = crate::wire::checksum::pseudo_header(src, dst, 17, 3008);
+        packet[26..28].copy_from_slice(&unfilled.to_be_bytes());
+        rig.wire.arrive_segmented(MASTER, &frame(&packet), 1000);
+        rig.ingress.step();
+        let written = rig.device.take_written();
+        assert_eq!(written[0][vnet::LEN..], packet);
+        let header = VnetHdr::parse(written[0].first_chunk().unwrap()).unwrap();
+        assert_eq!(header.gso, Some(Gso { kind: GsoKind::Udp, size: 1000 }));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The overlay device: a TUN of several queues, each for one worker in each direction.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::SetupError;
+use crate::offload::{Offload, Offloads};
 use crate::sys;
 
 /// A packet as it crosses the device: a virtio header ([`crate::wire::vnet::LEN`] bytes), then
@@ -16,11 +17,11 @@ pub trait Device: Send {
     /// What the device has to say; `EBADFD` or `EIO` once it has been deleted.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Writes one packet, header first.
+    /// Writes one packet, header first, from several places.
     ///
     /// # Errors
     /// `EINVAL` if the kernel does not accept the packet with that header, `EIO` while the device is down.
-    fn write(&mut self, packet: &[u8]) -> io::Result<()>;
+    fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()>;
 
     /// What to sleep on until there is something to read.
     fn readiness(&self) -> BorrowedFd<'_>;
@@ -45,8 +46,8 @@ impl Device for TunQueue {
         self.0.read(buffer)
     }
 
-    fn write(&mut self, packet: &[u8]) -> io::Result<()> {
-        self.0.write(packet).map(drop)
+    fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.0.write_vectored(parts).map(drop)
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
@@ -54,23 +55,43 @@ impl Device for TunQueue {
     }
 }
 
-/// Opens `queues` queues of the TUN device `name`, which is created if need be and vanishes with
-/// the last of them. It is down and without address at first.
+/// Opens `count` queues of the TUN device `name`, which is created if need be and vanishes with
+/// the last of them. It is down and without address at first. Of `offloads`, what the kernel does
+/// not know is switched off.
 ///
 /// # Errors
 /// What failed, and how to mend it.
-pub fn open(name: &str, queues: usize) -> Result<Vec<TunQueue>, SetupError> {
-    (0..queues)
-        .map(|_| {
-            let fd = sys::tun::open_queue(name).map_err(|source| SetupError {
-                call: "open a queue of the TUN device",
-                object: name.to_owned(),
-                remedy: remedy(&source),
-                source,
-            })?;
-            Ok(TunQueue(File::from(fd)))
-        })
-        .collect()
+pub fn open(name: &str, count: usize, offloads: &Offloads) -> Result<Vec<TunQueue>, SetupError> {
+    let fail = |call| {
+        move |source: io::Error| SetupError { call, object: name.to_owned(), remedy: remedy(&source), source }
+    };
+    let open = |_| sys::tun::open_queue(name).map(|fd| TunQueue(File::from(fd)));
+    let queues: Vec<TunQueue> =
+        (0..count).map(open).collect::<Result<_, _>>().map_err(fail("open a queue of the TUN device"))?;
+    if let Some(queue) = queues.first() {
+        let fd = queue.0.as_fd();
+        let set = |tso, uso| sys::tun::set_offloads(fd, tso, uso);
+        if offloads.is_on(Offload::Uso) && set(offloads.is_on(Offload::Tso), true).is_err() {
+            offloads.switch_off(Offload::Uso);
+        }
+        if !offloads.is_on(Offload::Uso) && set(offloads.is_on(Offload::Tso), false).is_err() {
+            offloads.switch_off(Offload::Tso);
+            set(false, false).map_err(fail("switch off the offloads of the TUN device"))?;
+        }
+    }
+    Ok(queues)
+}
+
+/// Has each flow always read from the same queue. By itself, the kernel moves a flow to the queue
+/// that its answers are written to, and packets read from two queues overtake each other.
+///
+/// # Errors
+/// The kernel has no BPF, or does not let us use it. Flows can be reordered then, once each.
+pub fn steer_by_flow(queues: &[TunQueue]) -> io::Result<()> {
+    match queues {
+        [] | [_] => Ok(()),
+        [queue, ..] => sys::bpf::steer(queue.0.as_fd(), sys::bpf::load_steering()?.as_fd()),
+    }
 }
 
 fn remedy(error: &io::Error) -> &'static str {

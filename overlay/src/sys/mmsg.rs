@@ -1,34 +1,43 @@
-//! Many datagrams a system call: `sendmmsg` and `recvmmsg` (Linux 3.0 and later).
+//! Many datagrams a system call: `sendmmsg` and `recvmmsg` (Linux 3.0 and later), each message
+//! with a segment size of its own (`UDP_SEGMENT`, Linux 4.18; `UDP_GRO`, 5.0; `linux/udp.h`).
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// A datagram to be sent: where it goes, and where its bytes lie in the batch's buffer.
-#[derive(Debug, Clone, Copy)]
-pub struct Message {
-    /// Destination address and port.
-    pub to: SocketAddrV4,
-    /// Offset of its first byte.
+/// Bytes of a message, somewhere in the batch's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slice {
+    /// Offset of the first.
     pub start: usize,
-    /// Its length in bytes.
+    /// How many.
     pub len: usize,
-    /// How many of them are the encapsulation.
-    pub header_len: usize,
 }
 
-impl Message {
-    /// Length of the inner packet in bytes.
-    #[must_use]
-    pub fn inner_len(&self) -> usize {
-        self.len - self.header_len
-    }
+/// What one message of a `sendmmsg` is.
+#[derive(Debug, Clone, Copy)]
+pub struct Outgoing<'a> {
+    /// Destination address and port.
+    pub to: SocketAddrV4,
+    /// Its bytes, in order.
+    pub slices: &'a [Slice],
+    /// Length of the datagrams that the kernel cuts it into; `None` if it is one.
+    pub segment_len: Option<u16>,
+}
+
+/// The control message that asks for segmentation.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SegmentControl {
+    header: libc::cmsghdr,
+    segment_len: u16,
 }
 
 /// The kernel's arrays for one `sendmmsg`, kept between calls.
 pub struct SendArrays {
     names: Box<[libc::sockaddr_in]>,
-    iovecs: Box<[libc::iovec]>,
+    controls: Box<[SegmentControl]>,
+    iovecs: Vec<libc::iovec>,
     headers: Box<[libc::mmsghdr]>,
 }
 
@@ -40,7 +49,21 @@ impl SendArrays {
     /// Room for `capacity` messages a call.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { names: names(capacity), iovecs: iovecs(capacity), headers: headers(capacity) }
+        let control = SegmentControl {
+            header: libc::cmsghdr {
+                // SAFETY: CMSG_LEN computes a length and touches no memory.
+                cmsg_len: unsafe { libc::CMSG_LEN(size_of::<u16>() as u32) } as usize,
+                cmsg_level: libc::SOL_UDP,
+                cmsg_type: libc::UDP_SEGMENT,
+            },
+            segment_len: 0,
+        };
+        Self {
+            names: names(capacity),
+            controls: vec![control; capacity].into(),
+            iovecs: Vec::new(),
+            headers: headers(capacity),
+        }
     }
 
     /// Sends the first of `messages`, as many as the kernel takes in one call; at least one.
@@ -52,38 +75,56 @@ impl SendArrays {
     ///
     /// # Panics
     /// If a message lies outside `bytes`.
-    pub fn send(
+    pub fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
         bytes: &[u8],
-        messages: impl Iterator<Item = Message>,
+        messages: impl Iterator<Item = Outgoing<'a>>,
     ) -> io::Result<usize> {
+        self.iovecs.clear();
         let mut count = 0;
         for (i, message) in messages.take(self.headers.len()).enumerate() {
-            let datagram = &bytes[message.start..message.start + message.len];
             self.names[i] = sockaddr(message.to);
-            self.iovecs[i] =
-                libc::iovec { iov_base: datagram.as_ptr().cast_mut().cast(), iov_len: datagram.len() };
+            self.iovecs.extend(message.slices.iter().map(|slice| {
+                let bytes = &bytes[slice.start..slice.start + slice.len];
+                libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+            }));
+            let header = &mut self.headers[i].msg_hdr;
+            header.msg_iovlen = message.slices.len();
+            header.msg_controllen = 0;
+            if let Some(segment_len) = message.segment_len {
+                self.controls[i].segment_len = segment_len;
+                header.msg_controllen = size_of::<SegmentControl>();
+            }
+            count += 1;
+        }
+        // Pointers last: the list of slices may have moved while it grew.
+        let mut next = self.iovecs.as_mut_ptr();
+        for i in 0..count {
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = (&raw mut self.names[i]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
-            header.msg_iov = &raw mut self.iovecs[i];
-            header.msg_iovlen = 1;
-            count += 1;
+            header.msg_control = (&raw mut self.controls[i]).cast();
+            header.msg_iov = next;
+            next = next.wrapping_add(header.msg_iovlen);
         }
-        // SAFETY: the first `count` headers point to names and iovecs of `self`, and these to
-        // slices of `bytes`; all outlive the call. sendmmsg writes only `msg_len` of the headers.
+        // SAFETY: the first `count` headers point to names, controls and iovecs of `self`, which
+        // together cover `self.iovecs` exactly, and these to slices of `bytes`; all outlive the
+        // call. sendmmsg writes only `msg_len` of the headers.
         let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count as u32, 0) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 }
 
+/// Room for the control message of `UDP_GRO`, an int, and for another of that size.
+type ControlBuffer = [u64; 8];
+
 /// Buffers and the kernel's arrays for one `recvmmsg`, kept between calls.
 pub struct RecvBatch {
     bytes: Vec<u8>,
     slot_len: usize,
-    headroom: usize,
     names: Box<[libc::sockaddr_in]>,
+    controls: Box<[ControlBuffer]>,
     iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
 }
@@ -91,50 +132,51 @@ pub struct RecvBatch {
 // SAFETY: as for `SendArrays`.
 unsafe impl Send for RecvBatch {}
 
-/// A datagram received, in its buffer.
+/// A datagram received, or several of one sender and equal length behind one another.
 #[derive(Debug)]
 pub struct Received<'a> {
     /// The sender's address and port.
     pub from: SocketAddrV4,
-    /// The free room in front, then the datagram up to the end.
-    pub buffer: &'a mut [u8],
-    /// Whether the datagram was longer than the buffer, and its end is lost.
+    /// The bytes.
+    pub bytes: &'a mut [u8],
+    /// The length of each datagram but the last, if there are several.
+    pub segment_len: Option<usize>,
+    /// Whether there were more bytes than room, and the end is lost.
     pub truncated: bool,
 }
 
 impl RecvBatch {
-    /// Buffers for `capacity` datagrams of at most `datagram_len` bytes, each with `headroom`
-    /// bytes free in front.
+    /// Buffers for `capacity` messages of at most `len` bytes.
     #[must_use]
-    pub fn new(capacity: usize, headroom: usize, datagram_len: usize) -> Self {
-        let slot_len = headroom + datagram_len;
+    pub fn new(capacity: usize, len: usize) -> Self {
         Self {
-            bytes: vec![0; capacity * slot_len],
-            slot_len,
-            headroom,
+            bytes: vec![0; capacity * len],
+            slot_len: len,
             names: names(capacity),
-            iovecs: iovecs(capacity),
+            controls: vec![ControlBuffer::default(); capacity].into(),
+            iovecs: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; capacity].into(),
             headers: headers(capacity),
         }
     }
 
-    /// Receives what is there, without waiting, and returns how many datagrams that was.
+    /// Receives what is there, without waiting, and returns how many messages that was.
     ///
     /// # Errors
     /// `EAGAIN` when there is none; otherwise what the socket has to report.
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        let slots = self.bytes.chunks_exact_mut(self.slot_len);
-        for (i, slot) in slots.enumerate() {
-            let room = &mut slot[self.headroom..];
-            self.iovecs[i] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+        for (i, slot) in self.bytes.chunks_exact_mut(self.slot_len).enumerate() {
+            self.iovecs[i] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = (&raw mut self.names[i]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
+            header.msg_control = (&raw mut self.controls[i]).cast();
+            header.msg_controllen = size_of::<ControlBuffer>();
             header.msg_iov = &raw mut self.iovecs[i];
             header.msg_iovlen = 1;
         }
-        // SAFETY: every header points to a name and an iovec of `self`, each iovec to a slot of
-        // its own inside `bytes`; all outlive the call, and nothing else borrows them during it.
+        // SAFETY: every header points to a name, a control buffer and an iovec of `self`, each
+        // iovec to a slot of its own inside `bytes`; all outlive the call, and nothing else
+        // borrows them during it.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -147,13 +189,13 @@ impl RecvBatch {
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 
-    /// The `index`th datagram of the last [`receive`](Self::receive).
+    /// The `index`th message of the last [`receive`](Self::receive).
     ///
     /// # Panics
     /// If `index` is not below the batch's capacity.
-    pub fn datagram(&mut self, index: usize) -> Received<'_> {
+    pub fn message(&mut self, index: usize) -> Received<'_> {
         let header = &self.headers[index];
-        let len = self.headroom + header.msg_len as usize;
+        let len = (header.msg_len as usize).min(self.slot_len);
         let name = &self.names[index];
         let start = index * self.slot_len;
         Received {
@@ -161,10 +203,28 @@ impl RecvBatch {
                 Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr)),
                 u16::from_be(name.sin_port),
             ),
-            buffer: &mut self.bytes[start..start + len.min(self.slot_len)],
+            segment_len: segment_len(&self.controls[index], header.msg_hdr.msg_controllen),
+            bytes: &mut self.bytes[start..start + len],
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         }
     }
+}
+
+/// What `UDP_GRO` says in a control buffer of which the kernel has filled `filled` bytes. No other
+/// control message is asked for, so it is the first if it is there.
+fn segment_len(control: &ControlBuffer, filled: usize) -> Option<usize> {
+    let header_len = size_of::<libc::cmsghdr>();
+    if filled < header_len + size_of::<libc::c_int>() {
+        return None;
+    }
+    // SAFETY: the buffer is larger than a cmsghdr and an int and aligned for both, and any bytes
+    // are valid values of these.
+    let (header, value) = unsafe {
+        let start = control.as_ptr().cast::<u8>();
+        (start.cast::<libc::cmsghdr>().read(), start.add(header_len).cast::<libc::c_int>().read())
+    };
+    let found = header.cmsg_level == libc::SOL_UDP && header.cmsg_type == libc::UDP_GRO;
+    usize::try_from(value).ok().filter(|len| found && *len > 0)
 }
 
 fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
@@ -180,13 +240,57 @@ fn names(count: usize) -> Box<[libc::sockaddr_in]> {
     vec![sockaddr(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)); count].into()
 }
 
-fn iovecs(count: usize) -> Box<[libc::iovec]> {
-    vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; count].into()
-}
-
 fn headers(count: usize) -> Box<[libc::mmsghdr]> {
     // SAFETY: `mmsghdr` is integers and raw pointers throughout: all zeros is a valid value of it.
     vec![unsafe { std::mem::zeroed::<libc::mmsghdr>() }; count].into()
+}
+
+/// Has `socket` deliver datagrams of one sender and equal length as one message.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 5.0.
+pub fn set_udp_gro(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(on))
+}
+
+/// Whether `socket` knows `UDP_SEGMENT`: sets it to 0, its default.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 4.18.
+pub fn probe_udp_segment(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0)
+}
+
+/// Sets `socket`'s buffers, in bytes, beyond what `net.core.{r,w}mem_max` allows to others.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN`.
+pub fn force_buffers(socket: BorrowedFd<'_>, receive: usize, send: usize) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, receive as libc::c_int)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send as libc::c_int)
+}
+
+/// Has `socket` send without checksums, for tests: it refuses to segment then.
+///
+/// # Errors
+/// None on Linux.
+#[cfg(test)]
+pub fn set_no_check(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
+}
+
+fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: passes one int, of the length given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as u32,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -202,26 +306,54 @@ mod tests {
         (socket, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
     }
 
+    fn plain(to: SocketAddrV4, slices: &[Slice]) -> Outgoing<'_> {
+        Outgoing { to, slices, segment_len: None }
+    }
+
     #[test]
     fn a_batch_arrives_in_order_with_its_source() {
         let (sender, from) = socket();
         let (receiver, to) = socket();
         let bytes: Vec<u8> = (0..=255).collect();
-        let messages =
-            [(0, 10), (10, 1), (11, 200)].map(|(start, len)| Message { to, start, len, header_len: 0 });
+        let slices = [(0, 10), (10, 1), (11, 200), (250, 5)].map(|(start, len)| Slice { start, len });
+        let messages = [plain(to, &slices[..1]), plain(to, &slices[1..2]), plain(to, &slices[2..])];
         let sent = SendArrays::new(8).send(sender.as_fd(), &bytes, messages.into_iter()).unwrap();
         assert_eq!(sent, 3);
 
-        let mut batch = RecvBatch::new(8, 4, 1000);
+        let mut batch = RecvBatch::new(8, 1000);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 3);
         for (i, message) in messages.iter().enumerate() {
-            let received = batch.datagram(i);
+            let received = batch.message(i);
             assert_eq!(received.from, from);
-            assert!(!received.truncated);
-            assert_eq!(received.buffer[4..], bytes[message.start..message.start + message.len]);
+            assert_eq!((received.truncated, received.segment_len), (false, None));
+            let expected: Vec<u8> =
+                message.slices.iter().flat_map(|s| &bytes[s.start..s.start + s.len]).copied().collect();
+            assert_eq!(received.bytes, expected);
         }
         let error = batch.receive(receiver.as_fd()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn one_call_carries_runs_of_different_segment_sizes() {
+        let (sender, _) = socket();
+        let (receiver, to) = socket();
+        set_udp_gro(receiver.as_fd(), true).unwrap();
+        probe_udp_segment(sender.as_fd()).unwrap();
+        let bytes: Vec<u8> = (0..2000u32).map(|i| i as u8).collect();
+        let (a, b) = ([Slice { start: 0, len: 950 }], [Slice { start: 950, len: 500 }]);
+        let messages = [
+            Outgoing { to, slices: &a, segment_len: Some(100) },
+            Outgoing { to, slices: &b, segment_len: Some(250) },
+        ];
+        let sent = SendArrays::new(8).send(sender.as_fd(), &bytes, messages.into_iter()).unwrap();
+        assert_eq!(sent, 2);
+        let mut batch = RecvBatch::new(8, 2000);
+        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 2);
+        let first = batch.message(0);
+        assert_eq!((first.bytes.len(), first.segment_len), (950, Some(100)));
+        let second = batch.message(1);
+        assert_eq!((&second.bytes[..], second.segment_len), (&bytes[950..1450], Some(250)));
     }
 
     #[test]
@@ -229,11 +361,11 @@ mod tests {
         let (sender, _) = socket();
         let (receiver, to) = socket();
         sender.send_to(&[7; 100], to).unwrap();
-        let mut batch = RecvBatch::new(1, 2, 60);
+        let mut batch = RecvBatch::new(1, 60);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 1);
-        let received = batch.datagram(0);
+        let received = batch.message(0);
         assert!(received.truncated);
-        assert_eq!(received.buffer.len(), 62);
+        assert_eq!(received.bytes.len(), 60);
     }
 
     #[test]
@@ -241,13 +373,13 @@ mod tests {
         let (sender, _) = socket();
         let (receiver, to) = socket();
         let bytes = vec![0; 70_000];
-        let too_long = Message { to, start: 0, len: 70_000, header_len: 0 };
-        let good = Message { to, start: 0, len: 5, header_len: 0 };
+        let (too_long, good) = ([Slice { start: 0, len: 70_000 }], [Slice { start: 0, len: 5 }]);
+        let (too_long, good) = (plain(to, &too_long), plain(to, &good));
         let mut arrays = SendArrays::new(4);
         let sent = arrays.send(sender.as_fd(), &bytes, [good, too_long, good].into_iter()).unwrap();
         assert_eq!(sent, 1);
         let error = arrays.send(sender.as_fd(), &bytes, [too_long, good].into_iter()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
-        assert_eq!(RecvBatch::new(4, 0, 100).receive(receiver.as_fd()).unwrap(), 1);
+        assert_eq!(RecvBatch::new(4, 100).receive(receiver.as_fd()).unwrap(), 1);
     }
 }

@@ -3,6 +3,9 @@
 
 #![allow(unsafe_code)]
 
+pub mod affinity;
+pub mod bpf;
 pub mod mmsg;
+pub mod simd;
 pub mod tun;
 pub mod wake;

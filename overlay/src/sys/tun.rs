@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use libc::{c_int, c_short};
@@ -11,7 +11,7 @@ use libc::{c_int, c_short};
 pub const VNET_HDR_LEN: usize = 12;
 
 /// Opens one queue of the TUN device `name`, non-blocking, with a virtio header of
-/// [`VNET_HDR_LEN`] bytes and no offload on reads. Creates the device if there is none.
+/// [`VNET_HDR_LEN`] bytes. Creates the device if there is none.
 ///
 /// # Errors
 /// What `/dev/net/tun` or the ioctl said: `EBUSY` if another process holds the queue of a
@@ -41,10 +41,36 @@ pub fn open_queue(name: &str) -> io::Result<OwnedFd> {
     let size = VNET_HDR_LEN as c_int;
     // SAFETY: TUNSETVNETHDRSZ reads one int, which `size` is.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })?;
-    // SAFETY: TUNSETOFFLOAD takes its bits by value. None: reads return plain, finished packets.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, 0) })?;
     Ok(fd)
 }
+
+/// Sets what the device hands over unfinished: with neither, only finished packets; with `tso` TCP
+/// super-packets and unfilled checksums, with `uso` UDP super-packets too. It holds for all queues.
+///
+/// # Errors
+/// `EINVAL` where the kernel does not know it: `uso` before Linux 6.2.
+pub fn set_offloads(queue: BorrowedFd<'_>, tso: bool, uso: bool) -> io::Result<()> {
+    let mut bits = 0;
+    if tso || uso {
+        bits |= TUN_F_CSUM;
+    }
+    if tso {
+        bits |= TUN_F_TSO4 | TUN_F_TSO_ECN;
+    }
+    if uso {
+        // The kernel takes these two only together.
+        bits |= TUN_F_USO4 | TUN_F_USO6;
+    }
+    // SAFETY: TUNSETOFFLOAD takes its bits by value.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD, bits) })
+}
+
+// linux/if_tun.h
+const TUN_F_CSUM: libc::c_uint = 0x01;
+const TUN_F_TSO4: libc::c_uint = 0x02;
+const TUN_F_TSO_ECN: libc::c_uint = 0x08;
+const TUN_F_USO4: libc::c_uint = 0x20;
+const TUN_F_USO6: libc::c_uint = 0x40;
 
 fn check(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -15,6 +15,8 @@ use routes::Routes;
 /// This node, as the forwarding loops must know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Local {
+    /// The whole overlay network.
+    pub network: Ipv4Net,
     /// The subnet this node has leased.
     pub subnet: Ipv4Net,
     /// The overlay device's address: ICMP errors come from it.
@@ -72,6 +74,7 @@ pub enum Route<'a> {
 #[derive(Debug)]
 pub struct PeerTable {
     local: Local,
+    /// Sorted: a host with services by IPVS has thousands.
     own_addresses: Box<[Ipv4Addr]>,
     peers: Vec<Peer>,
     hops: Vec<Hop>,
@@ -90,7 +93,9 @@ impl PeerTable {
         public_ips.sort_unstable();
         public_ips.dedup();
         let routes = Routes::new(local.subnet, peers.iter().map(|peer| peer.subnet));
-        let own_addresses = local.addresses.clone().into();
+        let mut own_addresses = local.addresses.clone();
+        own_addresses.sort_unstable();
+        let own_addresses = own_addresses.into();
         Self { local, own_addresses, peers, hops, routes, public_ips: public_ips.into() }
     }
 
@@ -135,7 +140,8 @@ impl PeerTable {
     /// Whether `address` is this host's own or in its own subnet.
     #[must_use]
     pub fn is_own(&self, address: Ipv4Addr) -> bool {
-        matches!(self.routes.lookup(address), routes::Target::Own) || self.own_addresses.contains(&address)
+        matches!(self.routes.lookup(address), routes::Target::Own)
+            || self.own_addresses.binary_search(&address).is_ok()
     }
 }
 
@@ -196,6 +202,7 @@ pub(crate) mod tests {
 
     pub(crate) fn local(format: Format) -> Local {
         Local {
+            network: "10.1.0.0/16".parse().unwrap(),
             subnet: "10.1.9.0/24".parse().unwrap(),
             overlay_address: Ipv4Addr::new(10, 1, 9, 0),
             addresses: vec![Ipv4Addr::new(192, 168, 1, 12), Ipv4Addr::new(10, 1, 9, 0)],

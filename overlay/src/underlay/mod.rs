@@ -10,32 +10,45 @@ use crate::batch::Batch;
 
 /// Sends encapsulated packets.
 pub trait Transmitter: Send {
-    /// Sends all messages of `batch`, in order, waiting while the kernel's buffers are full.
-    /// A message that cannot be sent is handed to `failed` with its index; the rest go on.
-    fn transmit(&mut self, batch: &Batch, failed: impl FnMut(usize, io::Error));
+    /// How many lanes there are to send by: each has an outer source port of its own.
+    fn lanes(&self) -> usize;
+
+    /// Sends all of `batch`, each lane in order, waiting while the kernel's buffers are full. What
+    /// cannot be sent is handed to `failed`; the rest goes on.
+    fn transmit(&mut self, batch: &Batch, failed: impl FnMut(Unsent));
 }
 
-/// A UDP payload from the wire.
+/// Datagrams that could not be sent.
 #[derive(Debug)]
-pub struct Datagram<'a> {
+pub struct Unsent {
+    /// How many.
+    pub count: usize,
+    /// Bytes of inner packets in them.
+    pub inner_len: usize,
+    /// Why.
+    pub error: io::Error,
+}
+
+/// UDP payload from the wire: one datagram, or several of one sender and equal length.
+#[derive(Debug)]
+pub struct Datagrams<'a> {
     /// The sender's address and port.
     pub from: SocketAddrV4,
-    /// [`HEADROOM`] bytes to be used freely, then the payload.
-    pub buffer: &'a mut [u8],
-    /// Whether the end of the payload was lost for want of room.
+    /// Their payloads behind one another.
+    pub bytes: &'a mut [u8],
+    /// The length of each but the last, if there are several.
+    pub segment_len: Option<usize>,
+    /// Whether the end was lost for want of room.
     pub truncated: bool,
 }
 
-/// Free bytes in front of every received payload: room for the virtio header.
-pub const HEADROOM: usize = 16;
-
 /// Receives encapsulated packets.
 pub trait Receiver: Send {
-    /// Hands every payload that is there, up to a batch, to `each`, and returns how many those were.
+    /// Hands what is there, up to a batch, to `each`, and returns how often it did.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none; otherwise what the underlay has to report.
-    fn receive(&mut self, each: impl FnMut(Datagram<'_>)) -> io::Result<usize>;
+    /// `WouldBlock` when there is nothing; otherwise what the underlay has to report.
+    fn receive(&mut self, each: impl FnMut(Datagrams<'_>)) -> io::Result<usize>;
 
     /// What to sleep on until there is something to receive.
     fn readiness(&self) -> BorrowedFd<'_>;

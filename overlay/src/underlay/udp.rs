@@ -1,23 +1,45 @@
-//! The underlay by UDP sockets: a batch is one `sendmmsg` or one `recvmmsg`.
+//! The underlay by UDP sockets: a lane's batch is one `sendmmsg`, an arrival one `recvmmsg`.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Datagram, HEADROOM, Receiver, Transmitter};
-use crate::batch::Batch;
+use super::{Datagrams, Receiver, Transmitter, Unsent};
+use crate::batch::{Batch, Run};
 use crate::error::SetupError;
-use crate::sys::mmsg::{RecvBatch, SendArrays};
+use crate::offload::{Offload, Offloads, is_gso_broken};
+use crate::sys::mmsg::{self, RecvBatch, SendArrays};
 
-/// Datagrams of one system call. Sixty-four are what UDP GRO and the kernel's own NAPI budget take
-/// at a time; more would add delay to the first of them and little to throughput.
-pub const BATCH: usize = 64;
+/// Messages of one `sendmmsg`. More runs than this in a batch are sent by several calls.
+const SEND_BATCH: usize = 64;
+/// Messages of one `recvmmsg`: with each as large as it can be, 1 MiB, which stays in the
+/// processor's cache until it is written to the overlay device.
+const RECV_BATCH: usize = 16;
 /// A virtual wire delivers datagrams as large as UDP allows, whatever its MTU says.
 const DATAGRAM_LEN: usize = 65_535;
-/// Socket buffers that hold some 2,000 full-sized packets, the burst of a millisecond at 25 Gb/s.
-const SOCKET_BUFFER: usize = 4 << 20;
+/// Receive buffers for bursts. The kernel counts what it allocates, not what arrives: 64 KiB of a virtual
+/// wire cost up to twice that. With 4 MiB, four TCP streams between pods lost some 1,000 super-packets in
+/// six seconds here whenever the worker had to wait for its processor; with 16 MiB none.
+const RECEIVE_BUFFER: usize = 16 << 20;
+/// Send buffers: as large as a batch, so that sending it needs no pause in between.
+const SEND_BUFFER: usize = 1 << 20;
+/// Long against any burst, short against a person's patience with a daemon that is to stop.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// What a socket that only sends may receive.
+const NO_BUFFER: usize = 4096;
+
+/// Checks that nobody has `address`, not even to share it: another overlay daemon on the same port
+/// would, and take half of the packets.
+///
+/// # Errors
+/// As [`open_shared`].
+pub fn probe(address: SocketAddrV4) -> Result<(), SetupError> {
+    bind(address, false).map(drop)
+}
 
 /// Opens `count` sockets that share `address`, among which the kernel spreads what comes in by
 /// the sender's address and port.
@@ -25,34 +47,73 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// # Errors
 /// What failed, and how to mend it: above all a port that is taken, be it by a process or by a
 /// kernel VXLAN device.
-pub fn open(address: SocketAddrV4, count: usize) -> Result<Vec<Socket>, SetupError> {
-    let fail = |source: io::Error| SetupError {
+pub fn open_shared(
+    address: SocketAddrV4,
+    count: usize,
+    offloads: &Offloads,
+) -> Result<Vec<Socket>, SetupError> {
+    probe(address)?;
+    let sockets: Vec<Socket> = (0..count).map(|_| bind(address, true)).collect::<Result<_, _>>()?;
+    for socket in &sockets {
+        size_buffers(socket, RECEIVE_BUFFER, SEND_BUFFER);
+        limit_wait(socket)?;
+        if offloads.is_on(Offload::Gro) && mmsg::set_udp_gro(socket.as_fd(), true).is_err() {
+            offloads.switch_off(Offload::Gro);
+        }
+        if offloads.is_on(Offload::Gso) && mmsg::probe_udp_segment(socket.as_fd()).is_err() {
+            offloads.switch_off(Offload::Gso);
+        }
+    }
+    Ok(sockets)
+}
+
+/// Opens `count` sockets that only send, from `address` and a port of their own each.
+///
+/// # Errors
+/// What failed, and how to mend it.
+pub fn open_lanes(address: Ipv4Addr, count: usize) -> Result<Vec<Socket>, SetupError> {
+    let open = |_| {
+        let socket = bind(SocketAddrV4::new(address, 0), false)?;
+        size_buffers(&socket, NO_BUFFER, SEND_BUFFER);
+        limit_wait(&socket)?;
+        Ok(socket)
+    };
+    (0..count).map(open).collect()
+}
+
+fn bind(address: SocketAddrV4, shared: bool) -> Result<Socket, SetupError> {
+    let bind = || {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_port(shared)?;
+        socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    bind().map_err(|source: io::Error| SetupError {
         call: "bind the UDP port",
         object: address.to_string(),
         remedy: remedy(&source),
         source,
-    };
-    // Another overlay daemon on the same port would share it too, and take half of the packets:
-    // the port must be free for a socket that shares it with nobody.
-    let alone = socket(false).map_err(fail)?;
-    alone.bind(&address.into()).map_err(fail)?;
-    drop(alone);
-    (0..count)
-        .map(|_| {
-            let socket = socket(true).map_err(fail)?;
-            socket.bind(&address.into()).map_err(fail)?;
-            Ok(socket)
-        })
-        .collect()
+    })
 }
 
-fn socket(shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_reuse_port(shared)?;
-    // Granted up to net.core.{r,w}mem_max; a smaller buffer is no error.
-    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
-    socket.set_send_buffer_size(SOCKET_BUFFER)?;
-    Ok(socket)
+/// Buffers of the wanted size if we may, else as large as `net.core.{r,w}mem_max` lets them be:
+/// smaller ones lose packets in bursts, and are no reason not to start.
+fn size_buffers(socket: &Socket, receive: usize, send: usize) {
+    if mmsg::force_buffers(socket.as_fd(), receive, send).is_err() {
+        let _ = socket.set_recv_buffer_size(receive);
+        let _ = socket.set_send_buffer_size(send);
+    }
+}
+
+/// A wire that takes nothing at all must not keep a worker from stopping, or from noticing that its
+/// device is gone: what cannot be sent in this time is dropped and counted.
+fn limit_wait(socket: &Socket) -> Result<(), SetupError> {
+    socket.set_write_timeout(Some(SEND_TIMEOUT)).map_err(|source| SetupError {
+        call: "limit the time to send on",
+        object: "a UDP socket".to_owned(),
+        remedy: "see the kernel log",
+        source,
+    })
 }
 
 fn remedy(error: &io::Error) -> &'static str {
@@ -66,34 +127,75 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// The sending side of one socket.
+/// The sending side: a socket a lane.
 pub struct UdpTransmitter {
-    socket: Socket,
+    lanes: Vec<Socket>,
     arrays: SendArrays,
+    offloads: Arc<Offloads>,
 }
 
 impl UdpTransmitter {
-    /// Sends through `socket`, which stays in blocking mode: while its buffer is full, the sender
+    /// Sends through `lanes`, which stay in blocking mode: while a buffer is full, the sender
     /// waits, and the packets behind wait in the overlay device's queue.
     #[must_use]
-    pub fn new(socket: Socket) -> Self {
-        Self { socket, arrays: SendArrays::new(BATCH) }
+    pub fn new(lanes: Vec<Socket>, offloads: Arc<Offloads>) -> Self {
+        Self { lanes, arrays: SendArrays::new(SEND_BATCH), offloads }
     }
 }
 
 impl Transmitter for UdpTransmitter {
-    fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(usize, io::Error)) {
-        let messages = batch.messages();
-        let mut next = 0;
-        while next < messages.len() {
-            let rest = messages[next..].iter().copied();
-            match self.arrays.send(self.socket.as_fd(), batch.bytes(), rest) {
-                Ok(sent) => next += sent,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    failed(next, error);
-                    next += 1;
+    fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent)) {
+        let Self { lanes, arrays, offloads } = self;
+        for (lane, socket) in lanes.iter().enumerate() {
+            let mut runs = batch.runs(lane);
+            while let Some(first) = runs.first() {
+                if !offloads.is_on(Offload::Gso) {
+                    send_singly(arrays, socket, batch, first, &mut failed);
+                    runs = &runs[1..];
+                    continue;
                 }
+                match arrays.send(socket.as_fd(), batch.bytes(), runs.iter().map(Run::whole)) {
+                    Ok(sent) => runs = &runs[sent..],
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) if first.count() > 1 && is_gso_broken(&error) => {
+                        offloads.switch_off(Offload::Gso);
+                    }
+                    Err(error) if first.count() > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                        send_singly(arrays, socket, batch, first, &mut failed);
+                        runs = &runs[1..];
+                    }
+                    Err(error) => {
+                        failed(Unsent { count: first.count(), inner_len: first.inner_len(), error });
+                        runs = &runs[1..];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sends the datagrams of `run` one by one, which the kernel may cut into fragments.
+fn send_singly(
+    arrays: &mut SendArrays,
+    socket: &Socket,
+    batch: &Batch,
+    run: &Run,
+    failed: &mut impl FnMut(Unsent),
+) {
+    let mut next = 0;
+    while next < run.count() {
+        let messages = run.singly().skip(next);
+        match arrays.send(socket.as_fd(), batch.bytes(), messages) {
+            Ok(sent) => next += sent,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let inner_len = run.inner_len() / run.count();
+                failed(Unsent { count: 1, inner_len, error });
+                next += 1;
             }
         }
     }
@@ -109,16 +211,21 @@ impl UdpReceiver {
     /// Receives from `socket`.
     #[must_use]
     pub fn new(socket: Socket) -> Self {
-        Self { socket, batch: RecvBatch::new(BATCH, HEADROOM, DATAGRAM_LEN) }
+        Self { socket, batch: RecvBatch::new(RECV_BATCH, DATAGRAM_LEN) }
     }
 }
 
 impl Receiver for UdpReceiver {
-    fn receive(&mut self, mut each: impl FnMut(Datagram<'_>)) -> io::Result<usize> {
+    fn receive(&mut self, mut each: impl FnMut(Datagrams<'_>)) -> io::Result<usize> {
         let count = self.batch.receive(self.socket.as_fd())?;
         for index in 0..count {
-            let received = self.batch.datagram(index);
-            each(Datagram { from: received.from, buffer: received.buffer, truncated: received.truncated });
+            let received = self.batch.message(index);
+            each(Datagrams {
+                from: received.from,
+                bytes: received.bytes,
+                segment_len: received.segment_len,
+                truncated: received.truncated,
+            });
         }
         Ok(count)
     }
@@ -130,42 +237,92 @@ impl Receiver for UdpReceiver {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
+    use crate::table::tests::{local, peer};
+    use crate::table::{PeerTable, Route};
+    use crate::wire::{Format, vnet};
 
     fn free_address() -> SocketAddrV4 {
         let probe = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         SocketAddrV4::new(Ipv4Addr::LOCALHOST, probe.local_addr().unwrap().port())
     }
 
-    #[test]
-    fn a_batch_arrives_and_a_bad_message_does_not_stop_it() {
-        let address = free_address();
-        let receiver = open(address, 1).unwrap().remove(0);
-        let mut receiver = UdpReceiver::new(receiver);
-        let mut transmitter = UdpTransmitter::new(socket(false).unwrap());
-        let mut batch = Batch::new(4);
-        let unreachable = SocketAddrV4::new(Ipv4Addr::new(255, 255, 255, 255), 9);
-        for (to, byte) in [(address, 1), (unreachable, 2), (address, 3)] {
-            batch.next_read()[crate::wire::vnet::LEN] = byte;
-            batch.push(to, &[0xee], 1);
+    /// A batch of one-byte packets to `to`, of runs that end where the destination changes.
+    fn batch(to: &[SocketAddrV4], lanes: usize) -> Batch {
+        let mut batch = Batch::new(to.len(), lanes);
+        for (i, to) in to.iter().enumerate() {
+            let mut local = local(Format::FlannelUdp);
+            local.port = to.port();
+            let table = PeerTable::new(local, vec![peer("10.1.63.0/24", &to.ip().to_string())]);
+            let Route::Peer(hop) = table.route("10.1.63.2".parse().unwrap()) else { panic!("no route") };
+            batch.next_read()[vnet::LEN] = i as u8;
+            batch.push(i % lanes, hop, 1);
         }
-        let mut failures = Vec::new();
-        transmitter.transmit(&batch, |index, error| failures.push((index, error.raw_os_error())));
-        assert_eq!(failures, [(1, Some(libc::EACCES))]);
+        batch
+    }
 
-        let mut payloads = Vec::new();
-        let received = receiver.receive(|datagram| payloads.push(datagram.buffer[HEADROOM..].to_vec()));
-        assert_eq!(received.unwrap(), 2);
-        assert_eq!(payloads, [[0xee, 1], [0xee, 3]]);
+    fn receive(receiver: &mut UdpReceiver) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while receiver.receive(|datagrams| bytes.extend_from_slice(datagrams.bytes)).is_ok() {}
+        bytes
+    }
+
+    #[test]
+    fn everything_arrives_with_runs_and_without() {
+        for wanted in [&Offload::ALL[..], &[]] {
+            let offloads = Arc::new(Offloads::new(wanted));
+            let address = free_address();
+            let mut receiver = UdpReceiver::new(open_shared(address, 1, &offloads).unwrap().remove(0));
+            let lanes = open_lanes(Ipv4Addr::LOCALHOST, 1).unwrap();
+            let mut transmitter = UdpTransmitter::new(lanes, Arc::clone(&offloads));
+            transmitter.transmit(&batch(&[address; 40], 1), |unsent| panic!("{unsent:?}"));
+            assert_eq!(receive(&mut receiver), (0..40).collect::<Vec<u8>>());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_sent_does_not_stop_the_rest() {
+        let offloads = Arc::new(Offloads::new(&Offload::ALL));
+        let address = free_address();
+        let mut receiver = UdpReceiver::new(open_shared(address, 1, &offloads).unwrap().remove(0));
+        let mut transmitter =
+            UdpTransmitter::new(open_lanes(Ipv4Addr::LOCALHOST, 1).unwrap(), Arc::clone(&offloads));
+        let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, 9);
+        let mut failures = Vec::new();
+        transmitter.transmit(&batch(&[address, forbidden, forbidden, address], 1), |unsent| {
+            failures.push((unsent.count, unsent.inner_len, unsent.error.raw_os_error()));
+        });
+        assert_eq!(failures, [(2, 2, Some(libc::EACCES))]);
+        assert_eq!(receive(&mut receiver), [0, 3]);
+    }
+
+    #[test]
+    fn a_socket_that_cannot_segment_sends_all_the_same() {
+        let offloads = Arc::new(Offloads::new(&Offload::ALL));
+        let address = free_address();
+        let mut receiver = UdpReceiver::new(open_shared(address, 1, &offloads).unwrap().remove(0));
+        let lanes = open_lanes(Ipv4Addr::LOCALHOST, 1).unwrap();
+        // With its checksums off a socket refuses runs, as one does whose interface cannot.
+        mmsg::set_no_check(lanes[0].as_fd()).unwrap();
+        let mut transmitter = UdpTransmitter::new(lanes, Arc::clone(&offloads));
+        transmitter.transmit(&batch(&[address; 5], 1), |unsent| panic!("{unsent:?}"));
+        assert_eq!(receive(&mut receiver), [0, 1, 2, 3, 4]);
+        assert!(!offloads.is_on(Offload::Gso));
+    }
+
+    #[test]
+    fn lanes_have_ports_of_their_own() {
+        let lanes = open_lanes(Ipv4Addr::LOCALHOST, 4).unwrap();
+        let ports: std::collections::BTreeSet<u16> =
+            lanes.iter().map(|lane| lane.local_addr().unwrap().as_socket_ipv4().unwrap().port()).collect();
+        assert_eq!(ports.len(), 4);
     }
 
     #[test]
     fn a_taken_port_is_an_error_even_if_its_holder_shares() {
         let address = free_address();
-        let _holder = open(address, 2).unwrap();
-        let error = open(address, 1).unwrap_err().to_string();
+        let _holder = open_shared(address, 2, &Offloads::default()).unwrap();
+        let error = open_shared(address, 1, &Offloads::default()).unwrap_err().to_string();
         assert!(error.contains(&address.to_string()) && error.contains("taken"), "{error}");
     }
 }

@@ -56,6 +56,11 @@ impl<'a> Packet<'a> {
         self.0
     }
 
+    /// The whole packet, to be changed. Whoever changes its header keeps it well-formed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.0
+    }
+
     /// Length of the header, options included.
     #[must_use]
     pub fn header_len(&self) -> usize {

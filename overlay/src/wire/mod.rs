@@ -2,8 +2,10 @@
 //! comes after reads it through accessors that cannot fail.
 
 pub mod checksum;
+pub mod coalesce;
 pub mod icmp;
 pub mod ipv4;
+pub mod segment;
 pub mod vnet;
 pub mod vxlan;
 

@@ -3,23 +3,51 @@
 
 use super::checksum;
 use super::ipv4::{Packet, protocol};
+use crate::drops::DropReason;
 
 /// Length of the header in bytes.
 pub const LEN: usize = 12;
 
-const NEEDS_CSUM: u8 = 1;
-const GSO_TCPV4: u8 = 1;
-
-/// What the kernel must know of a packet beyond its bytes.
+/// What the kernel must know of a packet beyond its bytes, or tells of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct VnetHdr {
-    flags: u8,
-    gso_type: u8,
-    hdr_len: u16,
-    gso_size: u16,
-    csum_start: u16,
-    csum_offset: u16,
+    /// Whether the transport checksum is still to be filled: its field holds the pseudo-header sum.
+    pub needs_csum: bool,
+    /// How the packet is to be cut into segments, if it is.
+    pub gso: Option<Gso>,
+    /// Where the transport header begins, with `needs_csum`.
+    pub csum_start: u16,
+    /// Where in it the checksum stands, with `needs_csum`.
+    pub csum_offset: u16,
+    /// Length of all headers, with `gso`.
+    pub hdr_len: u16,
 }
+
+/// How a super-packet is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gso {
+    /// What it is made of.
+    pub kind: GsoKind,
+    /// Payload bytes of each segment but the last, which can be shorter.
+    pub size: u16,
+}
+
+/// What a super-packet is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GsoKind {
+    /// TCP over IPv4.
+    Tcp4,
+    /// UDP datagrams of one flow, since Linux 6.2.
+    Udp,
+}
+
+const UDP_HEADER_LEN: usize = 8;
+const NEEDS_CSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_UDP_L4: u8 = 5;
+/// Set beside the type when the first segment has CWR; segmentation looks at the flag itself.
+const GSO_ECN: u8 = 0x80;
 
 impl VnetHdr {
     /// The header with which a packet that came through the tunnel is written to a TUN of MTU
@@ -28,14 +56,15 @@ impl VnetHdr {
     /// Plain for a finished packet. A kernel VXLAN peer behind nothing but virtual links hands
     /// over packets that its kernel meant to finish later: the TCP or UDP checksum field holds
     /// the bare pseudo-header sum, and a TCP segment can be larger than any MTU. Such a packet is
-    /// marked, so that the kernel fills the checksum, and cuts the segment, where it leaves.
+    /// marked, so that the kernel fills the checksum, and cuts the segment, where it leaves. How a
+    /// UDP packet is to be cut cannot be seen from it: `uncut` says so.
     #[must_use]
-    pub fn for_arrival(packet: &Packet<'_>, mtu: usize) -> Self {
+    pub fn for_arrival(packet: &Packet<'_>, mtu: usize, uncut: Option<Gso>) -> Self {
         let plain = Self::default();
         let payload = packet.payload();
         let (min_len, csum_offset) = match packet.protocol() {
             protocol::TCP => (20, 16),
-            protocol::UDP => (8, 6),
+            protocol::UDP => (UDP_HEADER_LEN, 6),
             _ => return plain,
         };
         if packet.is_fragment() || payload.len() < min_len {
@@ -50,33 +79,64 @@ impl VnetHdr {
 
         let ip_len = packet.header_len();
         let unfinished =
-            Self { flags: NEEDS_CSUM, csum_start: ip_len as u16, csum_offset: csum_offset as u16, ..plain };
-        if packet.protocol() != protocol::TCP || packet.bytes().len() <= mtu {
+            Self { needs_csum: true, csum_start: ip_len as u16, csum_offset: csum_offset as u16, ..plain };
+        if packet.protocol() != protocol::TCP {
+            let hdr_len = (ip_len + UDP_HEADER_LEN) as u16;
+            return if uncut.is_some() { Self { gso: uncut, hdr_len, ..unfinished } } else { unfinished };
+        }
+        if packet.bytes().len() <= mtu {
             return unfinished;
         }
         let headers = ip_len + usize::from(payload[12] >> 4) * 4;
         if headers >= mtu || headers >= packet.bytes().len() {
             return unfinished;
         }
-        Self {
-            gso_type: GSO_TCPV4,
-            hdr_len: headers as u16,
-            gso_size: (mtu - headers).min(usize::from(u16::MAX)) as u16,
-            ..unfinished
-        }
+        let size = (mtu - headers).min(usize::from(u16::MAX)) as u16;
+        Self { gso: Some(Gso { kind: GsoKind::Tcp4, size }), hdr_len: headers as u16, ..unfinished }
     }
 
     /// Its bytes.
     #[must_use]
     pub fn to_bytes(self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
-        bytes[0] = self.flags;
-        bytes[1] = self.gso_type;
-        bytes[2..4].copy_from_slice(&self.hdr_len.to_ne_bytes());
-        bytes[4..6].copy_from_slice(&self.gso_size.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&self.csum_start.to_ne_bytes());
-        bytes[8..10].copy_from_slice(&self.csum_offset.to_ne_bytes());
+        if let Some(gso) = self.gso {
+            bytes[1] = match gso.kind {
+                GsoKind::Tcp4 => GSO_TCPV4,
+                GsoKind::Udp => GSO_UDP_L4,
+            };
+            bytes[2..4].copy_from_slice(&self.hdr_len.to_ne_bytes());
+            bytes[4..6].copy_from_slice(&gso.size.to_ne_bytes());
+        }
+        if self.needs_csum {
+            bytes[0] = NEEDS_CSUM;
+            bytes[6..8].copy_from_slice(&self.csum_start.to_ne_bytes());
+            bytes[8..10].copy_from_slice(&self.csum_offset.to_ne_bytes());
+        }
         bytes
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`] for a kind of super-packet that was not asked for, or of size zero.
+    pub fn parse(bytes: &[u8; LEN]) -> Result<Self, DropReason> {
+        let field = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        let kind = match bytes[1] & !GSO_ECN {
+            GSO_NONE => None,
+            GSO_TCPV4 => Some(GsoKind::Tcp4),
+            GSO_UDP_L4 => Some(GsoKind::Udp),
+            _ => return Err(DropReason::Malformed),
+        };
+        if kind.is_some() && field(4) == 0 {
+            return Err(DropReason::Malformed);
+        }
+        Ok(Self {
+            needs_csum: bytes[0] & NEEDS_CSUM != 0,
+            gso: kind.map(|kind| Gso { kind, size: field(4) }),
+            hdr_len: field(2),
+            csum_start: field(6),
+            csum_offset: field(8),
+        })
     }
 }
 
@@ -109,7 +169,7 @@ mod tests {
     }
 
     fn header_for(bytes: &mut [u8]) -> VnetHdr {
-        VnetHdr::for_arrival(&Packet::parse(bytes).unwrap(), 1450)
+        VnetHdr::for_arrival(&Packet::parse(bytes).unwrap(), 1450, None)
     }
 
     #[test]
@@ -124,24 +184,36 @@ mod tests {
         let mut tcp = tcp_packet(0);
         unfill(&mut tcp, protocol::TCP, 16);
         let header = header_for(&mut tcp);
-        assert_eq!(header, VnetHdr { flags: 1, csum_start: 20, csum_offset: 16, ..Default::default() });
+        assert_eq!(
+            header,
+            VnetHdr { needs_csum: true, csum_start: 20, csum_offset: 16, ..Default::default() }
+        );
 
         let mut udp = udp_packet("10.1.9.3", "10.1.63.2", 9, b"abc");
         unfill(&mut udp, protocol::UDP, 6);
         let header = header_for(&mut udp);
-        assert_eq!(header, VnetHdr { flags: 1, csum_start: 20, csum_offset: 6, ..Default::default() });
+        assert_eq!(
+            header,
+            VnetHdr { needs_csum: true, csum_start: 20, csum_offset: 6, ..Default::default() }
+        );
     }
 
     #[test]
     fn a_large_unfinished_segment_is_to_be_cut_to_the_mtu() {
         let mut tcp = tcp_packet(60_000);
         unfill(&mut tcp, protocol::TCP, 16);
-        let expected =
-            VnetHdr { flags: 1, gso_type: 1, hdr_len: 40, gso_size: 1410, csum_start: 20, csum_offset: 16 };
+        let expected = VnetHdr {
+            needs_csum: true,
+            gso: Some(Gso { kind: GsoKind::Tcp4, size: 1410 }),
+            hdr_len: 40,
+            csum_start: 20,
+            csum_offset: 16,
+        };
         assert_eq!(header_for(&mut tcp), expected);
         let bytes = expected.to_bytes();
         assert_eq!(bytes[..2], [1, 1]);
         assert_eq!(bytes[4..6], 1410u16.to_ne_bytes());
+        assert_eq!(VnetHdr::parse(&bytes), Ok(expected));
     }
 
     #[test]

@@ -1,0 +1,92 @@
+//! What the kernel does for us if it can: each offload is probed when the data plane starts, can be
+//! left out by choice, and is switched off for good when the kernel says so later.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// One offload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offload {
+    /// The overlay device hands over and takes TCP super-packets, and leaves checksums to us.
+    Tso,
+    /// The overlay device hands over and takes UDP super-packets (Linux 6.2).
+    Uso,
+    /// UDP sockets take runs of datagrams and segment them late (`UDP_SEGMENT`, Linux 4.18).
+    Gso,
+    /// UDP sockets deliver runs of datagrams as one (`UDP_GRO`, Linux 5.0).
+    Gro,
+}
+
+impl Offload {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Tso, Self::Uso, Self::Gso, Self::Gro];
+
+    /// Its name on the command line and in `overlayctl`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Tso => "tso",
+            Self::Uso => "uso",
+            Self::Gso => "gso",
+            Self::Gro => "gro",
+        }
+    }
+}
+
+/// Which offloads are on. Shared by the workers and whoever wants to know.
+#[derive(Debug, Default)]
+pub struct Offloads([AtomicBool; Offload::ALL.len()]);
+
+impl Offloads {
+    /// Those of `wanted`, as long as nobody switches one off.
+    #[must_use]
+    pub fn new(wanted: &[Offload]) -> Self {
+        let offloads = Self::default();
+        for offload in wanted {
+            offloads.0[*offload as usize].store(true, Relaxed);
+        }
+        offloads
+    }
+
+    /// Whether `offload` is on.
+    #[must_use]
+    pub fn is_on(&self, offload: Offload) -> bool {
+        self.0[offload as usize].load(Relaxed)
+    }
+
+    /// Switches `offload` off.
+    pub fn switch_off(&self, offload: Offload) {
+        self.0[offload as usize].store(false, Relaxed);
+    }
+}
+
+/// Whether `error`, from sending a run, says that runs cannot be sent by this socket at all:
+/// `EIO` when the interface cannot fill checksums and the kernel cannot do it instead (before
+/// Linux 6.11, `udp_send_skb` in `net/ipv4/udp.c`), `EINVAL` when a run is not understood (before
+/// 4.18, or with checksums off). `EMSGSIZE` only says that this run's datagrams exceed the path's
+/// MTU.
+#[must_use]
+pub fn is_gso_broken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
+}
+
+/// Whether `error`, from writing a super-packet to the overlay device, says that the device does not
+/// know that kind: `EINVAL` from `virtio_net_hdr_to_skb` (`linux/virtio_net.h`; UDP before 6.2).
+#[must_use]
+pub fn is_super_packet_refused(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offloads_go_off_one_by_one() {
+        let offloads = Offloads::new(&[Offload::Gso, Offload::Tso]);
+        let on = |offloads: &Offloads| Offload::ALL.map(|offload| offloads.is_on(offload));
+        assert_eq!(on(&offloads), [true, false, true, false]);
+        offloads.switch_off(Offload::Gso);
+        assert_eq!(on(&offloads), [true, false, false, false]);
+    }
+}

@@ -1,0 +1,136 @@
+//! A program of our own in the kernel: which queue of the overlay device a packet goes to.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// One eBPF instruction (`struct bpf_insn`, `linux/bpf.h`).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Instruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+const fn op(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Instruction {
+    Instruction { code, registers: src << 4 | dst, offset, immediate }
+}
+
+// Opcodes (Documentation/bpf/standardization/instruction-set.rst).
+const LOAD_ABS_WORD: u8 = 0x20;
+const LOAD_ABS_HALF: u8 = 0x28;
+const LOAD_ABS_BYTE: u8 = 0x30;
+const LOAD_IND_WORD: u8 = 0x40;
+const MOV_REG: u8 = 0xbf;
+const MOV_IMM: u8 = 0xb7;
+const ADD_REG: u8 = 0x0f;
+const XOR_REG: u8 = 0xaf;
+const AND_IMM: u8 = 0x57;
+const LSH_IMM: u8 = 0x67;
+const RSH_IMM: u8 = 0x77;
+const MUL32_IMM: u8 = 0x24;
+const JEQ_IMM: u8 = 0x15;
+const JNE_IMM: u8 = 0x55;
+const JSET_IMM: u8 = 0x45;
+const EXIT: u8 = 0x95;
+
+/// A hash of addresses and, for TCP and UDP outside fragments, ports. Fragments of one datagram
+/// all go by addresses alone: they stay together. R6 holds the packet, R7 the hash, R8 what was
+/// read; loads put their result into R0 and take R6 for granted.
+const STEER: &[Instruction] = &[
+    op(MOV_REG, 6, 1, 0, 0),
+    // Anything but IPv4: queue 0.
+    op(LOAD_ABS_BYTE, 0, 0, 0, 0),
+    op(MOV_REG, 8, 0, 0, 0),
+    op(RSH_IMM, 0, 0, 0, 4),
+    op(JEQ_IMM, 0, 0, 2, 4),
+    op(MOV_IMM, 0, 0, 0, 0),
+    op(EXIT, 0, 0, 0, 0),
+    // Addresses.
+    op(LOAD_ABS_WORD, 0, 0, 0, 12),
+    op(MOV_REG, 7, 0, 0, 0),
+    op(LOAD_ABS_WORD, 0, 0, 0, 16),
+    op(ADD_REG, 7, 0, 0, 0),
+    // More fragments, or an offset: no ports.
+    op(LOAD_ABS_HALF, 0, 0, 0, 6),
+    op(JSET_IMM, 0, 0, 7, 0x3fff),
+    op(LOAD_ABS_BYTE, 0, 0, 0, 9),
+    op(JEQ_IMM, 0, 0, 1, 6),
+    op(JNE_IMM, 0, 0, 4, 17),
+    // Ports, behind a header of R8 & 15 words.
+    op(AND_IMM, 8, 0, 0, 15),
+    op(LSH_IMM, 8, 0, 0, 2),
+    op(LOAD_IND_WORD, 0, 8, 0, 0),
+    op(XOR_REG, 7, 0, 0, 0),
+    // Spread what differs in few bits over the upper ones (Knuth's multiplicative hash).
+    op(MUL32_IMM, 7, 0, 0, 0x9e37_79b1_u32.cast_signed()),
+    op(MOV_REG, 0, 7, 0, 0),
+    op(RSH_IMM, 0, 0, 0, 16),
+    op(EXIT, 0, 0, 0, 0),
+];
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+
+/// The first fields of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes the rest as zero.
+#[repr(C)]
+struct LoadAttributes {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+}
+
+/// Loads the program that chooses a queue by flow.
+///
+/// # Errors
+/// `EPERM` without `CAP_BPF` or `CAP_SYS_ADMIN` where unprivileged BPF is off, `ENOSYS` without BPF.
+pub fn load_steering() -> io::Result<OwnedFd> {
+    let attributes = LoadAttributes {
+        program_type: BPF_PROG_TYPE_SOCKET_FILTER,
+        instruction_count: STEER.len() as u32,
+        instructions: STEER.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+    };
+    // SAFETY: the attributes, the instructions and the licence they point to outlive the call,
+    // which reads them only; the size is that of the attributes.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attributes,
+            size_of::<LoadAttributes>() as libc::c_long,
+        )
+    };
+    let fd = libc::c_int::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Has the kernel ask `program` for the queue of each packet that goes out by the TUN device.
+///
+/// # Errors
+/// `EINVAL` before Linux 4.16.
+pub fn steer(queue: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = program.as_raw_fd();
+    // SAFETY: TUNSETSTEERINGEBPF reads one int, a descriptor, which `program` is.
+    let result = unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETSTEERINGEBPF, &raw const program) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `_IOR('T', 224, int)`, `linux/if_tun.h`.
+const TUNSETSTEERINGEBPF: libc::c_ulong = 0x8004_54e0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_verifier_accepts_the_program() {
+        load_steering().expect("loads (this test needs root)");
+    }
+}
