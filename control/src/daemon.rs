@@ -9,6 +9,7 @@ use std::time::Duration;
 use overlay::drops::DropReason;
 use overlay::forwarder::OnFailure;
 use overlay::ingress::SourceCheck;
+use overlay::offload::Offload;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -97,7 +98,7 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
     );
     let store: Arc<dyn LeaseStore> = match &flags.store {
         StoreKind::Etcd => {
-            Arc::new(EtcdStore::connect(flags.etcd_endpoints.clone(), flags.etcd_prefix.clone()).await?)
+            Arc::new(EtcdStore::connect(flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone()).await?)
         }
         StoreKind::Dir(path) => Arc::new(DirStore::open(path)?),
     };
@@ -210,6 +211,10 @@ impl Daemon {
                 SourceCheckFlag::Off => SourceCheck::Off,
             },
             queues: self.flags.queues.map_or(cpus.min(MAX_DEFAULT_QUEUES), usize::from),
+            offloads: self.flags.offload.0.clone(),
+            spread_source_ports: self.flags.source_port_spread,
+            stay_awake: Duration::from_micros(u64::from(self.flags.spin)),
+            pin: self.flags.pin,
         }
     }
 
@@ -450,6 +455,10 @@ impl Shared {
             peers: node.peers().into_iter().map(peer).collect(),
             ignored_leases: view.ignored,
             garbage_leases: view.garbage,
+            offloads: Offload::ALL
+                .into_iter()
+                .map(|offload| (offload.label().to_owned(), node.offloads().is_on(offload)))
+                .collect(),
             source_check: match node.source_check() {
                 SourceCheck::Strict => "strict",
                 SourceCheck::Loose => "loose",

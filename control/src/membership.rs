@@ -226,7 +226,11 @@ impl Membership {
     /// Makes `text` the configuration if there is none in force yet; later changes are only told.
     fn take_config(&mut self, text: String) -> Result<(), BadConfig> {
         let in_force = self.config.as_ref().map(|(text, _)| text);
-        if in_force == Some(&text) || self.complained.as_ref() == Some(&text) {
+        if in_force == Some(&text) {
+            self.complained = None;
+            return Ok(());
+        }
+        if self.complained.as_ref() == Some(&text) {
             return Ok(());
         }
         match NetworkConfig::parse(&text) {

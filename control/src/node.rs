@@ -2,15 +2,19 @@
 //! down again when it is dropped.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use overlay::forwarder::{self, Forwarder, OnFailure};
 use overlay::ingress::SourceCheck;
+use overlay::offload::{Offload, Offloads};
 use overlay::stats::Totals;
 use overlay::table::{Local, Peer, PeerTable, SharedTable};
 use overlay::underlay::udp;
 use overlay::wire::Format;
 use overlay::{MacAddr, SetupError};
+use tracing::warn;
 
 use crate::host::firewall::Firewall;
 use crate::host::{Desired, HostError, Masquerade, link};
@@ -100,6 +104,14 @@ pub struct NodeOptions {
     pub source_check: SourceCheck,
     /// Queues of the overlay device.
     pub queues: usize,
+    /// What the kernel is asked to do for the data plane.
+    pub offloads: Vec<Offload>,
+    /// Whether flows leave by different source ports.
+    pub spread_source_ports: bool,
+    /// How long a worker looks for more before it sleeps.
+    pub stay_awake: Duration,
+    /// Whether the workers of a queue are tied to one processor.
+    pub pin: bool,
 }
 
 /// A node could not be built.
@@ -122,6 +134,7 @@ pub struct Node {
     queues: usize,
     source_check: SourceCheck,
     desired: Desired,
+    offloads: Arc<Offloads>,
     table: SharedTable,
     forwarder: Forwarder,
 }
@@ -144,8 +157,12 @@ impl Node {
         // The port before all else: where another daemon or a kernel device has it, the overlay device,
         // its address and the rules are theirs, too, and not to be touched.
         let listen = SocketAddrV4::new(plan.underlay.address, plan.port());
-        drop(udp::open(listen, 1)?);
-        let queues = overlay::tun::open(&plan.device(), options.queues)?;
+        udp::probe(listen)?;
+        let offloads = Arc::new(Offloads::new(&options.offloads));
+        let queues = overlay::tun::open(&plan.device(), options.queues, &offloads)?;
+        if let Err(error) = overlay::tun::steer_by_flow(&queues) {
+            warn!(device = plan.device(), %error, "flows cannot be tied to queues: one may be reordered when it begins");
+        }
         let desired = Desired {
             device: plan.device(),
             mtu: plan.mtu(),
@@ -162,11 +179,20 @@ impl Node {
         let addresses = link::addresses().await?;
         let table = SharedTable::new(table(&plan, leases, addresses.into_iter().collect()));
         let forwarder = Forwarder::start(
-            forwarder::Config { queues, listen, source_check: options.source_check, table: table.clone() },
+            forwarder::Config {
+                queues,
+                listen,
+                source_check: options.source_check,
+                table: table.clone(),
+                offloads: Arc::clone(&offloads),
+                spread_source_ports: options.spread_source_ports,
+                stay_awake: options.stay_awake,
+                pin: options.pin,
+            },
             on_failure,
         )?;
         let (queues, source_check) = (options.queues, options.source_check);
-        Ok((Self { plan, queues, source_check, desired, table, forwarder }, firewall))
+        Ok((Self { plan, queues, source_check, desired, offloads, table, forwarder }, firewall))
     }
 
     /// What it was made from.
@@ -185,6 +211,12 @@ impl Node {
     #[must_use]
     pub fn source_check(&self) -> SourceCheck {
         self.source_check
+    }
+
+    /// What the kernel does for its data plane.
+    #[must_use]
+    pub fn offloads(&self) -> &Offloads {
+        &self.offloads
     }
 
     /// The other nodes, as the workers see them.
@@ -237,6 +269,7 @@ fn table(plan: &Plan, leases: &[Lease], addresses: Vec<Ipv4Addr>) -> PeerTable {
         })
         .collect();
     let local = Local {
+        network: plan.config.network,
         subnet: plan.subnet,
         overlay_address: plan.overlay_address(),
         addresses,

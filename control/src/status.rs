@@ -30,6 +30,8 @@ pub struct Status {
     pub ignored_leases: usize,
     /// Lease keys that cannot be read.
     pub garbage_leases: usize,
+    /// What the kernel does for the data plane, by name, and whether it does.
+    pub offloads: BTreeMap<String, bool>,
     /// What is asked of sources: `strict`, `loose` or `off`.
     pub source_check: String,
     /// What was forwarded since the data plane started.
@@ -179,6 +181,7 @@ impl Status {
             ("network", self.network.to_string()),
             ("lease", format!("{} ({lease}), public address {}", self.lease.subnet, self.lease.public_ip)),
             ("store", format!("{} {} ({store})", self.store.kind, self.store.r#where)),
+            ("offloads", self.offloads_text()),
             ("source check", self.source_check.clone()),
         ];
         for (name, value) in rows {
@@ -228,6 +231,20 @@ impl Status {
             let _ = writeln!(out, "\n{} ICMP error{} sent", self.icmp_sent, plural(self.icmp_sent as usize));
         }
         out
+    }
+}
+
+impl Status {
+    fn offloads_text(&self) -> String {
+        let named = |wanted: bool| -> Vec<&str> {
+            let those = self.offloads.iter().filter(|(_, on)| **on == wanted);
+            those.map(|(name, _)| name.as_str()).collect()
+        };
+        match (named(true), named(false)) {
+            (on, off) if off.is_empty() => on.join(", "),
+            (on, off) if on.is_empty() => format!("none ({} off)", off.join(", ")),
+            (on, off) => format!("{} ({} off)", on.join(", "), off.join(", ")),
+        }
     }
 }
 
@@ -301,6 +318,9 @@ mod tests {
             }],
             ignored_leases: 0,
             garbage_leases: 1,
+            offloads: [("gso", true), ("tso", true), ("uso", false)]
+                .map(|(name, on)| (name.to_owned(), on))
+                .into(),
             source_check: "strict".to_owned(),
             counters: Directions {
                 egress: Counters { packets: 12, bytes: 5 << 20 },
@@ -326,6 +346,7 @@ mod tests {
         let text = example().to_text();
         for line in [
             "device        flannel.1, address 10.1.9.0, MTU 1450, 2 queues",
+            "offloads      gso, tso (uso off)",
             "  10.1.63.0/24  192.168.199.238  02:00:00:00:00:09",
             "  egress        12  5.0 MiB",
             "  ingress     3000    900 B",

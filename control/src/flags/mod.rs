@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+use overlay::offload::Offload;
+
 pub use go::{FlagError, parse_bool};
 
 use crate::lease::is_one_host;
@@ -30,10 +32,10 @@ pub struct Flags {
         long,
         help_heading = "Lease store",
         value_name = "URL,…",
-        value_delimiter = ',',
+        value_parser = endpoints,
         default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379"
     )]
-    pub etcd_endpoints: Vec<String>,
+    pub etcd_endpoints: Endpoints,
 
     /// Where in etcd the network's keys are.
     #[arg(long, help_heading = "Lease store", value_name = "PREFIX", default_value = "/coreos.com/network")]
@@ -113,10 +115,40 @@ pub struct Flags {
     #[arg(long, help_heading = "Data plane", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub queues: Option<u16>,
 
+    /// What the kernel is asked to do for the data plane: 'auto', all that it can; 'off', nothing; or a
+    /// list of 'tso' (TCP super-packets by the overlay device), 'uso' (UDP ones), 'gso' (segmentation
+    /// by the sockets), 'gro' (joining by the sockets).
+    #[arg(long, help_heading = "Data plane", value_name = "LIST", default_value = "auto", value_parser = offload)]
+    pub offload: OffloadFlag,
+
+    /// Let flows leave by different source ports, so that routers and network cards can spread them;
+    /// 'off' sends from the backend's own port, for firewalls that want it.
+    #[arg(long, help_heading = "Data plane", value_name = "on|off", default_value_t = true, value_parser = on_or_off, action = ArgAction::Set)]
+    pub source_port_spread: bool,
+
+    /// Tie the threads of each queue to one processor.
+    #[arg(long, help_heading = "Data plane", value_name = "BOOL", default_value_t = false, value_parser = parse_bool, action = ArgAction::Set)]
+    pub pin: bool,
+
+    /// How long a worker that finds nothing to do looks again before it sleeps, in microseconds; 0 sleeps
+    /// at once.
+    #[arg(
+        long,
+        help_heading = "Data plane",
+        value_name = "MICROSECONDS",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(..=1000)
+    )]
+    pub spin: u32,
+
     /// How much is logged: 0 what an operator needs, 1 the reasons too, 2 every change, 3 all.
     #[arg(long = "v", help_heading = "Log", value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
 }
+
+/// The value of `--etcd-endpoints`: at least one URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoints(pub Vec<String>);
 
 /// Which kind of store, and where if that is not in flags of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +158,10 @@ pub enum StoreKind {
     /// A directory.
     Dir(PathBuf),
 }
+
+/// The value of `--offload`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OffloadFlag(pub Vec<Offload>);
 
 /// The values of `--source-check`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -160,6 +196,17 @@ impl Flags {
     }
 }
 
+fn endpoints(text: &str) -> Result<Endpoints, String> {
+    let endpoint = |url: &str| match url.strip_prefix("http://") {
+        Some(host) if !host.is_empty() && !host.starts_with(['/', ':']) => Ok(url.to_owned()),
+        _ if url.starts_with("https://") => {
+            Err(format!("TLS, as in '{url}', is not supported yet: only http://HOST:PORT is"))
+        }
+        _ => Err(format!("'{url}' is not of the form http://HOST:PORT")),
+    };
+    text.split(',').map(str::trim).map(endpoint).collect::<Result<_, _>>().map(Endpoints)
+}
+
 fn store(text: &str) -> Result<StoreKind, String> {
     match text.strip_prefix("dir:") {
         _ if text == "etcd" => Ok(StoreKind::Etcd),
@@ -173,6 +220,27 @@ fn one_host(text: &str) -> Result<Ipv4Addr, String> {
     match text.parse::<Ipv4Addr>() {
         Ok(address) if is_one_host(address) => Ok(address),
         _ => Err("it is one host's IPv4 address".to_owned()),
+    }
+}
+
+fn offload(text: &str) -> Result<OffloadFlag, String> {
+    let find = |name: &str| {
+        Offload::ALL.into_iter().find(|offload| offload.label() == name).ok_or_else(|| {
+            format!("there is no offload '{name}': it is 'auto', 'off', or of tso, uso, gso, gro, separated by commas")
+        })
+    };
+    match text {
+        "auto" => Ok(OffloadFlag(Offload::ALL.into())),
+        "off" => Ok(OffloadFlag(Vec::new())),
+        list => list.split(',').map(find).collect::<Result<_, _>>().map(OffloadFlag),
+    }
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => parse_bool(other).map_err(|_| "it is 'on' or 'off'".to_owned()),
     }
 }
 
@@ -190,7 +258,7 @@ mod tests {
     #[test]
     fn defaults_are_flannelds() {
         let flags = parse(&[], &[]).unwrap();
-        assert_eq!(flags.etcd_endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+        assert_eq!(flags.etcd_endpoints.0, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
         assert_eq!(flags.etcd_prefix, "/coreos.com/network");
         assert_eq!(flags.store, StoreKind::Etcd);
         assert_eq!(flags.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
@@ -214,9 +282,32 @@ mod tests {
 
     #[test]
     fn repeated_flags_add_up_or_the_last_one_wins() {
-        let flags = parse(&["-iface=eth1", "-iface", "eth2", "-v=1", "-v", "2"], &[]).unwrap();
+        let flags = parse(
+            &[
+                "-iface=eth1",
+                "-iface",
+                "eth2",
+                "-v=1",
+                "-v",
+                "2",
+                "-etcd-endpoints=http://a:1",
+                "-etcd-endpoints=http://b:1",
+            ],
+            &[],
+        )
+        .unwrap();
+        assert_eq!(flags.etcd_endpoints.0, ["http://b:1"]);
         assert_eq!(flags.iface, ["eth1", "eth2"]);
         assert_eq!(flags.verbosity, 2);
+    }
+
+    #[test]
+    fn offloads_are_all_none_or_listed() {
+        let offloads = |value: &str| parse(&[&format!("--offload={value}")], &[]).unwrap().offload.0;
+        assert_eq!(offloads("auto"), Offload::ALL);
+        assert_eq!(offloads("off"), []);
+        assert_eq!(offloads("gso,tso"), [Offload::Gso, Offload::Tso]);
+        assert!(!parse(&["--source-port-spread=off"], &[]).unwrap().source_port_spread);
     }
 
     #[test]
@@ -245,7 +336,12 @@ mod tests {
             (&["--public-ip=300.1.2.3"], &["--public-ip", "300.1.2.3", "IPv4 address"]),
             (&["--public-ip=0.0.0.0"], &["--public-ip", "0.0.0.0", "one host"]),
             (&["--public-ip=224.0.0.1"], &["--public-ip", "224.0.0.1", "one host"]),
+            (&["--etcd-endpoints=https://e:2379"], &["--etcd-endpoints", "https://e:2379", "TLS"]),
+            (&["--etcd-endpoints=http://e:2379,"], &["--etcd-endpoints", "http://HOST:PORT"]),
+            (&["--etcd-endpoints=e:2379"], &["--etcd-endpoints", "'e:2379'", "http://HOST:PORT"]),
             (&["--store=zookeeper"], &["--store", "zookeeper", "dir:PATH"]),
+            (&["--offload=tso,lro"], &["--offload", "lro", "tso, uso, gso, gro"]),
+            (&["--source-port-spread=maybe"], &["--source-port-spread", "maybe", "'on' or 'off'"]),
             (&["--iface"], &["--iface", "value"]),
             (&["stray"], &["stray"]),
         ] {

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -11,11 +12,12 @@ use super::HostError;
 /// Runs `program` with `input` on its standard input and returns its standard output.
 ///
 /// # Errors
-/// [`HostError::NoProgram`] if it is not installed; [`HostError::Program`] with its standard error if it fails.
+/// [`HostError::NoProgram`] if it is not installed; [`HostError::Program`] with its standard error if it fails,
+/// or if it has not ended in time: then it is killed.
 pub(super) async fn run(program: &str, args: &[&str], input: &str) -> Result<String, HostError> {
     let failed =
         |reason: String| HostError::Program { command: format!("{program} {}", args.join(" ")), reason };
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -28,18 +30,29 @@ pub(super) async fn run(program: &str, args: &[&str], input: &str) -> Result<Str
             }
             _ => failed(e.to_string()),
         })?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that refuses its arguments ends before it has read its input: its own words, below,
-        // say more than the broken pipe.
-        let _ = stdin.write_all(input.as_bytes()).await;
-    }
-    let output = child.wait_with_output().await.map_err(|e| failed(e.to_string()))?;
+    let talk = async move {
+        let mut child = child;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that refuses its arguments ends before it has read its input: its own words,
+            // below, say more than the broken pipe.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        child.wait_with_output().await
+    };
+    // The same task renews the lease and follows the peers: it must not hang on a lock of iptables.
+    let output = tokio::time::timeout(PATIENCE, talk)
+        .await
+        .map_err(|_| failed(format!("it has not ended in {} s", PATIENCE.as_secs())))?
+        .map_err(|e| failed(e.to_string()))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(failed(format!("{}: {}", output.status, said.trim())));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
+
+/// Thousands of times what these programs take, and still shorter than any lease.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn package_of(program: &str) -> &'static str {
     if program == "nft" { "nftables" } else { "iptables" }

@@ -35,7 +35,8 @@ pub struct LeaseAttrs {
 pub enum LeaseBackend {
     /// Bare IP packets in UDP.
     Udp,
-    /// VXLAN: frames to the owner carry this VNI and are addressed to this MAC.
+    /// VXLAN: frames to the owner are addressed to this MAC. (They carry the sender's VNI, which is the
+    /// network's: flannel does not look at this one either.)
     Vxlan {
         /// The owner's VXLAN network identifier, 24 bits.
         vni: u32,
