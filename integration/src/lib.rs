@@ -27,6 +27,7 @@
 pub mod capture;
 pub mod dockerd;
 pub mod etcd;
+pub mod guard;
 pub mod kernel_vxlan;
 pub mod netns;
 pub mod overlayd;

@@ -174,6 +174,11 @@ impl Overlayd<'_> {
         &mut self.process
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// All it has logged.
     pub fn log(&self) -> String {
         self.process.log()

@@ -101,6 +101,42 @@ impl Site {
         (site, worker, master)
     }
 
+    /// Two hosts on one link, `worker` 192.168.1.12 and `master` 192.168.1.13, with nothing between
+    /// them but a bare pair of interfaces. The router is beside the way of their packets; the
+    /// master reaches it through the worker:
+    ///
+    /// ```text
+    ///  router 192.168.9.1 ── eth1 worker eth0 192.168.1.12 ── 192.168.1.13 eth0 master
+    /// ```
+    #[track_caller]
+    pub fn two_hosts_on_one_link() -> (Self, Host, Host) {
+        let site = Self::new();
+        let host = |name: &str, address: [u8; 4]| Host {
+            ns: Namespace::new(name),
+            name: name.into(),
+            public_ip: address.into(),
+            directory: site.directory(name),
+        };
+        let worker = host("worker", [192, 168, 1, 12]);
+        let master = host("master", [192, 168, 1, 13]);
+        worker.ns.sysctl("net/ipv4/ip_forward", "1");
+        worker.ns.ip(&format!(
+            "link add eth0 type veth peer name eth0 netns {}\n\
+             link add eth1 type veth peer name lan9 netns {}\n\
+             address add 192.168.1.12/24 dev eth0\nlink set eth0 up\n\
+             address add 192.168.9.12/24 dev eth1\nlink set eth1 up\n",
+            master.ns.name(),
+            site.router.name()
+        ));
+        master
+            .ns
+            .ip("address add 192.168.1.13/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.1.12");
+        site.router
+            .ip("address add 192.168.9.1/24 dev lan9\nlink set lan9 up\nroute add default via 192.168.9.12");
+        site.lans.lock().unwrap().insert(Ipv4Addr::new(192, 168, 9, 1));
+        (site, worker, master)
+    }
+
     /// Adds a host with this address on a new /24 LAN of its own, with the router's leg at `.1`. The
     /// host filters by reverse path, as the seed's do.
     #[track_caller]

@@ -4,17 +4,12 @@
 
 use std::error::Error;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use integration::overlayd::{await_mesh, program};
 use integration::traffic::{self, Throughput};
-use integration::{Backend, Host, Namespace, Overlayd, Pod, Site, Store, netns};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use integration::{Backend, Host, Namespace, Overlayd, Pod, Site, Store, guard};
 
 fn main() -> ExitCode {
     match check().and_then(|(backend, engine)| run(backend, engine)) {
@@ -62,7 +57,7 @@ fn check() -> Result<(Backend, Engine), Box<dyn Error>> {
 }
 
 fn run(backend: Backend, engine: Engine) -> Result<(), Box<dyn Error>> {
-    clean_up_whatever_happens()?;
+    guard::clean_up_whatever_happens("overlay-demo")?;
     println!("{}", picture(backend));
     let begun = Instant::now();
 
@@ -159,48 +154,4 @@ fn step(number: u32, title: &str) {
 
 fn done(what: &str) {
     println!("    ✓ {what}");
-}
-
-/// Removes all namespaces and files when the program is interrupted or fails: its release build does not
-/// unwind, so dropping is not enough.
-fn clean_up_whatever_happens() -> Result<(), Box<dyn Error>> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, interrupted.clone())?;
-    }
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            eprintln!("\ninterrupted: cleaning up");
-            netns::remove_own();
-            std::process::exit(130);
-        }
-    });
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if interrupted.load(Ordering::Acquire) {
-            // What fails now fails because of the interruption, and the thread above is at work.
-            loop {
-                std::thread::park();
-            }
-        }
-        report(panic);
-        print_logs(&std::env::temp_dir());
-        netns::remove_own();
-        std::process::exit(1);
-    }));
-    Ok(())
-}
-
-/// Prints what the daemons had to say.
-fn print_logs(directory: &Path) {
-    let files = |directory: &Path| std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let own = |name: &str| name.starts_with(&netns::directory_prefix());
-    for site in files(directory).filter(|entry| entry.file_name().to_str().is_some_and(own)) {
-        for host in files(&site.path()) {
-            if let Ok(log) = std::fs::read_to_string(host.path().join("overlayd.log")) {
-                eprintln!("── {} ──\n{log}", host.file_name().display());
-            }
-        }
-    }
 }
