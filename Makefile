@@ -8,14 +8,18 @@ SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
 RUNNER  := CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER
 CARGO   := cargo --locked
+BENCH_bench      := --preset short
+BENCH_bench-full := --preset full --goals
 
-.PHONY: help demo test lint fmt bench doc setup setup-demo setup-lint clean
+.PHONY: help demo test lint fmt bench bench-full bench-micro doc setup setup-demo setup-bench setup-lint clean
 
 help:
 	@echo 'make demo [BACKEND=vxlan|udp] [STORE=dir|etcd]   two hosts, a router, a pod each, and traffic'
 	@echo 'make test                                         every test: unit, integration, documentation'
 	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
-	@echo 'make bench                                        micro-benchmarks'
+	@echo 'make bench                                        overlayd beside kernel VXLAN: three minutes, target/bench.html'
+	@echo 'make bench-full                                   everything: three quarters of an hour, with the goals'
+	@echo 'make bench-micro                                  lookup, checksum, encapsulation, segmentation, coalescing'
 	@echo 'make doc                                          the API documentation, in target/doc'
 
 demo: setup-demo
@@ -37,13 +41,18 @@ lint: setup-lint
 fmt:
 	cargo fmt --all
 
-bench:
+bench bench-full: setup-bench
+	$(CARGO) build --release --bin overlayd --bin overlayctl --bin overlay-bench
+	$(SUDO) target/release/overlay-bench run $(BENCH_$@) \
+	    --json target/$@.json --markdown target/$@.md --html target/$@.html
+
+bench-micro:
 	$(CARGO) bench -p bench
 
 doc:
 	$(CARGO) doc --workspace --no-deps
 
-setup setup-demo setup-lint:
+setup setup-demo setup-bench setup-lint:
 	@integration/setup.sh $(patsubst setup%,all%,$@) $(STORE)
 
 clean:

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Installs what building, demonstrating and testing need: packages of Debian or its relatives, and
-# cargo's tools. What is there already is left alone. Usage: setup.sh all|all-demo|all-lint [STORE]
+# Installs what building, demonstrating, measuring and testing need: packages of Debian or its
+# relatives, and cargo's tools. What is there already is left alone.
+# Usage: setup.sh all|all-demo|all-bench|all-lint [STORE]
 set -euo pipefail
 
 build=(gcc pkg-config protobuf-compiler libprotobuf-dev)
@@ -12,6 +13,10 @@ case "${1:-all}" in
 all-demo)
     packages=("${build[@]}" "${demo[@]}")
     if [ "${2:-dir}" = etcd ]; then packages+=("${etcd[@]}"); fi
+    tools=()
+    ;;
+all-bench)
+    packages=("${build[@]}" "${demo[@]}" ethtool)
     tools=()
     ;;
 all-lint)

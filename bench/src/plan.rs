@@ -252,6 +252,20 @@ impl Metric {
         }
     }
 
+    /// From one value to another, with the unit once if both have the same.
+    #[must_use]
+    pub fn show_range(self, min: f64, max: f64) -> String {
+        let (min, max) = (self.show(min), self.show(max));
+        // A unit begins with a blank or a slash.
+        let unit = |text: &str| text.find([' ', '/']).map(|at| text[at..].to_owned());
+        match unit(&min) {
+            Some(own) if unit(&max).as_ref() == Some(&own) => {
+                format!("{} … {max}", min.trim_end_matches(own.as_str()))
+            }
+            _ => format!("{min} … {max}"),
+        }
+    }
+
     /// What it is, for headings.
     #[must_use]
     pub fn title(self) -> &'static str {
@@ -334,5 +348,8 @@ mod tests {
         assert_eq!(Metric::RoundTrip.show(33_100.0), "33.1 µs");
         assert_eq!(Metric::LossPercent.show(0.123), "0.12 %");
         assert_eq!(thousands(1_234_567.0), "1,234,567");
+        assert_eq!(Metric::BitsPerSecond.show_range(8.1e9, 9e9), "8.10 … 9.00 Gbit/s");
+        assert_eq!(Metric::BitsPerSecond.show_range(470e6, 9e9), "470.0 Mbit/s … 9.00 Gbit/s");
+        assert_eq!(Metric::DatagramsPerSecond.show_range(9.0, 1e4), "9 … 10,000/s");
     }
 }

@@ -143,7 +143,7 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .notes { color: var(--miss); }
-.legend { margin: 1.5rem 0 0; }
+.legend { margin: 1rem 0 0; padding: .5rem 0; position: sticky; top: 0; background: var(--page); }
 .legend span { margin-right: 1.2rem; white-space: nowrap; }
 .legend span::before { content: ''; display: inline-block; width: .8em; height: .8em;
   margin-right: .4em; border-radius: 2px; }

@@ -83,10 +83,7 @@ fn columns(record: &Record, metric: Metric, with_cost: bool) -> Vec<Column> {
         column("scenario", |row| row.key.scenario.clone()),
         column("subject", |row| row.key.subject.clone()),
         ("median".into(), Box::new(move |row: &Row| metric.show(row.value.median)) as _),
-        (
-            "min … max".into(),
-            Box::new(move |row| format!("{} … {}", metric.show(row.value.min), metric.show(row.value.max))),
-        ),
+        ("min … max".into(), Box::new(move |row| metric.show_range(row.value.min, row.value.max))),
     ];
     if metric == Metric::RoundTrip {
         columns.push(column("p90", |row| percentile(row, |p| p.p90)));
@@ -100,10 +97,10 @@ fn columns(record: &Record, metric: Metric, with_cost: bool) -> Vec<Column> {
         columns.push(column("sent again", |row| median(row.retransmits, thousands)));
     }
     if with_cost && matches!(metric, Metric::BitsPerSecond | Metric::DatagramsPerSecond) {
-        columns.push(column("CPU s/GB", |row| spread(row.cpu_seconds_per_gigabyte, |x| format!("{x:.2}"))));
+        columns.push(column("CPU s/GB", |row| median(row.cpu_seconds_per_gigabyte, |x| format!("{x:.2}"))));
     }
     if with_cost && metric != Metric::ConnectionsPerSecond {
-        columns.push(column("CPU ns/packet", |row| spread(row.nanoseconds_per_packet, thousands)));
+        columns.push(column("CPU ns/packet", |row| median(row.nanoseconds_per_packet, thousands)));
     }
     if with_cost {
         columns.push(column("memory", |row| row.resident.map_or(NONE.into(), mebibytes)));
@@ -199,11 +196,11 @@ mod tests {
                 "scenario: tcp-1",
                 "subject: overlayd-vxlan",
                 "median: 4.00 Gbit/s",
-                "min … max: 4.00 Gbit/s … 4.00 Gbit/s",
+                "min … max: 4.00 … 4.00 Gbit/s",
                 "× kernel-vxlan: 1.25 (0.50 … 2.00)",
                 "sent again: 7",
-                "CPU s/GB: 1.00 (0.50 … 1.50)",
-                "CPU ns/packet: 2,000 (1,000 … 3,000)",
+                "CPU s/GB: 1.00",
+                "CPU ns/packet: 2,000",
                 "memory: 10.0 MiB",
             ]
         );

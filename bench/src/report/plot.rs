@@ -69,7 +69,7 @@ fn draw<'a>(plot: &Plot, area: &DrawingArea<SVGBackend<'a>, Shift>, height: i32)
         let style = ("sans-serif", size).into_font().color(&ink).pos(Pos::new(anchor, VPos::Center));
         area.draw(&Text::new(text.to_owned(), at, style))
     };
-    write(&plot.title, 15, (0, 10), HPos::Left)?;
+    write(&plot.title, 16, (0, 10), HPos::Left)?;
 
     let largest =
         plot.groups.iter().flat_map(|group| &group.bars).map(|bar| bar.spread.max).fold(0.0, f64::max);
@@ -77,7 +77,7 @@ fn draw<'a>(plot: &Plot, area: &DrawingArea<SVGBackend<'a>, Shift>, height: i32)
     let mut y = TOP;
     for group in &plot.groups {
         let middle = y + group.bars.len() as i32 * BAR / 2;
-        write(&group.label, 12, (LEFT - 8, middle), HPos::Right)?;
+        write(&group.label, 14, (LEFT - 8, middle), HPos::Right)?;
         for bar in &group.bars {
             let Spread { median, min, max } = bar.spread;
             let fill = colour(SERIES[bar.series % SERIES.len()]);
@@ -91,7 +91,7 @@ fn draw<'a>(plot: &Plot, area: &DrawingArea<SVGBackend<'a>, Shift>, height: i32)
                 let tick = [(length(end), centre - 3), (length(end), centre + 3)];
                 area.draw(&PathElement::new(tick, ink.stroke_width(1)))?;
             }
-            write(&bar.text, 11, (length(max) + 6, centre), HPos::Left)?;
+            write(&bar.text, 13, (length(max) + 6, centre), HPos::Left)?;
             y += BAR;
         }
         y += GAP;
@@ -107,11 +107,11 @@ fn colour(mark: &str) -> RGBColor {
 
 const WIDTH: i32 = 560;
 /// Where bars begin.
-const LEFT: i32 = 84;
+const LEFT: i32 = 92;
 /// How long the longest is; beside it stands its text.
-const SPAN: i32 = 340;
+const SPAN: i32 = 320;
 const TOP: i32 = 30;
-const BAR: i32 = 15;
+const BAR: i32 = 17;
 const GAP: i32 = 9;
 
 #[cfg(test)]
