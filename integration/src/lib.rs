@@ -17,7 +17,8 @@
 //! ```
 //!
 //! Each LAN is a bare pair of interfaces, host and router, so that frames pass as they were sent,
-//! super-packets whole and checksums unfilled. More hosts have more LANs.
+//! super-packets whole and checksums unfilled ([`Wire::Virtual`]), or, where a test wants that, like
+//! a cable of 1500 octets ([`Wire::Plain`]). More hosts have more LANs.
 //! The pods' network is 10.1.0.0/16, cut into /24 subnets, one per host.
 //!
 //! A harness function that cannot do its work panics and says what failed: in a test that is the
@@ -25,13 +26,17 @@
 //! run left behind is removed by the next one.
 
 pub mod capture;
+pub mod datagrams;
 pub mod dockerd;
 pub mod etcd;
+pub mod faults;
 pub mod guard;
 pub mod kernel_vxlan;
 pub mod netns;
+pub mod noise;
 pub mod overlayd;
 pub mod packets;
+pub mod pair;
 pub mod process;
 pub mod service;
 pub mod site;
@@ -41,6 +46,7 @@ pub mod traffic;
 pub use etcd::Etcd;
 pub use netns::Namespace;
 pub use overlayd::{Overlayd, Status};
+pub use pair::Pair;
 pub use process::await_until;
-pub use site::{Host, Pod, Site, SubnetEnv};
+pub use site::{Host, Pod, Site, SubnetEnv, Wire};
 pub use store::{Backend, Store};

@@ -215,6 +215,13 @@ impl Status {
         subnets
     }
 
+    /// The offloads that are on, sorted.
+    pub fn offloads(&self) -> Vec<&str> {
+        let offloads = self.0["offloads"].as_object().expect("offloads by name");
+        // The map is sorted by name.
+        offloads.iter().filter(|(_, on)| **on == Value::Bool(true)).map(|(name, _)| name.as_str()).collect()
+    }
+
     /// How many packets were dropped in a direction (`egress`, `ingress`) for a reason. The reason
     /// must be among those that the daemon reports.
     #[track_caller]

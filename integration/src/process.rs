@@ -62,6 +62,18 @@ impl Process {
         }
     }
 
+    /// The processor time that its threads have had so far.
+    #[track_caller]
+    pub fn cpu_time(&self) -> Duration {
+        // To the nanosecond, unlike the ticks of /proc/PID/stat.
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("list the threads");
+        let times = tasks.flatten().filter_map(|task| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(times.sum())
+    }
+
     /// Asks it to end (SIGTERM) and waits until it has.
     #[track_caller]
     pub fn terminate(&mut self, limit: Duration) -> ExitStatus {

@@ -21,6 +21,15 @@ pub struct Site {
     directory: TempDir,
 }
 
+/// What frames are like on a LAN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// As on one machine or between its containers: super-packets pass whole, checksums unfilled.
+    Virtual,
+    /// As on a cable: frames of the MTU, finished by their sender, and joined by the receiver's GRO.
+    Plain,
+}
+
 /// A host: one interface `eth0` to its LAN, and room for `docker0`, pods and an overlay.
 #[derive(Debug)]
 pub struct Host {
@@ -75,9 +84,21 @@ impl Site {
     /// gateways 192.168.1.1 and 192.168.199.1, which are both the router.
     #[track_caller]
     pub fn two_hosts() -> (Self, Host, Host) {
+        Self::two_hosts_on(Wire::Virtual)
+    }
+
+    /// The same hosts on LANs of this kind.
+    #[track_caller]
+    pub fn two_hosts_on(wire: Wire) -> (Self, Host, Host) {
         let site = Self::new();
         let worker = site.host("worker", "192.168.1.12");
         let master = site.host("master", "192.168.199.238");
+        if wire == Wire::Plain {
+            for host in [&worker, &master] {
+                make_plain(&host.ns, "eth0");
+                make_plain(&site.router, &Self::lan_device(host.public_ip));
+            }
+        }
         (site, worker, master)
     }
 
@@ -303,3 +324,26 @@ impl SubnetEnv {
         self.subnet.split_once('/').map(|(_, length)| length).expect("FLANNEL_SUBNET with its length")
     }
 }
+
+/// Has an interface send finished frames of its MTU only, and join those that it receives.
+#[track_caller]
+fn make_plain(ns: &Namespace, device: &str) {
+    ns.ok(&format!(
+        "ethtool -K {device} tso off gso off tx off {} gro on",
+        SEGMENTATION.join(" off ") + " off"
+    ));
+    let features = ns.ok(&format!("ethtool -k {device}"));
+    let is = |feature: &str, state: &str| {
+        let mut lines = features.lines().filter_map(|line| line.trim().split_once(": "));
+        lines.any(|(name, value)| name == feature && value.split(' ').next() == Some(state))
+    };
+    let off = ["tcp-segmentation-offload", "generic-segmentation-offload", "tx-checksumming"];
+    for feature in off.iter().chain(&SEGMENTATION) {
+        assert!(is(feature, "off"), "{device}: {feature} is not off:\n{features}");
+    }
+    assert!(is("generic-receive-offload", "on"), "{device}: no GRO:\n{features}");
+}
+
+/// What an interface could be asked to segment, beside TCP.
+const SEGMENTATION: [&str; 3] =
+    ["tx-udp-segmentation", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"];

@@ -1,7 +1,7 @@
 //! Traffic between namespaces, each kind checked at its receiving end.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{self, IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,6 +11,7 @@ use rustix::net::{Shutdown, shutdown};
 use serde_json::Value;
 
 use crate::netns::{Namespace, succeed};
+use crate::noise::Noise;
 use crate::process::{Process, await_until};
 
 /// Pings three times; each must be answered.
@@ -85,29 +86,31 @@ pub fn transfer(from: &Namespace, to: &Namespace, address: Ipv4Addr, mebibytes: 
     let listener = to.within(|| TcpListener::bind((address, 0))).expect("bind a TCP listener");
     let target = listener.local_addr().expect("a bound address");
     let stream = from.within(|| TcpStream::connect_timeout(&target, PATIENCE));
-    let mut stream = stream.unwrap_or_else(|error| panic!("connect to {target}: {error}"));
+    let stream = stream.unwrap_or_else(|error| panic!("connect to {target}: {error}"));
     let (mut received, _) = listener.accept().expect("accept");
     for end in [&stream, &received] {
         end.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
         end.set_write_timeout(Some(PATIENCE)).expect("set a timeout");
     }
+    // Every MiB is the same noise from another place on: making it costs nothing beside sending it,
+    // and one that is lost, repeated or misplaced still differs from the one expected.
+    let noise = Noise::default().octets(2 * MIB);
+    let block = |number: usize| &noise[number * STEP % MIB..][..MIB];
     std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut noise = Noise::default();
-            let mut block = vec![0; MIB];
+        scope.spawn(|| {
             for number in 0..mebibytes {
-                noise.fill(&mut block);
-                stream.write_all(&block).unwrap_or_else(|e| panic!("send MiB {number} to {target}: {e}"));
+                (&stream)
+                    .write_all(block(number))
+                    .unwrap_or_else(|e| panic!("send MiB {number} to {target}: {e}"));
             }
+            stream.shutdown(net::Shutdown::Write).expect("end the stream");
         });
-        let mut noise = Noise::default();
-        let (mut expected, mut block) = (vec![0; MIB], vec![0; MIB]);
+        let mut arrived = vec![0; MIB];
         for number in 0..mebibytes {
-            noise.fill(&mut expected);
-            received.read_exact(&mut block).unwrap_or_else(|e| panic!("receive MiB {number}: {e}"));
-            assert!(block == expected, "MiB {number} was changed on its way");
+            received.read_exact(&mut arrived).unwrap_or_else(|e| panic!("receive MiB {number}: {e}"));
+            assert!(arrived == block(number), "MiB {number} was changed on its way");
         }
-        assert_eq!(received.read(&mut block).expect("the end of the stream"), 0, "more than was sent");
+        assert_eq!(received.read(&mut arrived).expect("the end of the stream"), 0, "more than was sent");
     });
 }
 
@@ -262,28 +265,10 @@ pub fn fetch(ns: &Namespace, address: Ipv4Addr, port: u16, limit: Duration) -> R
     })
 }
 
-/// Reproducible noise (xorshift64), so that both ends know what is to come.
-struct Noise(u64);
-
-impl Default for Noise {
-    fn default() -> Self {
-        Self(0x9e37_79b9_7f4a_7c15)
-    }
-}
-
-impl Noise {
-    fn fill(&mut self, block: &mut [u8]) {
-        for chunk in block.chunks_mut(8) {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            chunk.copy_from_slice(&self.0.to_le_bytes()[..chunk.len()]);
-        }
-    }
-}
-
 /// The state of a listening socket in `/proc/net/tcp`.
 const LISTENING: &str = "0A";
 const MIB: usize = 1 << 20;
+/// Between the beginnings of two blocks of noise; odd, so that no two of the first 2^20 begin at one place.
+const STEP: usize = 4099;
 /// How long one read or write may take before the overlay counts as dead.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,172 @@
+//! UDP as applications send it: in bursts, by the kernel's segmentation, without checksum, numbered.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Socket, Type};
+
+use crate::netns::Namespace;
+use crate::packets::udp_packet;
+
+/// A UDP socket at each end of the way between two namespaces.
+#[derive(Debug)]
+pub struct Line {
+    sender: UdpSocket,
+    receiver: UdpSocket,
+}
+
+impl Line {
+    /// Joins a socket in `from` to one in `to` at that namespace's `address`.
+    #[track_caller]
+    pub fn new(from: &Namespace, to: &Namespace, address: Ipv4Addr) -> Self {
+        let receiver = receiver(to, address);
+        let sender = from.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
+        sender.connect(receiver.local_addr().expect("a bound address")).expect("connect a UDP socket");
+        Self { sender, receiver }
+    }
+
+    /// Sends datagrams without a pause; all must arrive, in this order.
+    #[track_caller]
+    pub fn burst(&self, datagrams: &[Vec<u8>]) {
+        for datagram in datagrams {
+            self.sender.send(datagram).unwrap_or_else(|e| panic!("send {} octets: {e}", datagram.len()));
+        }
+        self.expect(datagrams.iter().map(Vec::as_slice));
+    }
+
+    /// Sends octets with one call that has the kernel cut them into datagrams of `size`
+    /// (`UDP_SEGMENT`); all must arrive, in order.
+    #[track_caller]
+    pub fn segmented(&self, octets: &[u8], size: u16) {
+        setsockopt(&self.sender, sockopt::UdpGsoSegment, &i32::from(size)).expect("set UDP_SEGMENT");
+        let sent = self.sender.send(octets);
+        sent.unwrap_or_else(|e| panic!("send {} octets in segments of {size}: {e}", octets.len()));
+        setsockopt(&self.sender, sockopt::UdpGsoSegment, &0).expect("set UDP_SEGMENT");
+        self.expect(octets.chunks(size.into()));
+    }
+
+    #[track_caller]
+    fn expect<'d>(&self, datagrams: impl Iterator<Item = &'d [u8]>) {
+        let mut buffer = vec![0; 1 << 16];
+        for (number, datagram) in datagrams.enumerate() {
+            let length = self.receiver.recv(&mut buffer);
+            let length = length.unwrap_or_else(|e| panic!("receive datagram {number}: {e}"));
+            let arrived = &buffer[..length];
+            assert_eq!(length, datagram.len(), "the length of datagram {number}");
+            assert!(arrived == datagram, "datagram {number} of {length} octets was changed on its way");
+        }
+    }
+}
+
+/// Sends a datagram whose UDP checksum is zero, as `SO_NO_CHECK` makes them; it must arrive.
+#[track_caller]
+pub fn without_checksum(
+    from: &Namespace,
+    source: Ipv4Addr,
+    to: &Namespace,
+    address: Ipv4Addr,
+    payload: &[u8],
+) {
+    let receiver = receiver(to, address);
+    let target = receiver.local_addr().expect("a bound address");
+    let mut packet = udp_packet(source, address, target.port(), payload);
+    packet[UDP_CHECKSUM].fill(0);
+    // With this protocol a raw socket takes packets with their IP header (raw(7)).
+    let raw = from.within(|| Socket::new(Domain::IPV4, Type::RAW, Some(IPPROTO_RAW.into())));
+    raw.and_then(|raw| raw.send_to(&packet, &target.into())).expect("send by a raw socket");
+    let mut buffer = vec![0; 1 << 16];
+    let length = receiver.recv(&mut buffer).unwrap_or_else(|e| panic!("{} octets: {e}", payload.len()));
+    assert!(&buffer[..length] == payload, "{} octets became {length}, or others", payload.len());
+}
+
+/// What became of numbered streams.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Order {
+    /// Streams, each of a port of its own.
+    pub streams: usize,
+    /// Sent datagrams.
+    pub sent: u64,
+    /// Datagrams that arrived.
+    pub received: u64,
+    /// Those that arrived behind, or as, one of the same stream with the same or a higher number.
+    pub overtaken: u64,
+}
+
+/// Sends one stream of numbered datagrams after the other at full speed for `duration`. While a
+/// stream flows, answers flow back: by them the kernel learns which queue of a device it would
+/// rather have the stream use.
+#[track_caller]
+pub fn numbered(from: &Namespace, to: &Namespace, address: Ipv4Addr, duration: Duration) -> Order {
+    let receiver = receiver(to, address);
+    let target = receiver.local_addr().expect("a bound address");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive_numbered(&receiver, &done));
+        let (mut streams, mut sent) = (0, 0);
+        let start = Instant::now();
+        while start.elapsed() < duration {
+            let socket = from.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
+            socket.connect(target).expect("connect a UDP socket");
+            let mut datagram = [0; NUMBERED_LEN];
+            for number in 0..STREAM {
+                datagram[..8].copy_from_slice(&number.to_le_bytes());
+                // A full queue on the way is a loss like any other.
+                sent += u64::from(socket.send(&datagram).is_ok());
+            }
+            streams += 1;
+        }
+        done.store(true, Ordering::Release);
+        Order { streams, sent, ..receiving.join().expect("the receiver") }
+    })
+}
+
+/// Receives until `done`, and until nothing more comes.
+fn receive_numbered(socket: &UdpSocket, done: &AtomicBool) -> Order {
+    socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set a timeout");
+    let mut order = Order::default();
+    let mut next = HashMap::<SocketAddr, u64>::new();
+    let mut buffer = [0; NUMBERED_LEN];
+    loop {
+        let Ok((_, peer)) = socket.recv_from(&mut buffer) else {
+            if done.load(Ordering::Acquire) {
+                return order;
+            }
+            continue;
+        };
+        let number = u64::from_le_bytes(*buffer.first_chunk().expect("eight octets"));
+        let next = next.entry(peer).or_default();
+        order.received += 1;
+        order.overtaken += u64::from(number < *next);
+        *next = (*next).max(number + 1);
+        if number % ANSWERED == 0 {
+            // One that cannot be sent is followed by another.
+            let _ = socket.send_to(&buffer, peer);
+        }
+    }
+}
+
+/// A socket at an address of a namespace, with room for what comes in a burst.
+#[track_caller]
+fn receiver(ns: &Namespace, address: Ipv4Addr) -> UdpSocket {
+    let socket = ns.within(|| UdpSocket::bind((address, 0))).expect("bind a UDP socket");
+    setsockopt(&socket, sockopt::RcvBufForce, &ROOM).expect("set the receive buffer");
+    socket.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+    socket
+}
+
+/// Where a UDP checksum stands in an IPv4 packet without options.
+const UDP_CHECKSUM: std::ops::Range<usize> = 26..28;
+/// `netinet/in.h`
+const IPPROTO_RAW: i32 = 255;
+const NUMBERED_LEN: usize = 200;
+/// Datagrams of one stream: enough that some are queued when the first answer has come back.
+const STREAM: u64 = 1000;
+/// Of so many datagrams one is answered.
+const ANSWERED: u64 = 16;
+/// Receive buffer in octets.
+const ROOM: usize = 8 << 20;
+/// How long one datagram may take before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(5);
