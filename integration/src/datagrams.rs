@@ -1,7 +1,7 @@
 //! UDP as applications send it: in bursts, by the kernel's segmentation, without checksum, numbered.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,7 @@ pub fn without_checksum(
 /// What became of numbered streams.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Order {
-    /// Streams, each of a port of its own.
+    /// Streams, each of a socket of its own.
     pub streams: usize,
     /// Sent datagrams.
     pub sent: u64,
@@ -111,8 +111,9 @@ pub fn numbered(from: &Namespace, to: &Namespace, address: Ipv4Addr, duration: D
             let socket = from.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
             socket.connect(target).expect("connect a UDP socket");
             let mut datagram = [0; NUMBERED_LEN];
+            datagram[..8].copy_from_slice(&(streams as u64).to_le_bytes());
             for number in 0..STREAM {
-                datagram[..8].copy_from_slice(&number.to_le_bytes());
+                datagram[8..16].copy_from_slice(&number.to_le_bytes());
                 // A full queue on the way is a loss like any other.
                 sent += u64::from(socket.send(&datagram).is_ok());
             }
@@ -127,7 +128,7 @@ pub fn numbered(from: &Namespace, to: &Namespace, address: Ipv4Addr, duration: D
 fn receive_numbered(socket: &UdpSocket, done: &AtomicBool) -> Order {
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set a timeout");
     let mut order = Order::default();
-    let mut next = HashMap::<SocketAddr, u64>::new();
+    let mut next = HashMap::<u64, u64>::new();
     let mut buffer = [0; NUMBERED_LEN];
     loop {
         let Ok((_, peer)) = socket.recv_from(&mut buffer) else {
@@ -136,8 +137,9 @@ fn receive_numbered(socket: &UdpSocket, done: &AtomicBool) -> Order {
             }
             continue;
         };
-        let number = u64::from_le_bytes(*buffer.first_chunk().expect("eight octets"));
-        let next = next.entry(peer).or_default();
+        let field = |at: usize| u64::from_le_bytes(*buffer[at..].first_chunk().expect("eight octets"));
+        let (stream, number) = (field(0), field(8));
+        let next = next.entry(stream).or_default();
         order.received += 1;
         order.overtaken += u64::from(number < *next);
         *next = (*next).max(number + 1);
