@@ -81,6 +81,11 @@ impl FaultyWire {
                  rule add priority {table} iif {lan} to {there} lookup {table}"
             ));
         }
+        for host in hosts {
+            // A card delivers bursts, and GRO joins what belongs together in a burst. The threads
+            // deliver packet by packet: let GRO wait for the next ones.
+            host.ns.feed("tee /sys/class/net/eth0/gro_flush_timeout", GRO_WAITS);
+        }
         let counts = Arc::new(Counts::default());
         let start = |from: &Arc<Iface>, to: &Arc<Iface>, seed: u64| {
             let (from, to, counts) = (Arc::clone(from), Arc::clone(to), Arc::clone(&counts));
@@ -211,6 +216,8 @@ fn network(address: Ipv4Addr) -> String {
 pub const LONGEST_DELAY: u64 = 10;
 /// Packets that a TUN device queues: losses are to be those of the plan, not a full queue's.
 const QUEUE: u32 = 10_000;
+/// In nanoseconds.
+const GRO_WAITS: &str = "100000";
 
 #[cfg(test)]
 mod tests {

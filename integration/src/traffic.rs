@@ -87,7 +87,7 @@ pub fn transfer(from: &Namespace, to: &Namespace, address: Ipv4Addr, mebibytes: 
     let target = listener.local_addr().expect("a bound address");
     let stream = from.within(|| TcpStream::connect_timeout(&target, PATIENCE));
     let stream = stream.unwrap_or_else(|error| panic!("connect to {target}: {error}"));
-    let (mut received, _) = listener.accept().expect("accept");
+    let (received, _) = listener.accept().expect("accept");
     for end in [&stream, &received] {
         end.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
         end.set_write_timeout(Some(PATIENCE)).expect("set a timeout");
@@ -105,6 +105,8 @@ pub fn transfer(from: &Namespace, to: &Namespace, address: Ipv4Addr, mebibytes: 
             }
             stream.shutdown(net::Shutdown::Write).expect("end the stream");
         });
+        // Closed when a check fails here, so that the sender does not wait.
+        let mut received = received;
         let mut arrived = vec![0; MIB];
         for number in 0..mebibytes {
             received.read_exact(&mut arrived).unwrap_or_else(|e| panic!("receive MiB {number}: {e}"));
