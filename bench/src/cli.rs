@@ -173,11 +173,12 @@ impl Run {
         let programs = self.programs();
         let programs: Vec<_> =
             programs.iter().map(|(name, path)| (*name, path.display().to_string())).collect();
-        let machine = Machine::look(&programs);
+        let mut machine = Machine::look(&programs);
         let (gathered, baseline) = match &self.to {
             Some(host) => self.to_host(host, &turns)?,
             None => self.in_namespaces(&turns)?,
         };
+        machine.look_again();
         ensure!(
             !gathered.samples.is_empty(),
             "nothing could be measured: {}",

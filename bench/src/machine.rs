@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,9 +19,10 @@ pub struct Machine {
     pub memory: u64,
     /// System and release, as in `Linux 6.18.0 x86_64`.
     pub kernel: String,
-    /// Processes that were ready to run in the minute before: above zero, other programs took
-    /// part of the figures.
-    pub load: f64,
+    /// The share of its processor time, from 0 to 1, that others took in the half second before
+    /// the run or in that after it, whichever was more: what they took meanwhile cannot be told
+    /// from the run itself.
+    pub busy: f64,
     /// The programs that take part, each with what it says about its version.
     pub versions: Vec<(String, String)>,
 }
@@ -44,19 +46,44 @@ impl Machine {
                 word(system.release()),
                 word(system.machine())
             ),
-            load: fs::read_to_string("/proc/loadavg")
-                .ok()
-                .and_then(|text| text.split(' ').next()?.parse().ok())
-                .unwrap_or(0.0),
+            busy: busy(),
             versions: programs.iter().map(|(name, path)| ((*name).into(), version(path))).collect(),
         }
     }
 
-    /// Whether so much else is running that the figures cannot be trusted.
+    /// Looks again whether others are at work.
+    pub fn look_again(&mut self) {
+        self.busy = self.busy.max(busy());
+    }
+
+    /// Whether so much else was running that the figures cannot be trusted.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.load > 0.25 * self.cpus as f64
+        self.busy > 0.1
     }
+}
+
+/// The share of processor time that is in use now.
+fn busy() -> f64 {
+    let times = || processor_times(&fs::read_to_string("/proc/stat").unwrap_or_default());
+    let before = times();
+    std::thread::sleep(WINDOW);
+    let after = times();
+    let (used, all) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+    used as f64 / all.max(1) as f64
+}
+
+/// Time in use and all time, of all processors together, in ticks (`proc_stat(5)`). Time that the
+/// host of a virtual machine took for others is in use.
+fn processor_times(stat: &str) -> (u64, u64) {
+    let line = stat.lines().next().unwrap_or_default();
+    // Guests' time, after the eighth, is in the first already.
+    let times = line.split_whitespace().skip(1).take(8).map(|ticks| ticks.parse::<u64>().unwrap_or(0));
+    let times: Vec<u64> = times.collect();
+    let all = times.iter().sum();
+    // Idle and waiting for a disk.
+    let idle: u64 = times.iter().skip(3).take(2).sum();
+    (all - idle, all)
 }
 
 /// The value of the first line of a file with this name before a colon.
@@ -73,9 +100,18 @@ fn version(program: &str) -> String {
     String::from_utf8_lossy(&text).lines().next().unwrap_or("says nothing").to_owned()
 }
 
+/// How long to look whether others are at work.
+const WINDOW: Duration = Duration::from_millis(500);
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn idle_time_is_not_in_use() {
+        assert_eq!(processor_times("cpu  10 20 30 400 50 6 7 8 9 9\ncpu0 1 1 1 1\n"), (81, 531));
+        assert_eq!(processor_times(""), (0, 0));
+    }
 
     #[test]
     fn the_machine_has_a_name_a_kernel_and_memory() {

@@ -243,7 +243,7 @@ pub(crate) mod tests {
             cpus: 2,
             memory: 8 << 30,
             kernel: "Linux 6.18".into(),
-            load: 0.0,
+            busy: 0.0,
             versions: vec![("overlayd".into(), "overlayd 0.1".into())],
         };
         let mut record = Record {

@@ -2,9 +2,11 @@
 
 use std::fmt::Write;
 
+use clap::ValueEnum;
+
 use super::plot::{self, Bar, Group, Plot};
 use super::{Table, facts, goals, notes, tables};
-use crate::plan::{Metric, Scenario};
+use crate::plan::{Metric, Scenario, Subject};
 use crate::record::{Record, Row};
 
 /// As a page that refers to nothing outside itself.
@@ -26,8 +28,13 @@ pub fn html(record: &Record) -> anyhow::Result<String> {
         }
         body += "</ul>\n";
     }
-    if let Some(table) = goals(record) {
-        let _ = write!(body, "<h2>{}</h2>\n{}", table.title, draw(&table, table.header.len()));
+    if let Some(table) = goals(record, ", ") {
+        let _ = write!(
+            body,
+            "<h2>{}</h2>\n<div class=\"goals\">{}</div>\n",
+            table.title,
+            draw(&table, table.header.len())
+        );
     }
     let subjects = record.distinct(|key| &key.subject);
     body += &legend(&subjects);
@@ -57,7 +64,7 @@ pub fn html(record: &Record) -> anyhow::Result<String> {
 fn plotted(record: &Record, place: &str, metric: Metric, subjects: &[String]) -> Option<Plot> {
     let rows: Vec<&Row> = record.rows(place, metric).collect();
     let bar = |row: &&Row| Bar {
-        series: subjects.iter().position(|subject| *subject == row.key.subject).unwrap_or(0),
+        series: series(subjects, &row.key.subject),
         spread: row.value,
         text: match row.ratio {
             Some(ratio) => format!("{} · {:.2}×", metric.show(row.value.median), ratio.median),
@@ -78,10 +85,17 @@ fn plotted(record: &Record, place: &str, metric: Metric, subjects: &[String]) ->
 
 fn legend(subjects: &[String]) -> String {
     let mut text = String::from("<p class=\"legend\">");
-    for (index, subject) in subjects.iter().enumerate() {
-        let _ = write!(text, "<span class=\"s{}\">{}</span> ", index % plot::SERIES.len(), escape(subject));
+    for subject in subjects {
+        let index = series(subjects, subject) % plot::SERIES.len();
+        let _ = write!(text, "<span class=\"s{index}\">{}</span> ", escape(subject));
     }
     text + "</p>\n"
+}
+
+/// The colour of a subject: the same in every report, whatever else was measured.
+fn series(subjects: &[String], name: &str) -> usize {
+    let known = Subject::value_variants().iter().position(|subject| subject.to_string() == name);
+    known.or_else(|| subjects.iter().position(|subject| subject == name)).unwrap_or(0)
 }
 
 /// Columns from `numbers` on are aligned to the right. A line is drawn where the first cell changes.
@@ -155,6 +169,8 @@ table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabu
 th, td { padding: .18rem .7rem; text-align: left; }
 th { color: var(--soft); font-weight: 600; }
 tr.first td { border-top: 1px solid var(--line); }
+/* The last column of the goals is long. */
+.goals td:last-child { white-space: normal; }
 .number { text-align: right; }
 .pass { color: var(--pass); font-weight: 600; } .miss { color: var(--miss); font-weight: 600; }
 ";

@@ -13,7 +13,7 @@ pub fn markdown(record: &Record) -> String {
     for (name, value) in facts(record) {
         let _ = writeln!(text, "- {name}: {value}");
     }
-    if let Some(table) = goals(record) {
+    if let Some(table) = goals(record, ", ") {
         let _ = write!(text, "\n## {}\n\n{}", table.title, draw(&table, table.header.len()));
     }
     for (place, tables) in tables(record) {

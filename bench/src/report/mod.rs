@@ -5,6 +5,7 @@ mod markdown;
 mod plot;
 mod terminal;
 
+use crate::goals::Verdict;
 use crate::machine::Machine;
 use crate::plan::{Metric, thousands};
 use crate::record::{Record, Row};
@@ -25,9 +26,9 @@ struct Table {
 /// That the machine had other things to do, in words.
 #[must_use]
 pub fn busy(machine: &Machine) -> String {
+    let percent = 100.0 * machine.busy;
     format!(
-        "the machine was busy when the run began (load {:.2} on {} processors): do not draw conclusions",
-        machine.load, machine.cpus
+        "other programs took {percent:.0} % of the processors before or after the run: do not draw conclusions"
     )
 }
 
@@ -39,7 +40,7 @@ fn facts(record: &Record) -> Vec<(String, String)> {
         ("date".into(), record.date.clone()),
         ("machine".into(), format!("{}: {} × {}, {memory:.1} GiB", machine.name, machine.cpus, machine.cpu)),
         ("kernel".into(), machine.kernel.clone()),
-        ("load before".into(), format!("{:.2}", machine.load)),
+        ("other load".into(), format!("{:.0} % before or after the run", 100.0 * machine.busy)),
         ("measured".into(), format!("{} rounds, {} s for streams and floods", record.rounds, record.seconds)),
         ("command".into(), record.command.clone()),
     ];
@@ -117,22 +118,25 @@ fn notes(record: &Record) -> Vec<String> {
     record.remarks.iter().cloned().chain(record.failures.iter().map(failure)).collect()
 }
 
-/// The goals, if they were asked for.
-fn goals(record: &Record) -> Option<Table> {
-    let rows: Vec<Vec<String>> = record
-        .goals
-        .iter()
-        .map(|verdict| {
-            let (mark, measured) = match verdict.reached {
-                Some(true) => ("pass", verdict.measured.clone()),
-                Some(false) => ("miss", verdict.measured.clone()),
-                None if verdict.measured.is_empty() => ("-", "not measured".into()),
-                None => ("-", verdict.measured.clone()),
-            };
-            vec![verdict.what.clone(), verdict.goal.clone(), mark.into(), measured]
-        })
-        .collect();
+/// The goals, if they were asked for. Of many measurements of one the worst are shown, `between`
+/// them that.
+fn goals(record: &Record, between: &str) -> Option<Table> {
+    let row = |verdict: &Verdict| {
+        let mark = match verdict.reached {
+            Some(true) => "pass",
+            Some(false) => "miss",
+            None => NONE,
+        };
+        let mut measured: Vec<_> = verdict.measured.iter().take(WORST).cloned().collect();
+        match verdict.measured.len() {
+            0 => measured.push("not measured".into()),
+            len if len > WORST => measured.push(format!("and {} better", len - WORST)),
+            _ => {}
+        }
+        vec![verdict.what.clone(), verdict.goal.clone(), mark.into(), measured.join(between)]
+    };
     let header = ["what", "goal", "", "measured"].map(str::to_owned).to_vec();
+    let rows: Vec<_> = record.goals.iter().map(row).collect();
     (!rows.is_empty()).then(|| Table { title: "Goals".into(), header, rows })
 }
 
@@ -152,12 +156,13 @@ fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
+/// So many measurements of one goal are shown.
+const WORST: usize = 4;
 const NONE: &str = "-";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::goals::Verdict;
     use crate::record::tests::record;
     use crate::record::{Failure, Key};
 
@@ -166,7 +171,7 @@ mod tests {
         record.goals = vec![Verdict {
             what: "round trip".into(),
             goal: "at most 2.5".into(),
-            measured: "!2.6 routed/plain".into(),
+            measured: (0..9).map(|i| format!("!2.{} routed/plain", 9 - i)).collect(),
             reached: Some(false),
         }];
         record.failures = vec![Failure {
@@ -218,6 +223,7 @@ mod tests {
                 "1.25 (0.50 … 2.00)",
                 "no <answer>",
                 "miss",
+                "and 5 better",
             ] {
                 assert!(report.contains(wanted), "{wanted} is not in\n{report}");
             }

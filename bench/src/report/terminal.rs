@@ -18,11 +18,11 @@ pub fn terminal(record: &Record) -> String {
     }
     for (place, tables) in tables(record) {
         for table in tables {
-            let _ = writeln!(text, "\n{place}: {}\n{}", table.title, draw(&table, 2));
+            let _ = write!(text, "\n{place}: {}\n{}", table.title, draw(&table, 2));
         }
     }
-    if let Some(table) = goals(record) {
-        let _ = writeln!(text, "\n{}\n{}", table.title, draw(&table, table.header.len()));
+    if let Some(table) = goals(record, "\n") {
+        let _ = write!(text, "\n{}\n{}", table.title, draw(&table, table.header.len()));
     }
     for note in notes(record) {
         let _ = writeln!(text, "note: {note}");
@@ -41,5 +41,5 @@ fn draw(table: &Table, numbers: usize) -> String {
     for column in drawn.column_iter_mut().skip(numbers) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    drawn.to_string()
+    drawn.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
