@@ -11,11 +11,12 @@ CARGO   := cargo --locked
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
-.PHONY: help demo test lint fmt bench bench-full bench-micro doc setup setup-demo setup-bench setup-lint clean
+.PHONY: help demo test test-full lint fmt bench bench-full bench-micro doc setup setup-demo setup-bench setup-lint clean
 
 help:
 	@echo 'make demo [BACKEND=vxlan|udp] [STORE=dir|etcd]   two hosts, a router, a pod each, and traffic'
 	@echo 'make test                                         every test: unit, integration, documentation'
+	@echo 'make test-full                                    the tests that take their time: large transfers, idle'
 	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
 	@echo 'make bench                                        overlayd beside kernel VXLAN: three minutes, target/bench.html'
 	@echo 'make bench-full                                   everything: three quarters of an hour, with the goals'
@@ -30,6 +31,10 @@ test: setup
 	$(CARGO) build --bins
 	$(CARGO) test --workspace --doc
 	$(if $(SUDO),$(RUNNER)='$(SUDO)') cargo nextest run --locked --workspace
+
+test-full: setup
+	$(CARGO) build --bins
+	$(RUNNER) cargo nextest run --locked --workspace --profile full
 
 lint: setup-lint
 	cargo fmt --all --check
