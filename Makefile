@@ -6,7 +6,8 @@ STORE   ?= dir
 # Network namespaces need root: programs under test run through sudo, cargo itself never does.
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
-RUNNER  := CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER
+# (cargo refuses an empty runner, so for root there is none.)
+RUNNER  := $(if $(SUDO),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER='$(SUDO)')
 CARGO   := cargo --locked
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
@@ -30,7 +31,7 @@ demo: setup-demo
 test: setup
 	$(CARGO) build --bins
 	$(CARGO) test --workspace --doc
-	$(if $(SUDO),$(RUNNER)='$(SUDO)') cargo nextest run --locked --workspace
+	$(RUNNER) cargo nextest run --locked --workspace
 
 test-full: setup
 	$(CARGO) build --bins
