@@ -21,7 +21,8 @@ impl Capture {
     pub fn start(ns: &Namespace, device: &str, filter: &str, directory: &Path) -> Self {
         let file = directory.join(format!("{device}.pcap"));
         let mut command = ns.command("tcpdump");
-        command.args(["-n", "-s", "0", "-U", "--immediate-mode", "-Z", "root", "-i", device, "-w"]);
+        command.args(["-n", "-U", "--immediate-mode", "-Z", "root", "-i", device]);
+        command.args(["-s", SNAP_LENGTH, "-B", BUFFER, "-w"]);
         let tcpdump = Process::spawn(
             "tcpdump",
             {
@@ -100,6 +101,11 @@ fn read(file: &Path) -> Vec<Vec<u8>> {
     frames
 }
 
+/// The largest super-packet with its headers. Every frame takes that much of the buffer, however short
+/// it is, and with tcpdump's defaults there is room for eight.
+const SNAP_LENGTH: &str = "66000";
+/// In KiB.
+const BUFFER: &str = "32768";
 /// pcap(5): the file header is 24 octets, a record's is 16 with the captured length at 8.
 const FILE_HEADER: usize = 24;
 const RECORD_HEADER: usize = 16;

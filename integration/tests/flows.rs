@@ -77,8 +77,10 @@ fn outer_ports_by_flow(backend: Backend, flags: &[&str]) -> BTreeMap<u16, BTreeS
     let wire = Capture::start(&site.router, &Site::lan_device(worker.public_ip), &filter, worker.directory());
 
     let _echo = Server::udp_echo(&b.ns, 7);
-    for _ in 0..FLOWS {
-        let socket = a.ns.within(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    // All open at once, so that each has a port of its own.
+    let socket = |_| a.ns.within(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    let sockets: Vec<_> = (0..FLOWS).map(socket).collect();
+    for socket in &sockets {
         socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         socket.connect((b.address, 7)).unwrap();
         for number in 0..DATAGRAMS {
