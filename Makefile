@@ -20,7 +20,7 @@ help:
 	@echo 'make test-full                                    the tests that take their time: large transfers, idle'
 	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
 	@echo 'make bench                                        overlayd beside kernel VXLAN: three minutes, target/bench.html'
-	@echo 'make bench-full                                   everything: three quarters of an hour, with the goals'
+	@echo 'make bench-full                                   everything, held against the goals: half an hour'
 	@echo 'make bench-micro                                  lookup, checksum, encapsulation, segmentation, coalescing'
 	@echo 'make doc                                          the API documentation, in target/doc'
 

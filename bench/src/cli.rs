@@ -123,7 +123,7 @@ struct Run {
     /// Write tables and plots, in one file that needs no other
     #[arg(long, help_heading = "Reports", value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Hold the ratios against the project's goals, and measure lookup and memory; exit code 2 if one is missed
+    /// Hold the ratios against the project's goals, and measure lookup and memory
     #[arg(long, help_heading = "Reports")]
     goals: bool,
 }
@@ -136,8 +136,7 @@ enum PeerBackend {
     Vxlan,
 }
 
-/// Carries out the command line of this process. The exit code is 2 if a goal was missed or a
-/// measurement failed.
+/// Carries out the command line of this process. The exit code is 2 if a measurement failed.
 ///
 /// # Errors
 /// If something that is needed is not there, or a report cannot be written.
@@ -206,8 +205,7 @@ impl Run {
             record.goals = goals::judge(&record);
         }
         self.report(&record)?;
-        let missed = record.goals.iter().any(|verdict| verdict.reached == Some(false));
-        Ok(if missed || !record.failures.is_empty() { ExitCode::from(2) } else { ExitCode::SUCCESS })
+        Ok(if record.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
     }
 
     fn in_namespaces(&self, turns: &Turns) -> anyhow::Result<(Gathered, Option<String>)> {

@@ -142,7 +142,7 @@ pub struct Place {
 pub enum Preset {
     /// The main scenarios behind a router, kernel VXLAN and overlayd: some minutes
     Short,
-    /// Everything, five rounds: about 40 minutes
+    /// Everything, five rounds: about half an hour
     Full,
 }
 
