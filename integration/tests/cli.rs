@@ -144,12 +144,12 @@ fn nobody_reading_is_no_reason_to_end() {
     drop(reader);
     await_until(Duration::from_secs(10), "the lease", || store.leases().len() == 1);
     store.put_config("a change that is worth a word");
-    store.put_lease("10.1.77.0-24", r#"{"PublicIP":"192.168.50.8"}"#);
+    store.put_lease("10.1.177.0-24", r#"{"PublicIP":"192.168.50.8"}"#);
     await_until(Duration::from_secs(10), "the peer", || {
         assert_eq!(daemon.try_wait().unwrap(), None, "the daemon ended");
         let overlayctl = program("overlayctl");
         let status = worker.ns.run(&format!("{} status", overlayctl.display())).stdout;
-        String::from_utf8_lossy(&status).contains("10.1.77.0/24")
+        String::from_utf8_lossy(&status).contains("10.1.177.0/24")
     });
     daemon.kill().unwrap();
     daemon.wait().unwrap();

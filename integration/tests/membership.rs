@@ -205,8 +205,8 @@ fn a_lease_key_without_expiry_is_a_peer() {
     let (site, worker, _master) = Site::two_hosts();
     let store = Store::etcd(&site, Backend::Udp);
     let w = worker.overlayd(&store).start();
-    store.put_lease("10.1.63.0-24", r#"{"PublicIP":"192.168.199.238","PublicIPv6":null}"#);
-    w.await_peers(&["10.1.63.0/24"]);
+    store.put_lease("10.1.163.0-24", r#"{"PublicIP":"192.168.199.238","PublicIPv6":null}"#);
+    w.await_peers(&["10.1.163.0/24"]);
     assert_eq!(w.status().0["peers"][0]["public_ip"], "192.168.199.238");
 }
 
@@ -215,17 +215,17 @@ fn garbage_among_the_leases_is_skipped_and_counted() {
     for store in [Store::etcd, Store::dir] {
         let (site, worker, _master) = Site::two_hosts();
         let store = store(&site, Backend::Udp);
-        store.put_lease("10.1.77.0-24", "{not json");
+        store.put_lease("10.1.177.0-24", "{not json");
         let w = worker.overlayd(&store).start();
-        store.put_lease("10.1.78.0-24", r#"{"PublicIP":"not an address"}"#);
-        store.put_lease("10.1.79.0-24", r#"{"PublicIP":"192.168.50.7","BackendType":"host-gw"}"#);
-        store.put_lease("10.1.63.0-24", r#"{"PublicIP":"192.168.199.238"}"#);
-        w.await_peers(&["10.1.63.0/24"]);
+        store.put_lease("10.1.178.0-24", r#"{"PublicIP":"not an address"}"#);
+        store.put_lease("10.1.179.0-24", r#"{"PublicIP":"192.168.50.7","BackendType":"host-gw"}"#);
+        store.put_lease("10.1.163.0-24", r#"{"PublicIP":"192.168.199.238"}"#);
+        w.await_peers(&["10.1.163.0/24"]);
         let status = w.status();
         assert_eq!(status.0["garbage_leases"], 2, "{}", status.0);
         assert_eq!(status.0["ignored_leases"], 1, "{}", status.0);
-        store.put_lease("10.1.77.0-24", r#"{"PublicIP":"192.168.50.8"}"#);
-        w.await_peers(&["10.1.63.0/24", "10.1.77.0/24"]);
+        store.put_lease("10.1.177.0-24", r#"{"PublicIP":"192.168.50.8"}"#);
+        w.await_peers(&["10.1.163.0/24", "10.1.177.0/24"]);
         assert_eq!(w.status().0["garbage_leases"], 1);
     }
 }
