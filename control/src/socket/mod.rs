@@ -64,6 +64,10 @@ impl Drop for ControlSocket {
         self.task.abort();
         // Already gone, or in a directory that is: then there is nothing to remove.
         let _ = std::fs::remove_file(&self.path);
+        // A network namespace's directory goes with its last socket; with others in it, it stays.
+        if let Some(directory) = self.path.parent() {
+            let _ = std::fs::remove_dir(directory);
+        }
     }
 }
 
@@ -89,7 +93,7 @@ mod tests {
         let error = ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        assert!(!path.exists());
+        assert!(!path.parent().unwrap().exists(), "the empty directory goes too");
         ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap();
     }
 
