@@ -222,9 +222,7 @@ impl Run {
             needed.extend(["etcd", "etcdctl"]);
         }
         check_installed(&needed)?;
-        let uses_overlayd =
-            |subject: &Subject| matches!(subject, Subject::OverlaydUdp | Subject::OverlaydVxlan);
-        if subjects.iter().any(uses_overlayd) || self.goals {
+        if subjects.iter().any(|subject| subject.uses_overlayd()) || self.goals {
             for name in ["overlayd", "overlayctl"] {
                 let path = beside_this(name)?;
                 ensure!(

@@ -33,6 +33,8 @@ pub enum Subject {
     OverlaydUdp,
     /// overlayd in VXLAN
     OverlaydVxlan,
+    /// overlayd on the client's host, kernel VXLAN on the server's
+    OverlaydKernel,
     /// The program given by --peer
     Peer,
 }
@@ -161,9 +163,11 @@ impl Preset {
     pub fn subjects(self) -> Vec<Subject> {
         match self {
             Self::Short => vec![Subject::KernelVxlan, Subject::OverlaydVxlan],
-            Self::Full => {
-                vec![Subject::None, Subject::KernelVxlan, Subject::OverlaydUdp, Subject::OverlaydVxlan]
-            }
+            Self::Full => Subject::value_variants()
+                .iter()
+                .copied()
+                .filter(|subject| *subject != Subject::Peer)
+                .collect(),
         }
     }
 
@@ -184,6 +188,14 @@ impl Preset {
             Self::Short => 3,
             Self::Full => 5,
         }
+    }
+}
+
+impl Subject {
+    /// Whether overlayd has a part in it.
+    #[must_use]
+    pub fn uses_overlayd(self) -> bool {
+        matches!(self, Self::OverlaydUdp | Self::OverlaydVxlan | Self::OverlaydKernel)
     }
 }
 

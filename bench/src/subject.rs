@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use integration::kernel_vxlan::KernelVxlan;
-use integration::overlayd::await_mesh;
+use integration::overlayd::{Launch, await_mesh};
 use integration::process::Process;
 use integration::{Backend, Host, Overlayd, Pod, Store, SubnetEnv, await_until, traffic};
 
@@ -59,6 +59,7 @@ impl<'g> Running<'g> {
             Subject::KernelVxlan => kernel_vxlan(ground),
             Subject::OverlaydUdp => overlayd(ground, Backend::Udp, &settings.overlayd_flags),
             Subject::OverlaydVxlan => overlayd(ground, Backend::Vxlan, &settings.overlayd_flags),
+            Subject::OverlaydKernel => overlayd_and_kernel(ground, &settings.overlayd_flags),
             Subject::Peer => {
                 peer(ground, settings.peer.as_ref().expect("a plan with a peer has its settings"))
             }
@@ -100,16 +101,27 @@ fn kernel_vxlan(ground: &Ground) -> Running<'_> {
     running(ground, envs.each_ref(), Daemons::default(), [worker, master], Some(store))
 }
 
+fn overlayd_and_kernel<'g>(ground: &'g Ground, flags: &[String]) -> Running<'g> {
+    let store = Store::dir(&ground.site, Backend::Vxlan);
+    let mut kernel = KernelVxlan::start(&ground.master, &store, SUBNETS[0]);
+    let daemon = launch(&ground.worker, &store, flags).start();
+    kernel.follow(&store);
+    let envs = [daemon.env(), kernel.env().clone()];
+    let ids = Daemons(vec![daemon.id()]);
+    running(ground, envs.each_ref(), ids, (daemon, kernel), Some(store))
+}
+
 fn overlayd<'g>(ground: &'g Ground, backend: Backend, flags: &[String]) -> Running<'g> {
     let store = Store::dir(&ground.site, backend);
-    let daemons = [&ground.worker, &ground.master].map(|host| {
-        let launch = host.overlayd(&store);
-        flags.iter().fold(launch, |launch, flag| launch.flag(flag)).start()
-    });
+    let daemons = [&ground.worker, &ground.master].map(|host| launch(host, &store, flags).start());
     await_mesh(&daemons.each_ref());
     let envs = daemons.each_ref().map(Overlayd::env);
     let ids = Daemons(daemons.iter().map(Overlayd::id).collect());
     running(ground, envs.each_ref(), ids, daemons, Some(store))
+}
+
+fn launch<'h>(host: &'h Host, store: &Store, flags: &[String]) -> Launch<'h> {
+    flags.iter().fold(host.overlayd(store), |launch, flag| launch.flag(flag))
 }
 
 fn peer<'g>(ground: &'g Ground, peer: &Peer) -> Running<'g> {

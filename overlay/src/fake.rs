@@ -3,12 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::SocketAddrV4;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use crate::batch::Batch;
 use crate::tun::Device;
-use crate::underlay::{Datagrams, Receiver, Transmitter, Unsent};
+use crate::underlay::{Arrival, Receiver, Transmitter, Unsent};
 use crate::wire::vnet::VnetHdr;
 
 /// A device whose packets a test queues and inspects. Clones are the same device.
@@ -80,7 +81,11 @@ impl Device for FakeDevice {
 
 /// A wire whose datagrams a test delivers and inspects. Clones are the same wire.
 #[derive(Clone, Default)]
-pub(crate) struct FakeWire(Arc<Mutex<WireState>>);
+pub(crate) struct FakeWire {
+    state: Arc<Mutex<WireState>>,
+    batch: Vec<(SocketAddrV4, Range<usize>, Option<usize>)>,
+    memory: Vec<u8>,
+}
 
 #[derive(Default)]
 struct WireState {
@@ -92,12 +97,12 @@ struct WireState {
 impl FakeWire {
     /// What was sent, and where to.
     pub(crate) fn take_sent(&self) -> Vec<(SocketAddrV4, Vec<u8>)> {
-        std::mem::take(&mut self.0.lock().unwrap().sent)
+        std::mem::take(&mut self.state.lock().unwrap().sent)
     }
 
     /// The run of that index fails in every batch.
     pub(crate) fn refuse(&self, index: usize, errno: i32) {
-        self.0.lock().unwrap().refused.insert(index, errno);
+        self.state.lock().unwrap().refused.insert(index, errno);
     }
 
     /// Has `payload` received next, from a random port of `outer`.
@@ -112,7 +117,7 @@ impl FakeWire {
 
     fn put(&self, outer: &str, payload: &[u8], segment_len: Option<usize>) {
         let from = SocketAddrV4::new(outer.parse().unwrap(), 51_234);
-        self.0.lock().unwrap().arrived.push_back((from, payload.to_vec(), segment_len));
+        self.state.lock().unwrap().arrived.push_back((from, payload.to_vec(), segment_len));
     }
 }
 
@@ -122,7 +127,7 @@ impl Transmitter for FakeWire {
     }
 
     fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent)) {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         for (index, run) in batch.runs(0).iter().enumerate() {
             if let Some(errno) = state.refused.get(&index) {
                 let error = io::Error::from_raw_os_error(*errno);
@@ -138,12 +143,24 @@ impl Transmitter for FakeWire {
 }
 
 impl Receiver for FakeWire {
-    fn receive(&mut self, mut each: impl FnMut(Datagrams<'_>)) -> io::Result<usize> {
-        let mut arrived = std::mem::take(&mut self.0.lock().unwrap().arrived);
-        for (from, bytes, segment_len) in &mut arrived {
-            each(Datagrams { from: *from, bytes, segment_len: *segment_len, truncated: false });
+    fn receive(&mut self) -> io::Result<usize> {
+        self.batch.clear();
+        self.memory.clear();
+        for (from, bytes, segment_len) in self.state.lock().unwrap().arrived.drain(..) {
+            let start = self.memory.len();
+            self.memory.extend(bytes);
+            self.batch.push((from, start..self.memory.len(), segment_len));
         }
-        if arrived.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(arrived.len()) }
+        if self.batch.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(self.batch.len()) }
+    }
+
+    fn arrival(&self, index: usize) -> Arrival {
+        let (from, place, segment_len) = self.batch[index].clone();
+        Arrival { from, place, segment_len, truncated: false }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {

@@ -3,7 +3,7 @@
 //! 1. receive a batch with one system call; the kernel joins datagrams of one sender and length
 //! 2. check the form: encapsulation, VNI and MAC ours, a whole IPv4 packet inside
 //! 3. check the source: sent by a known peer, and the inner source belongs to that peer
-//! 4. take off the encapsulation, and join the segments of one flow to a super-packet
+//! 4. take off the encapsulation, and join the segments of one flow, over the whole batch, to a super-packet
 //! 5. write it to the device
 //!
 //! What cannot go on is dropped, counted, and where the rules say so, its sender is told.
@@ -21,7 +21,7 @@ use crate::stats::WorkerStats;
 use crate::sys::wake::{StopFlag, Woken};
 use crate::table::{PeerTable, TableReader};
 use crate::tun::Device;
-use crate::underlay::{Datagrams, Receiver};
+use crate::underlay::{Arrival, Receiver};
 use crate::wire::coalesce::{Coalescer, MAX_SEGMENTS};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ipv4::Packet;
@@ -101,32 +101,37 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
     pub fn step(&mut self) -> usize {
         let Self { wire, table, sink } = self;
         let table = table.load();
-        let received = wire.receive(|datagrams| sink.take(datagrams, table));
-        sink.outlet.count();
         // An error of the socket (say, an ICMP error for something sent earlier) is cleared by
         // reporting it; there is nothing lost and nothing to do but to receive again.
-        received.unwrap_or(0)
+        let received = wire.receive().unwrap_or(0);
+        for index in 0..received {
+            let arrival = wire.arrival(index);
+            sink.take(wire.bytes(), arrival, table);
+        }
+        sink.release(wire.bytes());
+        sink.outlet.count();
+        received
     }
 }
 
 impl<D: Device> Sink<D> {
-    fn take(&mut self, datagrams: Datagrams<'_>, table: &PeerTable) {
-        let Datagrams { from, bytes, segment_len, truncated } = datagrams;
-        if truncated || bytes.is_empty() {
+    /// Takes an arrival, which lies in `bytes`. The coalescer may still hold some of it afterwards.
+    fn take(&mut self, bytes: &mut [u8], arrival: Arrival, table: &PeerTable) {
+        let Arrival { from, place, segment_len, truncated } = arrival;
+        if truncated || place.is_empty() {
             return self.outlet.stats.dropped(DropReason::Truncated);
         }
-        let whole = unsegmented(bytes, segment_len, table.local().format);
+        let whole = unsegmented(&bytes[place.clone()], segment_len, table.local().format);
         let step = match (whole, segment_len) {
             (None, Some(segment_len)) => segment_len,
-            _ => bytes.len(),
+            _ => place.len(),
         };
-        for start in (0..bytes.len()).step_by(step) {
-            let place = start..(start + step).min(bytes.len());
-            if let Err(reason) = self.datagram(bytes, place, *from.ip(), whole, table) {
+        for start in place.clone().step_by(step) {
+            let datagram = start..(start + step).min(place.end);
+            if let Err(reason) = self.datagram(bytes, datagram, *from.ip(), whole, table) {
                 self.outlet.stats.dropped(reason);
             }
         }
-        self.release(bytes);
     }
 
     /// Takes one datagram, which lies at `place` of `bytes`; `whole` says how its inner packet is
@@ -449,6 +454,21 @@ mod tests {
         assert_eq!(written[0].len(), vnet::LEN + 28 + 390);
         let totals = rig.stats.totals();
         assert_eq!((totals.packets, totals.drops(DropReason::WrongSource)), (4, 1));
+    }
+
+    #[test]
+    fn what_a_sender_had_to_split_is_written_as_one() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let packet = udp_packet("10.1.63.2", "10.1.9.3", 64, &[7; 100]);
+        let run = frame(&packet).repeat(3);
+        rig.wire.arrive_segmented(MASTER, &run, vxlan::HEADER_LEN + 128);
+        rig.wire.arrive(MASTER, &frame(&packet));
+        rig.wire.arrive("192.168.199.7", &frame(&udp_packet("10.1.7.2", "10.1.9.3", 64, &[7; 100])));
+        assert_eq!(rig.ingress.step(), 3);
+        let lens: Vec<_> =
+            rig.device.take_written().iter().map(|written| written.len() - vnet::LEN).collect();
+        assert_eq!(lens, [28 + 400, 128], "four of one flow, then one of another");
+        assert_eq!(rig.stats.totals().packets, 5);
     }
 
     #[test]

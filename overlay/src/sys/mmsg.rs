@@ -5,6 +5,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use crate::underlay::Arrival;
+
 /// Bytes of a message, somewhere in the batch's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slice {
@@ -132,19 +134,6 @@ pub struct RecvBatch {
 // SAFETY: as for `SendArrays`.
 unsafe impl Send for RecvBatch {}
 
-/// A datagram received, or several of one sender and equal length behind one another.
-#[derive(Debug)]
-pub struct Received<'a> {
-    /// The sender's address and port.
-    pub from: SocketAddrV4,
-    /// The bytes.
-    pub bytes: &'a mut [u8],
-    /// The length of each datagram but the last, if there are several.
-    pub segment_len: Option<usize>,
-    /// Whether there were more bytes than room, and the end is lost.
-    pub truncated: bool,
-}
-
 impl RecvBatch {
     /// Buffers for `capacity` messages of at most `len` bytes.
     #[must_use]
@@ -193,20 +182,25 @@ impl RecvBatch {
     ///
     /// # Panics
     /// If `index` is not below the batch's capacity.
-    pub fn message(&mut self, index: usize) -> Received<'_> {
+    pub fn arrival(&self, index: usize) -> Arrival {
         let header = &self.headers[index];
         let len = (header.msg_len as usize).min(self.slot_len);
         let name = &self.names[index];
         let start = index * self.slot_len;
-        Received {
+        Arrival {
             from: SocketAddrV4::new(
                 Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr)),
                 u16::from_be(name.sin_port),
             ),
             segment_len: segment_len(&self.controls[index], header.msg_hdr.msg_controllen),
-            bytes: &mut self.bytes[start..start + len],
+            place: start..start + len,
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         }
+    }
+
+    /// The memory that the messages lie in.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.bytes
     }
 }
 
@@ -323,12 +317,12 @@ mod tests {
         let mut batch = RecvBatch::new(8, 1000);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 3);
         for (i, message) in messages.iter().enumerate() {
-            let received = batch.message(i);
+            let received = batch.arrival(i);
             assert_eq!(received.from, from);
             assert_eq!((received.truncated, received.segment_len), (false, None));
             let expected: Vec<u8> =
                 message.slices.iter().flat_map(|s| &bytes[s.start..s.start + s.len]).copied().collect();
-            assert_eq!(received.bytes, expected);
+            assert_eq!(batch.bytes()[received.place], expected);
         }
         let error = batch.receive(receiver.as_fd()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
@@ -350,10 +344,10 @@ mod tests {
         assert_eq!(sent, 2);
         let mut batch = RecvBatch::new(8, 2000);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 2);
-        let first = batch.message(0);
-        assert_eq!((first.bytes.len(), first.segment_len), (950, Some(100)));
-        let second = batch.message(1);
-        assert_eq!((&second.bytes[..], second.segment_len), (&bytes[950..1450], Some(250)));
+        let first = batch.arrival(0);
+        assert_eq!((first.place.len(), first.segment_len), (950, Some(100)));
+        let second = batch.arrival(1);
+        assert_eq!((&batch.bytes()[second.place], second.segment_len), (&bytes[950..1450], Some(250)));
     }
 
     #[test]
@@ -363,9 +357,9 @@ mod tests {
         sender.send_to(&[7; 100], to).unwrap();
         let mut batch = RecvBatch::new(1, 60);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 1);
-        let received = batch.message(0);
+        let received = batch.arrival(0);
         assert!(received.truncated);
-        assert_eq!(received.bytes.len(), 60);
+        assert_eq!(received.place.len(), 60);
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod udp;
 
 use std::io;
 use std::net::SocketAddrV4;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use crate::batch::Batch;
@@ -31,11 +32,11 @@ pub struct Unsent {
 
 /// UDP payload from the wire: one datagram, or several of one sender and equal length.
 #[derive(Debug)]
-pub struct Datagrams<'a> {
+pub struct Arrival {
     /// The sender's address and port.
     pub from: SocketAddrV4,
-    /// Their payloads behind one another.
-    pub bytes: &'a mut [u8],
+    /// Where in the receiver's memory the payloads lie, behind one another.
+    pub place: Range<usize>,
     /// The length of each but the last, if there are several.
     pub segment_len: Option<usize>,
     /// Whether the end was lost for want of room.
@@ -44,11 +45,21 @@ pub struct Datagrams<'a> {
 
 /// Receives encapsulated packets.
 pub trait Receiver: Send {
-    /// Hands what is there, up to a batch, to `each`, and returns how often it did.
+    /// Receives what is there, up to a batch, and returns the number of arrivals. What the last batch
+    /// left in memory is gone.
     ///
     /// # Errors
     /// `WouldBlock` when there is nothing; otherwise what the underlay has to report.
-    fn receive(&mut self, each: impl FnMut(Datagrams<'_>)) -> io::Result<usize>;
+    fn receive(&mut self) -> io::Result<usize>;
+
+    /// The `index`th arrival of the last batch.
+    ///
+    /// # Panics
+    /// If there have not been so many.
+    fn arrival(&self, index: usize) -> Arrival;
+
+    /// The memory that all arrivals of a batch lie in.
+    fn bytes(&mut self) -> &mut [u8];
 
     /// What to sleep on until there is something to receive.
     fn readiness(&self) -> BorrowedFd<'_>;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Datagrams, Receiver, Transmitter, Unsent};
+use super::{Arrival, Receiver, Transmitter, Unsent};
 use crate::batch::{Batch, Run};
 use crate::error::SetupError;
 use crate::offload::{Offload, Offloads, is_gso_broken};
@@ -216,18 +216,16 @@ impl UdpReceiver {
 }
 
 impl Receiver for UdpReceiver {
-    fn receive(&mut self, mut each: impl FnMut(Datagrams<'_>)) -> io::Result<usize> {
-        let count = self.batch.receive(self.socket.as_fd())?;
-        for index in 0..count {
-            let received = self.batch.message(index);
-            each(Datagrams {
-                from: received.from,
-                bytes: received.bytes,
-                segment_len: received.segment_len,
-                truncated: received.truncated,
-            });
-        }
-        Ok(count)
+    fn receive(&mut self) -> io::Result<usize> {
+        self.batch.receive(self.socket.as_fd())
+    }
+
+    fn arrival(&self, index: usize) -> Arrival {
+        self.batch.arrival(index)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        self.batch.bytes()
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
@@ -263,7 +261,12 @@ mod tests {
 
     fn receive(receiver: &mut UdpReceiver) -> Vec<u8> {
         let mut bytes = Vec::new();
-        while receiver.receive(|datagrams| bytes.extend_from_slice(datagrams.bytes)).is_ok() {}
+        while let Ok(count) = receiver.receive() {
+            for index in 0..count {
+                let place = receiver.arrival(index).place;
+                bytes.extend_from_slice(&receiver.bytes()[place]);
+            }
+        }
         bytes
     }
 

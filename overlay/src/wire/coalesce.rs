@@ -9,7 +9,8 @@ use super::checksum;
 use super::ipv4::{Packet, protocol};
 use super::vnet::{Gso, GsoKind, VnetHdr};
 
-/// Segments of one flow in the order of their arrival, as long as they continue one another.
+/// Segments of one flow in the order of their arrival, as long as they continue one another. All lie in
+/// one memory, each with its headers in front.
 #[derive(Debug, Default)]
 pub struct Coalescer {
     /// Where the segments' payloads lie, in the buffer that they arrived in.
