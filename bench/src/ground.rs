@@ -26,7 +26,7 @@ impl Ground {
     pub fn build(place: Place) -> Self {
         let (site, worker, master) = match place.topology {
             Topology::Routed => Site::two_hosts(),
-            Topology::Link => Site::two_hosts_on_one_link(),
+            Topology::Link => Site::two_hosts_on_one_link(integration::Wire::Virtual),
         };
         let mut flaws = Vec::new();
         if place.wire == Wire::Plain {

@@ -130,7 +130,7 @@ impl Site {
     ///  router 192.168.9.1 ── eth1 worker eth0 192.168.1.12 ── 192.168.1.13 eth0 master
     /// ```
     #[track_caller]
-    pub fn two_hosts_on_one_link() -> (Self, Host, Host) {
+    pub fn two_hosts_on_one_link(wire: Wire) -> (Self, Host, Host) {
         let site = Self::new();
         let host = |name: &str, address: [u8; 4]| Host {
             ns: Namespace::new(name),
@@ -155,6 +155,10 @@ impl Site {
         site.router
             .ip("address add 192.168.9.1/24 dev lan9\nlink set lan9 up\nroute add default via 192.168.9.12");
         site.lans.lock().unwrap().insert(Ipv4Addr::new(192, 168, 9, 1));
+        if wire == Wire::Plain {
+            make_plain(&worker.ns, "eth0");
+            make_plain(&master.ns, "eth0");
+        }
         (site, worker, master)
     }
 

@@ -1,30 +1,40 @@
-//! A GiB from pod to pod arrives unchanged, byte for byte: in both wire formats, on a virtual and on a
-//! plain wire, with all that the kernel can do for the data plane and with nothing of it.
+//! A GiB from pod to pod arrives unchanged, byte for byte: in both wire formats, behind a router and on
+//! one link, on a virtual and on a plain wire, with all that the kernel can do for the data plane and
+//! with nothing of it.
 
-use integration::{Backend, Pair, Site, Store, Wire, traffic};
+use integration::{Backend, Host, Pair, Site, Store, Wire, traffic};
 
 #[test]
 fn full_a_gib_over_vxlan_on_a_virtual_wire() {
-    a_gib(Backend::Vxlan, Wire::Virtual);
+    a_gib(Backend::Vxlan, Site::two_hosts_on(Wire::Virtual));
 }
 
 #[test]
 fn full_a_gib_over_vxlan_on_a_plain_wire() {
-    a_gib(Backend::Vxlan, Wire::Plain);
+    a_gib(Backend::Vxlan, Site::two_hosts_on(Wire::Plain));
 }
 
 #[test]
 fn full_a_gib_over_udp_on_a_virtual_wire() {
-    a_gib(Backend::Udp, Wire::Virtual);
+    a_gib(Backend::Udp, Site::two_hosts_on(Wire::Virtual));
 }
 
 #[test]
 fn full_a_gib_over_udp_on_a_plain_wire() {
-    a_gib(Backend::Udp, Wire::Plain);
+    a_gib(Backend::Udp, Site::two_hosts_on(Wire::Plain));
 }
 
-fn a_gib(backend: Backend, wire: Wire) {
-    let (site, worker, master) = Site::two_hosts_on(wire);
+#[test]
+fn full_a_gib_over_vxlan_on_one_virtual_link() {
+    a_gib(Backend::Vxlan, Site::two_hosts_on_one_link(Wire::Virtual));
+}
+
+#[test]
+fn full_a_gib_over_vxlan_on_one_plain_link() {
+    a_gib(Backend::Vxlan, Site::two_hosts_on_one_link(Wire::Plain));
+}
+
+fn a_gib(backend: Backend, (site, worker, master): (Site, Host, Host)) {
     let (hosts, store) = ([&worker, &master], Store::dir(&site, backend));
     let pair = Pair::start(hosts, &store, &["--offload=auto"]);
     assert_eq!(pair.left.status().offloads(), ["gro", "gso", "tso", "uso"]);
