@@ -9,20 +9,27 @@ HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
 # (cargo refuses an empty runner, so for root there is none.)
 RUNNER  := $(if $(SUDO),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER='$(SUDO)')
 CARGO   := cargo --locked
+PREFIX  ?= /usr/local
+UNITS   := systemd/overlayd.service:/etc/systemd/system/overlayd.service \
+    docker/overlayd.conf:/etc/systemd/system/docker.service.d/overlayd.conf
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
-.PHONY: help demo test test-full lint fmt bench bench-full bench-micro doc setup setup-demo setup-bench setup-lint clean
+.PHONY: help demo test test-full e2e package lint fmt bench bench-full bench-micro doc install uninstall setup \
+    setup-demo setup-bench setup-lint setup-e2e setup-package clean
 
 help:
 	@echo 'make demo [BACKEND=vxlan|udp] [STORE=dir|etcd]   two hosts, a router, a pod each, and traffic'
 	@echo 'make test                                         every test: unit, integration, documentation'
 	@echo 'make test-full                                    the tests that take their time: large transfers, idle'
+	@echo 'make e2e                                          whole hosts: systemd, docker, the package, restarts'
+	@echo 'make package                                      the Debian package, in target/debian'
 	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
 	@echo 'make bench                                        overlayd beside kernel VXLAN: three minutes, target/bench.html'
-	@echo 'make bench-full                                   everything, held against the goals: half an hour'
+	@echo 'make bench-full                                   everything, held against the goals: 40 minutes'
 	@echo 'make bench-micro                                  lookup, checksum, encapsulation, segmentation, coalescing'
 	@echo 'make doc                                          the API documentation, in target/doc'
+	@echo 'make install [PREFIX=/usr/local] [DESTDIR=]       programs, unit and drop-in; uninstall removes them'
 
 demo: setup-demo
 	$(CARGO) build --release --bin overlayd --bin overlayctl --bin overlay-demo
@@ -37,12 +44,22 @@ test-full: setup
 	$(CARGO) build --bins
 	$(RUNNER) cargo nextest run --locked --workspace --profile full
 
+e2e: setup-e2e package
+	$(CARGO) build --release --bin overlay-e2e
+	$(SUDO) integration/root.sh target/e2e/root
+	$(SUDO) target/release/overlay-e2e target/e2e/root target/debian/overlayd_*.deb
+
+package: setup-package
+	$(CARGO) build --release --bin overlayd --bin overlayctl
+	rm -f target/debian/overlayd_*.deb
+	cargo deb --locked --no-build --no-strip -p control
+
 lint: setup-lint
 	cargo fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
 	cargo deny --locked check bans licenses sources
-	shellcheck integration/setup.sh .ci/run
+	shellcheck integration/*.sh .ci/run deploy/bin/*
 
 fmt:
 	cargo fmt --all
@@ -58,7 +75,25 @@ bench-micro:
 doc:
 	$(CARGO) doc --workspace --no-deps
 
-setup setup-demo setup-bench setup-lint:
+# Built by you, installed by root: `cargo build --release --locked && sudo make install`.
+install:
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/overlayd target/release/overlayctl
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/overlayd deploy/bin/flanneld-start
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/flannel deploy/bin/mk-docker-opts.sh
+	for file in $(UNITS); do \
+	    install -d $(DESTDIR)$$(dirname $${file#*:}) && \
+	    sed 's#/usr/\(bin/overlayd\|libexec/\)#$(PREFIX)/\1#' deploy/$${file%%:*} > $(DESTDIR)$${file#*:} && \
+	    chmod 0644 $(DESTDIR)$${file#*:} || exit; \
+	done
+	sed -i 's#/usr/bin/overlayd#$(PREFIX)/bin/overlayd#' $(DESTDIR)$(PREFIX)/libexec/overlayd/flanneld-start
+	[ -e $(DESTDIR)/etc/default/overlayd ] || install -D -m 0644 deploy/etc/overlayd $(DESTDIR)/etc/default/overlayd
+
+# What an operator may have written stays: /etc/default/overlayd.
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/overlayd bin/overlayctl libexec/overlayd/flanneld-start \
+	    libexec/flannel/mk-docker-opts.sh) $(foreach file,$(UNITS),$(DESTDIR)$(lastword $(subst :, ,$(file))))
+
+setup setup-demo setup-bench setup-lint setup-e2e setup-package:
 	@integration/setup.sh $(patsubst setup%,all%,$@) $(STORE)
 
 clean:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what building, demonstrating, measuring and testing need: packages of Debian or its
 # relatives, and cargo's tools. What is there already is left alone.
-# Usage: setup.sh all|all-demo|all-bench|all-lint [STORE]
+# Usage: setup.sh all|all-demo|all-bench|all-lint|all-e2e|all-package [STORE]
 set -euo pipefail
 
 build=(gcc pkg-config protobuf-compiler libprotobuf-dev)
@@ -18,6 +18,14 @@ all-demo)
 all-bench)
     packages=("${build[@]}" "${demo[@]}" ethtool)
     tools=()
+    ;;
+all-e2e)
+    packages=("${build[@]}" "${tests[@]}" debootstrap systemd-container)
+    tools=(cargo-deb)
+    ;;
+all-package)
+    packages=("${build[@]}" dpkg)
+    tools=(cargo-deb)
     ;;
 all-lint)
     packages=("${build[@]}" shellcheck)

@@ -144,7 +144,7 @@ pub struct Place {
 pub enum Preset {
     /// The main scenarios behind a router, kernel VXLAN and overlayd: some minutes
     Short,
-    /// Everything, five rounds: about half an hour
+    /// Everything, five rounds: about forty minutes
     Full,
 }
 

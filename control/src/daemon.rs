@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use overlay::drops::DropReason;
 use overlay::forwarder::OnFailure;
+use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
-use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::flags::{Flags, SourceCheckFlag, StoreKind};
@@ -25,6 +25,7 @@ use crate::lease::LeaseBackend;
 use crate::membership::{BadConfig, Membership, Terms, View};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::{Node, NodeError, NodeOptions, Plan};
+use crate::service_manager;
 use crate::socket::{ControlSocket, StatusSource, path};
 use crate::state::{SavedState, StateError};
 use crate::status::{
@@ -81,7 +82,7 @@ pub async fn run(flags: Flags) -> Result<(), DaemonError> {
         _ = terminate.recv() => info!("SIGTERM: stopping"),
         _ = interrupt.recv() => info!("SIGINT: stopping"),
     }
-    notify(&[NotifyState::Stopping]);
+    service_manager::stopping();
     Ok(())
 }
 
@@ -125,6 +126,7 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
     tokio::pin!(membership);
     let mut resync = interval(daemon.resync_period());
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watchdog = service_manager::alive_every().map(interval);
     loop {
         tokio::select! {
             error = &mut membership => return Err(error.into()),
@@ -142,6 +144,7 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
                 daemon.republish().await;
             }
             _ = resync.tick() => daemon.sync_host().await,
+            () = tick(&mut watchdog) => daemon.show_life(),
             () = sleep_until(daemon.save_at.unwrap_or_else(Instant::now)), if daemon.save_at.is_some() => {
                 daemon.save();
             }
@@ -162,6 +165,10 @@ struct Daemon {
     host_problems: Vec<String>,
     /// When the state is to be written next, if it has changed.
     save_at: Option<Instant>,
+    /// What an earlier process has left.
+    inherited: Inherited,
+    /// The rounds of the workers when the service manager was last told that they are alive.
+    rounds: Vec<(String, u64)>,
 }
 
 struct Running {
@@ -189,6 +196,8 @@ impl Daemon {
             shared,
             host_problems: Vec::new(),
             save_at: None,
+            inherited: inherit(),
+            rounds: Vec::new(),
         }
     }
 
@@ -303,21 +312,28 @@ impl Daemon {
             let device = before.node.plan().device();
             warn!(device, before = %before.node.plan().subnet, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
             let renamed = device != plan.device();
+            if renamed {
+                before.node.forget_device();
+            }
             drop(before);
             if renamed && let Err(error) = firewall::remove(&device).await {
                 warn!(%error, device, "rules of the earlier device stay behind");
             }
         }
         let device = plan.device();
-        let (node, firewall) = Node::start(plan, &self.options(), &view.peers, &self.on_failure).await?;
+        let options = self.options();
+        let (node, firewall) =
+            Node::start(plan, &options, &view.peers, &self.on_failure, &mut self.inherited).await?;
         let node = Arc::new(node);
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).node = Arc::downgrade(&node);
         self.write_subnet_file(node.plan())?;
         let socket = self.serve_socket(&device).await;
         let plan = node.plan();
         info!(device, subnet = %plan.subnet, mtu = plan.mtu(), port = plan.port(), peers = view.peers.len(), "forwarding");
-        self.running = Some(Running { node, firewall, _socket: socket });
-        notify(&[NotifyState::Ready]);
+        let running = Running { node, firewall, _socket: socket };
+        service_manager::keep(running.node.forwarder());
+        self.running = Some(running);
+        service_manager::ready();
         Ok(())
     }
 
@@ -382,6 +398,26 @@ impl Daemon {
             }
             self.host_problems = problems;
         }
+    }
+
+    /// Tells the service manager that we are alive, if every worker is.
+    fn show_life(&mut self) {
+        let rounds = self.running.as_ref().map_or_else(Vec::new, |running| running.node.forwarder().rounds());
+        // A worker of an earlier node is not meant, even if it had the same name.
+        let stuck: Vec<&str> = rounds
+            .iter()
+            .filter(|worker| self.rounds.contains(worker))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        if stuck.is_empty() {
+            service_manager::alive();
+        } else {
+            error!(
+                workers = stuck.join(","),
+                "workers are stuck: the service manager will restart the daemon"
+            );
+        }
+        self.rounds = rounds;
     }
 
     fn save(&mut self) {
@@ -475,16 +511,33 @@ impl Shared {
     }
 }
 
+/// What an earlier process has left to us by way of the service manager.
+fn inherit() -> Inherited {
+    let inherited = Inherited::take().unwrap_or_else(|error| {
+        warn!(%error, "what the service manager hands over cannot be taken");
+        Inherited::default()
+    });
+    let (queues, sockets, refused) = inherited.counts();
+    if refused > 0 {
+        warn!(refused, "the service manager hands over descriptors that are not ours: they are not used");
+    }
+    if queues + sockets > 0 {
+        info!(queues, sockets, "going on with the device and the sockets of an earlier process");
+    }
+    inherited
+}
+
+/// The next tick; never without an interval.
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => _ = interval.tick().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Whether the saved state of `before` would mislead a node that is now as `after` says.
 fn worth_saving(before: &View, after: &View) -> bool {
     (&before.config_text, &before.lease, &before.peers) != (&after.config_text, &after.lease, &after.peers)
-}
-
-/// Tells systemd, if it wants to know.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "cannot notify the service manager");
-    }
 }
 
 /// Queues by default: what the busiest node of a cluster has use for; more cost memory and wake-ups.

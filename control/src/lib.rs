@@ -11,6 +11,7 @@ pub mod logging;
 pub mod membership;
 pub mod netconf;
 pub mod node;
+pub mod service_manager;
 pub mod socket;
 pub mod state;
 pub mod status;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use overlay::forwarder::{self, Forwarder, OnFailure};
+use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
 use overlay::offload::{Offload, Offloads};
 use overlay::stats::Totals;
@@ -140,8 +141,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Opens the device, configures the host and starts forwarding to `leases`. `on_failure` is
-    /// told when a worker has to give up later. The firewall is to be synced from time to time.
+    /// Opens the device, configures the host and starts forwarding to `leases`, with what is `inherited` of
+    /// an earlier process. `on_failure` is told when a worker has to give up later. The firewall is to be
+    /// synced from time to time.
     ///
     /// # Errors
     /// What could not be had; whatever of the device was made is gone again then.
@@ -150,6 +152,7 @@ impl Node {
         options: &NodeOptions,
         leases: &[Lease],
         on_failure: &OnFailure,
+        inherited: &mut Inherited,
     ) -> Result<(Self, Firewall), NodeError> {
         if plan.mtu() < MIN_MTU {
             return Err(NodeError::Mtu(plan.underlay.mtu));
@@ -157,9 +160,13 @@ impl Node {
         // The port before all else: where another daemon or a kernel device has it, the overlay device,
         // its address and the rules are theirs, too, and not to be touched.
         let listen = SocketAddrV4::new(plan.underlay.address, plan.port());
-        udp::probe(listen)?;
+        let sockets = inherited.sockets(listen);
+        if sockets.is_empty() {
+            udp::probe(listen)?;
+        }
         let offloads = Arc::new(Offloads::new(&options.offloads));
-        let queues = overlay::tun::open(&plan.device(), options.queues, &offloads)?;
+        let queues = inherited.queues(&plan.device());
+        let queues = overlay::tun::open(&plan.device(), options.queues, &offloads, queues)?;
         if let Err(error) = overlay::tun::steer_by_flow(&queues) {
             warn!(device = plan.device(), %error, "flows cannot be tied to queues: one may be reordered when it begins");
         }
@@ -182,6 +189,7 @@ impl Node {
             forwarder::Config {
                 queues,
                 listen,
+                inherited: sockets,
                 source_check: options.source_check,
                 table: table.clone(),
                 offloads: Arc::clone(&offloads),
@@ -223,6 +231,21 @@ impl Node {
     #[must_use]
     pub fn peers(&self) -> Vec<Peer> {
         self.table.current().peers().to_vec()
+    }
+
+    /// The workers.
+    #[must_use]
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+
+    /// Has the device vanish with this node, instead of waiting for the next one.
+    pub fn forget_device(&self) {
+        if let Some(queue) = self.forwarder.queues().next()
+            && let Err(error) = overlay::tun::remove(queue)
+        {
+            warn!(device = self.plan.device(), %error, "the device stays behind");
+        }
     }
 
     /// The counters of all workers: egress, ingress.

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -10,6 +12,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::netns::Namespace;
 use crate::packets::udp_packet;
+use crate::process::await_until;
 
 /// A UDP socket at each end of the way between two namespaces.
 #[derive(Debug)]
@@ -93,6 +96,8 @@ pub struct Order {
     pub received: u64,
     /// Those that arrived behind, or as, one of the same stream with the same or a higher number.
     pub overtaken: u64,
+    /// The longest time without any.
+    pub longest_gap: Duration,
 }
 
 /// Sends one stream of numbered datagrams after the other at full speed for `duration`. While a
@@ -104,7 +109,7 @@ pub fn numbered(from: &Namespace, to: &Namespace, address: Ipv4Addr, duration: D
     let target = receiver.local_addr().expect("a bound address");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive_numbered(&receiver, &done));
+        let receiving = scope.spawn(|| receive_numbered(&receiver, &done, &AtomicU64::new(0)));
         let (mut streams, mut sent) = (0, 0);
         let start = Instant::now();
         while start.elapsed() < duration {
@@ -124,12 +129,70 @@ pub fn numbered(from: &Namespace, to: &Namespace, address: Ipv4Addr, duration: D
     })
 }
 
+/// Numbered datagrams at a steady pace, from a thread of its own.
+#[derive(Debug)]
+pub struct Steady {
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    threads: Option<(JoinHandle<u64>, JoinHandle<Order>)>,
+}
+
+impl Steady {
+    /// Begins to send so many datagrams a second.
+    #[track_caller]
+    pub fn start(from: &Namespace, to: &Namespace, address: Ipv4Addr, per_second: u32) -> Self {
+        let receiver = receiver(to, address);
+        let socket = from.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
+        socket.connect(receiver.local_addr().expect("a bound address")).expect("connect a UDP socket");
+        let stop = Arc::new(AtomicBool::new(false));
+        let received = Arc::new(AtomicU64::new(0));
+        let stopped = Arc::clone(&stop);
+        let sender = std::thread::spawn(move || {
+            let (start, mut sent) = (Instant::now(), 0);
+            while !stopped.load(Ordering::Acquire) {
+                // What is due, however long this thread has slept.
+                let due = (start.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
+                while sent < due {
+                    let mut datagram = [0; NUMBERED_LEN];
+                    datagram[8..16].copy_from_slice(&sent.to_le_bytes());
+                    socket.send(&datagram).expect("send a datagram");
+                    sent += 1;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&received));
+        let receiver = std::thread::spawn(move || receive_numbered(&receiver, &stopped, &counter));
+        Self { stop, received, threads: Some((sender, receiver)) }
+    }
+
+    /// Waits until so many more have arrived.
+    #[track_caller]
+    pub fn await_more(&self, count: u64) {
+        let wanted = self.received.load(Ordering::Acquire) + count;
+        await_until(Duration::from_secs(20), &format!("{count} more datagrams"), || {
+            self.received.load(Ordering::Acquire) >= wanted
+        });
+    }
+
+    /// Stops sending, waits for what is on its way, and says what became of all.
+    #[track_caller]
+    pub fn stop(mut self) -> Order {
+        self.stop.store(true, Ordering::Release);
+        let (sender, receiver) = self.threads.take().expect("stopped once");
+        let sent = sender.join().expect("the sender");
+        Order { streams: 1, sent, ..receiver.join().expect("the receiver") }
+    }
+}
+
 /// Receives until `done`, and until nothing more comes.
-fn receive_numbered(socket: &UdpSocket, done: &AtomicBool) -> Order {
+fn receive_numbered(socket: &UdpSocket, done: &AtomicBool, counter: &AtomicU64) -> Order {
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set a timeout");
     let mut order = Order::default();
     let mut next = HashMap::<u64, u64>::new();
     let mut buffer = [0; NUMBERED_LEN];
+    let mut last: Option<Instant> = None;
     loop {
         let Ok((_, peer)) = socket.recv_from(&mut buffer) else {
             if done.load(Ordering::Acquire) {
@@ -141,6 +204,10 @@ fn receive_numbered(socket: &UdpSocket, done: &AtomicBool) -> Order {
         let (stream, number) = (field(0), field(8));
         let next = next.entry(stream).or_default();
         order.received += 1;
+        if let Some(last) = last.replace(Instant::now()) {
+            order.longest_gap = order.longest_gap.max(last.elapsed());
+        }
+        counter.store(order.received, Ordering::Release);
         order.overtaken += u64::from(number < *next);
         *next = (*next).max(number + 1);
         if number % ANSWERED == 0 {

@@ -35,6 +35,18 @@ impl Namespace {
         namespace
     }
 
+    /// Gives a name to a namespace that another program has made, `file` being its `/proc/PID/ns/net`.
+    /// Like one of ours, it ends with this value.
+    #[track_caller]
+    pub fn adopt(label: &str, file: &std::path::Path) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let namespace = Self { name: format!("{PREFIX}{}-{number}-{label}", std::process::id()) };
+        let path = namespace.path();
+        File::create(&path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
+        succeed(Command::new("mount").arg("--bind").arg(file).arg(&path));
+        namespace
+    }
+
     /// Its name under `/run/netns`.
     pub fn name(&self) -> &str {
         &self.name

@@ -1,7 +1,5 @@
 //! The built daemon, started on a host, and what its operator's tool says about it.
 
-use std::io::ErrorKind;
-use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,6 +8,7 @@ use serde_json::Value;
 
 use crate::netns::{Namespace, output};
 use crate::process::{Process, await_until};
+use crate::service_manager::ServiceManager;
 use crate::site::{Host, SubnetEnv};
 use crate::store::Store;
 
@@ -19,7 +18,7 @@ pub struct Overlayd<'h> {
     process: Process,
     ns: &'h Namespace,
     subnet_file: PathBuf,
-    notify: UnixDatagram,
+    manager: ServiceManager,
 }
 
 /// A daemon about to be started.
@@ -29,6 +28,7 @@ pub struct Launch<'h> {
     name: String,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
+    manager: Option<ServiceManager>,
 }
 
 /// What `overlayctl status --json` printed.
@@ -44,7 +44,13 @@ impl Host {
 
     /// The daemon with no flag but the one that names its subnet file.
     pub fn bare_overlayd(&self) -> Launch<'_> {
-        Launch { host: self, name: "overlayd".into(), flags: Vec::new(), environment: Vec::new() }
+        Launch {
+            host: self,
+            name: "overlayd".into(),
+            flags: Vec::new(),
+            environment: Vec::new(),
+            manager: None,
+        }
     }
 }
 
@@ -67,6 +73,12 @@ impl<'h> Launch<'h> {
         self
     }
 
+    /// Has it started by the service manager of an earlier process, which may hand something over.
+    pub fn by(mut self, manager: ServiceManager) -> Self {
+        self.manager = Some(manager);
+        self
+    }
+
     /// Starts it and waits until it says that it is ready.
     #[track_caller]
     pub fn start(self) -> Overlayd<'h> {
@@ -78,14 +90,16 @@ impl<'h> Launch<'h> {
     /// Starts it without waiting.
     #[track_caller]
     pub fn spawn(self) -> Overlayd<'h> {
-        let socket = self.host.directory().join(format!("{}.notify", self.name));
-        // A daemon of the same name may have run before.
-        let _ = std::fs::remove_file(&socket);
-        let notify = UnixDatagram::bind(&socket).expect("bind the notification socket");
-        let mut command = self.command();
-        command.env("NOTIFY_SOCKET", &socket);
-        let process = Process::spawn(&self.name, command, self.host.directory());
-        Overlayd { process, ns: &self.host.ns, subnet_file: self.subnet_file(), notify }
+        let (ns, directory) = (&self.host.ns, self.host.directory());
+        let socket = directory.join(format!("{}.notify", self.name));
+        let subnet_file = self.subnet_file();
+        let manager = self.manager.unwrap_or_else(|| ServiceManager::new(&socket));
+        let (mut command, inherited) = manager.command(ns, &program("overlayd"));
+        command.arg(format!("--subnet-file={}", subnet_file.display()));
+        command.args(&self.flags).envs(self.environment);
+        let process = Process::spawn(&self.name, command, directory);
+        drop(inherited);
+        Overlayd { process, ns, subnet_file, manager }
     }
 
     /// Starts it, expecting that it refuses: exit code 1 within seconds. Returns what it said.
@@ -115,18 +129,10 @@ impl Overlayd<'_> {
     #[track_caller]
     pub fn wait_ready(&mut self, limit: Duration) {
         let start = Instant::now();
-        self.notify.set_read_timeout(Some(Duration::from_millis(50))).expect("set a timeout");
-        let mut buffer = [0; 4096];
         loop {
-            match self.notify.recv(&mut buffer) {
-                Ok(length)
-                    if buffer[..length].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") =>
-                {
-                    return;
-                }
-                Ok(_) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(error) => panic!("read the notification socket: {error}"),
+            let said = self.manager.next(Duration::from_millis(50)).unwrap_or_default();
+            if said.iter().any(|line| line == "READY=1") {
+                return;
             }
             if let Some(status) = self.process.exited() {
                 panic!("overlayd ended before it was ready: {status}");
@@ -164,9 +170,27 @@ impl Overlayd<'_> {
 
     /// Ends it as systemd does (SIGTERM); it must exit with code 0.
     #[track_caller]
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        self.stop_for_restart();
+    }
+
+    /// Its service manager, to be asked or listened to.
+    pub fn manager(&mut self) -> &mut ServiceManager {
+        &mut self.manager
+    }
+
+    /// Ends it as [`stop`](Self::stop) does; what the service manager keeps is for the next process.
+    #[track_caller]
+    pub fn stop_for_restart(mut self) -> ServiceManager {
         let status = self.process.terminate(Duration::from_secs(10));
         assert_eq!(status.code(), Some(0), "overlayd after SIGTERM: {status}\n{}", self.log());
+        self.manager
+    }
+
+    /// Ends it as a crash would; what the service manager keeps is for the next process.
+    pub fn crash(mut self) -> ServiceManager {
+        self.process.kill();
+        self.manager
     }
 
     /// Its process, to be signalled or watched.

@@ -136,11 +136,11 @@ fn a_daemon_restarted_takes_the_same_subnet_and_mac() {
     let (a, b) = (worker.bridge_and_pod(&env), master.bridge_and_pod(&m.env()));
     w.stop();
 
-    let mut w = worker.overlayd(&store).start();
+    let w = worker.overlayd(&store).start();
     assert_eq!((w.env(), &w.status().0["backend"]["vtep_mac"]), (env.clone(), &mac));
     w.await_peers(&[&m.env().base_with_length()]);
     traffic::ping(&a.ns, b.address);
-    w.process().kill();
+    w.crash();
 
     let w = worker.overlayd(&store).start();
     assert_eq!((w.env(), &w.status().0["backend"]["vtep_mac"]), (env.clone(), &mac));

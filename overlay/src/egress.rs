@@ -57,6 +57,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
     /// The device is gone, or cannot be read any more.
     pub fn run(mut self, mut idle: Idle, stop: &StopFlag) -> io::Result<()> {
         while !stop.is_raised() {
+            self.stats.round();
             if self.step()? > 0 {
                 idle.busy();
             } else if idle.wait(self.device.readiness(), stop)? == Woken::Stopped {
@@ -146,6 +147,8 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
             for _ in 0..count {
                 self.stats.dropped(reason);
             }
+            // It may have taken the whole of the time to send, and the next may, too.
+            self.stats.round();
         });
         self.stats.forwarded(self.packets, self.bytes);
         (self.packets, self.bytes) = (0, 0);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use socket2::Socket;
+
 use crate::answers::{Answers, RawSocket};
 use crate::egress::Egress;
 use crate::error::SetupError;
@@ -24,6 +26,8 @@ pub struct Config {
     pub queues: Vec<TunQueue>,
     /// The address and port that peers send to.
     pub listen: SocketAddrV4,
+    /// Sockets of an earlier process that share it.
+    pub inherited: Vec<Socket>,
     /// What is asked of sources.
     pub source_check: SourceCheck,
     /// The network's state; the forwarder follows what is published there.
@@ -49,6 +53,14 @@ pub struct Forwarder {
     threads: Vec<JoinHandle<()>>,
     egress: Vec<Arc<WorkerStats>>,
     ingress: Vec<Arc<WorkerStats>>,
+    kept: Vec<Kept>,
+}
+
+/// What a pair of workers stands between, to be handed over to a later process.
+#[derive(Debug)]
+struct Kept {
+    queue: TunQueue,
+    socket: Socket,
 }
 
 /// Told once for each worker that had to give up: its name and why.
@@ -77,12 +89,22 @@ impl Forwarder {
                 let _ = affinity::pin_to(index);
             }
         };
-        let sockets = udp::open_shared(config.listen, count, &offloads)?;
+        let sockets = udp::open_shared(config.listen, count, &offloads, config.inherited)?;
         let stop = Arc::new(StopFlag::new().map_err(|source| setup("create an eventfd", source))?);
-        let mut forwarder =
-            Self { stop, threads: Vec::with_capacity(2 * count), egress: Vec::new(), ingress: Vec::new() };
+        let mut forwarder = Self {
+            stop,
+            threads: Vec::with_capacity(2 * count),
+            egress: Vec::new(),
+            ingress: Vec::new(),
+            kept: Vec::new(),
+        };
         for (index, (queue, socket)) in config.queues.into_iter().zip(sockets).enumerate() {
             let queue_in = queue.try_clone().map_err(|source| setup("duplicate a queue", source))?;
+            let kept = Kept {
+                queue: queue.try_clone().map_err(|source| setup("duplicate a queue", source))?,
+                socket: socket.try_clone().map_err(|source| setup("duplicate a socket", source))?,
+            };
+            forwarder.kept.push(kept);
             let lanes = if config.spread_source_ports {
                 udp::open_lanes(*config.listen.ip(), LANES)?
             } else {
@@ -126,6 +148,27 @@ impl Forwarder {
     #[must_use]
     pub fn ingress(&self) -> Vec<Totals> {
         self.ingress.iter().map(|stats| stats.totals()).collect()
+    }
+
+    /// What a later process can go on with: the queues of the device.
+    pub fn queues(&self) -> impl Iterator<Item = &TunQueue> {
+        self.kept.iter().map(|kept| &kept.queue)
+    }
+
+    /// And the sockets that peers send to.
+    pub fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        self.kept.iter().map(|kept| &kept.socket)
+    }
+
+    /// How often each worker has been round its loop, by name: one that stands still is stuck.
+    #[must_use]
+    pub fn rounds(&self) -> Vec<(String, u64)> {
+        let named = |name: &'static str, all: &[Arc<WorkerStats>]| {
+            let rounds =
+                |(index, stats): (usize, &Arc<WorkerStats>)| (format!("{name}-{index}"), stats.rounds());
+            all.iter().enumerate().map(rounds).collect::<Vec<_>>()
+        };
+        [named("egress", &self.egress), named("ingress", &self.ingress)].concat()
     }
 
     fn spawn(

@@ -88,6 +88,7 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
     /// Sleeping on the wire failed: the process is out of memory.
     pub fn run(mut self, mut idle: Idle, stop: &StopFlag) -> io::Result<()> {
         while !stop.is_raised() {
+            self.sink.outlet.stats.round();
             if self.step() > 0 {
                 idle.busy();
             } else if idle.wait(self.wire.readiness(), stop)? == Woken::Stopped {

@@ -8,6 +8,7 @@ pub mod drops;
 pub mod egress;
 pub mod error;
 pub mod forwarder;
+pub mod handover;
 mod idle;
 pub mod ingress;
 pub mod mac;

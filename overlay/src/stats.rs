@@ -16,6 +16,7 @@ struct Counters {
     bytes: AtomicU64,
     batches: AtomicU64,
     icmp_sent: AtomicU64,
+    rounds: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
 }
 
@@ -35,6 +36,17 @@ impl WorkerStats {
     /// Counts an ICMP error sent.
     pub fn icmp_sent(&self) {
         add(&self.0.icmp_sent, 1);
+    }
+
+    /// Counts a round of the worker's loop, or of a wait within it.
+    pub fn round(&self) {
+        add(&self.0.rounds, 1);
+    }
+
+    /// How many rounds the worker has made.
+    #[must_use]
+    pub fn rounds(&self) -> u64 {
+        self.0.rounds.load(Relaxed)
     }
 
     /// The counters as they stand.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::SetupError;
 use crate::offload::{Offload, Offloads};
@@ -41,6 +41,12 @@ impl TunQueue {
     }
 }
 
+impl AsFd for TunQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Device for TunQueue {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.read(buffer)
@@ -55,21 +61,32 @@ impl Device for TunQueue {
     }
 }
 
-/// Opens `count` queues of the TUN device `name`, which is created if need be and vanishes with
-/// the last of them. It is down and without address at first. Of `offloads`, what the kernel does
-/// not know is switched off.
+/// Opens `count` queues of the TUN device `name`, those that were `inherited` among them. It is
+/// created if need be, down and without address then, and stays when the last queue is closed, until
+/// [`remove`]: so an end of the process, however sudden, costs the packets of a moment, and no route.
+/// Of `offloads`, what the kernel does not know is switched off.
 ///
 /// # Errors
 /// What failed, and how to mend it.
-pub fn open(name: &str, count: usize, offloads: &Offloads) -> Result<Vec<TunQueue>, SetupError> {
+pub fn open(
+    name: &str,
+    count: usize,
+    offloads: &Offloads,
+    mut inherited: Vec<TunQueue>,
+) -> Result<Vec<TunQueue>, SetupError> {
     let fail = |call| {
         move |source: io::Error| SetupError { call, object: name.to_owned(), remedy: remedy(&source), source }
     };
-    let open = |_| sys::tun::open_queue(name).map(|fd| TunQueue(File::from(fd)));
-    let queues: Vec<TunQueue> =
-        (0..count).map(open).collect::<Result<_, _>>().map_err(fail("open a queue of the TUN device"))?;
+    inherited.truncate(count);
+    let mut queues = inherited;
+    while queues.len() < count {
+        let fd = sys::tun::open_queue(name).map_err(fail("open a queue of the TUN device"))?;
+        queues.push(TunQueue(File::from(fd)));
+    }
     if let Some(queue) = queues.first() {
         let fd = queue.0.as_fd();
+        sys::tun::set_persistent(fd, true).map_err(fail("keep the TUN device"))?;
+        sys::tun::set_queue_len(name, QUEUE_LEN).map_err(fail("size the queues of the TUN device"))?;
         let set = |tso, uso| sys::tun::set_offloads(fd, tso, uso);
         if offloads.is_on(Offload::Uso) && set(offloads.is_on(Offload::Tso), true).is_err() {
             offloads.switch_off(Offload::Uso);
@@ -81,6 +98,31 @@ pub fn open(name: &str, count: usize, offloads: &Offloads) -> Result<Vec<TunQueu
     }
     Ok(queues)
 }
+
+/// Has the device of `queue` vanish with the last of its queues.
+///
+/// # Errors
+/// `EBADFD` if it has been deleted already.
+pub fn remove(queue: &TunQueue) -> io::Result<()> {
+    sys::tun::set_persistent(queue.as_fd(), false)
+}
+
+/// A descriptor from an earlier process as a queue, with its device's name; given back if it is none of
+/// the kind that [`open`] opens.
+///
+/// # Errors
+/// The descriptor.
+pub fn inherit(fd: OwnedFd) -> Result<(String, TunQueue), OwnedFd> {
+    match sys::tun::device_of(fd.as_fd()) {
+        Some(device) => Ok((device, TunQueue(File::from(fd)))),
+        None => Err(fd),
+    }
+}
+
+/// Packets that a queue holds while nobody reads it: those of a tenth of a second, in which a new
+/// process takes over, at 20,000 a second. The kernel's 500 are too few for that, and many more would
+/// only make senders wait where the wire is slower than they are.
+const QUEUE_LEN: u16 = 2000;
 
 /// Has each flow always read from the same queue. By itself, the kernel moves a flow to the queue
 /// that its answers are written to, and packets read from two queues overtake each other.

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -22,17 +23,7 @@ pub fn open_queue(name: &str) -> io::Result<OwnedFd> {
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     let fd = OwnedFd::from(file);
 
-    // SAFETY: `ifreq` is plain data for which all zeros is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.is_empty() || name.len() >= request.ifr_name.len() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("a device name has 1 to {} bytes", request.ifr_name.len() - 1),
-        ));
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
+    let mut request = request(name)?;
     let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
     request.ifr_ifru.ifru_flags = flags as c_short;
     // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which `request` is.
@@ -42,6 +33,52 @@ pub fn open_queue(name: &str) -> io::Result<OwnedFd> {
     // SAFETY: TUNSETVNETHDRSZ reads one int, which `size` is.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })?;
     Ok(fd)
+}
+
+/// The device that `fd` is a queue of; `None` if it is none such as [`open_queue`] opens, or its
+/// device has been deleted.
+#[must_use]
+pub fn device_of(fd: BorrowedFd<'_>) -> Option<String> {
+    // SAFETY: `ifreq` is plain data for which all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is. Other descriptors refuse it, or know
+    // the number as a request that writes no more: it carries direction and size.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETIFF, &raw mut request) }).ok()?;
+    let mut size: c_int = 0;
+    // SAFETY: TUNGETVNETHDRSZ writes one int, which `size` is.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETVNETHDRSZ, &raw mut size) }).ok()?;
+    // SAFETY: TUNGETIFF has set the flags; any bits are a valid value of them.
+    let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    let wanted = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    if flags & KIND != wanted || size != VNET_HDR_LEN as c_int {
+        return None;
+    }
+    let name: Vec<u8> =
+        request.ifr_name.iter().map(|c| c.cast_unsigned()).take_while(|byte| *byte != 0).collect();
+    String::from_utf8(name).ok()
+}
+
+/// Whether the device stays when no queue is open any more.
+///
+/// # Errors
+/// `EBADFD` once the device has been deleted.
+pub fn set_persistent(queue: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes its value by value.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST, c_int::from(persistent)) })
+}
+
+/// Sets how many packets each queue of the device `name` holds (`txqueuelen`).
+///
+/// # Errors
+/// `ENODEV` if there is no such device, `ENOMEM`.
+pub fn set_queue_len(name: &str, packets: u16) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut request = request(name)?;
+    // The kernel reads the length as the int at the place of `ifr_qlen`; all members of the union
+    // begin there.
+    request.ifr_ifru.ifru_metric = c_int::from(packets);
+    // SAFETY: SIOCSIFTXQLEN reads one `ifreq`, which `request` is.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFTXQLEN, &raw const request) })
 }
 
 /// Sets what the device hands over unfinished: with neither, only finished packets; with `tso` TCP
@@ -65,7 +102,33 @@ pub fn set_offloads(queue: BorrowedFd<'_>, tso: bool, uso: bool) -> io::Result<(
     check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD, bits) })
 }
 
+/// A request about the device `name`.
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: `ifreq` is plain data for which all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("a device name has 1 to {} bytes", request.ifr_name.len() - 1),
+        ));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}
+
 // linux/if_tun.h
+const TUNGETIFF: libc::Ioctl = 0x8004_54d2;
+const TUNGETVNETHDRSZ: libc::Ioctl = 0x8004_54d7;
+/// The flags that make a queue what it is; the kernel sets others besides, as for persistence.
+const KIND: c_int = libc::IFF_TUN
+    | libc::IFF_TAP
+    | libc::IFF_NO_PI
+    | libc::IFF_VNET_HDR
+    | libc::IFF_MULTI_QUEUE
+    | libc::IFF_NAPI
+    | libc::IFF_NAPI_FRAGS;
 const TUN_F_CSUM: libc::c_uint = 0x01;
 const TUN_F_TSO4: libc::c_uint = 0x02;
 const TUN_F_TSO_ECN: libc::c_uint = 0x08;

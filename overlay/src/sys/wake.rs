@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// A flag that sleeping threads notice. Once raised it stays so.
 #[derive(Debug)]
@@ -43,16 +44,21 @@ impl StopFlag {
     }
 }
 
+/// A worker without work shows this often that it is not stuck.
+pub const LONGEST_SLEEP: Duration = Duration::from_secs(2);
+
 /// Why [`wait_readable`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Woken {
-    /// There is something to read, or an error to be fetched by reading.
+    /// There is something to read, or an error to be fetched by reading; or nothing for so long that
+    /// the sleeper is to show that it is alive.
     Readable,
     /// The stop flag is up.
     Stopped,
 }
 
-/// Sleeps until `fd` is readable or `stop` is raised, whichever comes first.
+/// Sleeps until `fd` is readable or `stop` is raised, whichever comes first, but not for longer than
+/// [`LONGEST_SLEEP`].
 ///
 /// # Errors
 /// `ENOMEM` from `poll`; an interrupted call is repeated.
@@ -61,7 +67,7 @@ pub fn wait_readable(fd: BorrowedFd<'_>, stop: &StopFlag) -> io::Result<Woken> {
     let mut fds = [entry(fd), entry(stop.event.as_fd())];
     loop {
         // SAFETY: `fds` is an array of two pollfd, both descriptors are open for the call.
-        let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
+        let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, LONGEST_SLEEP.as_millis() as libc::c_int) };
         if ready < 0 {
             let error = io::Error::last_os_error();
             if error.kind() == io::ErrorKind::Interrupted {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,8 +41,25 @@ pub fn probe(address: SocketAddrV4) -> Result<(), SetupError> {
     bind(address, false).map(drop)
 }
 
-/// Opens `count` sockets that share `address`, among which the kernel spreads what comes in by
-/// the sender's address and port.
+/// A descriptor from an earlier process as a socket that shares a port, with its address; given back if
+/// it is none of the kind that [`open_shared`] opens.
+///
+/// # Errors
+/// The descriptor.
+pub fn inherit(fd: OwnedFd) -> Result<(SocketAddrV4, Socket), OwnedFd> {
+    let socket = Socket::from(fd);
+    let is_ours = socket.r#type().is_ok_and(|kind| kind == Type::DGRAM)
+        && socket.protocol().is_ok_and(|protocol| protocol == Some(Protocol::UDP))
+        && socket.reuse_port().unwrap_or(false);
+    let address = socket.local_addr().ok().and_then(|address| address.as_socket_ipv4());
+    match address.filter(|_| is_ours) {
+        Some(address) => Ok((address, socket)),
+        None => Err(socket.into()),
+    }
+}
+
+/// Opens `count` sockets that share `address`, those that were `inherited` among them; the kernel
+/// spreads among them what comes in by the sender's address and port.
 ///
 /// # Errors
 /// What failed, and how to mend it: above all a port that is taken, be it by a process or by a
@@ -51,9 +68,16 @@ pub fn open_shared(
     address: SocketAddrV4,
     count: usize,
     offloads: &Offloads,
+    mut inherited: Vec<Socket>,
 ) -> Result<Vec<Socket>, SetupError> {
-    probe(address)?;
-    let sockets: Vec<Socket> = (0..count).map(|_| bind(address, true)).collect::<Result<_, _>>()?;
+    if inherited.is_empty() {
+        probe(address)?;
+    }
+    inherited.truncate(count);
+    let mut sockets = inherited;
+    while sockets.len() < count {
+        sockets.push(bind(address, true)?);
+    }
     for socket in &sockets {
         size_buffers(socket, RECEIVE_BUFFER, SEND_BUFFER);
         limit_wait(socket)?;
@@ -275,7 +299,8 @@ mod tests {
         for wanted in [&Offload::ALL[..], &[]] {
             let offloads = Arc::new(Offloads::new(wanted));
             let address = free_address();
-            let mut receiver = UdpReceiver::new(open_shared(address, 1, &offloads).unwrap().remove(0));
+            let mut receiver =
+                UdpReceiver::new(open_shared(address, 1, &offloads, Vec::new()).unwrap().remove(0));
             let lanes = open_lanes(Ipv4Addr::LOCALHOST, 1).unwrap();
             let mut transmitter = UdpTransmitter::new(lanes, Arc::clone(&offloads));
             transmitter.transmit(&batch(&[address; 40], 1), |unsent| panic!("{unsent:?}"));
@@ -287,7 +312,8 @@ mod tests {
     fn what_cannot_be_sent_does_not_stop_the_rest() {
         let offloads = Arc::new(Offloads::new(&Offload::ALL));
         let address = free_address();
-        let mut receiver = UdpReceiver::new(open_shared(address, 1, &offloads).unwrap().remove(0));
+        let mut receiver =
+            UdpReceiver::new(open_shared(address, 1, &offloads, Vec::new()).unwrap().remove(0));
         let mut transmitter =
             UdpTransmitter::new(open_lanes(Ipv4Addr::LOCALHOST, 1).unwrap(), Arc::clone(&offloads));
         let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, 9);
@@ -303,7 +329,8 @@ mod tests {
     fn a_socket_that_cannot_segment_sends_all_the_same() {
         let offloads = Arc::new(Offloads::new(&Offload::ALL));
         let address = free_address();
-        let mut receiver = UdpReceiver::new(open_shared(address, 1, &offloads).unwrap().remove(0));
+        let mut receiver =
+            UdpReceiver::new(open_shared(address, 1, &offloads, Vec::new()).unwrap().remove(0));
         let lanes = open_lanes(Ipv4Addr::LOCALHOST, 1).unwrap();
         // With its checksums off a socket refuses runs, as one does whose interface cannot.
         mmsg::set_no_check(lanes[0].as_fd()).unwrap();
@@ -324,8 +351,8 @@ mod tests {
     #[test]
     fn a_taken_port_is_an_error_even_if_its_holder_shares() {
         let address = free_address();
-        let _holder = open_shared(address, 2, &Offloads::default()).unwrap();
-        let error = open_shared(address, 1, &Offloads::default()).unwrap_err().to_string();
+        let _holder = open_shared(address, 2, &Offloads::default(), Vec::new()).unwrap();
+        let error = open_shared(address, 1, &Offloads::default(), Vec::new()).unwrap_err().to_string();
         assert!(error.contains(&address.to_string()) && error.contains("taken"), "{error}");
     }
 }

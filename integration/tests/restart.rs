@@ -1,0 +1,85 @@
+//! A new process takes over from the one before it: what the service manager kept open in between has kept
+//! what arrived, and connections do not notice.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use integration::datagrams::{Order, Steady};
+use integration::overlayd::Overlayd;
+use integration::service_manager::ServiceManager;
+use integration::{Backend, Pair, Site, Store, traffic};
+
+#[test]
+fn a_restart_loses_nothing() {
+    nothing_is_lost(Backend::Vxlan, |daemon| daemon.stop_for_restart());
+}
+
+#[test]
+fn a_crash_loses_nothing() {
+    nothing_is_lost(Backend::Udp, |daemon| daemon.crash());
+}
+
+/// Datagrams flow in both directions through a daemon that ends and comes back.
+fn nothing_is_lost(backend: Backend, end: fn(Overlayd<'_>) -> ServiceManager) {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, backend);
+    let Pair { left, right, a, b } = Pair::start([&worker, &master], &store, &[]);
+    // Slow enough that what the kernel holds lasts for longer than any machine takes to start a process.
+    let streams = [
+        Steady::start(&a.ns, &b.ns, b.address, PER_SECOND),
+        Steady::start(&b.ns, &a.ns, a.address, PER_SECOND),
+    ];
+    streams.iter().for_each(|stream| stream.await_more(SOME));
+    let left = worker.overlayd(&store).by(end(left)).start();
+    streams.iter().for_each(|stream| stream.await_more(SOME));
+    for Order { sent, received, overtaken, .. } in streams.map(Steady::stop) {
+        assert_eq!((received, overtaken), (sent, 0));
+    }
+    let status = left.status();
+    assert_eq!(status.all_drops("ingress"), 0, "{}", status.0["drops"]);
+    drop(right);
+}
+
+#[test]
+fn connections_outlive_a_restart_without_anyone_to_keep_the_descriptors() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let pair = Pair::start([&worker, &master], &store, &[]);
+    let device = || worker.ns.ok("ip -o link show flannel.1");
+    let index = |line: &str| line.split(':').next().map(str::to_owned);
+    let before = index(&device());
+    let (a, b) = (&pair.a, &pair.b);
+    let left = std::thread::scope(|scope| {
+        let transfer = scope.spawn(|| traffic::transfer(&a.ns, &b.ns, b.address, 400));
+        pair.left.stop();
+        let route = worker.ns.ok("ip route get 10.1.200.1");
+        assert!(route.contains("dev flannel.1"), "without its daemon the overlay leaks: {route}");
+        let left = worker.overlayd(&store).start();
+        transfer.join().expect("the transfer");
+        left
+    });
+    assert_eq!(index(&device()), before, "it is the same device");
+    left.stop();
+}
+
+#[test]
+fn descriptors_that_are_not_the_daemons_are_refused() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let mut manager = ServiceManager::new(&worker.directory().join("overlayd.notify"));
+    let udp = worker.ns.within(|| std::net::UdpSocket::bind("192.168.1.12:9999")).expect("bind a port");
+    let file = File::open("/dev/null").expect("open a file");
+    manager.keep([OwnedFd::from(udp.try_clone().expect("a second handle")), OwnedFd::from(file)]);
+    drop(udp);
+    let mut left = worker.overlayd(&store).by(manager).start();
+    assert!(left.log().contains("refused=2"), "{}", left.log());
+    let right = master.overlayd(&store).start();
+    let (a, b) = (worker.bridge_and_pod(&left.env()), master.bridge_and_pod(&right.env()));
+    left.await_peers(&[&right.env().base_with_length()]);
+    traffic::ping(&a.ns, b.address);
+    assert!(left.manager().stored() > 2, "its own are stored");
+}
+
+/// Datagrams a second of each stream.
+const PER_SECOND: u32 = 500;
+const SOME: u64 = 300;

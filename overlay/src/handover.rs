@@ -1,0 +1,89 @@
+//! What one process of the daemon leaves to the next: the queues of the overlay device and the sockets
+//! that share the underlay's port. Who keeps them open in between keeps what arrives in them, too.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
+
+use socket2::Socket;
+
+use crate::sys;
+use crate::tun::{self, TunQueue};
+use crate::underlay::udp;
+
+/// Descriptors of an earlier process, recognised by what the kernel says of each.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    queues: Vec<(String, TunQueue)>,
+    sockets: Vec<(SocketAddrV4, Socket)>,
+    foreign: usize,
+}
+
+impl Inherited {
+    /// What the service manager hands over to this process; nothing when asked again.
+    ///
+    /// # Errors
+    /// `EBADF` if the environment tells of descriptors that are not open.
+    pub fn take() -> io::Result<Self> {
+        sys::listen_fds::take().map(Self::from_iter)
+    }
+
+    /// The queues of the device `name`. All other queues are closed.
+    pub fn queues(&mut self, name: &str) -> Vec<TunQueue> {
+        let queues = std::mem::take(&mut self.queues);
+        queues.into_iter().filter(|(device, _)| device == name).map(|(_, queue)| queue).collect()
+    }
+
+    /// The sockets that are bound to `address`. All others are closed.
+    pub fn sockets(&mut self, address: SocketAddrV4) -> Vec<Socket> {
+        let sockets = std::mem::take(&mut self.sockets);
+        sockets.into_iter().filter(|(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
+    }
+
+    /// How many there are: queues, sockets, and others, which were closed.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.queues.len(), self.sockets.len(), self.foreign)
+    }
+}
+
+impl FromIterator<OwnedFd> for Inherited {
+    fn from_iter<I: IntoIterator<Item = OwnedFd>>(descriptors: I) -> Self {
+        let mut inherited = Self::default();
+        for fd in descriptors {
+            match tun::inherit(fd).map_err(udp::inherit) {
+                Ok(queue) => inherited.queues.push(queue),
+                Err(Ok(socket)) => inherited.sockets.push(socket),
+                Err(Err(_)) => inherited.foreign += 1,
+            }
+        }
+        inherited
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+
+    use super::*;
+    use crate::offload::Offloads;
+
+    #[test]
+    fn sockets_are_told_apart_by_what_they_are() {
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let [a, b] = [0, 1].map(|_| udp::open_shared(address, 1, &Offloads::default(), Vec::new()).unwrap());
+        let bound = a[0].local_addr().unwrap().as_socket_ipv4().unwrap();
+        let unshared = UdpSocket::bind(address).unwrap();
+        let tcp = TcpListener::bind(address).unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let all = a.into_iter().chain(b).map(OwnedFd::from);
+        let mut inherited: Inherited =
+            all.chain([OwnedFd::from(unshared), OwnedFd::from(tcp), OwnedFd::from(file)]).collect();
+        assert_eq!(inherited.counts(), (0, 2, 3));
+        let ours = inherited.sockets(bound);
+        assert_eq!(ours.len(), 1, "of two sockets, the one with that address");
+        let more = udp::open_shared(bound, 2, &Offloads::default(), ours).unwrap();
+        assert_eq!(more.len(), 2, "another joins the one inherited");
+    }
+}
