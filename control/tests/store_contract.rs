@@ -151,7 +151,7 @@ async fn a_dual_stack_key_is_renewed_under_its_own_name(site: &dyn Site) {
     let found = store.list().await.unwrap().entries.remove(0);
     assert_eq!((found.key.as_str(), found.subnet), (key, net(86)));
     let renewed = done(store.renew(&found, TWO.as_bytes(), TTL).await.unwrap());
-    assert_eq!(store.list().await.unwrap().entries, [renewed.clone()]);
+    assert_eq!(store.list().await.unwrap().entries, std::slice::from_ref(&renewed));
     assert_eq!(next(&mut events).await.1, Event::Put(renewed.clone()));
 
     // The plain key beside it is another one.
