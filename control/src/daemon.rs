@@ -205,6 +205,8 @@ impl Daemon {
                 fully_random: !self.flags.ip_masq_fully_random_disable,
             },
             forward_rules: self.flags.iptables_forward_rules,
+            firewall: self.flags.firewall,
+            blackhole: self.flags.ip_blackhole_route,
             source_check: match self.flags.source_check {
                 SourceCheckFlag::Strict => SourceCheck::Strict,
                 SourceCheckFlag::Loose => SourceCheck::Loose,
@@ -304,7 +306,7 @@ impl Daemon {
             warn!(device, before = %before.node.plan().subnet, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
             let renamed = device != plan.device();
             drop(before);
-            if renamed && let Err(error) = firewall::remove(&device).await {
+            if renamed && let Err(error) = firewall::remove_all(&device).await {
                 warn!(%error, device, "rules of the earlier device stay behind");
             }
         }
