@@ -25,7 +25,7 @@ fn apply(host: &Namespace, subnet: &str, wanted: bool) {
 }
 
 fn blackholes(host: &Namespace) -> Vec<String> {
-    host.sh("ip -N route show type blackhole").lines().map(|line| line.trim().to_owned()).collect()
+    host.sh("ip route show type blackhole").lines().map(|line| line.trim().to_owned()).collect()
 }
 
 #[test]

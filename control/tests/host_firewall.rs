@@ -356,9 +356,9 @@ fn sync_changes_nothing_until_somebody_else_does() {
 
 #[test]
 fn forwarding_passes_where_docker_drops_whoever_comes_first() {
-    let cases = FIREWALLS.into_iter().flat_map(|firewall| {
-        ["iptables", "iptables-legacy"].map(|variant| (firewall, variant))
-    });
+    let cases = FIREWALLS
+        .into_iter()
+        .flat_map(|firewall| ["iptables", "iptables-legacy"].map(|variant| (firewall, variant)));
     for (firewall, variant) in cases {
         let docker = DOCKER.replace("iptables ", &format!("{variant} "));
         for docker_first in [true, false] {

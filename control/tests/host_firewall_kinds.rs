@@ -66,13 +66,12 @@ fn without_random(script: &str) -> String {
     script.replace(" RANDOM", "").replace(" --random-fully", "")
 }
 
-/// All of iptables and nftables that is not empty.
+/// All of iptables and nftables, in an order of its own: that in which chains were made does not matter.
 fn all_rules(host: &Namespace) -> String {
-    host.sh("iptables-save; iptables-legacy-save; nft list ruleset")
-        .lines()
-        .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
-        .map(|line| format!("{line}\n"))
-        .collect()
+    let rules = host.sh("iptables-save; iptables-legacy-save; nft list ruleset");
+    let mut lines: Vec<&str> = rules.lines().filter(|line| !line.starts_with('#')).collect();
+    lines.sort_unstable();
+    lines.join("\n")
 }
 
 /// `iptables-save` of nat and filter, cut down to what flannel puts there: byte for byte what it says of it.
@@ -103,12 +102,15 @@ fn rules_in_iptables_are_flannels_to_the_byte() {
     let nat = host.sh("iptables-save -t nat");
     let rest: Vec<&str> =
         nat.lines().filter(|line| line.starts_with("-A ") && !line.contains("FLANNEL-")).collect();
-    assert_eq!(rest, [
-        "-A POSTROUTING -o flannel.1 -m comment --comment overlayd-nat -j OVERLAYD-NAT-flannel.1",
-        "-A OVERLAYD-NAT-flannel.1 -m mark --mark 0x4000/0x4000 -m comment --comment marked-by-kube-proxy -j RETURN",
-        "-A OVERLAYD-NAT-flannel.1 -s 10.1.9.0/24 -d 10.1.0.0/16 -m comment --comment pod-to-pod -j ACCEPT",
-        "-A OVERLAYD-NAT-flannel.1 ! -s 10.1.0.0/16 -m comment --comment from-outside-into-the-overlay -j MASQUERADE",
-    ]);
+    assert_eq!(
+        rest,
+        [
+            "-A POSTROUTING -o flannel.1 -m comment --comment overlayd-nat -j OVERLAYD-NAT-flannel.1",
+            "-A OVERLAYD-NAT-flannel.1 -m mark --mark 0x4000/0x4000 -m comment --comment marked-by-kube-proxy -j RETURN",
+            "-A OVERLAYD-NAT-flannel.1 -s 10.1.9.0/24 -d 10.1.0.0/16 -m comment --comment pod-to-pod -j ACCEPT",
+            "-A OVERLAYD-NAT-flannel.1 ! -s 10.1.0.0/16 -m comment --comment from-outside-into-the-overlay -j MASQUERADE",
+        ]
+    );
     assert!(!host.sh("nft list tables").contains("overlayd"));
 }
 
@@ -152,14 +154,12 @@ fn what_a_stopped_flanneld_left_is_removed_and_nothing_else() {
     host.sh(foreign);
     let before = all_rules(&host);
     host.sh(&FLANNEL.replace("RANDOM", ""));
-    host.sh(
-        r#"ip6tables -w 5 -N FLANNEL-FWD
+    host.sh(r#"ip6tables -w 5 -N FLANNEL-FWD
         ip6tables -w 5 -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
         ip6tables -w 5 -A FLANNEL-FWD -s fd00:12::/48 -m comment --comment "flanneld forward" -j ACCEPT
         nft add table ip flannel-ipv4
         nft add chain ip flannel-ipv4 postrtg '{ type nat hook postrouting priority srcnat; }'
-        nft add table ip6 flannel-ipv6"#,
-    );
+        nft add table ip6 flannel-ipv6"#);
     assert!(host.block_on(firewall::remove_flannels).unwrap());
     assert_eq!(all_rules(&host), before);
     assert!(!host.sh("ip6tables-save").contains("FLANNEL"));
@@ -171,15 +171,15 @@ fn a_flannelds_rules_beside_a_running_overlayd_are_removed_and_its_own_stay() {
     let host = Namespace::new();
     sync(&host, desired(FirewallKind::Iptables));
     let before = all_rules(&host);
-    host.sh(
-        &FLANNEL
-            .replace("RANDOM", "")
-            .replace("10.1.", "10.5.")
-            .replace("-N FLANNEL-POSTRTG", "-F OUTPUT")
-            .replace("-N FLANNEL-FWD", "-F OUTPUT"),
-    );
+    host.sh(&FLANNEL
+        .replace("RANDOM", "")
+        .replace("10.1.", "10.5.")
+        .replace("-N FLANNEL-POSTRTG", "-F OUTPUT")
+        .replace("-N FLANNEL-FWD", "-F OUTPUT"));
     assert_ne!(all_rules(&host), before);
-    assert!(!sync(&host, desired(FirewallKind::Iptables)) || flannels_part(&host, "iptables").contains("10.5."));
+    assert!(
+        !sync(&host, desired(FirewallKind::Iptables)) || flannels_part(&host, "iptables").contains("10.5.")
+    );
     assert!(host.block_on(firewall::remove_flannels).unwrap());
     sync(&host, desired(FirewallKind::Iptables));
     assert_eq!(flannels_part(&host, "iptables"), SAVED);
@@ -257,7 +257,10 @@ fn what_would_be_removed_is_listed() {
     sync(&host, desired(FirewallKind::Iptables));
     let iptables = host.block_on(|| firewall::list_all("flannel.1")).unwrap();
     for part in ["OVERLAYD-NAT-flannel.1", "FLANNEL-POSTRTG", "FLANNEL-FWD"] {
-        assert!(iptables.iter().any(|line| line.starts_with("iptables -t ") && line.contains(part)), "{iptables:#?}");
+        assert!(
+            iptables.iter().any(|line| line.starts_with("iptables -t ") && line.contains(part)),
+            "{iptables:#?}"
+        );
     }
     sync(&host, desired(FirewallKind::Nftables));
     let nftables = host.block_on(|| firewall::list_all("flannel.1")).unwrap();
@@ -287,5 +290,8 @@ fn auto_takes_what_works_and_says_what_to_install_otherwise() {
     }
     assert!(!sync(&neither, desired(FirewallKind::None)));
     let error = try_sync(&neither, desired(FirewallKind::Iptables)).unwrap_err().to_string();
-    assert_eq!(error, "iptables is not installed: install the package iptables, or choose another --firewall");
+    assert_eq!(
+        error,
+        "iptables is not installed: install the package iptables, or choose another --firewall"
+    );
 }

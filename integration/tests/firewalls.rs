@@ -231,7 +231,10 @@ fn pods_reach_each_other_where_docker_28_refuses_what_is_routed_to_containers() 
         let daemons = ground.start(&[firewall]);
         ground.assert_pods_reach_each_other(firewall);
         // Docker's word on everybody else stands.
-        ground.site.router.ip(&format!("route replace {} via {}", ground.pods[0].address, ground.worker.public_ip));
+        ground
+            .site
+            .router
+            .ip(&format!("route replace {} via {}", ground.pods[0].address, ground.worker.public_ip));
         let stranger = traffic::fetch(&ground.site.router, ground.pods[0].address, 8080, HANGING);
         assert!(stranger.is_err(), "{firewall}: {stranger:?}");
         stop(daemons);
@@ -308,7 +311,10 @@ fn what_drops_in_anothers_nftables_is_told_with_its_remedy_once() {
     let log = daemons[0].log();
     for (chain, remedy) in [
         ("inet fw forward", "nft insert rule inet fw forward ip saddr 10.1.0.0/16 accept"),
-        ("inet firewalld filter_FORWARD", "firewall-cmd --permanent --zone=trusted --add-interface=flannel.1"),
+        (
+            "inet firewalld filter_FORWARD",
+            "firewall-cmd --permanent --zone=trusted --add-interface=flannel.1",
+        ),
     ] {
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(chain)).collect();
         assert!(lines.len() == 1 && lines[0].contains(remedy), "{chain}: {lines:?} in\n{log}");

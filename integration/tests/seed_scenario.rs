@@ -26,7 +26,12 @@ const HANGING: Duration = Duration::from_secs(3);
 
 #[test]
 fn the_worker_reaches_a_service_on_the_master_over_udp() {
-    a_host_reaches_a_service_on_the_other(Backend::Udp, Direction::WorkerToMaster, Site::two_hosts(), NFTABLES);
+    a_host_reaches_a_service_on_the_other(
+        Backend::Udp,
+        Direction::WorkerToMaster,
+        Site::two_hosts(),
+        NFTABLES,
+    );
 }
 
 #[test]
@@ -43,17 +48,32 @@ fn the_master_reaches_a_service_on_the_worker_with_iptables() {
 
 #[test]
 fn the_worker_reaches_a_service_on_the_master_over_vxlan() {
-    a_host_reaches_a_service_on_the_other(Backend::Vxlan, Direction::WorkerToMaster, Site::two_hosts(), NFTABLES);
+    a_host_reaches_a_service_on_the_other(
+        Backend::Vxlan,
+        Direction::WorkerToMaster,
+        Site::two_hosts(),
+        NFTABLES,
+    );
 }
 
 #[test]
 fn the_master_reaches_a_service_on_the_worker_over_udp() {
-    a_host_reaches_a_service_on_the_other(Backend::Udp, Direction::MasterToWorker, Site::two_hosts(), NFTABLES);
+    a_host_reaches_a_service_on_the_other(
+        Backend::Udp,
+        Direction::MasterToWorker,
+        Site::two_hosts(),
+        NFTABLES,
+    );
 }
 
 #[test]
 fn the_master_reaches_a_service_on_the_worker_over_vxlan() {
-    a_host_reaches_a_service_on_the_other(Backend::Vxlan, Direction::MasterToWorker, Site::two_hosts(), NFTABLES);
+    a_host_reaches_a_service_on_the_other(
+        Backend::Vxlan,
+        Direction::MasterToWorker,
+        Site::two_hosts(),
+        NFTABLES,
+    );
 }
 
 #[test]
@@ -80,7 +100,8 @@ fn a_host_reaches_a_service_on_the_other(
         Direction::MasterToWorker => (master, worker),
     };
     let store = Store::etcd(&site, backend);
-    let (c, s) = (client.overlayd(&store).flag(firewall).start(), server.overlayd(&store).flag(firewall).start());
+    let (c, s) =
+        (client.overlayd(&store).flag(firewall).start(), server.overlayd(&store).flag(firewall).start());
     await_mesh(&[&c, &s]);
     let pod = server.bridge_and_pod(&s.env());
     client.bridge(&c.env());

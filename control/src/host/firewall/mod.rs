@@ -163,7 +163,10 @@ impl Firewall {
             Some(variants) => variants,
             None => match Variants::find().await {
                 Err(HostError::NoProgram { .. }) if role != Role::Everything => {
-                    self.say(|| info!("iptables is not installed: no forwarding rules are needed"), "iptables");
+                    self.say(
+                        || info!("iptables is not installed: no forwarding rules are needed"),
+                        "iptables",
+                    );
                     return Ok(Vec::new());
                 }
                 found => found?,

@@ -26,7 +26,8 @@ pub(super) async fn obstacles(desired: &Desired) -> Result<Vec<Obstacle>, HostEr
     let chains = run("nft", &["-j", "list", "chains"], "").await?;
     let mut obstacles = Vec::new();
     for chain in forward_chains(&chains) {
-        let listing = run("nft", &["-j", "list", "chain", &chain.family, &chain.table, &chain.name], "").await;
+        let listing =
+            run("nft", &["-j", "list", "chain", &chain.family, &chain.table, &chain.name], "").await;
         // A chain that has gone meanwhile is no obstacle.
         if listing.is_ok_and(|listing| drops(&listing) && !mentions(&listing, desired)) {
             obstacles.push(chain.obstacle(desired));

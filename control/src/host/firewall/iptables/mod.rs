@@ -214,8 +214,11 @@ impl Variant {
             wanted.iter().flat_map(|wanted| &wanted.chains).map(|chain| chain.name.clone()).collect();
         keep.extend(desired.forward_rules.then(|| rules::direct(desired)));
 
-        let former: BTreeSet<String> =
-            networks.iter().filter(|network| **network != desired.network.trunc().to_string()).cloned().collect();
+        let former: BTreeSet<String> = networks
+            .iter()
+            .filter(|network| **network != desired.network.trunc().to_string())
+            .cloned()
+            .collect();
         let lines = |name: &str, table: &Table| {
             let mut lines = match wanted.iter().find(|wanted| wanted.table == name) {
                 Some(wanted) => repair::repair(table, wanted, device, &former),
@@ -235,9 +238,8 @@ impl Variant {
         match (name, role) {
             (_, Role::Nothing) | ("nat", Role::Forwarding) => None,
             ("nat", _) => {
-                let needed = self.default
-                    || repair::translates_sources(table)
-                    || table.has(&rules::nat_chain(device));
+                let needed =
+                    self.default || repair::translates_sources(table) || table.has(&rules::nat_chain(device));
                 needed.then(|| rules::nat(desired, self.random_fully, self.default))
             }
             _ if !desired.forward_rules => None,
@@ -253,10 +255,7 @@ impl Variant {
         }
     }
 
-    fn transaction(
-        &self,
-        tables: impl IntoIterator<Item = (&'static str, Vec<String>)>,
-    ) -> Option<Change> {
+    fn transaction(&self, tables: impl IntoIterator<Item = (&'static str, Vec<String>)>) -> Option<Change> {
         let mut script = String::new();
         for (table, lines) in tables.into_iter().filter(|(_, lines)| !lines.is_empty()) {
             script += &format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));

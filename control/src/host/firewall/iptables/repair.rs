@@ -245,11 +245,9 @@ fn remove_chain(table: &Table, chain: &str) -> Vec<String> {
 
 /// Deletes rules from the chains that are built in.
 fn unlink(table: &Table, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-    let rules = table.all_rules().filter(|(chain, _)| table.policy(chain).is_some_and(|policy| policy != "-"));
-    rules
-        .filter(|(_, rule)| wanted(rule))
-        .map(|(chain, rule)| format!("-D {chain} {rule}"))
-        .collect()
+    let rules =
+        table.all_rules().filter(|(chain, _)| table.policy(chain).is_some_and(|policy| policy != "-"));
+    rules.filter(|(_, rule)| wanted(rule)).map(|(chain, rule)| format!("-D {chain} {rule}")).collect()
 }
 
 const SHARED: [&str; 2] = [POSTRTG, FWD];

@@ -117,9 +117,10 @@ fn our_nat_chain_comes_before_what_translates_and_contends_with_nobody_else() {
         (&["JUMP", docker][..], &[][..]),
         (&[docker, "JUMP"], &["-D POSTROUTING JUMP", "-I POSTROUTING 1 JUMP"]),
         (&["-d 192.0.2.0/24 -j ACCEPT", docker], &["-I POSTROUTING 2 JUMP"]),
-        (&["-N A", "-N B", "-A A -j B", "-A B -j SNAT --to-source 192.0.2.1", "-j A"], &[
-            "-I POSTROUTING 1 JUMP",
-        ]),
+        (
+            &["-N A", "-N B", "-A A -j B", "-A B -j SNAT --to-source 192.0.2.1", "-j A"],
+            &["-I POSTROUTING 1 JUMP"],
+        ),
         (&["-N A", "-A A -j RETURN", "-j A", "JUMP"], &[]),
         (&["-N KUBE-POSTROUTING", "-A KUBE-POSTROUTING -j MASQUERADE", "-j KUBE-POSTROUTING", "JUMP"], &[]),
         (&["-o eth1 -j MASQUERADE", "JUMP"], &[]),
@@ -187,7 +188,9 @@ fn two_networks_share_flannels_chains() {
 #[test]
 fn what_is_nobodys_goes_from_a_shared_chain_and_so_does_a_former_network() {
     let wanted = rules::forward_as_flannel(&desired());
-    let rule = |network: &str| format!("-A FLANNEL-FWD -s {network} -m comment --comment \"flanneld forward\" -j ACCEPT");
+    let rule = |network: &str| {
+        format!("-A FLANNEL-FWD -s {network} -m comment --comment \"flanneld forward\" -j ACCEPT")
+    };
     for (stray, stays) in [
         ("-A FLANNEL-FWD -j DROP".to_owned(), false),
         (rule("10.3.0.0/16"), false),
@@ -205,12 +208,20 @@ fn what_is_nobodys_goes_from_a_shared_chain_and_so_does_a_former_network() {
 
 #[test]
 fn a_flannelds_rules_go_whatever_its_age_and_an_overlayds_stay() {
-    let old = table("nat", "POSTROUTING", "ACCEPT", &[
-        "-s 10.5.0.0/16 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j RETURN",
-        "-s 10.5.0.0/16 -j MASQUERADE",
-    ]);
+    let old = table(
+        "nat",
+        "POSTROUTING",
+        "ACCEPT",
+        &[
+            "-s 10.5.0.0/16 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j RETURN",
+            "-s 10.5.0.0/16 -j MASQUERADE",
+        ],
+    );
     let lines = removal_of_flannels(&old, &BTreeSet::new());
-    assert_eq!(lines, ["-D POSTROUTING -s 10.5.0.0/16 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j RETURN"]);
+    assert_eq!(
+        lines,
+        ["-D POSTROUTING -s 10.5.0.0/16 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j RETURN"]
+    );
 
     let ours = fix(&restored("nat", ":POSTROUTING ACCEPT [0:0]", &[]), &rules::nat(&desired(), true, true));
     let table = restored("nat", ":POSTROUTING ACCEPT [0:0]", &ours);
@@ -231,7 +242,12 @@ fn only_drops_of_forwarded_packets_and_others_translations_count() {
     }
     assert!(!drops_forwarded(&table("filter", "INPUT", "DROP", &["-j DROP"])));
     assert!(translates_sources(&table("nat", "POSTROUTING", "ACCEPT", &["-j MASQUERADE"])));
-    assert!(!translates_sources(&table("nat", "PREROUTING", "ACCEPT", &["-j DNAT --to-destination 10.1.9.2"])));
+    assert!(!translates_sources(&table(
+        "nat",
+        "PREROUTING",
+        "ACCEPT",
+        &["-j DNAT --to-destination 10.1.9.2"]
+    )));
     assert!(!translates_sources(&table("nat", "FLANNEL-POSTRTG", "-", &["-j MASQUERADE"])));
 }
 
@@ -253,9 +269,8 @@ fn random_ports_are_asked_of_those_that_know_them() {
 fn a_change_is_told_line_by_line() {
     let script = "*nat\n:A - [0:0]\n-A A -j RETURN\nCOMMIT\n*filter\n-F B\nCOMMIT\n".to_owned();
     let change = Change { program: "iptables", script };
-    assert_eq!(change.describe(), [
-        "iptables -t nat :A - [0:0]",
-        "iptables -t nat -A A -j RETURN",
-        "iptables -t filter -F B",
-    ]);
+    assert_eq!(
+        change.describe(),
+        ["iptables -t nat :A - [0:0]", "iptables -t nat -A A -j RETURN", "iptables -t filter -F B",]
+    );
 }
