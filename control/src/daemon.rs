@@ -214,6 +214,8 @@ impl Daemon {
                 fully_random: !self.flags.ip_masq_fully_random_disable,
             },
             forward_rules: self.flags.iptables_forward_rules,
+            firewall: self.flags.firewall,
+            blackhole: self.flags.ip_blackhole_route,
             source_check: match self.flags.source_check {
                 SourceCheckFlag::Strict => SourceCheck::Strict,
                 SourceCheckFlag::Loose => SourceCheck::Loose,
@@ -318,7 +320,7 @@ impl Daemon {
                 before.node.forget_device();
             }
             drop(before);
-            if renamed && let Err(error) = firewall::remove(&device).await {
+            if renamed && let Err(error) = firewall::remove_all(&device).await {
                 warn!(%error, device, "rules of the earlier device stay behind");
             }
         }
