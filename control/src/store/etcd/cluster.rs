@@ -273,7 +273,7 @@ fn reason(error: &Error) -> String {
     };
     while let Some(error) = cause {
         let more = error.to_string();
-        if !text.contains(&more) {
+        if more != "transport error" && !text.contains(&more) {
             text = format!("{text}: {more}");
         }
         cause = error.source();
@@ -286,15 +286,16 @@ fn reason(error: &Error) -> String {
 const TOKEN_REFUSED: [&str; 3] =
     ["invalid auth token", "revision of auth store is old", "user name is empty"];
 /// What to do when etcd or TLS say this.
-const REMEDIES: [(&str, &str); 9] = [
+const REMEDIES: [(&str, &str); 10] = [
     ("invalid user ID or password", "--etcd-username=USER and --etcd-password are not what etcd knows"),
     (
         "permission denied",
         "the role of user 'USER' needs readwrite on the prefix: etcdctl role grant-permission",
     ),
     ("user name is empty", "etcd wants to know who asks: give --etcd-username and --etcd-password"),
-    ("UnknownIssuer", "the server's certificate is not by an authority of --etcd-cafile"),
-    ("NotValidForName", "the server's certificate is not for this address: use one that it names"),
+    ("not valid for name", "the server's certificate is for other addresses than this"),
+    ("certificate expired", "the server's certificate has run out, or this host's clock is wrong"),
+    ("invalid peer certificate", "the server's certificate is not by an authority of --etcd-cafile"),
     ("no native certs found", "this host has no authorities of its own: give --etcd-cafile"),
     ("InvalidContentType", "no TLS is spoken there: is http:// meant?"),
     ("CertificateRequired", "the server wants --etcd-certfile and --etcd-keyfile"),
