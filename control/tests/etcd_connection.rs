@@ -23,7 +23,7 @@ async fn a_user_is_no_hindrance_before_authentication_is_turned_on_nor_after() {
     enable_auth(&etcd, &format!("{PREFIX}/")).await;
     assert_eq!(store.config().await.unwrap(), None);
     store.create(net(86), VALUE.as_bytes(), TTL).await.unwrap();
-    store.watch(0).await.unwrap();
+    drop(store.watch(0).await.unwrap());
 }
 
 #[tokio::test]

@@ -286,7 +286,7 @@ fn reason(error: &Error) -> String {
 const TOKEN_REFUSED: [&str; 3] =
     ["invalid auth token", "revision of auth store is old", "user name is empty"];
 /// What to do when etcd or TLS say this.
-const REMEDIES: [(&str, &str); 10] = [
+const REMEDIES: [(&str, &str); 11] = [
     ("invalid user ID or password", "--etcd-username=USER and --etcd-password are not what etcd knows"),
     (
         "permission denied",
@@ -295,6 +295,7 @@ const REMEDIES: [(&str, &str); 10] = [
     ("user name is empty", "etcd wants to know who asks: give --etcd-username and --etcd-password"),
     ("not valid for name", "the server's certificate is for other addresses than this"),
     ("certificate expired", "the server's certificate has run out, or this host's clock is wrong"),
+    ("CaUsedAsEndEntity", "the server's certificate is that of an authority: give it one signed by it"),
     ("invalid peer certificate", "the server's certificate is not by an authority of --etcd-cafile"),
     ("no native certs found", "this host has no authorities of its own: give --etcd-cafile"),
     ("InvalidContentType", "no TLS is spoken there: is http:// meant?"),
