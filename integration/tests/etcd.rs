@@ -160,10 +160,11 @@ fn a_cluster_goes_on_without_its_leader() {
     // The daemon is connected to the one that dies.
     let mut order = endpoints.clone();
     order.rotate_left(leader);
-    let w = worker.bare_overlayd().flag("--iface=eth0").flag("--subnet-lease-ttl=15");
+    let w = worker.bare_overlayd().flag("--iface=eth0").flag("--subnet-lease-ttl=8");
     let w = w.flag(&format!("--etcd-endpoints={}", order.join(","))).start();
     let own = format!("{PREFIX}/subnets/{}", w.env().key());
 
+    await_connected(&w, true);
     cluster.remove(leader).kill();
     let put = |etcd: &Etcd, key: &str| etcd.put(&format!("{PREFIX}/subnets/{key}"), PEER);
     await_until(RECOVERY, "a new leader", || cluster.iter().any(Etcd::leads));
@@ -172,7 +173,7 @@ fn a_cluster_goes_on_without_its_leader() {
     let start = Instant::now();
     await_until(RECOVERY, "more than the lease's time to pass", || {
         assert!(!cluster[0].list(&own).is_empty(), "the lease ended after {:?}", start.elapsed());
-        start.elapsed() > Duration::from_secs(16)
+        start.elapsed() > Duration::from_secs(10)
     });
     assert_eq!(count(&w, "lease taken"), 1, "{}", w.log());
 }
@@ -186,6 +187,7 @@ fn a_member_that_falls_silent_is_left_for_another() {
     let w = worker.bare_overlayd().flag("--iface=eth0");
     let w = w.flag(&format!("--etcd-endpoints={}", endpoints.join(","))).start();
 
+    await_connected(&w, true);
     // It takes every packet and answers none.
     cluster[0].process().signal(Signal::STOP);
     await_until(RECOVERY, "a leader among the others", || cluster[1..].iter().any(Etcd::leads));
