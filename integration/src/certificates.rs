@@ -33,7 +33,7 @@ impl Authority {
     /// Writes a new certificate for these addresses to `<name>.pem` in a directory, and its key to
     /// `<name>-key.pem`.
     #[track_caller]
-    pub fn issue(&self, directory: &Path, name: &str, addresses: &[IpAddr]) {
+    pub fn sign(&self, directory: &Path, name: &str, addresses: &[IpAddr]) {
         let key = KeyPair::generate().expect("a key");
         let names: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
         let mut params = CertificateParams::new(names).expect("addresses");

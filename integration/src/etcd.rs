@@ -49,7 +49,7 @@ impl Etcd {
         etcd
     }
 
-    /// An etcd that speaks TLS only, with the certificates that [`issue_certificates`] has put into a
+    /// An etcd that speaks TLS only, with the certificates that [`write_certificates`] has put into a
     /// directory.
     #[track_caller]
     pub fn start_secured(site: &Site, certificates: &Path, ask: Ask) -> Self {
@@ -223,9 +223,9 @@ impl Etcd {
 /// Puts the certificates of an authority for the site's etcd and for its clients into a directory:
 /// `ca.pem`, `server.pem`, `client.pem`, and the keys.
 #[track_caller]
-pub fn issue_certificates(site: &Site, authority: &Authority, directory: &Path) {
+pub fn write_certificates(site: &Site, authority: &Authority, directory: &Path) {
     authority.write(&directory.join("ca.pem"));
     let addresses = [IpAddr::V4(site.router_address()), IpAddr::V4(Ipv4Addr::LOCALHOST)];
-    authority.issue(directory, "server", &addresses);
-    authority.issue(directory, "client", &[]);
+    authority.sign(directory, "server", &addresses);
+    authority.sign(directory, "client", &[]);
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use integration::certificates::Authority;
-use integration::etcd::{Ask, issue_certificates};
+use integration::etcd::{Ask, write_certificates};
 use integration::overlayd::Launch;
 use integration::{Backend, Etcd, Overlayd, Site, Store, await_until};
 use rustix::process::Signal;
@@ -19,7 +19,7 @@ const RECOVERY: Duration = Duration::from_secs(40);
 fn certificates_are_replaced_under_a_running_daemon() {
     let (site, worker, _master) = Site::two_hosts();
     let files = site.directory("certificates");
-    issue_certificates(&site, &Authority::new(), &files);
+    write_certificates(&site, &Authority::new(), &files);
     let etcd = Etcd::start_secured(&site, &files, Ask::Certificate);
     let mut store = Store::of(etcd, Backend::Udp);
     let w = worker.overlayd(&store).flags_of(&files).start();
@@ -30,7 +30,7 @@ fn certificates_are_replaced_under_a_running_daemon() {
 
     // All of them by another authority: nobody who has kept the old ones can connect.
     store.server().kill();
-    issue_certificates(&site, &Authority::new(), &files);
+    write_certificates(&site, &Authority::new(), &files);
     store.server().run();
     store.put_lease("10.1.177.0-24", PEER);
     await_peers(&w, &["10.1.163.0/24", "10.1.177.0/24"]);
@@ -52,7 +52,7 @@ fn certificates_are_replaced_under_a_running_daemon() {
 fn the_authority_alone_is_enough_where_no_certificate_is_asked_for() {
     let (site, worker, _master) = Site::two_hosts();
     let files = site.directory("certificates");
-    issue_certificates(&site, &Authority::new(), &files);
+    write_certificates(&site, &Authority::new(), &files);
     let store = Store::of(Etcd::start_secured(&site, &files, Ask::Nothing), Backend::Udp);
     let w = worker.overlayd(&store).flag(&format!("-etcd-cafile={}", files.join("ca.pem").display())).start();
     assert_eq!(store.leases().len(), 1);
@@ -72,7 +72,7 @@ fn the_authority_alone_is_enough_where_no_certificate_is_asked_for() {
 fn a_certificate_that_is_missing_or_unusable_is_named() {
     let (site, worker, _master) = Site::two_hosts();
     let files = site.directory("certificates");
-    issue_certificates(&site, &Authority::new(), &files);
+    write_certificates(&site, &Authority::new(), &files);
     let etcd = Etcd::start_secured(&site, &files, Ask::Certificate);
     let store = Store::of(etcd, Backend::Udp);
 
@@ -262,7 +262,7 @@ fn a_configuration_that_only_v2_holds_is_pointed_at() {
 }
 
 trait FlagsOf {
-    /// Adds the flags for the files of [`issue_certificates`].
+    /// Adds the flags for the files of [`write_certificates`].
     fn flags_of(self, files: &Path) -> Self;
 }
 
