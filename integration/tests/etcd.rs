@@ -103,6 +103,26 @@ fn a_certificate_that_is_missing_or_unusable_is_named() {
 }
 
 #[test]
+fn a_node_that_ran_before_forwards_while_its_certificate_is_missing() {
+    let (site, worker, _master) = Site::two_hosts();
+    let files = site.directory("certificates");
+    write_certificates(&site, &Authority::new(), &files);
+    let store = Store::of(Etcd::start_secured(&site, &files, Ask::Certificate), Backend::Udp);
+    let w = worker.overlayd(&store).flags_of(&files).start();
+    let env = w.env();
+    w.stop();
+
+    let (there, away) = (files.join("client.pem"), files.join("away.pem"));
+    fs::rename(&there, &away).unwrap();
+    let w = worker.overlayd(&store).flags_of(&files).start();
+    await_until(RECOVERY, "the reason", || count(&w, &format!("--etcd-certfile {}", there.display())) == 1);
+    assert_eq!((w.env(), &w.status().0["lease"]["state"]), (env, &"saved".into()));
+    fs::rename(&away, &there).unwrap();
+    await_until(RECOVERY, "the lease to be confirmed", || w.status().0["lease"]["state"] == "held");
+    assert_eq!(count(&w, "does not serve us; trying again"), 1, "{}", w.log());
+}
+
+#[test]
 fn a_wrong_password_is_said_once_and_no_password_ever() {
     let (site, worker, _master) = Site::two_hosts();
     let mut store = Store::etcd(&site, Backend::Udp);
