@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::flags::{Flags, SourceCheckFlag, StoreKind};
+use crate::flags::{FlagError, Flags, SourceCheckFlag, StoreKind};
 use crate::host::firewall::{self, Firewall};
 use crate::host::link::AddressChanges;
 use crate::host::{HostError, Masquerade};
@@ -38,6 +38,9 @@ use crate::subnet_file::{Previous, SubnetFile};
 /// Why the daemon cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
+    /// Flags that do not go together.
+    #[error(transparent)]
+    Flags(#[from] FlagError),
     /// No interface to the other nodes.
     #[error(transparent)]
     Iface(#[from] IfaceError),
@@ -97,11 +100,14 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
         reason = underlay.reason,
         "interface chosen"
     );
-    let store: Arc<dyn LeaseStore> = match &flags.store {
+    let (store, usable): (Arc<dyn LeaseStore>, _) = match &flags.store {
         StoreKind::Etcd => {
-            Arc::new(EtcdStore::connect(flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone()).await?)
+            let (endpoints, prefix) = (flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone());
+            let store = EtcdStore::connect_as(endpoints, prefix, flags.etcd_access()?).await?;
+            let usable = store.check_files().await;
+            (Arc::new(store), usable)
         }
-        StoreKind::Dir(path) => Arc::new(DirStore::open(path)?),
+        StoreKind::Dir(path) => (Arc::new(DirStore::open(path)?), Ok(())),
     };
 
     let (failed, mut failures) = mpsc::unbounded_channel();
@@ -115,6 +121,10 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
 
     let saved = daemon.saved_view();
     let terms = daemon.terms(saved.as_ref());
+    // With a saved state, the node forwards while somebody puts the certificates right.
+    if saved.is_none() {
+        usable?;
+    }
     if let Some(view) = saved.clone() {
         info!(subnet = %view.lease.subnet, peers = view.peers.len(), "forwarding from the saved state of an earlier run");
         daemon.apply(view, LeaseState::Saved).await?;

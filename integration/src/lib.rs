@@ -26,6 +26,7 @@
 //! run left behind is removed by the next one.
 
 pub mod capture;
+pub mod certificates;
 pub mod datagrams;
 pub mod dockerd;
 pub mod etcd;

@@ -64,7 +64,13 @@ impl Store {
     /// A real etcd on the site's router, configured for `backend`.
     #[track_caller]
     pub fn etcd(site: &Site, backend: Backend) -> Self {
-        let store = Self::Etcd(Etcd::start(site));
+        Self::of(Etcd::start(site), backend)
+    }
+
+    /// An etcd that runs already, configured for `backend`.
+    #[track_caller]
+    pub fn of(etcd: Etcd, backend: Backend) -> Self {
+        let store = Self::Etcd(etcd);
         store.put_config(&backend.config());
         store
     }

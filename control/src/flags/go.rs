@@ -7,12 +7,7 @@ use clap::{Arg, ArgAction, Command};
 
 /// What of flanneld's flags there is not yet. Refused by name, since ignoring one could open a
 /// connection without the certificates that were asked for.
-const NOT_SUPPORTED: [&str; 20] = [
-    "etcd-cafile",
-    "etcd-certfile",
-    "etcd-keyfile",
-    "etcd-password",
-    "etcd-username",
+const NOT_SUPPORTED: [&str; 15] = [
     "healthz-ip",
     "healthz-port",
     "iface-can-reach",

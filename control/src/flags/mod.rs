@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use overlay::offload::Offload;
@@ -15,6 +16,7 @@ pub use go::{FlagError, parse_bool};
 
 use crate::host::FirewallKind;
 use crate::lease::is_one_host;
+use crate::store::{Access, IdentityFiles, Password, User};
 
 /// Userspace overlay router, drop-in for flanneld.
 ///
@@ -41,6 +43,26 @@ pub struct Flags {
     /// Where in etcd the network's keys are.
     #[arg(long, help_heading = "Lease store", value_name = "PREFIX", default_value = "/coreos.com/network")]
     pub etcd_prefix: String,
+
+    /// PEM file of the authorities that may vouch for an https endpoint; those of the system if not given.
+    #[arg(long, help_heading = "Lease store", value_name = "FILE", value_parser = file())]
+    pub etcd_cafile: Option<PathBuf>,
+
+    /// PEM file of the certificate that etcd knows this node by; with --etcd-keyfile.
+    #[arg(long, help_heading = "Lease store", value_name = "FILE", value_parser = file())]
+    pub etcd_certfile: Option<PathBuf>,
+
+    /// PEM file of that certificate's private key.
+    #[arg(long, help_heading = "Lease store", value_name = "FILE", value_parser = file())]
+    pub etcd_keyfile: Option<PathBuf>,
+
+    /// etcd user; with --etcd-password.
+    #[arg(long, help_heading = "Lease store", value_name = "NAME")]
+    pub etcd_username: Option<String>,
+
+    /// That user's password. Better given in the environment, which other users of the host cannot see.
+    #[arg(long, help_heading = "Lease store", value_name = "PASSWORD", value_parser = password)]
+    pub etcd_password: Option<Password>,
 
     /// Where configuration and leases live: 'etcd', or 'dir:PATH' for a directory of files.
     #[arg(long, help_heading = "Lease store", value_name = "STORE", default_value = "etcd", value_parser = store)]
@@ -197,7 +219,28 @@ impl Flags {
         let command = Self::command();
         let args = go::to_clap(&command, args, env)?;
         let matches = command.try_get_matches_from(args)?;
-        Ok(Self::from_arg_matches(&matches)?)
+        let flags = Self::from_arg_matches(&matches)?;
+        flags.etcd_access()?;
+        Ok(flags)
+    }
+
+    /// What the connection to etcd is secured with.
+    ///
+    /// # Errors
+    /// A flag without the one that belongs to it.
+    pub fn etcd_access(&self) -> Result<Access, FlagError> {
+        // Given as nothing, as units made from templates do, is not given.
+        let file = |flag: &Option<PathBuf>| flag.clone().filter(|path| !path.as_os_str().is_empty());
+        let name = self.etcd_username.clone().filter(|name| !name.is_empty());
+        let password = self.etcd_password.clone().filter(|password| !password.0.is_empty());
+        let certificate = ("etcd-certfile", file(&self.etcd_certfile));
+        let identity = together(certificate, ("etcd-keyfile", file(&self.etcd_keyfile)))?;
+        let user = together(("etcd-username", name), ("etcd-password", password))?;
+        Ok(Access {
+            ca: file(&self.etcd_cafile),
+            identity: identity.map(|(certificate, key)| IdentityFiles { certificate, key }),
+            user: user.map(|(name, password)| User { name, password }),
+        })
     }
 
     /// How long before its expiry the lease is renewed.
@@ -208,14 +251,37 @@ impl Flags {
 }
 
 fn endpoints(text: &str) -> Result<Endpoints, String> {
-    let endpoint = |url: &str| match url.strip_prefix("http://") {
+    let endpoint = |url: &str| match url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) {
         Some(host) if !host.is_empty() && !host.starts_with(['/', ':']) => Ok(url.to_owned()),
-        _ if url.starts_with("https://") => {
-            Err(format!("TLS, as in '{url}', is not supported yet: only http://HOST:PORT is"))
-        }
-        _ => Err(format!("'{url}' is not of the form http://HOST:PORT")),
+        _ => Err(format!("'{url}' is not of the form http://HOST:PORT or https://HOST:PORT")),
     };
     text.split(',').map(str::trim).map(endpoint).collect::<Result<_, _>>().map(Endpoints)
+}
+
+/// A path, which may be empty.
+fn file() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "what clap asks of a parser")]
+fn password(text: &str) -> Result<Password, String> {
+    Ok(Password(text.to_owned()))
+}
+
+/// Both or neither of two flags.
+fn together<A, B>(
+    (one, a): (&str, Option<A>),
+    (other, b): (&str, Option<B>),
+) -> Result<Option<(A, B)>, FlagError> {
+    let alone = |given: &str, missing: &str| {
+        FlagError::Syntax(format!("the flag --{given} is given without --{missing}: they belong together"))
+    };
+    match (a, b) {
+        (Some(a), Some(b)) => Ok(Some((a, b))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(alone(one, other)),
+        (None, Some(_)) => Err(alone(other, one)),
+    }
 }
 
 fn store(text: &str) -> Result<StoreKind, String> {
@@ -339,7 +405,11 @@ mod tests {
     fn errors_name_flag_value_and_what_is_allowed() {
         for (args, parts) in [
             (&["-no-such-flag=1"][..], &["-no-such-flag", "--help"][..]),
-            (&["-etcd-cafile=/ca.pem"], &["-etcd-cafile", "not supported"]),
+            (&["-kubeconfig-file=/kubeconfig"], &["-kubeconfig-file", "not supported"]),
+            (&["-etcd-keyfile=/key.pem"], &["--etcd-keyfile", "without --etcd-certfile"]),
+            (&["-etcd-certfile=/cert.pem", "-etcd-keyfile="], &["--etcd-certfile", "without --etcd-keyfile"]),
+            (&["-etcd-username=flannel"], &["--etcd-username", "without --etcd-password"]),
+            (&["-etcd-password=secret"], &["--etcd-password", "without --etcd-username"]),
             (&["--queues=0"], &["--queues", "'0'", "1..=256"]),
             (&["--source-check=maybe"], &["--source-check", "maybe", "strict", "loose", "off"]),
             (&["--firewall=ufw"], &["--firewall", "ufw", "auto", "nftables", "iptables", "none"]),
@@ -349,7 +419,7 @@ mod tests {
             (&["--public-ip=300.1.2.3"], &["--public-ip", "300.1.2.3", "IPv4 address"]),
             (&["--public-ip=0.0.0.0"], &["--public-ip", "0.0.0.0", "one host"]),
             (&["--public-ip=224.0.0.1"], &["--public-ip", "224.0.0.1", "one host"]),
-            (&["--etcd-endpoints=https://e:2379"], &["--etcd-endpoints", "https://e:2379", "TLS"]),
+            (&["--etcd-endpoints=https://"], &["--etcd-endpoints", "https://HOST:PORT"]),
             (&["--etcd-endpoints=http://e:2379,"], &["--etcd-endpoints", "http://HOST:PORT"]),
             (&["--etcd-endpoints=e:2379"], &["--etcd-endpoints", "'e:2379'", "http://HOST:PORT"]),
             (&["--store=zookeeper"], &["--store", "zookeeper", "dir:PATH"]),
@@ -365,9 +435,38 @@ mod tests {
         }
         let error = parse(&[], &[("FLANNELD_QUEUES", "many")]).unwrap_err();
         assert!(error.contains("FLANNELD_QUEUES") && error.contains("many"), "{error}");
-        let error = parse(&[], &[("FLANNELD_ETCD_CAFILE", "/ca.pem")]).unwrap_err();
-        assert!(error.contains("FLANNELD_ETCD_CAFILE") && error.contains("not supported"), "{error}");
-        assert!(parse(&[], &[("FLANNELD_ETCD_CAFILE", "")]).is_ok(), "an empty variable is none");
+        let error = parse(&[], &[("FLANNELD_KUBECONFIG_FILE", "/kubeconfig")]).unwrap_err();
+        assert!(error.contains("FLANNELD_KUBECONFIG_FILE") && error.contains("not supported"), "{error}");
+        assert!(parse(&[], &[("FLANNELD_KUBECONFIG_FILE", "")]).is_ok(), "an empty variable is none");
+    }
+
+    #[test]
+    fn etcd_is_reached_by_certificates_and_a_user() {
+        let flags = parse(
+            &[
+                "-etcd-endpoints=https://a:2379,http://b:2379",
+                "-etcd-cafile=/ca.pem",
+                "-etcd-certfile",
+                "/cert.pem",
+            ],
+            &[
+                ("FLANNELD_ETCD_KEYFILE", "/key.pem"),
+                ("FLANNELD_ETCD_USERNAME", "flannel"),
+                ("FLANNELD_ETCD_PASSWORD", "secret"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(flags.etcd_endpoints.0, ["https://a:2379", "http://b:2379"]);
+        let access = flags.etcd_access().unwrap();
+        assert_eq!(access.ca, Some("/ca.pem".into()));
+        let identity = IdentityFiles { certificate: "/cert.pem".into(), key: "/key.pem".into() };
+        assert_eq!(access.identity, Some(identity));
+        let user = access.user.unwrap();
+        assert_eq!((user.name.as_str(), user.password.0.as_str()), ("flannel", "secret"));
+        assert!(!format!("{flags:?}").contains("secret"), "{flags:?}");
+        let nothing =
+            ["-etcd-cafile=", "-etcd-certfile=", "-etcd-keyfile=", "-etcd-username=", "-etcd-password="];
+        assert_eq!(parse(&nothing, &[]).unwrap().etcd_access().unwrap(), Access::default());
     }
 
     #[test]

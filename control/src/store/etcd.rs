@@ -1,40 +1,47 @@
 //! etcd v3 as the store: `<prefix>/config` and `<prefix>/subnets/<key>`, the way flannel uses them.
 //!
-//! There is one client for each endpoint rather than one over all: a call stays with the endpoint
-//! that answered last and goes to the next when that one fails, so that a dead endpoint costs one
-//! attempt and not a share of all calls. The two conditional writes can be repeated safely: what an
-//! attempt did whose answer was lost is recognised by its etcd lease and value.
+//! Requests go through [`cluster`], which knows endpoints and connections. The two conditional writes
+//! can be repeated safely: what an attempt did whose answer was lost is recognised by its etcd lease
+//! and value. A watch is checked every few seconds by a question of its own, since a watch alone
+//! cannot tell that nothing happens from that nothing arrives.
 
 use std::collections::VecDeque;
-use std::error::Error as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue,
-    LeaseTimeToLiveOptions, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions,
-    WatchResponse, WatchStream,
+    Client, Compare, CompareOp, Error, EventType, GetOptions, GetResponse, KeyValue, LeaseTimeToLiveOptions,
+    PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse, WatchStream,
 };
 use futures::StreamExt;
-use futures::stream;
+use futures::stream::{self, BoxStream};
 use ipnet::Ipv4Net;
+use tokio::time::{Instant, sleep};
 
 use super::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError, Written};
 use crate::lease::{key_of, parse_key};
 
+mod access;
+mod cluster;
+mod v2;
+
+pub use access::{Access, IdentityFiles, Password, User};
+use cluster::Cluster;
+
 /// A store in an etcd cluster.
 pub struct EtcdStore {
-    endpoints: Vec<Endpoint>,
-    /// The endpoint that answered last.
-    current: AtomicUsize,
-    /// With a leading slash and without a trailing one.
+    cluster: Arc<Cluster>,
+    /// Without a trailing slash.
     prefix: String,
+    v2: V2,
 }
 
-struct Endpoint {
-    url: String,
-    client: Client,
+/// The search for a configuration that is only in the v2 store.
+struct V2 {
+    next: Mutex<Instant>,
+    found: AtomicBool,
 }
 
 impl EtcdStore {
@@ -42,17 +49,25 @@ impl EtcdStore {
     /// keys that begin with `prefix`. Nothing is sent yet: a cluster that is down is no error here,
     /// only a URL that is none, or no endpoint at all.
     pub async fn connect(endpoints: Vec<String>, prefix: String) -> Result<Self, StoreError> {
-        let mut connected = Vec::with_capacity(endpoints.len());
-        for url in endpoints {
-            let client = Client::connect([&url], Some(connect_options()))
-                .await
-                .map_err(|error| StoreError::new(format!("use etcd endpoint {url:?}"), reason(&error)))?;
-            connected.push(Endpoint { url, client });
-        }
-        if connected.is_empty() {
-            return Err(StoreError::new("use etcd", "no endpoint is given"));
-        }
-        Ok(Self { endpoints: connected, current: AtomicUsize::new(0), prefix: normalized(&prefix) })
+        Self::connect_as(endpoints, prefix, Access::default()).await
+    }
+
+    /// The same with certificates, a user, or both. Files are read when they are needed, and again
+    /// when requests fail: see [`check_files`](Self::check_files).
+    pub async fn connect_as(
+        endpoints: Vec<String>,
+        prefix: String,
+        access: Access,
+    ) -> Result<Self, StoreError> {
+        let cluster = Arc::new(Cluster::new(endpoints, access).await?);
+        let v2 = V2 { next: Mutex::new(Instant::now()), found: AtomicBool::new(false) };
+        Ok(Self { cluster, prefix: normalized(&prefix), v2 })
+    }
+
+    /// Whether the certificates can be used as they are now. A store that cannot use them fails
+    /// request by request until they are put right.
+    pub async fn check_files(&self) -> Result<(), StoreError> {
+        self.cluster.load().await.map_err(|problem| StoreError::new("use etcd", problem))
     }
 
     fn config_key(&self) -> String {
@@ -67,31 +82,31 @@ impl EtcdStore {
         format!("{}/subnets/", self.prefix)
     }
 
-    /// Makes one request: at the endpoint that answered last, then at each other, and at a lone one
-    /// twice, since a connection may have died unnoticed. The request is told whether it is repeated.
     async fn call<T, F>(&self, action: &str, request: impl Fn(Client, bool) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let mut reasons: Vec<String> = Vec::new();
-        let first = self.current.load(Ordering::Relaxed);
-        for attempt in 0..self.endpoints.len().max(2) {
-            let index = (first + attempt) % self.endpoints.len();
-            let endpoint = &self.endpoints[index];
-            let reason =
-                match tokio::time::timeout(TIMEOUT, request(endpoint.client.clone(), attempt > 0)).await {
-                    Ok(Ok(answer)) => {
-                        self.current.store(index, Ordering::Relaxed);
-                        return Ok(answer);
-                    }
-                    Ok(Err(error)) => format!("{}: {}", endpoint.url, reason(&error)),
-                    Err(_) => format!("{}: no answer within {} s", endpoint.url, TIMEOUT.as_secs()),
-                };
-            if !reasons.contains(&reason) {
-                reasons.push(reason);
+        self.cluster.call(action, request).await
+    }
+
+    /// While there is no configuration: says once if there is one that only v2 clients see.
+    async fn look_in_v2(&self, key: &str) {
+        {
+            let mut next = self.v2.next.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.v2.found.load(Ordering::Relaxed) || Instant::now() < *next {
+                return;
             }
+            *next = Instant::now() + V2_INTERVAL;
         }
-        Err(StoreError::new(action, reasons.join("; ")))
+        let url = self.cluster.url(self.cluster.current());
+        let Some(value) = v2::value(url, key).await else { return };
+        self.v2.found.store(true, Ordering::Relaxed);
+        let quoted = value.replace('\'', r"'\''");
+        tracing::warn!(
+            remedy = %format!("ETCDCTL_API=3 etcdctl --endpoints={url} put {key} '{quoted}'"),
+            "the network configuration is in etcd's v2 store only, which neither overlayd nor a current \
+             flanneld reads: put it into the v3 store"
+        );
     }
 
     /// An etcd lease of `ttl`. If nothing comes to be attached to it, it ends by itself.
@@ -176,17 +191,16 @@ impl EtcdStore {
 #[async_trait]
 impl LeaseStore for EtcdStore {
     fn describe(&self) -> String {
-        let urls: Vec<&str> = self.endpoints.iter().map(|endpoint| endpoint.url.as_str()).collect();
+        let urls: Vec<&str> = self.cluster.urls().collect();
         format!("etcd {} {}", urls.join(","), self.prefix)
     }
 
     async fn config(&self) -> Result<Option<String>, StoreError> {
         let key = self.config_key();
-        let get = |mut client: Client, _| {
-            let key = key.as_str();
-            async move { client.get(key, None).await }
-        };
-        let response = self.call(&format!("get {key}"), get).await?;
+        let response = get(&self.cluster, &format!("get {key}"), &key).await?;
+        if response.kvs().is_empty() {
+            self.look_in_v2(&key).await;
+        }
         Ok(response.kvs().first().map(as_text))
     }
 
@@ -263,49 +277,132 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn watch(&self, from: Revision) -> Result<EventStream, StoreError> {
-        let prefix = format!("{}/", self.prefix);
+        // A user may have the right to what is needed only, and not to all below the prefix.
+        let watch = match self.open_watch(from, &format!("{}/", self.prefix)).await {
+            Err(error) if error.reason.contains("permission denied") => {
+                let mut watch = self.open_watch(from, &self.subnets_prefix()).await?;
+                watch.unwatched_config = Some(watch.config_revision.min(from));
+                watch
+            }
+            watch => watch?,
+        };
+        Ok(stream::unfold(watch, |mut watch| async move { Some((watch.next().await?, watch)) }).boxed())
+    }
+}
+
+impl EtcdStore {
+    /// A watch of all keys that begin with `prefix`.
+    async fn open_watch(&self, from: Revision, prefix: &str) -> Result<Watch, StoreError> {
         let action = format!("watch {prefix}");
+        let config_key = self.config_key();
         let request = |mut client: Client, _| {
             let options = WatchOptions::new().with_prefix().with_start_revision(from + 1);
-            let prefix = prefix.as_str();
-            async move { client.watch(prefix, Some(options)).await }
+            let config_key = config_key.as_str();
+            async move {
+                // Asked of the same server first: it has now seen all that any has, and our token is good.
+                let newest = client.get(config_key, Some(GetOptions::new().with_keys_only())).await?;
+                let mut stream = client.watch(prefix, Some(options)).await?;
+                // A watch that is refused is told by a message, and is no watch that came to an end.
+                let first =
+                    stream.message().await?.ok_or(Error::WatchError("the connection ended".into()))?;
+                if first.canceled() && first.compact_revision() == 0 {
+                    return Err(Error::WatchError(first.cancel_reason().to_owned()));
+                }
+                Ok((client, stream, first, newest))
+            }
         };
-        let stream = self.call(&action, request).await?;
-        let watch = Watch {
+        let (client, stream, first, newest) = self.call(&action, request).await?;
+        let seen = Arc::new(AtomicI64::new(from));
+        let mut watch = Watch {
             stream,
+            _client: client,
+            checks: checks(Arc::clone(&self.cluster), config_key.clone(), Arc::clone(&seen)),
+            endpoint: self.cluster.current(),
+            cluster: Arc::clone(&self.cluster),
             action,
-            config_key: self.config_key(),
+            config_key,
+            config_revision: newest.kvs().first().map_or(0, KeyValue::mod_revision),
+            unwatched_config: None,
             subnets_prefix: self.subnets_prefix(),
-            seen: from,
+            seen,
             queue: VecDeque::new(),
             ended: false,
         };
-        Ok(stream::unfold(watch, |mut watch| async move { Some((watch.next().await?, watch)) }).boxed())
+        if revision_of(newest.header()) < from {
+            watch.relist();
+        } else {
+            watch.take(&first);
+        }
+        Ok(watch)
     }
 }
 
 /// One watch and what of its last message is yet to be told.
 struct Watch {
     stream: WatchStream,
+    /// Keeps the stream's connection when the cluster makes new ones.
+    _client: Client,
+    checks: BoxStream<'static, Result<Checked, StoreError>>,
+    cluster: Arc<Cluster>,
+    /// Where the stream comes from.
+    endpoint: usize,
     action: String,
     config_key: String,
+    /// The configuration's revision when the watch began; 0 without a configuration.
+    config_revision: Revision,
+    /// The revision of the configuration last told of, if the stream does not tell of it.
+    unwatched_config: Option<Revision>,
     subnets_prefix: String,
     /// The store's latest revision that we know of.
-    seen: Revision,
+    seen: Arc<AtomicI64>,
     queue: VecDeque<Result<(Revision, Event), StoreError>>,
     ended: bool,
+}
+
+/// The answer to a check, and the latest revision that was known before it.
+struct Checked {
+    before: Revision,
+    answer: GetResponse,
 }
 
 impl Watch {
     async fn next(&mut self) -> Option<Result<(Revision, Event), StoreError>> {
         while self.queue.is_empty() && !self.ended {
-            match self.stream.message().await {
-                Ok(Some(message)) => self.take(&message),
-                Ok(None) => self.fail("the connection ended"),
-                Err(error) => self.fail(reason(&error)),
+            tokio::select! {
+                message = self.stream.message() => match message {
+                    Ok(Some(message)) => self.take(&message),
+                    Ok(None) => self.fail("the connection ended"),
+                    Err(error) => self.fail(self.cluster.explain(self.endpoint, &error)),
+                },
+                Some(checked) = self.checks.next() => self.heed(checked),
             }
         }
         self.queue.pop_front()
+    }
+
+    /// What a check says of a watch that has nothing to say itself.
+    fn heed(&mut self, checked: Result<Checked, StoreError>) {
+        let Checked { before, answer } = match checked {
+            Ok(checked) => checked,
+            Err(error) => {
+                self.queue.push_back(Err(error));
+                self.ended = true;
+                return;
+            }
+        };
+        if revision_of(answer.header()) < before {
+            self.relist();
+        } else if self.cluster.current() != self.endpoint {
+            self.fail(format!("{} answers no more, another does", self.cluster.url(self.endpoint)));
+        } else if let Some(told) = &mut self.unwatched_config {
+            let config = answer.kvs().first();
+            let revision = config.map_or(0, KeyValue::mod_revision);
+            if *told != revision {
+                *told = revision;
+                let seen = self.seen.load(Ordering::Relaxed);
+                self.queue.push_back(Ok((seen, Event::Config(config.map(as_text)))));
+            }
+        }
     }
 
     fn take(&mut self, message: &WatchResponse) {
@@ -321,11 +418,11 @@ impl Watch {
         // A store that knows less than it did has lost its data: it would stay silent until it has
         // caught up with us.
         let revision = revision_of(message.header());
-        if revision < self.seen {
+        if revision < self.seen.load(Ordering::Relaxed) {
             self.relist();
             return;
         }
-        self.seen = revision;
+        self.seen.store(revision, Ordering::Relaxed);
         for event in message.events() {
             let Some(kv) = event.kv() else { continue };
             if let Some(told) = self.meaning(event.event_type(), kv) {
@@ -346,7 +443,7 @@ impl Watch {
     }
 
     fn relist(&mut self) {
-        self.queue.push_back(Ok((self.seen, Event::Relist)));
+        self.queue.push_back(Ok((self.seen.load(Ordering::Relaxed), Event::Relist)));
         self.ended = true;
     }
 
@@ -356,22 +453,33 @@ impl Watch {
     }
 }
 
-fn connect_options() -> ConnectOptions {
-    ConnectOptions::new()
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
-        // etcd hangs up on a client that pings without a request open.
-        .with_keep_alive_while_idle(false)
-        // A member cut off from its cluster must say so rather than let a watch wait for ever.
-        .with_require_leader(true)
+/// Asks every few seconds whether the store is there, how far its history goes, and for the configuration.
+fn checks(
+    cluster: Arc<Cluster>,
+    key: String,
+    seen: Arc<AtomicI64>,
+) -> BoxStream<'static, Result<Checked, StoreError>> {
+    stream::unfold((), move |()| {
+        let (cluster, key, seen) = (Arc::clone(&cluster), key.clone(), Arc::clone(&seen));
+        async move {
+            sleep(CHECK_INTERVAL).await;
+            let before = seen.load(Ordering::Relaxed);
+            let answer = get(&cluster, "check that etcd answers", &key).await;
+            Some((answer.map(|answer| Checked { before, answer }), ()))
+        }
+    })
+    .boxed()
 }
 
-/// `prefix` with a leading slash and without a trailing one; empty for the root.
+async fn get(cluster: &Cluster, action: &str, key: &str) -> Result<GetResponse, StoreError> {
+    cluster.call(action, |mut client: Client, _| async move { client.get(key, None).await }).await
+}
+
+/// `prefix` as flannel joins it to what follows: without a trailing slash or a repeated one.
 fn normalized(prefix: &str) -> String {
-    match prefix.trim_matches('/') {
-        "" => String::new(),
-        inner => format!("/{inner}"),
-    }
+    let inner: Vec<&str> = prefix.split('/').filter(|part| !part.is_empty()).collect();
+    let root = if prefix.starts_with('/') && !inner.is_empty() { "/" } else { "" };
+    format!("{root}{}", inner.join("/"))
 }
 
 /// The key without its prefix, and the subnet that it names.
@@ -399,44 +507,24 @@ fn as_text(kv: &KeyValue) -> String {
     String::from_utf8_lossy(kv.value()).into_owned()
 }
 
-/// The error in one line, down to the cause that a person can act on.
-fn reason(error: &Error) -> String {
-    let (mut text, mut cause) = match error {
-        Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
-        other => (other.to_string(), other.source()),
-    };
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// etcd's word for a key that never expires.
 const NO_LEASE: i64 = 0;
-/// For one attempt at one request. A healthy cluster answers in milliseconds, one that elects a leader in one or two seconds.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Leaves time, within `TIMEOUT`, for nothing but an attempt that was going to fail anyway.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// etcd refuses pings that come more often than every 5 s (`--grpc-keepalive-min-time`).
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// A server that does not answer a ping for this long is dead to a watch.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a watch may stay silent before the store is asked whether it is still there and still the
+/// same. With thousands of nodes this is a thousand reads of one key a second.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a missing configuration is looked for in the v2 store.
+const V2_INTERVAL: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_has_a_leading_slash_and_no_trailing_one() {
-        for prefix in
-            ["/coreos.com/network", "coreos.com/network", "/coreos.com/network/", "//coreos.com/network//"]
-        {
+    fn a_prefix_has_no_trailing_slash() {
+        for prefix in ["/coreos.com/network", "/coreos.com/network/", "//coreos.com//network//"] {
             assert_eq!(normalized(prefix), "/coreos.com/network", "{prefix}");
         }
+        assert_eq!(normalized("kube-centos/network/"), "kube-centos/network");
         assert_eq!(normalized("/"), "");
     }
 }

@@ -13,7 +13,7 @@ mod dir;
 mod etcd;
 
 pub use dir::DirStore;
-pub use etcd::EtcdStore;
+pub use etcd::{Access, EtcdStore, IdentityFiles, Password, User};
 
 /// A point in the store's history, to hand back to the store it came from; nothing else can be told
 /// from the number. etcd counts its writes, a directory's is a fingerprint of what is in it.

@@ -1,0 +1,312 @@
+//! Requests to an etcd cluster: which endpoint is asked, by whom, and over what connection.
+//!
+//! There is one client for each endpoint rather than one over all: a call stays with the endpoint
+//! that answered last and goes to the next when that one fails, so that a dead endpoint costs one
+//! attempt and not a share of all calls. A client is made when it is first needed, since making one
+//! logs its user in; it is made anew when its token is refused or the certificates have changed.
+
+use std::error::Error as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Client, ConnectOptions, Error, TlsOptions};
+use tracing::{info, warn};
+
+use super::access::{Access, Material};
+use crate::store::StoreError;
+
+/// The endpoints of one cluster.
+pub(super) struct Cluster {
+    endpoints: Vec<Endpoint>,
+    /// The endpoint that answered last.
+    current: AtomicUsize,
+    access: Access,
+    /// The certificates that the clients were made with.
+    material: Mutex<Option<Material>>,
+}
+
+struct Endpoint {
+    url: String,
+    client: Mutex<Option<Client>>,
+}
+
+impl Cluster {
+    /// The cluster that is reached by any of `urls`. Nothing is sent and no file is read yet.
+    pub(super) async fn new(urls: Vec<String>, access: Access) -> Result<Self, StoreError> {
+        if urls.is_empty() {
+            return Err(StoreError::new("use etcd", "no endpoint is given"));
+        }
+        for url in &urls {
+            // Without a user this connects to nothing, and checks the URL.
+            Client::connect([url], None)
+                .await
+                .map_err(|error| StoreError::new(format!("use etcd endpoint {url:?}"), reason(&error)))?;
+            if access.wants_tls() && !is_tls(url) {
+                warn!(
+                    endpoint = url,
+                    "certificates are given, but this endpoint is not encrypted: is https:// meant?"
+                );
+            }
+        }
+        let endpoint = |url| Endpoint { url, client: Mutex::default() };
+        Ok(Self {
+            endpoints: urls.into_iter().map(endpoint).collect(),
+            current: AtomicUsize::new(0),
+            access,
+            material: Mutex::default(),
+        })
+    }
+
+    /// The URLs, in the order given.
+    pub(super) fn urls(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().map(|endpoint| endpoint.url.as_str())
+    }
+
+    /// Which endpoint answered last.
+    pub(super) fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    /// The URL of an endpoint.
+    pub(super) fn url(&self, index: usize) -> &str {
+        &self.endpoints[index].url
+    }
+
+    /// Reads the certificates, if TLS is spoken at all.
+    pub(super) async fn load(&self) -> Result<(), String> {
+        self.reload().await.map(drop)
+    }
+
+    /// Makes one request: at the endpoint that answered last, then at each other, and at a lone one
+    /// twice, since a connection may have died unnoticed; and all over again if the certificates have
+    /// changed. The request is told whether it is repeated.
+    pub(super) async fn call<T, F>(
+        &self,
+        action: &str,
+        request: impl Fn(Client, bool) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut reasons = match self.attempt(&request, false).await {
+            Ok(answer) => return Ok(answer),
+            Err(reasons) => reasons,
+        };
+        match self.reload().await {
+            Ok(false) => {}
+            Ok(true) => match self.attempt(&request, true).await {
+                Ok(answer) => return Ok(answer),
+                Err(with_new) => reasons = with_new,
+            },
+            Err(problem) if reasons.contains(&problem) => {}
+            Err(problem) => reasons.push(problem),
+        }
+        Err(StoreError::new(action, reasons.join("; ")))
+    }
+
+    /// Asks each endpoint in turn; gives all that went wrong if none answers.
+    async fn attempt<T, F>(
+        &self,
+        request: &impl Fn(Client, bool) -> F,
+        repeated: bool,
+    ) -> Result<T, Vec<String>>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut reasons: Vec<String> = Vec::new();
+        let first = self.current();
+        for attempt in 0..self.endpoints.len().max(2) {
+            let index = (first + attempt) % self.endpoints.len();
+            let endpoint = &self.endpoints[index];
+            let asked = self.ask(endpoint, request, repeated || attempt > 0);
+            let reason = match tokio::time::timeout(TIMEOUT, asked).await {
+                Ok(Ok(answer)) => {
+                    self.current.store(index, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Ok(Err(reason)) => reason,
+                Err(_) => format!("{}: no answer within {} s", endpoint.url, TIMEOUT.as_secs()),
+            };
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
+        }
+        Err(reasons)
+    }
+
+    /// Asks one endpoint, logging in again if the server does not know our token any more: it forgets
+    /// one that was not used for minutes, and all of them when it restarts.
+    async fn ask<T, F>(
+        &self,
+        endpoint: &Endpoint,
+        request: &impl Fn(Client, bool) -> F,
+        repeated: bool,
+    ) -> Result<T, String>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut logged_in_anew = false;
+        loop {
+            let client = self.client(endpoint).await?;
+            match request(client, repeated).await {
+                Ok(answer) => return Ok(answer),
+                Err(error)
+                    if self.access.user.is_some() && !logged_in_anew && says_any(&error, &TOKEN_REFUSED) =>
+                {
+                    endpoint.set_client(None);
+                    logged_in_anew = true;
+                }
+                Err(error) => return Err(self.explained(endpoint, &error)),
+            }
+        }
+    }
+
+    async fn client(&self, endpoint: &Endpoint) -> Result<Client, String> {
+        if let Some(client) = endpoint.client() {
+            return Ok(client);
+        }
+        let options = match is_tls(&endpoint.url) {
+            true => connect_options().with_tls(self.tls()?),
+            false => connect_options(),
+        };
+        let connect = |options| Client::connect([&endpoint.url], Some(options));
+        let made = match &self.access.user {
+            None => connect(options).await,
+            Some(user) => {
+                let named = options.clone().with_user(&user.name, &user.password.0);
+                match connect(named).await {
+                    // As etcd's own client does: a user is no hindrance where none is asked for.
+                    Err(error) if says_any(&error, &["authentication is not enabled"]) => {
+                        connect(options).await
+                    }
+                    made => made,
+                }
+            }
+        };
+        let client = made.map_err(|error| self.explained(endpoint, &error))?;
+        endpoint.set_client(Some(client.clone()));
+        Ok(client)
+    }
+
+    /// The certificates in use, read now if they have not been yet.
+    fn tls(&self) -> Result<TlsOptions, String> {
+        let mut material = self.material.lock().unwrap_or_else(PoisonError::into_inner);
+        if material.is_none() {
+            *material = Some(self.access.read()?);
+        }
+        Ok(material.as_ref().map(Material::options).unwrap_or_default())
+    }
+
+    /// Takes new certificates into use if the files have changed; whether they have. Files that
+    /// cannot be used, as between the two steps of replacing a pair, change nothing.
+    async fn reload(&self) -> Result<bool, String> {
+        let Some(url) = self.urls().find(|url| is_tls(url)) else { return Ok(false) };
+        let new = self.access.read()?;
+        let in_use = || self.material.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_use().as_ref() == Some(&new) {
+            return Ok(false);
+        }
+        // Sends nothing; tells whether key and certificate belong together.
+        let tried = Client::connect([url], Some(connect_options().with_tls(new.options()))).await;
+        tried.map_err(|error| format!("the certificates cannot be used: {}", reason(&error)))?;
+        if in_use().replace(new).is_some() {
+            info!("the certificates for etcd have changed: connecting anew");
+        }
+        for endpoint in &self.endpoints {
+            endpoint.set_client(None);
+        }
+        Ok(true)
+    }
+
+    /// What went wrong at an endpoint, and what to do about it where that is known.
+    pub(super) fn explain(&self, index: usize, error: &Error) -> String {
+        self.explained(&self.endpoints[index], error)
+    }
+
+    fn explained(&self, endpoint: &Endpoint, error: &Error) -> String {
+        let text = reason(error);
+        let user = self.access.user.as_ref().map_or("", |user| user.name.as_str());
+        let remedy = REMEDIES.iter().find(|(said, _)| text.contains(said));
+        let remedy =
+            remedy.map_or(String::new(), |(_, remedy)| format!(" ({})", remedy.replace("USER", user)));
+        format!("{}: {text}{remedy}", endpoint.url)
+    }
+}
+
+impl Endpoint {
+    fn client(&self) -> Option<Client> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_client(&self, client: Option<Client>) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+}
+
+fn connect_options() -> ConnectOptions {
+    ConnectOptions::new()
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
+        // etcd hangs up on a client that pings without a request open.
+        .with_keep_alive_while_idle(false)
+        // A member cut off from its cluster must say so rather than let a watch wait for ever.
+        .with_require_leader(true)
+}
+
+fn is_tls(url: &str) -> bool {
+    url.starts_with("https://")
+}
+
+fn says_any(error: &Error, texts: &[&str]) -> bool {
+    let said = reason(error);
+    texts.iter().any(|text| said.contains(text))
+}
+
+/// The error in one line, down to the cause that a person can act on.
+fn reason(error: &Error) -> String {
+    let (mut text, mut cause) = match error {
+        Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        Error::WatchError(text) => (text.clone(), None),
+        Error::TransportError(error) => (error.to_string(), error.source()),
+        other => (other.to_string(), other.source()),
+    };
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if more != "transport error" && !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What etcd says of a token that it does not know, that is older than a change of its users, or
+/// that is missing because authentication was turned on since.
+const TOKEN_REFUSED: [&str; 3] =
+    ["invalid auth token", "revision of auth store is old", "user name is empty"];
+/// What to do when etcd or TLS say this.
+const REMEDIES: [(&str, &str); 11] = [
+    ("invalid user ID or password", "--etcd-username=USER and --etcd-password are not what etcd knows"),
+    (
+        "permission denied",
+        "the role of user 'USER' needs readwrite on the prefix: etcdctl role grant-permission",
+    ),
+    ("user name is empty", "etcd wants to know who asks: give --etcd-username and --etcd-password"),
+    ("not valid for name", "the server's certificate is for other addresses than this"),
+    ("certificate expired", "the server's certificate has run out, or this host's clock is wrong"),
+    ("CaUsedAsEndEntity", "the server's certificate is that of an authority: give it one signed by it"),
+    ("invalid peer certificate", "the server's certificate is not by an authority of --etcd-cafile"),
+    ("no native certs found", "this host has no authorities of its own: give --etcd-cafile"),
+    ("InvalidContentType", "no TLS is spoken there: is http:// meant?"),
+    ("CertificateRequired", "the server wants --etcd-certfile and --etcd-keyfile"),
+    ("fatal alert", "the server refuses --etcd-certfile, or wants one"),
+];
+/// For one attempt at one request. A healthy cluster answers in milliseconds, one that elects a leader in one or two seconds.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Leaves time, within `TIMEOUT`, for nothing but an attempt that was going to fail anyway.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// etcd refuses pings that come more often than every 5 s (`--grpc-keepalive-min-time`).
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// A server that does not answer a ping for this long is dead to a watch.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
