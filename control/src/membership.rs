@@ -80,6 +80,8 @@ pub struct Membership {
     leases: LeaseSet,
     skipped: usize,
     held: Option<Held>,
+    /// The address that the others are to send to from now on; `terms` has the one that the lease says.
+    public_ip: watch::Receiver<Ipv4Addr>,
     out: watch::Sender<Option<View>>,
 }
 
@@ -114,6 +116,7 @@ impl Membership {
     ) -> Self {
         Self {
             store,
+            public_ip: watch::channel(terms.public_ip).1,
             terms,
             config,
             complained: None,
@@ -122,6 +125,13 @@ impl Membership {
             held: None,
             out,
         }
+    }
+
+    /// Follows `public_ip`: when this host's address changes, the lease is kept and says the new one.
+    #[must_use]
+    pub fn following(mut self, public_ip: watch::Receiver<Ipv4Addr>) -> Self {
+        self.public_ip = public_ip;
+        self
     }
 
     /// Takes part until the task is dropped.
@@ -163,6 +173,7 @@ impl Membership {
     ) -> Result<std::convert::Infallible, Interrupted> {
         self.fetch_config().await?;
         let mut revision = self.list().await?;
+        self.readdress().await?;
         self.hold().await?;
         loop {
             // Fused: its end can be seen while a burst is gathered.
@@ -197,6 +208,12 @@ impl Membership {
                     }
                     () = sleep_until(renew_at) => {
                         self.renew().await?;
+                        self.publish();
+                    }
+                    // Nobody tells any more once the sender is gone.
+                    Ok(()) = self.public_ip.changed() => {
+                        self.readdress().await?;
+                        self.hold().await?;
                         self.publish();
                     }
                 }
@@ -347,11 +364,48 @@ impl Membership {
         Ok(())
     }
 
+    /// Has our lease say the address that we have now. What is ours goes by the earlier one until the store has it.
+    async fn readdress(&mut self) -> Result<(), Interrupted> {
+        loop {
+            let public_ip = *self.public_ip.borrow_and_update();
+            if public_ip == self.terms.public_ip {
+                return Ok(());
+            }
+            let Some(held) = self.held.as_mut().filter(|held| {
+                let known = self.leases.get(held.entry.subnet);
+                known.is_some_and(|known| known.attrs.public_ip == self.terms.public_ip)
+            }) else {
+                // There is no lease of ours, or it says so already.
+                self.terms.public_ip = public_ip;
+                if let Some(held) = &mut self.held {
+                    held.attrs.public_ip = public_ip;
+                }
+                self.refresh_held();
+                return Ok(());
+            };
+            let attrs = LeaseAttrs { public_ip, ..held.attrs.clone() };
+            let value = attrs.to_json();
+            match self.store.renew(&held.entry, value.as_bytes(), self.terms.ttl).await? {
+                Written::Done(entry) => {
+                    info!(subnet = %entry.subnet, before = %self.terms.public_ip, now = %public_ip, "our lease says our new address");
+                    self.leases.apply_event(&Event::Put(entry.clone()));
+                    self.held = Some(Held { entry, attrs, renew_at: self.terms.next_renewal() });
+                    self.terms.public_ip = public_ip;
+                }
+                Written::Conflict => {
+                    sleep(RENEW_AGAIN).await;
+                    self.list().await?;
+                }
+            }
+        }
+    }
+
     /// What our lease says. A VTEP MAC once published is kept: peers need not learn another.
     fn attrs(&self, config: &NetworkConfig, subnet: Ipv4Net) -> LeaseAttrs {
         let public_ip = self.terms.public_ip;
         let backend = match config.backend {
-            Backend::Udp { .. } => LeaseBackend::Udp,
+            Backend::Udp { .. } | Backend::Alloc => LeaseBackend::Udp,
+            Backend::HostGw => LeaseBackend::HostGw,
             Backend::Vxlan { vni, .. } => {
                 let published = self.leases.get(subnet).map(|known| &known.attrs);
                 let vtep_mac = match published {
