@@ -324,18 +324,24 @@ impl Daemon {
     /// Brings the host to what `view` says.
     async fn apply(&mut self, view: View, state: LeaseState) -> Result<(), DaemonError> {
         let plan = self.plan(&view);
+        let mut save_after = SAVE_DELAY;
         match &self.running {
             Some(running) if *running.node.plan() == plan => {
                 if let Err(error) = running.node.publish(&view.peers).await {
                     error!(%error, "the peers cannot be updated: the earlier ones stay");
                 }
             }
-            _ => self.rebuild(plan, &view).await?,
+            _ => {
+                self.rebuild(plan, &view).await?;
+                // At once: what is in the kernel now is to be found by the next run, however this one ends.
+                save_after = Duration::ZERO;
+            }
         }
         let lock = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let before = lock().view.replace((view.clone(), state));
         if state == LeaseState::Held && before.is_none_or(|(before, _)| worth_saving(&before, &view)) {
-            self.save_at.get_or_insert(Instant::now() + SAVE_DELAY);
+            let save_at = Instant::now() + save_after;
+            self.save_at = Some(self.save_at.map_or(save_at, |earlier| earlier.min(save_at)));
         }
         Ok(())
     }

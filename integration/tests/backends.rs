@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use integration::capture::Capture;
-use integration::overlayd::await_mesh;
+use integration::overlayd::{await_mesh, program};
 use integration::{Host, Overlayd, Pod, Site, Store, Wire, await_until, traffic};
 
 const HOST_GW: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"host-gw"}}"#;
@@ -188,7 +188,8 @@ fn changing_the_backend_and_back_leaves_nothing_behind() {
     let direct = format!("{} via 192.168.1.13 dev eth0 ", theirs.base_with_length());
     let state = || {
         let routes = worker.ns.ok("ip route show proto 222");
-        (routes, tunnels(&worker), worker.ns.ok("nft list tables"), worker.ns.ok("iptables -S"))
+        let tables = sorted(worker.ns.ok("nft list tables").lines()).join("\n");
+        (routes, tunnels(&worker), tables, worker.ns.ok("iptables -S"))
     };
     let without_tunnel = state();
     assert_eq!((without_tunnel.0.trim_end(), without_tunnel.1.as_str()), (direct.trim_end(), ""));
@@ -205,8 +206,10 @@ fn changing_the_backend_and_back_leaves_nothing_behind() {
                 m.stop();
             }
             (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+            // They start as they were, from their saved state, and are then rebuilt.
+            let wanted = if config == VXLAN { "vxlan" } else { "host-gw" };
             await_until(SOON, "the backend of the configuration", || {
-                w.status().0["backend"]["type"] == (if config == VXLAN { "vxlan" } else { "host-gw" })
+                [&worker, &master].iter().all(|host| backend(host).as_deref() == Some(wanted))
             });
             await_mesh(&[&w, &m]);
             assert_eq!((ours.subnet.clone(), theirs.subnet.clone()), (w.env().subnet, m.env().subnet));
@@ -242,6 +245,13 @@ fn way(from: &Overlayd<'_>, to: &Overlayd<'_>) -> String {
     let peers = status["peers"].as_array().expect("a list of peers");
     let peer = peers.iter().find(|peer| peer["subnet"] == subnet.as_str());
     peer.and_then(|peer| peer["way"].as_str()).unwrap_or_else(|| panic!("{subnet} in {status}")).to_owned()
+}
+
+/// The backend of the daemon that runs on a host, if one answers.
+fn backend(host: &Host) -> Option<String> {
+    let output = host.ns.run(&format!("{} status --json", program("overlayctl").display()));
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    Some(status["backend"]["type"].as_str()?.to_owned())
 }
 
 /// The routes by this gateway, sorted.
