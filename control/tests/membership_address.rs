@@ -41,13 +41,10 @@ async fn a_node_that_gets_another_address_keeps_its_subnet_and_mac() {
     assert_eq!(fs::read_to_string(&file).unwrap(), text.replace("192.168.1.12", "192.168.1.50"));
 
     // And it is held by the new address: written by another, it is put right.
-    fs::write(
-        directory.path().join("draft"),
-        &text.replace("192.168.1.12", "192.168.1.50").replace(":1,", ":7,"),
-    )
-    .unwrap();
-    fs::rename(directory.path().join("draft"), &file).unwrap();
     let ours = text.replace("192.168.1.12", "192.168.1.50");
+    let draft = directory.path().join("draft");
+    fs::write(&draft, ours.replace(":1,", ":7,")).unwrap();
+    fs::rename(&draft, &file).unwrap();
     timeout(Duration::from_secs(10), async {
         while fs::read_to_string(&file).unwrap() != ours {
             tokio::time::sleep(Duration::from_millis(20)).await;
