@@ -142,6 +142,26 @@ fn an_interface_that_was_deleted_is_used_again_when_it_is_back() {
     assert_eq!(pair.left.log().matches("not as it was").count(), 1);
 }
 
+#[test]
+fn routes_by_an_interface_that_was_deleted_are_back_when_it_is() {
+    let (site, [worker, neighbour, _]) = Site::three_hosts();
+    let config = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"host-gw"}}"#;
+    let store = Store::dir_with(&site, "store", config);
+    // Once an hour: it is the events that count.
+    let pair = Pair::start([&worker, &neighbour], &store, &["--iptables-resync=3600"]);
+    let mut connection = Connection::open(&pair.a, &pair.b);
+    worker.ns.ip("link del eth0");
+    await_until(SOON, "the daemon to say so", || pair.left.log().contains("not as it was"));
+    site.router.ip(&format!(
+        "link add port1-12 type veth peer name eth0 netns {}\nlink set port1-12 master lan1 up",
+        worker.ns.name()
+    ));
+    worker.ns.ip("address add 192.168.1.12/24 dev eth0\nlink set eth0 up");
+    connection.check();
+    let route = worker.ns.ok(&format!("ip route show {}", pair.right.env().base_with_length()));
+    assert!(route.contains("via 192.168.1.13 dev eth0 proto 222"), "{route}");
+}
+
 /// A TCP connection between two pods.
 struct Connection {
     near: TcpStream,
