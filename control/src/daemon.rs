@@ -3,9 +3,14 @@
 //! One task follows the store ([`crate::membership`]); this loop turns what it publishes into a
 //! running [`Node`]. All of it runs on one thread: packets are the workers' business.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use overlay::drops::DropReason;
 use overlay::forwarder::OnFailure;
 use overlay::handover::Inherited;
@@ -18,13 +23,13 @@ use tracing::{debug, error, info, warn};
 
 use crate::flags::{FlagError, Flags, SourceCheckFlag, StoreKind};
 use crate::host::firewall::{self, Firewall};
-use crate::host::link::AddressChanges;
-use crate::host::{HostError, Masquerade};
+use crate::host::link::HostChanges;
+use crate::host::{HostError, Masquerade, routes};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
 use crate::lease::LeaseBackend;
 use crate::membership::{BadConfig, Membership, Terms, View};
 use crate::netconf::{Backend, NetworkConfig};
-use crate::node::{Node, NodeError, NodeOptions, Plan};
+use crate::node::{Node, NodeError, NodeOptions, Plan, Reached, Tunnel};
 use crate::service_manager;
 use crate::socket::{ControlSocket, StatusSource, path};
 use crate::state::{SavedState, StateError};
@@ -90,16 +95,15 @@ pub async fn run(flags: Flags) -> Result<(), DaemonError> {
 }
 
 async fn serve(flags: Flags) -> Result<(), DaemonError> {
-    let spec = IfaceSpec { iface: flags.iface.clone(), public_ip: flags.public_ip };
+    let spec = IfaceSpec {
+        iface: flags.iface.clone(),
+        regex: flags.iface_regex.clone(),
+        can_reach: flags.iface_can_reach,
+        public_ip: flags.public_ip,
+    };
+    let mut changes = HostChanges::subscribe()?;
     let underlay = iface::choose(&spec).await?;
-    info!(
-        interface = underlay.name,
-        address = %underlay.address,
-        public_ip = %underlay.public_ip,
-        mtu = underlay.mtu,
-        reason = underlay.reason,
-        "interface chosen"
-    );
+    tell_underlay(&underlay, "interface chosen");
     let (store, usable): (Arc<dyn LeaseStore>, _) = match &flags.store {
         StoreKind::Etcd => {
             let (endpoints, prefix) = (flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone());
@@ -116,8 +120,8 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
         let _ =
             failed.send(format!("worker {worker} cannot go on: {error} (was the overlay device deleted?)"));
     });
-    let mut address_changes = AddressChanges::subscribe()?;
-    let mut daemon = Daemon::new(flags, underlay, store.describe(), on_failure);
+    let (public_ip, lease_address) = watch::channel(underlay.public_ip);
+    let mut daemon = Daemon::new(flags, spec, underlay, public_ip, store.describe(), on_failure);
 
     let saved = daemon.saved_view();
     let terms = daemon.terms(saved.as_ref());
@@ -131,7 +135,7 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
     }
 
     let (out, mut views) = watch::channel(None);
-    let membership = Membership::new(store, terms, saved, out).run();
+    let membership = Membership::new(store, terms, saved, out).following(lease_address).run();
     tokio::pin!(membership);
     let mut resync = interval(daemon.resync_period());
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -147,11 +151,11 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
                     daemon.apply(view, state).await?;
                 }
             }
-            changed = address_changes.changed() => {
+            changed = changes.changed() => {
                 if changed.is_err() {
-                    address_changes = AddressChanges::subscribe()?;
+                    changes = HostChanges::subscribe()?;
                 }
-                daemon.republish().await;
+                daemon.host_changed().await;
             }
             _ = resync.tick() => daemon.sync_host().await,
             () = tick(&mut watchdog) => daemon.show_life(),
@@ -165,9 +169,16 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
 /// What runs, and what it was made from.
 struct Daemon {
     flags: Flags,
+    spec: IfaceSpec,
     underlay: Underlay,
+    /// Why no interface fits any more, as last said.
+    no_underlay: Option<String>,
+    /// What our lease is to say of the underlay.
+    public_ip: watch::Sender<Ipv4Addr>,
     store: String,
     on_failure: OnFailure,
+    /// What an earlier run may have left in the kernel, until the first node is started.
+    earlier: Option<Earlier>,
     running: Option<Running>,
     /// For the control socket, which answers from the same thread but outlives borrows of the rest.
     shared: Arc<Mutex<Shared>>,
@@ -187,6 +198,39 @@ struct Running {
     _socket: Option<ControlSocket>,
 }
 
+/// What an earlier run had put into the kernel, as its saved state tells.
+struct Earlier {
+    /// What its rules are named after.
+    device: String,
+    /// What its routes lie in.
+    network: Ipv4Net,
+}
+
+impl Earlier {
+    fn of(path: &Path) -> Option<Self> {
+        let config = NetworkConfig::parse(&SavedState::read(path).ok()?.config).ok()?;
+        Some(Self { device: config.device(), network: config.network })
+    }
+
+    /// Removes what the node of `plan` will not replace by its own. What another daemon has taken over since
+    /// is left alone.
+    async fn remove(&self, plan: &Plan) {
+        let in_use = path::socket(&self.device).is_ok_and(|path| UnixStream::connect(path).is_ok());
+        if self.device != plan.device()
+            && !in_use
+            && let Err(error) = firewall::remove_all(&self.device).await
+        {
+            warn!(%error, device = self.device, "rules of an earlier run stay behind");
+        }
+        if self.network != plan.config.network
+            && !in_use
+            && let Err(error) = routes::sync(self.network, false, &[]).await
+        {
+            warn!(%error, network = %self.network, "routes of an earlier run stay behind");
+        }
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     node: Weak<Node>,
@@ -195,11 +239,22 @@ struct Shared {
 }
 
 impl Daemon {
-    fn new(flags: Flags, underlay: Underlay, store: String, on_failure: OnFailure) -> Self {
+    fn new(
+        flags: Flags,
+        spec: IfaceSpec,
+        underlay: Underlay,
+        public_ip: watch::Sender<Ipv4Addr>,
+        store: String,
+        on_failure: OnFailure,
+    ) -> Self {
         let shared = Arc::new(Mutex::new(Shared { store: store.clone(), ..Shared::default() }));
         Self {
+            earlier: Earlier::of(&SavedState::path(&flags.subnet_file)),
             flags,
+            spec,
             underlay,
+            no_underlay: None,
+            public_ip,
             store,
             on_failure,
             running: None,
@@ -292,18 +347,24 @@ impl Daemon {
     /// Brings the host to what `view` says.
     async fn apply(&mut self, view: View, state: LeaseState) -> Result<(), DaemonError> {
         let plan = self.plan(&view);
+        let mut save_after = SAVE_DELAY;
         match &self.running {
             Some(running) if *running.node.plan() == plan => {
                 if let Err(error) = running.node.publish(&view.peers).await {
                     error!(%error, "the peers cannot be updated: the earlier ones stay");
                 }
             }
-            _ => self.rebuild(plan, &view).await?,
+            _ => {
+                self.rebuild(plan, &view).await?;
+                // At once: what is in the kernel now is to be found by the next run, however this one ends.
+                save_after = Duration::ZERO;
+            }
         }
         let lock = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let before = lock().view.replace((view.clone(), state));
         if state == LeaseState::Held && before.is_none_or(|(before, _)| worth_saving(&before, &view)) {
-            self.save_at.get_or_insert(Instant::now() + SAVE_DELAY);
+            let save_at = Instant::now() + save_after;
+            self.save_at = Some(self.save_at.map_or(save_at, |earlier| earlier.min(save_at)));
         }
         Ok(())
     }
@@ -322,19 +383,27 @@ impl Daemon {
     }
 
     async fn rebuild(&mut self, plan: Plan, view: &View) -> Result<(), DaemonError> {
+        let device = plan.device();
         if let Some(before) = self.running.take() {
-            let device = before.node.plan().device();
-            warn!(device, before = %before.node.plan().subnet, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
-            let renamed = device != plan.device();
-            if renamed {
+            let (old, was) = (before.node.plan().device(), before.node.plan().subnet);
+            if was == plan.subnet {
+                info!(device, subnet = %was, "the node is rebuilt; connections of its containers go on");
+            } else {
+                warn!(device, before = %was, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
+            }
+            if old != device {
                 before.node.forget_device();
             }
             drop(before);
-            if renamed && let Err(error) = firewall::remove_all(&device).await {
-                warn!(%error, device, "rules of the earlier device stay behind");
+            if old != device
+                && let Err(error) = firewall::remove_all(&old).await
+            {
+                warn!(%error, device = old, "rules of the earlier device stay behind");
             }
         }
-        let device = plan.device();
+        if let Some(earlier) = self.earlier.take() {
+            earlier.remove(&plan).await;
+        }
         let options = self.options();
         let (node, firewall) =
             Node::start(plan, &options, &view.peers, &self.on_failure, &mut self.inherited).await?;
@@ -343,9 +412,10 @@ impl Daemon {
         self.write_subnet_file(node.plan())?;
         let socket = self.serve_socket(&device).await;
         let plan = node.plan();
-        info!(device, subnet = %plan.subnet, mtu = plan.mtu(), port = plan.port(), peers = view.peers.len(), "forwarding");
+        let (backend, port) = (plan.config.backend.name(), plan.wire().map(|(_, port)| port));
+        info!(device, backend, subnet = %plan.subnet, mtu = plan.mtu(), port, peers = view.peers.len(), "forwarding");
         let running = Running { node, firewall, _socket: socket };
-        service_manager::keep(running.node.forwarder());
+        service_manager::keep(running.node.tunnel().map(Tunnel::forwarder));
         self.running = Some(running);
         service_manager::ready();
         Ok(())
@@ -384,23 +454,61 @@ impl Daemon {
         }
     }
 
-    /// The host's addresses may have changed: they are no valid source from the wire.
-    async fn republish(&self) {
-        let peers = match &self.shared.lock().unwrap_or_else(PoisonError::into_inner).view {
-            Some((view, _)) => view.peers.clone(),
-            None => return,
-        };
-        if let Some(running) = &self.running
-            && let Err(error) = running.node.publish(&peers).await
+    /// Addresses, devices or routes of this host have changed: its own addresses are no valid source from
+    /// the wire, who is on our link may be another, and the interface to the other nodes may be another.
+    async fn host_changed(&mut self) {
+        match iface::choose_again(&self.spec, &self.underlay).await {
+            Ok(underlay) => {
+                self.no_underlay = None;
+                if underlay != self.underlay {
+                    self.move_to(underlay).await;
+                    return;
+                }
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                if self.no_underlay.as_ref() != Some(&problem) {
+                    error!(problem, interface = self.underlay.name, address = %self.underlay.address, "the interface to the other nodes is not as it was: waiting for it, or another, to be there");
+                    self.no_underlay = Some(problem);
+                }
+            }
+        }
+        let view = self.shared.lock().unwrap_or_else(PoisonError::into_inner).view.clone();
+        if let (Some(running), Some((view, _))) = (&self.running, view)
+            && let Err(error) = running.node.publish(&view.peers).await
         {
-            error!(%error, "this host's addresses cannot be read: the earlier ones count");
+            error!(%error, "this host's addresses and routes cannot be read: the earlier ones count");
+        }
+    }
+
+    /// Makes `underlay` the interface to the other nodes. They learn of it by our lease, which keeps its subnet.
+    async fn move_to(&mut self, underlay: Underlay) {
+        tell_underlay(&underlay, "the interface to the other nodes has changed");
+        self.underlay = underlay;
+        self.public_ip.send_replace(self.underlay.public_ip);
+        self.restart().await;
+    }
+
+    /// Builds the node for what is known. What fails is tried again at the next resync.
+    async fn restart(&mut self) {
+        let view = self.shared.lock().unwrap_or_else(PoisonError::into_inner).view.clone();
+        let Some((view, _)) = view else { return };
+        if let Err(error) = self.rebuild(self.plan(&view), &view).await {
+            let problems = vec![error.to_string()];
+            if problems != self.host_problems {
+                error!(%error, "the node cannot be rebuilt: trying again at every resync");
+                self.host_problems = problems;
+            }
         }
     }
 
     /// What others have taken away is put back. A lasting problem is told once.
     async fn sync_host(&mut self) {
+        if self.running.is_none() {
+            self.restart().await;
+        }
         let Some(running) = &mut self.running else { return };
-        let synced = [running.node.sync_link().await, running.firewall.sync().await.map(drop)];
+        let synced = [running.node.sync().await.map(drop), running.firewall.sync().await.map(drop)];
         let problems: Vec<String> =
             synced.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         if problems != self.host_problems {
@@ -416,7 +524,8 @@ impl Daemon {
 
     /// Tells the service manager that we are alive, if every worker is.
     fn show_life(&mut self) {
-        let rounds = self.running.as_ref().map_or_else(Vec::new, |running| running.node.forwarder().rounds());
+        let tunnel = self.running.as_ref().and_then(|running| running.node.tunnel());
+        let rounds = tunnel.map_or_else(Vec::new, |tunnel| tunnel.forwarder().rounds());
         // A worker of an earlier node is not meant, even if it had the same name.
         let stuck: Vec<&str> = rounds
             .iter()
@@ -471,29 +580,33 @@ impl Shared {
         let node = self.node.upgrade()?;
         let (view, state) = self.view.as_ref()?;
         let plan = node.plan();
-        let (egress, ingress) = node.totals();
+        let (egress, ingress) = node.tunnel().map(Tunnel::totals).unwrap_or_default();
         let (kind, place) = self.store.split_once(' ').unwrap_or((&self.store, ""));
-        let peer = |peer: overlay::table::Peer| PeerStatus {
-            subnet: peer.subnet,
-            public_ip: peer.public_ip,
-            vtep_mac: peer
-                .vtep_mac
-                .filter(|_| matches!(plan.config.backend, Backend::Vxlan { .. }))
-                .map(|mac| mac.to_string()),
+        let peer = |Reached { lease, way, problem }: Reached| PeerStatus {
+            subnet: lease.subnet,
+            public_ip: lease.attrs.public_ip,
+            vtep_mac: match lease.attrs.backend {
+                LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac.to_string()),
+                _ => None,
+            },
+            way,
+            problem,
         };
         Some(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            device: DeviceStatus {
+            device: node.tunnel().map(|tunnel| DeviceStatus {
                 name: plan.device(),
                 mtu: plan.mtu(),
-                queues: node.queues(),
+                queues: tunnel.queues,
                 address: plan.overlay_address(),
-            },
+            }),
             backend: match plan.config.backend {
                 Backend::Udp { port } => BackendStatus::Udp { port },
-                Backend::Vxlan { vni, port, .. } => {
-                    BackendStatus::Vxlan { port, vni, vtep_mac: plan.vtep_mac.to_string() }
+                Backend::Vxlan { vni, port, direct_routing, .. } => {
+                    BackendStatus::Vxlan { port, vni, vtep_mac: plan.vtep_mac.to_string(), direct_routing }
                 }
+                Backend::HostGw => BackendStatus::HostGw { interface: plan.underlay.name.clone() },
+                Backend::Alloc => BackendStatus::Alloc,
             },
             network: plan.config.network,
             lease: LeaseStatus { subnet: plan.subnet, public_ip: plan.underlay.public_ip, state: *state },
@@ -506,16 +619,20 @@ impl Shared {
             ignored_leases: view.ignored,
             garbage_leases: view.garbage,
             conflicts: view.conflicts.iter().map(ToString::to_string).collect(),
-            offloads: Offload::ALL
-                .into_iter()
-                .map(|offload| (offload.label().to_owned(), node.offloads().is_on(offload)))
-                .collect(),
-            source_check: match node.source_check() {
-                SourceCheck::Strict => "strict",
-                SourceCheck::Loose => "loose",
-                SourceCheck::Off => "off",
-            }
-            .to_owned(),
+            offloads: node.tunnel().map_or_else(BTreeMap::new, |tunnel| {
+                Offload::ALL
+                    .into_iter()
+                    .map(|offload| (offload.label().to_owned(), tunnel.offloads.is_on(offload)))
+                    .collect()
+            }),
+            source_check: node.tunnel().map(|tunnel| {
+                match tunnel.source_check {
+                    SourceCheck::Strict => "strict",
+                    SourceCheck::Loose => "loose",
+                    SourceCheck::Off => "off",
+                }
+                .to_owned()
+            }),
             counters: Directions { egress: Counters::from(&egress), ingress: Counters::from(&ingress) },
             drops: Directions {
                 egress: drops(&egress, &DropReason::EGRESS),
@@ -548,6 +665,17 @@ async fn tick(interval: &mut Option<Interval>) {
         Some(interval) => _ = interval.tick().await,
         None => std::future::pending().await,
     }
+}
+
+fn tell_underlay(underlay: &Underlay, what: &str) {
+    info!(
+        interface = underlay.name,
+        address = %underlay.address,
+        public_ip = %underlay.public_ip,
+        mtu = underlay.mtu,
+        reason = underlay.reason,
+        "{what}"
+    );
 }
 
 /// Whether the saved state of `before` would mislead a node that is now as `after` says.

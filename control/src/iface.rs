@@ -3,15 +3,21 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use crate::host::HostError;
-use crate::host::netlink::{Address, Link, Netlink};
+use regex::Regex;
 
-/// What the flags say about the underlay.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+use crate::host::HostError;
+use crate::host::netlink::{Address, Link, Netlink, Way};
+
+/// What the flags say about the underlay. The first that fits is taken, in the order of the fields; with
+/// none of the first three, the interface that has `public_ip`, or else that of the default route.
+#[derive(Debug, Clone, Default)]
 pub struct IfaceSpec {
-    /// `--iface`, each an IPv4 address or an interface's name: the first that fits is taken. None at all means
-    /// the interface of the default route.
+    /// `--iface`, each an IPv4 address or an interface's name.
     pub iface: Vec<String>,
+    /// `--iface-regex`, each tried on the addresses of all interfaces, then on their names.
+    pub regex: Vec<Regex>,
+    /// `--iface-can-reach`: the interface and the source address of the kernel's route there.
+    pub can_reach: Option<Ipv4Addr>,
     /// `--public-ip`: the address that other nodes reach us by, if it is another (behind 1:1 NAT, for example).
     pub public_ip: Option<Ipv4Addr>,
 }
@@ -36,10 +42,10 @@ pub struct Underlay {
 /// No interface could be chosen.
 #[derive(Debug, thiserror::Error)]
 pub enum IfaceError {
-    /// None of the `--iface` entries fits this host.
+    /// None of `--iface`, `--iface-regex` and `--iface-can-reach` fits this host.
     #[error("{}; this host has {host}: name one of these with --iface", .asked.join(", "))]
     NoMatch {
-        /// Each entry as given, with what is wrong with it.
+        /// Each flag as given, with what is wrong with it.
         asked: Vec<String>,
         /// What there is to choose from.
         host: HostInterfaces,
@@ -73,18 +79,15 @@ impl fmt::Display for HostInterfaces {
     }
 }
 
-/// Chooses as flannel does (0.28, `pkg/ipmatch`, `pkg/ip`).
+/// Chooses as flannel does (0.28, `main.go`, `pkg/ipmatch`, `pkg/ip`). A `--public-ip` that no interface has
+/// is one of a NAT here, while flannel refuses to start without `--iface` then.
 ///
 /// # Errors
 /// [`IfaceError`], which lists the interfaces there are.
 pub async fn choose(spec: &IfaceSpec) -> Result<Underlay, IfaceError> {
     let netlink = Netlink::open()?;
-    let host = Host { links: netlink.links().await?, addresses: netlink.addresses().await? };
-    let (link, address, reason) = if spec.iface.is_empty() {
-        host.default_interface(netlink.default_device().await?)?
-    } else {
-        host.first_match(&spec.iface)?
-    };
+    let host = Host::ask(&netlink).await?;
+    let (link, address, reason) = host.find(spec, &netlink).await?;
     Ok(Underlay {
         name: link.name.clone(),
         index: link.index,
@@ -93,6 +96,20 @@ pub async fn choose(spec: &IfaceSpec) -> Result<Underlay, IfaceError> {
         public_ip: spec.public_ip.unwrap_or(address),
         reason,
     })
+}
+
+/// What has become of `before`: as it is now, if the interface of that name still has the address; chosen
+/// anew if not. So another default route, or one more address, moves nothing that works.
+///
+/// # Errors
+/// As [`choose`].
+pub async fn choose_again(spec: &IfaceSpec, before: &Underlay) -> Result<Underlay, IfaceError> {
+    let host = Host::ask(&Netlink::open()?).await?;
+    let link = host.links.iter().find(|link| link.name == before.name);
+    match link.filter(|link| host.owner(before.address).is_some_and(|owner| owner.index == link.index)) {
+        Some(link) => Ok(Underlay { index: link.index, mtu: link.mtu, ..before.clone() }),
+        None => choose(spec).await,
+    }
 }
 
 /// What there is to choose from.
@@ -104,10 +121,43 @@ struct Host {
 type Choice<'a> = (&'a Link, Ipv4Addr, String);
 
 impl Host {
+    async fn ask(netlink: &Netlink) -> Result<Self, HostError> {
+        Ok(Self { links: netlink.links().await?, addresses: netlink.addresses().await? })
+    }
+
+    async fn find(&self, spec: &IfaceSpec, netlink: &Netlink) -> Result<Choice<'_>, IfaceError> {
+        let mut asked = Vec::new();
+        let named = spec.iface.iter().map(|entry| (format!("--iface={entry}"), self.named(entry)));
+        let matching =
+            spec.regex.iter().map(|regex| (format!("--iface-regex={regex}"), self.matching(regex)));
+        for (flag, found) in named.chain(matching) {
+            match found {
+                Ok((link, address)) => return Ok((link, address, flag)),
+                Err(problem) => asked.push(format!("{flag}: {problem}")),
+            }
+        }
+        if let Some(target) = spec.can_reach {
+            let flag = format!("--iface-can-reach={target}");
+            match self.reaching(netlink.way_to(target).await?) {
+                Ok((link, address)) => return Ok((link, address, flag)),
+                Err(problem) => asked.push(format!("{flag}: {problem}")),
+            }
+        }
+        if !asked.is_empty() {
+            return Err(IfaceError::NoMatch { asked, host: self.interfaces() });
+        }
+        if let Some(public_ip) = spec.public_ip
+            && let Some(link) = self.owner(public_ip)
+        {
+            return Ok((link, public_ip, format!("--public-ip={public_ip}")));
+        }
+        self.default_interface(netlink.default_device().await?)
+    }
+
     fn default_interface(&self, index: Option<u32>) -> Result<Choice<'_>, IfaceError> {
         let no_default = |problem| IfaceError::NoDefault { problem, host: self.interfaces() };
         let link = index
-            .and_then(|index| self.links.iter().find(|link| link.index == index))
+            .and_then(|index| self.link(index))
             .ok_or_else(|| no_default("there is no IPv4 default route".to_owned()))?;
         let address = self.preferred_address(link).ok_or_else(|| {
             no_default(format!("{}, of the default route, has no IPv4 address to send from", link.name))
@@ -115,26 +165,50 @@ impl Host {
         Ok((link, address, "it has the default route".to_owned()))
     }
 
-    fn first_match(&self, entries: &[String]) -> Result<Choice<'_>, IfaceError> {
-        let mut asked = Vec::new();
-        for entry in entries {
-            match self.find(entry) {
-                Ok((link, address)) => return Ok((link, address, format!("--iface={entry}"))),
-                Err(problem) => asked.push(format!("--iface={entry}: {problem}")),
-            }
-        }
-        Err(IfaceError::NoMatch { asked, host: self.interfaces() })
-    }
-
-    fn find(&self, entry: &str) -> Result<(&Link, Ipv4Addr), &'static str> {
+    fn named(&self, entry: &str) -> Result<(&Link, Ipv4Addr), &'static str> {
         if let Ok(wanted) = entry.parse::<Ipv4Addr>() {
-            let found = self.addresses.iter().find(|a| a.address == wanted);
-            let link = found.and_then(|a| self.links.iter().find(|link| link.index == a.index));
-            return link.map(|link| (link, wanted)).ok_or("no interface has this address");
+            return self.owner(wanted).map(|link| (link, wanted)).ok_or("no interface has this address");
         }
         let link = self.links.iter().find(|link| link.name == entry).ok_or("there is no such interface")?;
         let address = self.preferred_address(link).ok_or("it has no IPv4 address to send from")?;
         Ok((link, address))
+    }
+
+    /// Addresses first, in the kernel's order of interfaces, then names: as flannel does.
+    fn matching(&self, regex: &Regex) -> Result<(&Link, Ipv4Addr), &'static str> {
+        let by_address = self.links.iter().find_map(|link| {
+            let mut of_link = self.addresses.iter().filter(|a| a.index == link.index);
+            let matching = of_link.find(|a| is_unicast(a.address) && regex.is_match(&a.address.to_string()));
+            matching.map(|a| (link, a.address))
+        });
+        if let Some(found) = by_address {
+            return Ok(found);
+        }
+        let named: Vec<&Link> = self.links.iter().filter(|link| regex.is_match(&link.name)).collect();
+        if named.is_empty() {
+            return Err("it matches neither an address nor a name");
+        }
+        let with_address = named.into_iter().find_map(|link| Some((link, self.preferred_address(link)?)));
+        with_address.ok_or("no interface that it matches has an IPv4 address to send from")
+    }
+
+    fn reaching(&self, way: Option<Way>) -> Result<(&Link, Ipv4Addr), &'static str> {
+        let way = way.ok_or("there is no route to it")?;
+        if way.local {
+            return Err("it is an address of this host");
+        }
+        let link = self.link(way.device).ok_or("its route leads nowhere")?;
+        let address = way.source.or_else(|| self.preferred_address(link));
+        Ok((link, address.ok_or("the interface of its route has no IPv4 address to send from")?))
+    }
+
+    fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    /// The interface that has `address`.
+    fn owner(&self, address: Ipv4Addr) -> Option<&Link> {
+        self.addresses.iter().find(|a| a.address == address).and_then(|a| self.link(a.index))
     }
 
     /// Global addresses before link-local ones, lasting ones before those on a lease; else the kernel's order.

@@ -90,6 +90,8 @@ pub struct Membership {
     expected: Vec<Lease>,
     skipped: usize,
     held: Option<Held>,
+    /// The address that the others are to send to from now on; `terms` has the one that the lease says.
+    public_ip: watch::Receiver<Ipv4Addr>,
     connected: bool,
     /// Whether it has been said that the lease is gone.
     lost: bool,
@@ -133,6 +135,7 @@ impl Membership {
         let (config, expected) = earlier.map(|view| ((view.config_text, view.config), view.peers)).unzip();
         Self {
             store,
+            public_ip: watch::channel(terms.public_ip).1,
             terms,
             config,
             complained: None,
@@ -147,6 +150,13 @@ impl Membership {
             conflicts: Vec::new(),
             out,
         }
+    }
+
+    /// Follows `public_ip`: when this host's address changes, the lease is kept and says the new one.
+    #[must_use]
+    pub fn following(mut self, public_ip: watch::Receiver<Ipv4Addr>) -> Self {
+        self.public_ip = public_ip;
+        self
     }
 
     /// Takes part until the task is dropped.
@@ -187,6 +197,7 @@ impl Membership {
     ) -> Result<std::convert::Infallible, Interrupted> {
         self.fetch_config().await?;
         let mut revision = self.list().await?;
+        self.readdress().await?;
         self.publish();
         self.hold().await?;
         loop {
@@ -228,6 +239,12 @@ impl Membership {
                     () = sleep_until(forget_at.unwrap_or_else(Instant::now)), if forget_at.is_some() => {
                         tell(&self.leases.forget_missing(Instant::now()));
                         // A subnet may be free now that was not.
+                        self.hold().await?;
+                        self.publish();
+                    }
+                    // Nobody tells any more once the sender is gone.
+                    Ok(()) = self.public_ip.changed() => {
+                        self.readdress().await?;
                         self.hold().await?;
                         self.publish();
                     }
@@ -455,11 +472,49 @@ impl Membership {
         Ok(())
     }
 
+    /// Has our lease say the address that we have now. What is ours goes by the earlier one until the store has it.
+    async fn readdress(&mut self) -> Result<(), Interrupted> {
+        loop {
+            let public_ip = *self.public_ip.borrow_and_update();
+            if public_ip == self.terms.public_ip {
+                return Ok(());
+            }
+            let ours = self.is_held();
+            let Some(held) = self.held.as_ref().filter(|_| ours) else {
+                // There is no lease of ours, or it says so already.
+                self.terms.public_ip = public_ip;
+                if let Some(held) = &mut self.held {
+                    held.attrs.public_ip = public_ip;
+                }
+                self.refresh_held();
+                return Ok(());
+            };
+            let attrs = LeaseAttrs { public_ip, ..held.attrs.clone() };
+            let value = attrs.to_json();
+            self.rivals.writing(value.as_bytes());
+            match self.store.renew(&held.entry, value.as_bytes(), self.terms.ttl).await? {
+                Written::Done(entry) => {
+                    self.rivals.wrote(entry.revision);
+                    info!(subnet = %entry.subnet, before = %self.terms.public_ip, now = %public_ip, "our lease says our new address");
+                    self.leases.apply_event(&Event::Put(entry.clone()));
+                    self.held = Some(Held { entry, attrs, renew_at: self.terms.next_renewal() });
+                    self.terms.public_ip = public_ip;
+                }
+                Written::Conflict => {
+                    self.rivals.refused();
+                    sleep(self.rivals.pause()).await;
+                    self.list().await?;
+                }
+            }
+        }
+    }
+
     /// What our lease says. A VTEP MAC that we use, or once published, is kept: peers need not learn another.
     fn attrs(&self, config: &NetworkConfig, existing: Option<&Entry>) -> LeaseAttrs {
         let public_ip = self.terms.public_ip;
         let backend = match config.backend {
-            Backend::Udp { .. } => LeaseBackend::Udp,
+            Backend::Udp { .. } | Backend::Alloc => LeaseBackend::Udp,
+            Backend::HostGw => LeaseBackend::HostGw,
             Backend::Vxlan { vni, .. } => {
                 let in_use = self.held.as_ref().map(|held| held.attrs.clone());
                 let published = existing.and_then(|entry| LeaseAttrs::from_json(&entry.value).ok());

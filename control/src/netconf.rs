@@ -43,17 +43,51 @@ pub enum Backend {
         port: u16,
         /// The underlay's MTU to reckon with, in bytes; `None` for that of the interface used.
         mtu: Option<u32>,
+        /// Whether nodes on one link send each other plain packets.
+        direct_routing: bool,
     },
+    /// Plain routes between nodes that are all on one link; no tunnel.
+    HostGw,
+    /// A lease and the subnet file, and no way to the other nodes: that is somebody else's business.
+    Alloc,
 }
 
 impl Backend {
-    /// Which nodes understand this one.
+    /// Which nodes understand this one. The leases of alloc are written as those of udp are.
     #[must_use]
     pub fn kind(&self) -> BackendKind {
         match self {
-            Self::Udp { .. } => BackendKind::Udp,
+            Self::Udp { .. } | Self::Alloc => BackendKind::Udp,
             Self::Vxlan { .. } => BackendKind::Vxlan,
+            Self::HostGw => BackendKind::HostGw,
         }
+    }
+
+    /// Its `Type`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Udp { .. } => "udp",
+            Self::Vxlan { .. } => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Alloc => "alloc",
+        }
+    }
+
+    /// The tunnel's device, as flannel names it; `None` for a backend without a tunnel.
+    #[must_use]
+    pub fn tunnel_device(&self) -> Option<String> {
+        match self {
+            Self::Udp { .. } => Some("flannel0".to_owned()),
+            Self::Vxlan { vni, .. } => Some(format!("flannel.{vni}")),
+            Self::HostGw | Self::Alloc => None,
+        }
+    }
+
+    /// Whether plain routes lead to the nodes on our link.
+    #[must_use]
+    pub fn routes_directly(&self) -> bool {
+        matches!(self, Self::HostGw | Self::Vxlan { direct_routing: true, .. })
     }
 }
 
@@ -72,6 +106,13 @@ impl NetworkConfig {
         let enable_nftables = fields.flag("EnableNFTables")?.unwrap_or(false);
         let backend = backend(fields)?;
         Ok(Self { network, subnet_len, subnet_min, subnet_max, enable_nftables, backend })
+    }
+
+    /// What rules and the control socket are named after: the tunnel's device, or else the network's address,
+    /// which is as short as the name of a device has to be, and never one.
+    #[must_use]
+    pub fn device(&self) -> String {
+        self.backend.tunnel_device().unwrap_or_else(|| self.network.network().to_string())
     }
 
     /// Whether a node may lease `subnet`: of the right length, from SubnetMin to SubnetMax.
@@ -168,7 +209,7 @@ fn backend(fields: Object<'_>) -> Result<Backend, JsonError> {
     };
     let options = Object::of(value).map_err(|_| JsonError::field("Backend", value, "an object with Type"))?;
 
-    let allowed = "\"udp\" or \"vxlan\"";
+    let allowed = "\"udp\", \"vxlan\", \"host-gw\" or \"alloc\"";
     let name = options.text("Backend.Type")?.ok_or_else(|| JsonError::missing("Backend.Type", allowed))?;
     match name.to_ascii_lowercase().as_str() {
         "udp" => {
@@ -176,13 +217,18 @@ fn backend(fields: Object<'_>) -> Result<Backend, JsonError> {
             Ok(Backend::Udp { port: port.map_or(UDP_PORT, as_port) })
         }
         "vxlan" => {
-            only(options, "Backend.GBP", false)?;
-            only(options, "Backend.Learning", false)?;
-            only(options, "Backend.DirectRouting", false)?;
+            // Accepted, and nothing to do: a group policy that a peer sends is passed over on receipt, and who
+            // owns which address is never learned from packets.
+            options.flag("Backend.GBP")?;
+            options.flag("Backend.Learning")?;
+            let direct_routing = options.flag("Backend.DirectRouting")?.unwrap_or(false);
             let vni = options.number("Backend.VNI", 0..=MAX_NAMED_VNI)?.unwrap_or(DEFAULT_VNI);
             let port = options.number("Backend.Port", 0..=MAX_PORT)?.filter(|port| *port != 0);
-            Ok(Backend::Vxlan { vni, port: port.map_or(VXLAN_PORT, as_port), mtu: mtu(options)? })
+            let (port, mtu) = (port.map_or(VXLAN_PORT, as_port), mtu(options)?);
+            Ok(Backend::Vxlan { vni, port, mtu, direct_routing })
         }
+        "host-gw" => Ok(Backend::HostGw),
+        "alloc" => Ok(Backend::Alloc),
         _ => Err(JsonError::field("Backend.Type", format_args!("{name:?}"), allowed)),
     }
 }
@@ -247,7 +293,7 @@ mod tests {
             }
         );
         let vxlan = parse(r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#).backend;
-        assert_eq!(vxlan, Backend::Vxlan { vni: 1, port: 8472, mtu: None });
+        assert_eq!(vxlan, Backend::Vxlan { vni: 1, port: 8472, mtu: None, direct_routing: false });
     }
 
     #[test]
@@ -272,7 +318,21 @@ mod tests {
         assert_eq!(config.subnet_min, Ipv4Addr::new(10, 1, 4, 64));
         assert_eq!(config.subnet_max, Ipv4Addr::new(10, 1, 9, 192));
         assert!(config.enable_nftables);
-        assert_eq!(config.backend, Backend::Vxlan { vni: 7, port: 4789, mtu: Some(1400) });
+        assert_eq!(
+            config.backend,
+            Backend::Vxlan { vni: 7, port: 4789, mtu: Some(1400), direct_routing: false }
+        );
+    }
+
+    #[test]
+    fn the_options_of_the_backends_are_taken() {
+        let backend = |text: &str| parse(&format!(r#"{{"Network":"10.1.0.0/16","Backend":{text}}}"#)).backend;
+        let plain = Backend::Vxlan { vni: 1, port: 8472, mtu: None, direct_routing: false };
+        assert_eq!(backend(r#"{"Type":"vxlan","GBP":true,"Learning":true}"#), plain);
+        let direct = Backend::Vxlan { vni: 1, port: 8472, mtu: None, direct_routing: true };
+        assert_eq!(backend(r#"{"Type":"vxlan","DirectRouting":true}"#), direct);
+        assert_eq!(backend(r#"{"Type":"host-gw"}"#), Backend::HostGw);
+        assert_eq!(backend(r#"{"Type":"alloc"}"#), Backend::Alloc);
     }
 
     #[test]
@@ -316,11 +376,11 @@ mod tests {
             (r#"{"Network":"10.1.0.0/16","Backend":"udp"}"#, "Backend is \"udp\": must be an object"),
             (
                 r#"{"Network":"10.1.0.0/16","Backend":{}}"#,
-                "Backend.Type is missing: must be \"udp\" or \"vxlan\"",
+                "Backend.Type is missing: must be \"udp\", \"vxlan\", \"host-gw\" or \"alloc\"",
             ),
             (
-                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"host-gw"}}"#,
-                "Backend.Type is \"host-gw\": must be",
+                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"wireguard"}}"#,
+                "Backend.Type is \"wireguard\": must be",
             ),
             (
                 r#"{"Network":"10.1.0.0/16","Backend":{"Type":"udp","Port":0}}"#,
@@ -339,16 +399,8 @@ mod tests {
                 "Backend.MTU is 100: must be",
             ),
             (
-                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","GBP":true}}"#,
-                "Backend.GBP is true: must be false (the other is not supported)",
-            ),
-            (
-                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#,
-                "Backend.DirectRouting is true: must be false",
-            ),
-            (
-                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","Learning":true}}"#,
-                "Backend.Learning is true: must be false",
+                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","DirectRouting":"yes"}}"#,
+                "Backend.DirectRouting is \"yes\": must be true or false",
             ),
         ];
         for (text, start) in cases {

@@ -1,8 +1,9 @@
-//! This host's part of the overlay: device, routes, rules and workers, built from a plan and taken
-//! down again when it is dropped.
+//! This host's part of the overlay: rules and routes, and for backends that have one the tunnel, a device
+//! with its workers; built from a plan and taken down again when it is dropped.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -15,9 +16,11 @@ use overlay::table::{Local, Peer, PeerTable, SharedTable};
 use overlay::underlay::udp;
 use overlay::wire::Format;
 use overlay::{MacAddr, SetupError};
-use tracing::warn;
+use serde::{Deserialize, Serialize};
+use tracing::{error, info, warn};
 
 use crate::host::firewall::Firewall;
+use crate::host::routes::{self, OffLink, PeerRoute};
 use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link};
 use crate::iface::Underlay;
 use crate::lease::{Lease, LeaseBackend};
@@ -40,42 +43,32 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The overlay device's name, as flannel has it.
+    /// The overlay device's name, as flannel has it, or what stands for it
+    /// ([`NetworkConfig::device`](crate::netconf::NetworkConfig::device)).
     #[must_use]
     pub fn device(&self) -> String {
-        match self.config.backend {
-            Backend::Udp { .. } => "flannel0".to_owned(),
-            Backend::Vxlan { vni, .. } => format!("flannel.{vni}"),
-        }
+        self.config.device()
     }
 
-    /// How packets stand on the wire.
+    /// How the tunnel's packets stand on the wire, and the UDP port of every node; `None` without a tunnel.
     #[must_use]
-    pub fn format(&self) -> Format {
+    pub fn wire(&self) -> Option<(Format, u16)> {
         match self.config.backend {
-            Backend::Udp { .. } => Format::FlannelUdp,
-            Backend::Vxlan { vni, .. } => Format::Vxlan { vni, vtep_mac: self.vtep_mac },
-        }
-    }
-
-    /// The UDP port of every node.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        match self.config.backend {
-            Backend::Udp { port } => port,
-            Backend::Vxlan { port, .. } => port,
+            Backend::Udp { port } => Some((Format::FlannelUdp, port)),
+            Backend::Vxlan { vni, port, .. } => Some((Format::Vxlan { vni, vtep_mac: self.vtep_mac }, port)),
+            Backend::HostGw | Backend::Alloc => None,
         }
     }
 
     /// The overlay's MTU: what the underlay's leaves beside the encapsulation. vxlan's `MTU` option
-    /// stands for the underlay's.
+    /// stands for the underlay's (flannel 0.28, `pkg/backend/vxlan`).
     #[must_use]
     pub fn mtu(&self) -> u32 {
         let underlay = match self.config.backend {
             Backend::Vxlan { mtu: Some(mtu), .. } => mtu,
             _ => self.underlay.mtu,
         };
-        underlay.saturating_sub(self.format().overhead())
+        underlay.saturating_sub(self.wire().map_or(0, |(format, _)| format.overhead()))
     }
 
     /// The overlay device's address: the base of the subnet, which no container gets.
@@ -84,12 +77,23 @@ impl Plan {
         self.subnet.network()
     }
 
-    /// What the lease says of this node.
-    #[must_use]
-    pub fn backend(&self) -> LeaseBackend {
-        match self.config.backend {
-            Backend::Udp { .. } => LeaseBackend::Udp,
-            Backend::Vxlan { vni, .. } => LeaseBackend::Vxlan { vni, vtep_mac: self.vtep_mac },
+    fn desired(&self, options: &NodeOptions) -> Desired {
+        let tunnel = self.wire().is_some();
+        Desired {
+            device: self.device(),
+            direct: self.config.backend.routes_directly().then(|| self.underlay.name.clone()),
+            mtu: self.mtu(),
+            address: self.overlay_address(),
+            network: self.config.network,
+            pod_subnet: self.subnet,
+            masquerade: Masquerade {
+                // What goes out by the underlay has the underlay's address anyway.
+                return_path: options.masquerade.return_path && tunnel,
+                ..options.masquerade
+            },
+            forward_rules: options.forward_rules,
+            firewall: firewall_kind(options.firewall, &self.config),
+            blackhole: options.blackhole,
         }
     }
 }
@@ -131,17 +135,74 @@ pub enum NodeError {
     /// Nothing is left of the MTU.
     #[error("the underlay's MTU of {0} leaves no room for the overlay: choose another --iface or MTU")]
     Mtu(u32),
+    /// A gateway must be at the address that it is told to the others by.
+    #[error(
+        "host-gw cannot pass a NAT: the --public-ip {public_ip} is not the address {address} of the interface"
+    )]
+    Nat {
+        /// What the lease says.
+        public_ip: Ipv4Addr,
+        /// What the interface has.
+        address: Ipv4Addr,
+    },
+}
+
+/// Which way packets to a peer's pods go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// Through the tunnel.
+    Tunnel,
+    /// As they are, by a route of their own.
+    Direct,
+    /// Nowhere, as far as we are concerned.
+    None,
+}
+
+/// Another node, and the way to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// Its lease.
+    pub lease: Lease,
+    /// How its pods are reached.
+    pub way: Way,
+    /// Why they are not reached as they should be.
+    pub problem: Option<String>,
 }
 
 /// A running node.
 pub struct Node {
     plan: Plan,
-    queues: usize,
-    source_check: SourceCheck,
     desired: Desired,
-    offloads: Arc<Offloads>,
+    tunnel: Option<Tunnel>,
+    /// For the control socket, too, which asks at any time.
+    peers: Mutex<Vec<Reached>>,
+}
+
+/// The part of a node that encapsulates: a device and its workers.
+pub struct Tunnel {
+    /// Queues of the device.
+    pub queues: usize,
+    /// What is asked of sources.
+    pub source_check: SourceCheck,
+    /// What the kernel does for the data plane.
+    pub offloads: Arc<Offloads>,
     table: SharedTable,
     forwarder: Forwarder,
+}
+
+impl Tunnel {
+    /// The workers.
+    #[must_use]
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+
+    /// The counters of all workers: egress, ingress.
+    #[must_use]
+    pub fn totals(&self) -> (Totals, Totals) {
+        (self.forwarder.egress().into_iter().sum(), self.forwarder.ingress().into_iter().sum())
+    }
 }
 
 impl Node {
@@ -161,38 +222,200 @@ impl Node {
         if plan.mtu() < MIN_MTU {
             return Err(NodeError::Mtu(plan.underlay.mtu));
         }
+        let Underlay { public_ip, address, .. } = plan.underlay;
+        if plan.config.backend == Backend::HostGw && public_ip != address {
+            return Err(NodeError::Nat { public_ip, address });
+        }
+        let desired = plan.desired(options);
+        // Rules before routes: no packet takes the new way with a source that is to be rewritten.
+        let mut firewall = Firewall::new(desired.clone());
+        let tunnel = match plan.wire() {
+            Some(wire) => Some(
+                Tunnel::start(&plan, wire, options, leases, &desired, &mut firewall, on_failure, inherited)
+                    .await?,
+            ),
+            None => {
+                firewall.sync().await?;
+                None
+            }
+        };
+        if plan.config.backend == Backend::HostGw {
+            link::enable_forwarding()?;
+        }
+        let node = Self { plan, desired, tunnel, peers: Mutex::default() };
+        if !node.plan.config.backend.routes_directly() {
+            // Those of an earlier life with another backend.
+            routes::sync(node.plan.config.network, node.tunnel.is_some(), &[]).await?;
+        }
+        blackhole::remove(node.desired.network, Some(node.desired.pod_subnet)).await?;
+        blackhole::apply(&node.desired).await?;
+        node.publish(leases).await?;
+        Ok((node, firewall))
+    }
+
+    /// What it was made from.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Its tunnel, if its backend has one.
+    #[must_use]
+    pub fn tunnel(&self) -> Option<&Tunnel> {
+        self.tunnel.as_ref()
+    }
+
+    /// The other nodes.
+    #[must_use]
+    pub fn peers(&self) -> Vec<Reached> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has the device vanish with this node, instead of waiting for the next one.
+    pub fn forget_device(&self) {
+        if let Some(queue) = self.tunnel.as_ref().and_then(|tunnel| tunnel.forwarder.queues().next())
+            && let Err(error) = overlay::tun::remove(queue)
+        {
+            warn!(device = self.plan.device(), %error, "the device stays behind");
+        }
+    }
+
+    /// Puts back all that the kernel has lost of this node: of the device its MTU, address and route, as by
+    /// being set down once; of the routes to other nodes those that are missing, while those that are left
+    /// over go. Also, who is on our link is found out anew. The firewall's rules are the firewall's to sync.
+    /// Returns the routes to nodes that were put, for people.
+    ///
+    /// # Errors
+    /// The step that the kernel refused.
+    pub async fn sync(&self) -> Result<Vec<String>, HostError> {
+        if self.tunnel.is_some() {
+            configure(&self.desired).await?;
+        }
+        blackhole::apply(&self.desired).await?;
+        let leases = self.peers().into_iter().map(|peer| peer.lease).collect();
+        self.find_ways(leases).await
+    }
+
+    /// Makes `leases` the peers. The host's own addresses are read anew.
+    ///
+    /// # Errors
+    /// The host's addresses or routes cannot be read; what was known earlier stays.
+    pub async fn publish(&self, leases: &[Lease]) -> Result<(), HostError> {
+        let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
+        let peers = others(&self.plan, leases, &addresses);
+        if let (Some(tunnel), Some(wire)) = (&self.tunnel, self.plan.wire()) {
+            tunnel.table.publish(table(&self.plan, wire, &peers, addresses));
+        }
+        self.find_ways(peers).await.map(drop)
+    }
+
+    /// Finds out how each of `leases` is reached, and puts the routes that this takes. Returns those that were
+    /// not there.
+    async fn find_ways(&self, leases: Vec<Lease>) -> Result<Vec<String>, HostError> {
+        let (now, put) = if self.plan.config.backend.routes_directly() {
+            self.route(leases).await?
+        } else {
+            let way = if self.tunnel.is_some() { Way::Tunnel } else { Way::None };
+            let reached = leases.into_iter().map(|lease| Reached { lease, way, problem: None });
+            (reached.collect(), Vec::new())
+        };
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        tell(&peers, &now);
+        *peers = now;
+        Ok(put)
+    }
+
+    /// Routes to those who are on our link. Through the tunnel the others are reached, if there is one; what
+    /// comes from anybody through it is accepted all the same.
+    async fn route(&self, leases: Vec<Lease>) -> Result<(Vec<Reached>, Vec<String>), HostError> {
+        let Plan { underlay, config, subnet: own, .. } = &self.plan;
+        // A lease says what it likes; a route for it must not bend what is not that node's.
+        let fits = |subnet: Ipv4Net| {
+            config.network.contains(&subnet) && subnet != config.network && !own.contains(&subnet)
+        };
+        let nodes: Vec<Ipv4Addr> = leases.iter().map(|lease| lease.attrs.public_ip).collect();
+        let on_link = routes::on_link(&nodes, underlay.index).await?;
+        let wanted: Vec<PeerRoute> = leases
+            .iter()
+            .zip(&on_link)
+            .filter(|(lease, on_link)| on_link.is_ok() && fits(lease.subnet))
+            .map(|(lease, _)| PeerRoute {
+                subnet: lease.subnet,
+                via: lease.attrs.public_ip,
+                device: underlay.index,
+            })
+            .collect();
+        let synced = routes::sync(config.network, self.tunnel.is_some(), &wanted).await?;
+        let mut failed: HashMap<Ipv4Net, String> =
+            synced.failed.into_iter().map(|(route, error)| (route.subnet, error.to_string())).collect();
+
+        let otherwise = if self.tunnel.is_some() { Way::Tunnel } else { Way::None };
+        let reached = |(lease, on_link): (Lease, Result<(), OffLink>)| {
+            let node = lease.attrs.public_ip;
+            let problem = match on_link {
+                _ if !fits(lease.subnet) => {
+                    Some(format!("its subnet is not inside {}, or is inside our own", config.network))
+                }
+                Ok(()) => failed.remove(&lease.subnet),
+                Err(_) if otherwise == Way::Tunnel => None,
+                Err(OffLink::Unreachable) => Some(format!("there is no route to {node}")),
+                Err(OffLink::Gateway) => Some(format!(
+                    "{node} is not on the link of {}: host-gw cannot reach it, vxlan could",
+                    underlay.name
+                )),
+            };
+            let way = if on_link.is_ok() && problem.is_none() { Way::Direct } else { otherwise };
+            Reached { lease, way, problem }
+        };
+        Ok((leases.into_iter().zip(on_link).map(reached).collect(), synced.put))
+    }
+}
+
+/// Says which problems have come and gone between `before` and `now`, so that each is said once.
+fn tell(before: &[Reached], now: &[Reached]) {
+    let had: HashMap<Ipv4Net, &str> =
+        before.iter().filter_map(|peer| Some((peer.lease.subnet, peer.problem.as_deref()?))).collect();
+    for peer in now {
+        let (subnet, before) = (peer.lease.subnet, had.get(&peer.lease.subnet).copied());
+        match &peer.problem {
+            Some(problem) if before != Some(problem) => {
+                error!(%subnet, public_ip = %peer.lease.attrs.public_ip, problem, "a node's pods have no direct route");
+            }
+            None if before.is_some() => info!(%subnet, "a node's pods have their direct route now"),
+            _ => {}
+        }
+    }
+}
+
+impl Tunnel {
+    async fn start(
+        plan: &Plan,
+        wire: (Format, u16),
+        options: &NodeOptions,
+        leases: &[Lease],
+        desired: &Desired,
+        firewall: &mut Firewall,
+        on_failure: &OnFailure,
+        inherited: &mut Inherited,
+    ) -> Result<Self, NodeError> {
         // The port before all else: where another daemon or a kernel device has it, the overlay device,
         // its address and the rules are theirs, too, and not to be touched.
-        let listen = SocketAddrV4::new(plan.underlay.address, plan.port());
+        let listen = SocketAddrV4::new(plan.underlay.address, wire.1);
         let sockets = inherited.sockets(listen);
         if sockets.is_empty() {
             udp::probe(listen)?;
         }
         let offloads = Arc::new(Offloads::new(&options.offloads));
-        let queues = inherited.queues(&plan.device());
-        let queues = overlay::tun::open(&plan.device(), options.queues, &offloads, queues)?;
+        let queues = inherited.queues(&desired.device);
+        let queues = overlay::tun::open(&desired.device, options.queues, &offloads, queues)?;
         if let Err(error) = overlay::tun::steer_by_flow(&queues) {
-            warn!(device = plan.device(), %error, "flows cannot be tied to queues: one may be reordered when it begins");
+            warn!(device = desired.device, %error, "flows cannot be tied to queues: one may be reordered when it begins");
         }
-        let desired = Desired {
-            device: plan.device(),
-            mtu: plan.mtu(),
-            address: plan.overlay_address(),
-            network: plan.config.network,
-            pod_subnet: plan.subnet,
-            masquerade: options.masquerade,
-            forward_rules: options.forward_rules,
-            firewall: firewall_kind(options.firewall, &plan.config),
-            blackhole: options.blackhole,
-        };
-        // Rules before the route: no packet takes the new way with a source that is to be rewritten.
-        let mut firewall = Firewall::new(desired.clone());
         firewall.sync().await?;
-        link::apply(&desired).await?;
-        blackhole::remove(desired.network, Some(desired.pod_subnet)).await?;
-        blackhole::apply(&desired).await?;
-        let addresses = link::addresses().await?;
-        let table = SharedTable::new(table(&plan, leases, addresses.into_iter().collect()));
+        configure(desired).await?;
+        let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
+        let peers = others(plan, leases, &addresses);
+        let table = SharedTable::new(table(plan, wire, &peers, addresses));
         let forwarder = Forwarder::start(
             forwarder::Config {
                 queues,
@@ -207,78 +430,7 @@ impl Node {
             },
             on_failure,
         )?;
-        let (queues, source_check) = (options.queues, options.source_check);
-        Ok((Self { plan, queues, source_check, desired, offloads, table, forwarder }, firewall))
-    }
-
-    /// What it was made from.
-    #[must_use]
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    /// Queues of its device.
-    #[must_use]
-    pub fn queues(&self) -> usize {
-        self.queues
-    }
-
-    /// What it asks of sources.
-    #[must_use]
-    pub fn source_check(&self) -> SourceCheck {
-        self.source_check
-    }
-
-    /// What the kernel does for its data plane.
-    #[must_use]
-    pub fn offloads(&self) -> &Offloads {
-        &self.offloads
-    }
-
-    /// The other nodes, as the workers see them.
-    #[must_use]
-    pub fn peers(&self) -> Vec<Peer> {
-        self.table.current().peers().to_vec()
-    }
-
-    /// The workers.
-    #[must_use]
-    pub fn forwarder(&self) -> &Forwarder {
-        &self.forwarder
-    }
-
-    /// Has the device vanish with this node, instead of waiting for the next one.
-    pub fn forget_device(&self) {
-        if let Some(queue) = self.forwarder.queues().next()
-            && let Err(error) = overlay::tun::remove(queue)
-        {
-            warn!(device = self.plan.device(), %error, "the device stays behind");
-        }
-    }
-
-    /// The counters of all workers: egress, ingress.
-    #[must_use]
-    pub fn totals(&self) -> (Totals, Totals) {
-        (self.forwarder.egress().into_iter().sum(), self.forwarder.ingress().into_iter().sum())
-    }
-
-    /// Puts back what the device has lost of its MTU, address or route, as by being set down once.
-    ///
-    /// # Errors
-    /// The step that the kernel refused.
-    pub async fn sync_link(&self) -> Result<(), HostError> {
-        link::apply(&self.desired).await?;
-        blackhole::apply(&self.desired).await
-    }
-
-    /// Makes `leases` the peers. The host's own addresses are read anew.
-    ///
-    /// # Errors
-    /// The addresses cannot be read; the earlier table stays.
-    pub async fn publish(&self, leases: &[Lease]) -> Result<(), HostError> {
-        let addresses = link::addresses().await?;
-        self.table.publish(table(&self.plan, leases, addresses.into_iter().collect()));
-        Ok(())
+        Ok(Self { queues: options.queues, source_check: options.source_check, offloads, table, forwarder })
     }
 }
 
@@ -288,34 +440,48 @@ fn firewall_kind(flag: Option<FirewallKind>, config: &NetworkConfig) -> Firewall
     flag.unwrap_or(configured)
 }
 
-/// The table that reaches the owners of `leases`. A lease that carries our public address (which
-/// the host itself need not have, behind a NAT) or one of this host's own addresses is one that it had earlier: a packet sent there would come back to this host for ever.
-fn table(plan: &Plan, leases: &[Lease], addresses: Vec<Ipv4Addr>) -> PeerTable {
-    let peers = leases
-        .iter()
-        .filter(|lease| {
-            let public_ip = lease.attrs.public_ip;
-            public_ip != plan.underlay.public_ip && !addresses.contains(&public_ip)
-        })
-        .map(|lease| Peer {
-            subnet: lease.subnet,
-            public_ip: lease.attrs.public_ip,
-            vtep_mac: match lease.attrs.backend {
-                LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
-                _ => None,
-            },
-        })
-        .collect();
+/// Brings the tunnel's device, its route and the host's settings for it to the wanted state.
+async fn configure(desired: &Desired) -> Result<(), HostError> {
+    link::apply(desired).await?;
+    match desired.direct {
+        // A node that we reach directly may still send through the tunnel, as long as it knows no better.
+        Some(_) => link::loosen_reverse_path(&desired.device),
+        None => Ok(()),
+    }
+}
+
+/// The other nodes of `leases`. A lease that carries our public address (which the host itself need not have,
+/// behind a NAT) or one of this host's own `addresses` is one that it had earlier: a packet sent there would
+/// come back to this host for ever.
+fn others(plan: &Plan, leases: &[Lease], addresses: &[Ipv4Addr]) -> Vec<Lease> {
+    let is_other = |lease: &&Lease| {
+        let public_ip = lease.attrs.public_ip;
+        public_ip != plan.underlay.public_ip && !addresses.contains(&public_ip)
+    };
+    leases.iter().filter(is_other).cloned().collect()
+}
+
+/// The table by which the tunnel reaches `peers`.
+fn table(plan: &Plan, wire: (Format, u16), peers: &[Lease], addresses: Vec<Ipv4Addr>) -> PeerTable {
+    let peer = |lease: &Lease| Peer {
+        subnet: lease.subnet,
+        public_ip: lease.attrs.public_ip,
+        vtep_mac: match lease.attrs.backend {
+            LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+            _ => None,
+        },
+    };
+    let (format, port) = wire;
     let local = Local {
         network: plan.config.network,
         subnet: plan.subnet,
         overlay_address: plan.overlay_address(),
         addresses,
         mtu: plan.mtu(),
-        format: plan.format(),
-        port: plan.port(),
+        format,
+        port,
     };
-    PeerTable::new(local, peers)
+    PeerTable::new(local, peers.iter().map(peer).collect())
 }
 
 /// The VTEP MAC of a node that has none yet. It follows from what makes the node, so that it is the
@@ -356,12 +522,19 @@ mod tests {
 
     #[test]
     fn names_ports_and_mtus_are_flannels() {
-        let udp = plan(r#"{"Type":"udp"}"#);
-        assert_eq!((udp.device().as_str(), udp.port(), udp.mtu()), ("flannel0", 8285, 1472));
-        let vxlan = plan(r#"{"Type":"vxlan"}"#);
-        assert_eq!((vxlan.device().as_str(), vxlan.port(), vxlan.mtu()), ("flannel.1", 8472, 1450));
-        let other = plan(r#"{"Type":"vxlan","VNI":42,"Port":4789,"MTU":1400}"#);
-        assert_eq!((other.device().as_str(), other.port(), other.mtu()), ("flannel.42", 4789, 1350));
+        let facts = |backend: &str| {
+            let plan = plan(backend);
+            (plan.device(), plan.wire().map(|(_, port)| port), plan.mtu())
+        };
+        assert_eq!(facts(r#"{"Type":"udp"}"#), ("flannel0".to_owned(), Some(8285), 1472));
+        assert_eq!(facts(r#"{"Type":"vxlan"}"#), ("flannel.1".to_owned(), Some(8472), 1450));
+        assert_eq!(
+            facts(r#"{"Type":"vxlan","VNI":42,"Port":4789,"MTU":1400}"#),
+            ("flannel.42".to_owned(), Some(4789), 1350)
+        );
+        for without_tunnel in [r#"{"Type":"host-gw"}"#, r#"{"Type":"alloc"}"#] {
+            assert_eq!(facts(without_tunnel), ("10.1.0.0".to_owned(), None, 1500));
+        }
     }
 
     #[test]
@@ -371,14 +544,12 @@ mod tests {
             attrs: LeaseAttrs { public_ip: public_ip.parse().unwrap(), backend: LeaseBackend::Udp },
         };
         let leases = [lease("10.1.8.0/24", "192.168.1.12"), lease("10.1.63.0/24", "192.168.199.238")];
-        let table = table(&plan(r#"{"Type":"udp"}"#), &leases, vec![Ipv4Addr::new(192, 168, 1, 12)]);
-        assert_eq!(table.peers().len(), 1);
-        assert_eq!(table.peers()[0].subnet, leases[1].subnet);
+        let own = [Ipv4Addr::new(192, 168, 1, 12)];
+        assert_eq!(others(&plan(r#"{"Type":"udp"}"#), &leases, &own), leases[1..]);
 
         let mut behind_nat = plan(r#"{"Type":"udp"}"#);
         behind_nat.underlay.public_ip = Ipv4Addr::new(203, 0, 113, 12);
-        let leases = [lease("10.1.8.0/24", "203.0.113.12")];
-        assert!(super::table(&behind_nat, &leases, vec![behind_nat.underlay.address]).peers().is_empty());
+        assert!(others(&behind_nat, &[lease("10.1.8.0/24", "203.0.113.12")], &own).is_empty());
     }
 
     #[test]

@@ -28,11 +28,11 @@ pub fn alive_every() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|patience| patience / 3)
 }
 
-/// Has it keep the queues and sockets of `forwarder`, instead of what it has kept so far, for the next
-/// process.
-pub fn keep(forwarder: &Forwarder) {
-    let queues: Vec<_> = forwarder.queues().map(AsFd::as_fd).collect();
-    let sockets: Vec<_> = forwarder.sockets().map(AsFd::as_fd).collect();
+/// Has it keep the queues and sockets of `forwarder`, if there is one, instead of what it has kept so far, for
+/// the next process.
+pub fn keep(forwarder: Option<&Forwarder>) {
+    let queues: Vec<_> = forwarder.into_iter().flat_map(Forwarder::queues).map(AsFd::as_fd).collect();
+    let sockets: Vec<_> = forwarder.into_iter().flat_map(Forwarder::sockets).map(AsFd::as_fd).collect();
     for (name, descriptors) in [("tun", &queues), ("udp", &sockets)] {
         notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)], &[]);
         for some in descriptors.chunks(AT_ONCE) {

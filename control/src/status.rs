@@ -9,14 +9,16 @@ use overlay::drops::DropReason;
 use overlay::stats::Totals;
 use serde::{Deserialize, Serialize};
 
+use crate::node::Way;
+
 /// The whole state of one daemon at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The daemon's version.
     pub version: String,
-    /// The overlay device.
-    pub device: DeviceStatus,
-    /// The kind of tunnel.
+    /// The overlay device; none where there is no tunnel.
+    pub device: Option<DeviceStatus>,
+    /// How packets travel between nodes.
     pub backend: BackendStatus,
     /// The whole overlay network.
     pub network: Ipv4Net,
@@ -35,8 +37,8 @@ pub struct Status {
     pub conflicts: Vec<String>,
     /// What the kernel does for the data plane, by name, and whether it does.
     pub offloads: BTreeMap<String, bool>,
-    /// What is asked of sources: `strict`, `loose` or `off`.
-    pub source_check: String,
+    /// What is asked of sources: `strict`, `loose` or `off`; nothing where there is no tunnel.
+    pub source_check: Option<String>,
     /// What was forwarded since the data plane started.
     pub counters: Directions<Counters>,
     /// What was dropped since the data plane started, by reason; every reason is listed.
@@ -58,9 +60,9 @@ pub struct DeviceStatus {
     pub address: Ipv4Addr,
 }
 
-/// The kind of tunnel.
+/// How packets travel between nodes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[serde(tag = "type", rename_all = "kebab-case")]
 pub enum BackendStatus {
     /// flannel's UDP encapsulation.
     Udp {
@@ -75,7 +77,16 @@ pub enum BackendStatus {
         vni: u32,
         /// The address that frames to this node carry.
         vtep_mac: String,
+        /// Whether nodes on one link send each other plain packets.
+        direct_routing: bool,
     },
+    /// Plain routes.
+    HostGw {
+        /// The interface to the link that all nodes are on.
+        interface: String,
+    },
+    /// None of our business.
+    Alloc,
 }
 
 /// This node's lease.
@@ -122,6 +133,10 @@ pub struct PeerStatus {
     pub public_ip: Ipv4Addr,
     /// The address that frames to it carry, with VXLAN.
     pub vtep_mac: Option<String>,
+    /// Which way packets to it go.
+    pub way: Way,
+    /// Why they do not go as they should.
+    pub problem: Option<String>,
 }
 
 /// Something for each direction.
@@ -161,9 +176,12 @@ impl Status {
         let mut out = String::new();
         let backend = match &self.backend {
             BackendStatus::Udp { port } => format!("udp, port {port}"),
-            BackendStatus::Vxlan { port, vni, vtep_mac } => {
-                format!("vxlan, VNI {vni}, port {port}, VTEP {vtep_mac}")
+            BackendStatus::Vxlan { port, vni, vtep_mac, direct_routing } => {
+                let direct = if *direct_routing { ", direct routing" } else { "" };
+                format!("vxlan, VNI {vni}, port {port}, VTEP {vtep_mac}{direct}")
             }
+            BackendStatus::HostGw { interface } => format!("host-gw, on the link of {interface}"),
+            BackendStatus::Alloc => "alloc".to_owned(),
         };
         let lease = match self.lease.state {
             LeaseState::Held => "held",
@@ -171,28 +189,24 @@ impl Status {
             LeaseState::Lost => "lost, to be taken again",
         };
         let store = if self.store.connected { "connected" } else { "NOT connected" };
+        let device = |device: &DeviceStatus| {
+            let DeviceStatus { name, mtu, queues, address } = device;
+            format!("{name}, address {address}, MTU {mtu}, {queues} queue{}", plural(*queues))
+        };
         let rows = [
             ("version", self.version.clone()),
-            (
-                "device",
-                format!(
-                    "{}, address {}, MTU {}, {} queue{}",
-                    self.device.name,
-                    self.device.address,
-                    self.device.mtu,
-                    self.device.queues,
-                    plural(self.device.queues)
-                ),
-            ),
+            ("device", self.device.as_ref().map_or("none".to_owned(), device)),
             ("backend", backend),
             ("network", self.network.to_string()),
             ("lease", format!("{} ({lease}), public address {}", self.lease.subnet, self.lease.public_ip)),
             ("store", format!("{} {} ({store})", self.store.kind, self.store.r#where)),
-            ("offloads", self.offloads_text()),
-            ("source check", self.source_check.clone()),
         ];
         for (name, value) in rows {
             let _ = writeln!(out, "{name:<13} {value}");
+        }
+        if let Some(source_check) = &self.source_check {
+            let _ = writeln!(out, "{:<13} {}", "offloads", self.offloads_text());
+            let _ = writeln!(out, "{:<13} {source_check}", "source check");
         }
         if self.ignored_leases > 0 {
             let _ = writeln!(out, "{:<13} {} of another backend type", "ignored", self.ignored_leases);
@@ -211,9 +225,20 @@ impl Status {
         let _ = writeln!(out, "\n{} peer{}", self.peers.len(), plural(self.peers.len()));
         let peers = self.peers.iter().map(|peer| {
             let mac = peer.vtep_mac.clone().unwrap_or_else(|| "-".to_owned());
-            vec![peer.subnet.to_string(), peer.public_ip.to_string(), mac]
+            let way = match peer.way {
+                Way::Tunnel => "tunnel",
+                Way::Direct => "direct",
+                Way::None => "none",
+            };
+            vec![peer.subnet.to_string(), peer.public_ip.to_string(), mac, way.to_owned()]
         });
-        out += &table(&["SUBNET", "PUBLIC IP", "VTEP MAC"], &[false; 3], peers.collect());
+        out += &table(&["SUBNET", "PUBLIC IP", "VTEP MAC", "WAY"], &[false; 4], peers.collect());
+        for (peer, problem) in self.peers.iter().filter_map(|peer| Some((peer, peer.problem.as_ref()?))) {
+            let _ = writeln!(out, "\n{}: {problem}", peer.subnet);
+        }
+        if self.device.is_none() {
+            return out;
+        }
 
         let _ = writeln!(out, "\ntraffic");
         let traffic = [("egress", &self.counters.egress), ("ingress", &self.counters.ingress)];
@@ -303,13 +328,18 @@ mod tests {
         ingress.insert("wrong_vni".to_owned(), 7);
         Status {
             version: "0.1.0".to_owned(),
-            device: DeviceStatus {
+            device: Some(DeviceStatus {
                 name: "flannel.1".to_owned(),
                 mtu: 1450,
                 queues: 2,
                 address: Ipv4Addr::new(10, 1, 9, 0),
+            }),
+            backend: BackendStatus::Vxlan {
+                port: 8472,
+                vni: 1,
+                vtep_mac: "02:00:00:00:00:01".to_owned(),
+                direct_routing: false,
             },
-            backend: BackendStatus::Vxlan { port: 8472, vni: 1, vtep_mac: "02:00:00:00:00:01".to_owned() },
             network: "10.1.0.0/16".parse().unwrap(),
             lease: LeaseStatus {
                 subnet: "10.1.9.0/24".parse().unwrap(),
@@ -325,6 +355,8 @@ mod tests {
                 subnet: "10.1.63.0/24".parse().unwrap(),
                 public_ip: Ipv4Addr::new(192, 168, 199, 238),
                 vtep_mac: Some("02:00:00:00:00:09".to_owned()),
+                way: Way::Tunnel,
+                problem: None,
             }],
             ignored_leases: 0,
             garbage_leases: 1,
@@ -332,7 +364,7 @@ mod tests {
             offloads: [("gso", true), ("tso", true), ("uso", false)]
                 .map(|(name, on)| (name.to_owned(), on))
                 .into(),
-            source_check: "strict".to_owned(),
+            source_check: Some("strict".to_owned()),
             counters: Directions {
                 egress: Counters { packets: 12, bytes: 5 << 20 },
                 ingress: Counters { packets: 3_000, bytes: 900 },
@@ -353,13 +385,28 @@ mod tests {
     }
 
     #[test]
+    fn without_a_tunnel_there_is_nothing_to_say_of_one() {
+        let mut status = example();
+        status.device = None;
+        status.backend = BackendStatus::HostGw { interface: "eth0".to_owned() };
+        (status.source_check, status.offloads) = (None, BTreeMap::new());
+        status.peers[0].way = Way::None;
+        status.peers[0].problem = Some("192.168.199.238 is not on the link of eth0".to_owned());
+        assert_eq!(serde_json::to_value(&status).unwrap()["backend"]["type"], "host-gw");
+        let text = status.to_text();
+        assert!(text.contains("host-gw, on the link of eth0"), "{text}");
+        assert!(text.ends_with("\n10.1.63.0/24: 192.168.199.238 is not on the link of eth0\n"), "{text}");
+        assert!(!text.contains("offloads") && !text.contains("traffic"), "{text}");
+    }
+
+    #[test]
     fn the_text_is_aligned_and_leaves_out_what_is_zero() {
         let text = example().to_text();
         for line in [
             "device        flannel.1, address 10.1.9.0, MTU 1450, 2 queues",
             "offloads      gso, tso (uso off)",
             "conflict      two nodes",
-            "  10.1.63.0/24  192.168.199.238  02:00:00:00:00:09",
+            "  10.1.63.0/24  192.168.199.238  02:00:00:00:00:09  tunnel",
             "  egress        12  5.0 MiB",
             "  ingress     3000    900 B",
             "  ingress  wrong_vni        7",

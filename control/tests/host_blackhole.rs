@@ -7,6 +7,7 @@ use namespace::Namespace;
 
 fn desired(pod_subnet: &str, blackhole: bool) -> Desired {
     Desired {
+        direct: None,
         device: "flannel.1".to_owned(),
         mtu: 1450,
         address: [10, 1, 9, 0].into(),

@@ -47,6 +47,7 @@ const DOCKER: &str = "
 fn desired(masquerade: Masquerade) -> Desired {
     Desired {
         device: "flannel.1".to_owned(),
+        direct: None,
         mtu: 1450,
         address: DEVICE,
         network: "10.1.0.0/16".parse().unwrap(),

@@ -42,6 +42,7 @@ const SAVED: &str = r#"*nat
 
 fn desired(firewall: FirewallKind) -> Desired {
     Desired {
+        direct: None,
         device: "flannel.1".to_owned(),
         mtu: 1450,
         address: [10, 1, 9, 0].into(),

@@ -19,11 +19,27 @@ fn host() -> Namespace {
 }
 
 fn choose(host: &Namespace, iface: &[&str], public_ip: Option<&str>) -> Result<Underlay, IfaceError> {
-    let spec = IfaceSpec {
-        iface: iface.iter().map(ToString::to_string).collect(),
-        public_ip: public_ip.map(|ip| ip.parse().unwrap()),
-    };
+    choose_by(
+        host,
+        IfaceSpec {
+            iface: iface.iter().map(ToString::to_string).collect(),
+            public_ip: public_ip.map(|ip| ip.parse().unwrap()),
+            ..IfaceSpec::default()
+        },
+    )
+}
+
+fn choose_by(host: &Namespace, spec: IfaceSpec) -> Result<Underlay, IfaceError> {
     host.block_on(move || async move { iface::choose(&spec).await })
+}
+
+fn by_regex(patterns: &[&str]) -> IfaceSpec {
+    let regex = patterns.iter().map(|pattern| pattern.parse().unwrap()).collect();
+    IfaceSpec { regex, ..IfaceSpec::default() }
+}
+
+fn by_reach(target: &str) -> IfaceSpec {
+    IfaceSpec { can_reach: Some(target.parse().unwrap()), ..IfaceSpec::default() }
 }
 
 fn chosen(underlay: &Underlay) -> (String, String, String) {
@@ -100,4 +116,84 @@ fn errors_say_what_was_asked_what_is_there_and_what_to_do() {
     host.sh("ip route add default dev eth2");
     let error = choose(&host, &[], None).unwrap_err().to_string();
     assert!(error.starts_with("eth2, of the default route, has no IPv4 address"), "{error}");
+}
+
+#[test]
+fn by_regex_addresses_are_tried_before_names() {
+    let host = host();
+    let by_address = choose_by(&host, by_regex(&[r"^10\.7\."])).unwrap();
+    assert_eq!(chosen(&by_address), expect("eth1", "10.7.0.5", "10.7.0.5"), "the address that matched");
+    let by_name = choose_by(&host, by_regex(&["^eth[1-3]$"])).unwrap();
+    assert_eq!(chosen(&by_name), expect("eth1", "10.8.0.5", "10.8.0.5"), "the one to prefer");
+    assert_eq!(by_name.reason, "--iface-regex=^eth[1-3]$");
+    // lo's address does not count, and eth0 has the zero in its name only.
+    assert_eq!(choose_by(&host, by_regex(&["nothing", "0"])).unwrap().name, "eth1");
+}
+
+#[test]
+fn by_reach_the_kernels_route_decides() {
+    let host = host();
+    host.sh("ip route add default via 192.168.1.1
+         ip route add 172.16.0.0/12 via 10.8.0.1 src 10.7.0.5
+         ip route add unreachable 172.31.0.0/16");
+    let reach = |target| choose_by(&host, by_reach(target));
+    assert_eq!(chosen(&reach("9.9.9.9").unwrap()), expect("eth0", "192.168.1.12", "192.168.1.12"));
+    let routed = reach("172.20.0.1").unwrap();
+    assert_eq!(chosen(&routed), expect("eth1", "10.7.0.5", "10.7.0.5"));
+    assert_eq!(routed.reason, "--iface-can-reach=172.20.0.1");
+    let error = reach("172.31.0.1").unwrap_err().to_string();
+    assert!(error.starts_with("--iface-can-reach=172.31.0.1: there is no route to it; this host"), "{error}");
+    let error = reach("10.8.0.5").unwrap_err().to_string();
+    assert!(error.contains("it is an address of this host"), "{error}");
+}
+
+#[test]
+fn names_come_before_expressions_and_those_before_reach() {
+    let host = host();
+    let spec = |iface: &str, regex: &str| IfaceSpec {
+        iface: vec![iface.to_owned()],
+        can_reach: Some([192, 168, 1, 99].into()),
+        ..by_regex(&[regex])
+    };
+    assert_eq!(choose_by(&host, spec("eth3", "eth1")).unwrap().name, "eth3");
+    assert_eq!(choose_by(&host, spec("eth9", "eth1")).unwrap().name, "eth1");
+    assert_eq!(choose_by(&host, spec("eth9", "eth9")).unwrap().name, "eth0");
+    host.sh("ip link set eth0 down");
+    let error = choose_by(&host, spec("eth9", "^eth9")).unwrap_err().to_string();
+    for part in
+        ["--iface=eth9: there is no", "--iface-regex=^eth9: it matches neither", "-can-reach=192.168.1.99"]
+    {
+        assert!(error.contains(part), "{part:?} in {error:?}");
+    }
+}
+
+#[test]
+fn a_public_address_that_is_the_hosts_own_names_the_interface() {
+    let host = host();
+    host.sh("ip route add default via 192.168.1.1");
+    let own = choose(&host, &[], Some("10.7.0.5")).unwrap();
+    assert_eq!(chosen(&own), expect("eth1", "10.7.0.5", "10.7.0.5"));
+    assert_eq!(own.reason, "--public-ip=10.7.0.5");
+    let behind_nat = choose(&host, &[], Some("203.0.113.9")).unwrap();
+    assert_eq!(chosen(&behind_nat), expect("eth0", "192.168.1.12", "203.0.113.9"));
+}
+
+#[test]
+fn what_still_has_its_address_is_kept_and_otherwise_the_choice_is_made_anew() {
+    let host = host();
+    host.sh("ip route add default via 192.168.1.1");
+    let before = choose(&host, &[], None).unwrap();
+    let again = |before: &Underlay| {
+        let before = before.clone();
+        host.block_on(move || async move { iface::choose_again(&IfaceSpec::default(), &before).await })
+    };
+    host.sh("ip route replace default via 10.8.0.1");
+    assert_eq!(again(&before).unwrap(), before, "another default route is no reason to move");
+    host.sh("ip link set eth0 mtu 1400");
+    assert_eq!(again(&before).unwrap(), Underlay { mtu: 1400, ..before.clone() });
+    host.sh("ip link del eth0; ip link add eth0 type bridge; ip addr add 192.168.1.12/24 dev eth0");
+    let remade = again(&before).unwrap();
+    assert!(remade.index != before.index && remade.address == before.address, "{remade:?}");
+    host.sh("ip addr flush dev eth0; ip addr add 192.168.1.12/24 dev eth2");
+    assert_eq!(again(&before).unwrap().name, "eth1", "the address alone is not the interface");
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::netns::{Namespace, succeed};
@@ -19,12 +20,14 @@ impl Capture {
     /// Captures what matches `filter` on a device, from now on. `directory` takes the file.
     #[track_caller]
     pub fn start(ns: &Namespace, device: &str, filter: &str, directory: &Path) -> Self {
-        let file = directory.join(format!("{device}.pcap"));
+        // Several may run at a time, and each waits for its own log to say that it listens.
+        let name = format!("tcpdump-{}-{device}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let file = directory.join(format!("{name}.pcap"));
         let mut command = ns.command("tcpdump");
         command.args(["-n", "-U", "--immediate-mode", "-Z", "root", "-i", device]);
         command.args(["-s", SNAP_LENGTH, "-B", BUFFER, "-w"]);
         let tcpdump = Process::spawn(
-            "tcpdump",
+            &name,
             {
                 command.arg(&file).arg(filter);
                 command
@@ -104,6 +107,7 @@ fn read(file: &Path) -> Vec<Vec<u8>> {
 /// The largest super-packet with its headers. Every frame takes that much of the buffer, however short
 /// it is, and with tcpdump's defaults there is room for eight.
 const SNAP_LENGTH: &str = "66000";
+static NEXT: AtomicU32 = AtomicU32::new(1);
 /// In KiB.
 const BUFFER: &str = "32768";
 /// pcap(5): the file header is 24 octets, a record's is 16 with the captured length at 8.

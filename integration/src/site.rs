@@ -122,6 +122,24 @@ impl Site {
         (site, worker, master)
     }
 
+    /// Two hosts on one LAN, `worker` 192.168.1.12 and `neighbour` 192.168.1.13, and `master`
+    /// 192.168.199.238 behind the router:
+    ///
+    /// ```text
+    ///  worker    192.168.1.12 ──┐
+    ///                           ├── 192.168.1.1 router 192.168.199.1 ── master 192.168.199.238
+    ///  neighbour 192.168.1.13 ──┘
+    /// ```
+    #[track_caller]
+    pub fn three_hosts() -> (Self, [Host; 3]) {
+        let site = Self::new();
+        site.bridged_lan(Ipv4Addr::new(192, 168, 1, 1));
+        let hosts =
+            [("worker", "192.168.1.12"), ("neighbour", "192.168.1.13"), ("master", "192.168.199.238")];
+        let hosts = hosts.map(|(name, address)| site.host(name, address));
+        (site, hosts)
+    }
+
     /// Two hosts on one link, `worker` 192.168.1.12 and `master` 192.168.1.13, with nothing between
     /// them but a bare pair of interfaces. The router is beside the way of their packets; the
     /// master reaches it through the worker:

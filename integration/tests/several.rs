@@ -1,12 +1,14 @@
 //! Several daemons side by side, on one host and in namespaces that share one filesystem.
 
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use integration::capture::Capture;
 use integration::overlayd::await_mesh;
-use integration::{Backend, Site, Status, Store, await_until, traffic};
+use integration::{Backend, Host, Namespace, Site, Status, Store, Wire, await_until, traffic};
 
 #[test]
 fn two_networks_live_on_the_same_hosts() {
@@ -32,6 +34,47 @@ fn two_networks_live_on_the_same_hosts() {
     w2.stop();
     assert_eq!(w1.status().0["device"]["name"], "flannel.1");
     traffic::ping(&worker.ns, m1.env().base());
+}
+
+#[test]
+fn a_tunnel_and_plain_routes_live_side_by_side() {
+    let (site, worker, master) = Site::two_hosts_on_one_link(Wire::Virtual);
+    let one = Store::dir_with(&site, "one", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let two = Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    let start =
+        |host| [(&one, "one"), (&two, "two")].map(|(s, name)| Host::overlayd(host, s).named(name).start());
+    let ([w1, w2], [m1, m2]) = (start(&worker), start(&master));
+    let of = |device| Status::of(&worker.ns, &["--device", device]);
+    for (device, peer) in [("flannel.1", &m1), ("10.2.0.0", &m2)] {
+        await_until(Duration::from_secs(10), "the peer", || {
+            of(device).peers() == [peer.env().base_with_length()]
+        });
+    }
+    let (a, b) = (worker.bridge_and_pod(&w2.env()), master.bridge_and_pod(&m2.env()));
+    let seen = |from: &Namespace, to: Ipv4Addr| {
+        let captures = [("flannel.1", "icmp"), ("eth0", "icmp"), ("eth0", "udp port 8472")];
+        let captures =
+            captures.map(|(device, filter)| Capture::start(&worker.ns, device, filter, worker.directory()));
+        traffic::ping(from, to);
+        captures.map(|capture| capture.stop().len())
+    };
+    assert_eq!(seen(&worker.ns, m1.env().base()), [6, 0, 6], "through the tunnel");
+    assert_eq!(seen(&a.ns, b.address), [0, 6, 0], "as they are");
+
+    // Each looks after its own routes only, also when it starts and when it ends.
+    let routes = || worker.ns.ok("ip route show proto 222");
+    let before = routes();
+    assert_eq!(before.lines().count(), 2, "{before}");
+    w1.stop();
+    let plain = routes();
+    assert!(plain.lines().count() == 1 && plain.contains("via 192.168.1.13 dev eth0"), "{plain}");
+    let _w1 = worker.overlayd(&one).named("one").start();
+    assert_eq!(routes(), before);
+    w2.stop();
+    let _w2 = worker.overlayd(&two).named("two").start();
+    await_until(Duration::from_secs(10), "the routes to be as they were", || routes() == before);
+    traffic::ping(&worker.ns, m1.env().base());
+    traffic::ping(&b.ns, a.address);
 }
 
 #[test]

@@ -7,11 +7,9 @@ use clap::{Arg, ArgAction, Command};
 
 /// What of flanneld's flags there is not yet. Refused by name, since ignoring one could open a
 /// connection without the certificates that were asked for.
-const NOT_SUPPORTED: [&str; 15] = [
+const NOT_SUPPORTED: [&str; 13] = [
     "healthz-ip",
     "healthz-port",
-    "iface-can-reach",
-    "iface-regex",
     "kube-annotation-prefix",
     "kube-api-url",
     "kube-subnet-mgr",

@@ -11,6 +11,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use overlay::offload::Offload;
+use regex::Regex;
 
 pub use go::{FlagError, parse_bool};
 
@@ -89,9 +90,19 @@ pub struct Flags {
     pub subnet_lease_ttl: u32,
 
     /// Interface to the other nodes, by name or IPv4 address; repeat it to try several in turn.
-    /// Without it, the interface of the default route.
+    /// Without any flag that says which, it is that of the default route.
     #[arg(long, help_heading = "Interface", value_name = "NAME|ADDRESS", action = ArgAction::Append)]
     pub iface: Vec<String>,
+
+    /// Regular expression for the interface's address or, if it matches none, its name; repeat it to
+    /// try several in turn, after --iface.
+    #[arg(long, help_heading = "Interface", value_name = "REGEX", action = ArgAction::Append, value_parser = regex)]
+    pub iface_regex: Vec<Regex>,
+
+    /// The interface, and its address, by which the kernel would reach this address; tried after
+    /// --iface and --iface-regex.
+    #[arg(long, help_heading = "Interface", value_name = "ADDRESS", value_parser = one_host)]
+    pub iface_can_reach: Option<Ipv4Addr>,
 
     /// Address that the other nodes send to, if it is not the interface's own.
     #[arg(long, help_heading = "Interface", value_name = "ADDRESS", value_parser = one_host)]
@@ -300,6 +311,15 @@ fn one_host(text: &str) -> Result<Ipv4Addr, String> {
     }
 }
 
+fn regex(text: &str) -> Result<Regex, String> {
+    // The error draws the expression over several lines; the last one says what is wrong with it.
+    Regex::new(text).map_err(|error| {
+        let error = error.to_string();
+        let reason = error.lines().last().unwrap_or_default();
+        format!("it is not a regular expression: {}", reason.trim_start_matches("error: "))
+    })
+}
+
 fn offload(text: &str) -> Result<OffloadFlag, String> {
     let find = |name: &str| {
         Offload::ALL.into_iter().find(|offload| offload.label() == name).ok_or_else(|| {
@@ -416,6 +436,8 @@ mod tests {
             (&["--ip-masq=maybe"], &["--ip-masq", "maybe", "true", "false"]),
             (&["--ip-masq", "true"], &["'true'", "not a flag"]),
             (&["--subnet-lease-renew-margin=1440"], &["1440", "1..=1439"]),
+            (&["--iface-regex=eth(0"], &["--iface-regex", "eth(0", "unclosed group"]),
+            (&["--iface-can-reach=gateway"], &["--iface-can-reach", "gateway", "IPv4 address"]),
             (&["--public-ip=300.1.2.3"], &["--public-ip", "300.1.2.3", "IPv4 address"]),
             (&["--public-ip=0.0.0.0"], &["--public-ip", "0.0.0.0", "one host"]),
             (&["--public-ip=224.0.0.1"], &["--public-ip", "224.0.0.1", "one host"]),

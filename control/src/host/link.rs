@@ -1,10 +1,11 @@
-//! The overlay device's MTU, address and route, and IPv4 forwarding; and this host's own addresses.
+//! The overlay device's MTU, address and route, and IPv4 forwarding; this host's own addresses, and what changes.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
+use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
-use futures::{FutureExt, StreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
@@ -12,9 +13,10 @@ use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info};
 
-use super::netlink::{Link, Netlink, refused};
+use super::netlink::{Link, Netlink, Route, refused};
 use super::{Desired, HostError};
 
 /// The protocol id of our routes, shown by `ip route` as `proto 222`: how a route of an earlier life is told
@@ -51,51 +53,98 @@ pub async fn addresses() -> Result<BTreeSet<Ipv4Addr>, HostError> {
     Ok(Netlink::open()?.addresses().await?.iter().map(|a| a.address).collect())
 }
 
-/// Tells when this network namespace's IPv4 addresses have changed (RTNLGRP_IPV4_IFADDR).
+/// Tells when this network namespace's IPv4 addresses, devices or IPv4 routes have changed (RTNLGRP_IPV4_IFADDR,
+/// RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE). A device that goes down takes routes along without an event for them.
 ///
-/// Subscribe first and list with [`addresses`] then: so no change falls between the two.
-pub struct AddressChanges {
+/// Subscribe first and look then: so no change falls between the two.
+pub struct HostChanges {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     connection: JoinHandle<()>,
+    /// When what has changed is told, if anything has.
+    tell_at: Option<Instant>,
 }
 
-impl AddressChanges {
+impl HostChanges {
     /// Changes from now on.
     ///
     /// # Errors
     /// [`HostError::Netlink`] if the socket cannot be opened.
     pub fn subscribe() -> Result<Self, HostError> {
-        let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Ipv4Ifaddr])
-            .map_err(|e| HostError::Netlink {
-                action: "subscribe to address changes".to_owned(),
+        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Link, MulticastGroup::Ipv4Route];
+        let (connection, _, messages) =
+            rtnetlink::new_multicast_connection(&groups).map_err(|e| HostError::Netlink {
+                action: "subscribe to changes of this host".to_owned(),
                 reason: e.to_string(),
             })?;
-        Ok(Self { messages, connection: tokio::spawn(connection) })
+        Ok(Self { messages, connection: tokio::spawn(connection), tell_at: None })
     }
 
-    /// Waits until addresses have changed since the last call, or may have (events were lost). A burst of
-    /// changes counts once. May be cancelled without losing one.
+    /// Waits until something has changed since the last call, or may have (events were lost), and a moment
+    /// longer for what belongs to it. May be cancelled without losing one.
     ///
     /// # Errors
     /// [`HostError::Netlink`] if the socket has failed: subscribe again, and take that for a change.
     pub async fn changed(&mut self) -> Result<(), HostError> {
         loop {
-            let (message, _) = self.messages.next().await.ok_or_else(|| HostError::Netlink {
-                action: "follow address changes".to_owned(),
+            let message = match self.tell_at {
+                None => self.messages.next().await,
+                Some(at) => match timeout_at(at, self.messages.next()).await {
+                    Ok(message) => message,
+                    Err(_) => {
+                        self.tell_at = None;
+                        return Ok(());
+                    }
+                },
+            };
+            let (message, _) = message.ok_or_else(|| HostError::Netlink {
+                action: "follow changes of this host".to_owned(),
                 reason: "the socket failed".to_owned(),
             })?;
             if is_change(&message.payload) {
-                while self.messages.next().now_or_never().flatten().is_some() {}
-                return Ok(());
+                self.tell_at.get_or_insert(Instant::now() + SETTLE);
             }
         }
     }
 }
 
-impl Drop for AddressChanges {
+impl Drop for HostChanges {
     fn drop(&mut self) {
         self.connection.abort();
     }
+}
+
+/// Lets packets in through `device` whose answers would leave by another one, where the host's
+/// `rp_filter` would not: who may send what is checked by the data plane, more strictly.
+///
+/// # Errors
+/// [`HostError::Sysctl`] if the setting cannot be written.
+pub fn loosen_reverse_path(device: &str) -> Result<(), HostError> {
+    // ip-sysctl: the larger of this and the setting for all counts, and 2 asks for any route back.
+    set(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "2").map(drop)
+}
+
+/// Has the kernel forward IPv4 packets.
+///
+/// # Errors
+/// [`HostError::Sysctl`] if the setting cannot be written.
+pub fn enable_forwarding() -> Result<(), HostError> {
+    if set(IP_FORWARD.to_owned(), "1")? {
+        info!(
+            "net.ipv4.ip_forward was off and is on now: packets between pods and the overlay are forwarded"
+        );
+    }
+    Ok(())
+}
+
+/// Writes a setting if it is another; returns whether it was.
+fn set(path: String, wanted: &'static str) -> Result<bool, HostError> {
+    let write = || {
+        if std::fs::read_to_string(&path)?.trim() == wanted {
+            return Ok(false);
+        }
+        std::fs::write(&path, wanted).map(|()| true)
+    };
+    write().map_err(|source| HostError::Sysctl { path: path.clone(), wanted, source })
 }
 
 async fn bring_up(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(), HostError> {
@@ -152,6 +201,15 @@ async fn put_address(netlink: &Netlink, link: &Link, desired: &Desired) -> Resul
 
 async fn put_route(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(), HostError> {
     let network = desired.network.trunc();
+    // One that is there already is not put again: that would be announced as a change.
+    let in_place = |route: &Route| {
+        (route.destination, route.device, route.metric) == (network, Some(link.index), 0)
+            && route.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+            && route.message.header.scope == RouteScope::Link
+    };
+    if netlink.routes().await?.iter().any(in_place) {
+        return Ok(());
+    }
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(network.addr(), network.prefix_len())
         .output_interface(link.index)
@@ -168,23 +226,23 @@ async fn put_route(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<
         .map_err(|e| refused(format!("route {network} through {}", desired.device), &e))
 }
 
-fn enable_forwarding() -> Result<(), HostError> {
-    let failed = |source| HostError::Sysctl { path: IP_FORWARD, wanted: "1", source };
-    if std::fs::read_to_string(IP_FORWARD).map_err(failed)?.trim() == "1" {
-        return Ok(());
-    }
-    std::fs::write(IP_FORWARD, "1").map_err(failed)?;
-    info!("net.ipv4.ip_forward was off and is on now: packets between pods and the overlay are forwarded");
-    Ok(())
-}
-
 fn is_change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
     matches!(
         payload,
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_))
-            | NetlinkPayload::Overrun(_)
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewAddress(_)
+                | RouteNetlinkMessage::DelAddress(_)
+                | RouteNetlinkMessage::NewLink(_)
+                | RouteNetlinkMessage::DelLink(_)
+                | RouteNetlinkMessage::NewRoute(_)
+                | RouteNetlinkMessage::DelRoute(_)
+        ) | NetlinkPayload::Overrun(_)
     )
 }
+
+/// How long a change is left to settle: an address that is replaced is away for a moment, and a device that
+/// is made anew has its address later. Also, however much changes, it is told five times a second at most.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Per network namespace, and that of the thread that opens it.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";

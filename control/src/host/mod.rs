@@ -1,5 +1,5 @@
-//! What this host's kernel needs so that the overlay works: the device's address and route, forwarding,
-//! and the firewall rules. (The device itself is the data plane's.)
+//! What this host's kernel needs so that the overlay works: the device's address and route, routes to nodes
+//! that need no tunnel, forwarding, and the firewall rules. (The device itself is the data plane's.)
 //!
 //! Everything here describes a wanted state and brings the kernel there; doing it again changes nothing.
 //! What is put into the kernel carries our mark (a route protocol id, our own nftables table, our own
@@ -16,6 +16,7 @@ use ipnet::Ipv4Net;
 pub mod blackhole;
 pub mod firewall;
 pub mod link;
+pub mod routes;
 
 mod command;
 pub(crate) mod netlink;
@@ -23,8 +24,10 @@ pub(crate) mod netlink;
 /// The wanted state of this host, for one overlay device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
-    /// The overlay device's name, as in `flannel.1`.
+    /// The overlay device's name, as in `flannel.1`; where there is no such device, what rules are named after.
     pub device: String,
+    /// The underlay's device, if packets to pods of other nodes also leave through it as they are.
+    pub direct: Option<String>,
     /// The device's MTU: the largest inner IP packet, in bytes.
     pub mtu: u32,
     /// The device's only IPv4 address, put as a /32: flannel uses the base of `pod_subnet`.
@@ -88,7 +91,7 @@ pub enum HostError {
     #[error("sysctl {path}: {source} (it must be writable here, or be set to {wanted} beforehand)")]
     Sysctl {
         /// The file under /proc/sys.
-        path: &'static str,
+        path: String,
         /// The value it should have.
         wanted: &'static str,
         /// What the kernel said.

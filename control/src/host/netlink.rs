@@ -3,10 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures::TryStreamExt;
+use ipnet::Ipv4Net;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
@@ -50,8 +51,15 @@ impl Netlink {
 
     /// The index of the device that the preferred (lowest metric) IPv4 default route leaves through.
     pub(crate) async fn default_device(&self) -> Result<Option<u32>, HostError> {
+        let routes = self.routes().await?;
+        let defaults = routes.iter().filter(|route| route.destination.prefix_len() == 0 && route.unicast);
+        Ok(defaults.min_by_key(|route| route.metric).and_then(|route| route.device))
+    }
+
+    /// All IPv4 routes of the main table.
+    pub(crate) async fn routes(&self) -> Result<Vec<Route>, HostError> {
         let query = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let routes: Vec<RouteMessage> = self
+        let messages: Vec<RouteMessage> = self
             .handle
             .route()
             .get(query)
@@ -59,7 +67,18 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(|e| failed("list the routes", &e))?;
-        Ok(routes.iter().filter_map(default_route).min_by_key(|(metric, _)| *metric).map(|(_, index)| index))
+        Ok(messages.into_iter().filter_map(Route::from_message).collect())
+    }
+
+    /// Which way the kernel sends what goes to `address`; `None` if it does not.
+    pub(crate) async fn way_to(&self, address: Ipv4Addr) -> Result<Option<Way>, HostError> {
+        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+        match self.handle.route().get(query).execute().try_next().await {
+            Ok(route) => Ok(route.as_ref().and_then(Way::from_message)),
+            // Unreachable, prohibited, or no route at all.
+            Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+            Err(error) => Err(failed(&format!("look up the route to {address}"), &error)),
+        }
     }
 }
 
@@ -136,6 +155,81 @@ impl Address {
     }
 }
 
+/// A route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) destination: Ipv4Net,
+    /// The device, of several hops that of the first.
+    pub(crate) device: Option<u32>,
+    /// The only hop's gateway, if it has one.
+    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) metric: u32,
+    pub(crate) protocol: RouteProtocol,
+    /// Not a blackhole or the like.
+    pub(crate) unicast: bool,
+    /// As the kernel gave it: what a delete request wants to see again.
+    pub(crate) message: RouteMessage,
+}
+
+impl Route {
+    fn from_message(message: RouteMessage) -> Option<Self> {
+        let mut base = Ipv4Addr::UNSPECIFIED;
+        let mut table = u32::from(message.header.table);
+        let (mut metric, mut device, mut gateway) = (0, None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => base = *address,
+                RouteAttribute::Priority(priority) => metric = *priority,
+                RouteAttribute::Oif(index) => device = Some(*index),
+                RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+                RouteAttribute::MultiPath(hops) => device = hops.first().map(|hop| hop.interface_index),
+                RouteAttribute::Table(id) => table = *id,
+                _ => {}
+            }
+        }
+        let destination = Ipv4Net::new(base, message.header.destination_prefix_length).ok()?;
+        let (protocol, unicast) = (message.header.protocol, message.header.kind == RouteType::Unicast);
+        (table == MAIN_TABLE).then_some(Self {
+            destination,
+            device,
+            gateway,
+            metric,
+            protocol,
+            unicast,
+            message,
+        })
+    }
+}
+
+/// The kernel's answer to where a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Way {
+    /// The device it leaves through.
+    pub(crate) device: u32,
+    /// The source address it gets, if it has none yet.
+    pub(crate) source: Option<Ipv4Addr>,
+    /// Whether the destination is on the link itself, without a gateway.
+    pub(crate) on_link: bool,
+    /// Whether it is this host's own address.
+    pub(crate) local: bool,
+}
+
+impl Way {
+    fn from_message(message: &RouteMessage) -> Option<Self> {
+        let (mut device, mut source, mut on_link) = (None, None, true);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => device = Some(*index),
+                RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => on_link = false,
+                _ => {}
+            }
+        }
+        let local = message.header.kind == RouteType::Local;
+        Some(Self { device: device?, source, on_link, local })
+    }
+}
+
 /// What a failed request says: the kernel's reason without the library's preamble.
 pub(crate) fn refused(action: impl Into<String>, error: &rtnetlink::Error) -> HostError {
     let reason = match error {
@@ -147,26 +241,6 @@ pub(crate) fn refused(action: impl Into<String>, error: &rtnetlink::Error) -> Ho
 
 fn failed(action: &str, error: &dyn std::error::Error) -> HostError {
     HostError::Netlink { action: action.to_owned(), reason: error.to_string() }
-}
-
-/// Metric and device of a default route in the main table.
-fn default_route(route: &RouteMessage) -> Option<(u32, u32)> {
-    let mut metric = 0;
-    let mut device = None;
-    let mut table = u32::from(route.header.table);
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Priority(priority) => metric = *priority,
-            RouteAttribute::Oif(index) => device = Some(*index),
-            RouteAttribute::MultiPath(hops) => device = hops.first().map(|hop| hop.interface_index),
-            RouteAttribute::Table(id) => table = *id,
-            _ => {}
-        }
-    }
-    let ours = route.header.destination_prefix_length == 0
-        && route.header.kind == RouteType::Unicast
-        && table == MAIN_TABLE;
-    if ours { Some((metric, device?)) } else { None }
 }
 
 /// `RT_TABLE_MAIN` (linux/rtnetlink.h).

@@ -60,6 +60,7 @@ impl fmt::Display for Words<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(LeaseBackend::Udp) => f.write_str("udp"),
+            Some(LeaseBackend::HostGw) => f.write_str("host-gw"),
             Some(LeaseBackend::Vxlan { vtep_mac, .. }) => write!(f, "VtepMAC {vtep_mac}"),
             Some(LeaseBackend::Other(name)) => f.write_str(name),
             None => f.write_str("something that cannot be read"),

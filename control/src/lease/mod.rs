@@ -45,7 +45,9 @@ pub enum LeaseBackend {
         /// The address its end of the tunnel answers to.
         vtep_mac: MacAddr,
     },
-    /// Another type (`host-gw`, `ipip`, …): kept by name, never a peer of ours.
+    /// Plain routes: the owner's public address is the gateway to its subnet.
+    HostGw,
+    /// Another type (`ipip`, `wireguard`, …): kept by name, never a peer of ours.
     Other(String),
 }
 
@@ -56,6 +58,7 @@ impl LeaseBackend {
         match self {
             Self::Udp => Some(BackendKind::Udp),
             Self::Vxlan { .. } => Some(BackendKind::Vxlan),
+            Self::HostGw => Some(BackendKind::HostGw),
             Self::Other(_) => None,
         }
     }
@@ -68,6 +71,8 @@ pub enum BackendKind {
     Udp,
     /// VXLAN, RFC 7348.
     Vxlan,
+    /// Plain routes between nodes on one link.
+    HostGw,
 }
 
 impl fmt::Display for BackendKind {
@@ -75,6 +80,7 @@ impl fmt::Display for BackendKind {
         f.write_str(match self {
             Self::Udp => "udp",
             Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
         })
     }
 }

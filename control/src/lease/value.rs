@@ -41,6 +41,7 @@ impl TryFrom<Value> for LeaseAttrs {
         let backend = match fields.text("BackendType")? {
             None | Some("" | "udp") => LeaseBackend::Udp,
             Some("vxlan") => vxlan(fields)?,
+            Some("host-gw") => LeaseBackend::HostGw,
             Some(other) => LeaseBackend::Other(other.to_owned()),
         };
         Ok(Self { public_ip, backend })
@@ -54,6 +55,7 @@ impl Serialize for LeaseAttrs {
             LeaseBackend::Vxlan { vni, vtep_mac } => {
                 (Some("vxlan"), Some(VxlanData { vni: *vni, vtep_mac: vtep_mac.to_string() }))
             }
+            LeaseBackend::HostGw => (Some("host-gw"), None),
             LeaseBackend::Other(name) => (Some(name.as_str()), None),
         };
         Attrs { public_ip: self.public_ip, public_ipv6: None, backend_type, backend_data }
@@ -124,6 +126,8 @@ mod tests {
     const UDP: &str = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null}"#;
     const VXLAN: &str = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"de:6e:e0:72:d6:e8"}}"#;
 
+    const HOST_GW: &str = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null,"BackendType":"host-gw"}"#;
+
     fn read(text: &str) -> Result<LeaseAttrs, JsonError> {
         LeaseAttrs::from_json(text.as_bytes())
     }
@@ -139,6 +143,10 @@ mod tests {
         let vtep_mac = "de:6e:e0:72:d6:e8".parse().unwrap();
         assert_eq!(vxlan.backend, LeaseBackend::Vxlan { vni: 1, vtep_mac });
         assert_eq!(vxlan.to_json(), VXLAN);
+
+        let host_gw = read(HOST_GW).unwrap();
+        assert_eq!(host_gw.backend, LeaseBackend::HostGw);
+        assert_eq!(host_gw.to_json(), HOST_GW);
     }
 
     #[test]
@@ -147,8 +155,8 @@ mod tests {
         assert_eq!(backend(r#"{"PublicIP":"1.2.3.4","BackendType":"","New":[1]}"#), LeaseBackend::Udp);
         assert_eq!(backend(r#"{"PublicIP":"1.2.3.4","BackendType":"udp"}"#), LeaseBackend::Udp);
         assert_eq!(
-            backend(r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"host-gw"}"#),
-            LeaseBackend::Other("host-gw".to_owned())
+            backend(r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"ipip"}"#),
+            LeaseBackend::Other("ipip".to_owned())
         );
         assert!(matches!(
             backend(

@@ -82,5 +82,10 @@ mod tests {
         assert_eq!(with(21, 6), Err(DropReason::NotIp));
         assert_eq!(with(0, 0xff), Ok(()), "reserved flags are ignored");
         assert_eq!(with(7, 0xff), Ok(()), "the reserved byte is ignored");
+        let mut policy = good;
+        // draft-smith-vxlan-group-policy: flag G, and a group in the two bytes that are reserved otherwise.
+        policy[0] |= 0x80;
+        policy[2..4].copy_from_slice(&[0x12, 0x34]);
+        assert_eq!(check(&policy, 1, OURS), Ok(()), "a group policy is ignored");
     }
 }

@@ -133,6 +133,15 @@ fn rules(desired: &Desired) -> Vec<(Vec<Statement<'static>>, &'static str)> {
         "pod to pod: bound to its own source, else docker's MASQUERADE would rewrite it",
     ));
 
+    // The same for what needs no tunnel. Nothing else that leaves by the underlay is touched.
+    if let Some(direct) = &desired.direct {
+        let out = meta_is(MetaKey::Oifname, direct);
+        rules.push((
+            vec![out, source(Operator::EQ, bound), destination(Operator::EQ, network), keep_source()],
+            "pod to pod on the underlay's own link: bound to its own source likewise",
+        ));
+    }
+
     // Rule 4 would return what goes to our own pods; through this device nothing does, they are not behind it.
     if wanted.return_path {
         rules.push((
@@ -248,6 +257,7 @@ mod tests {
     fn desired(masquerade: Masquerade) -> Desired {
         Desired {
             device: "flannel.1".to_owned(),
+            direct: None,
             mtu: 1450,
             address: [10, 1, 9, 0].into(),
             network: "10.1.0.0/16".parse().unwrap(),
@@ -264,16 +274,20 @@ mod tests {
         for (return_path, ip_masq, count) in
             [(false, false, 2), (true, false, 3), (false, true, 7), (true, true, 8)]
         {
-            let rules = rules(&desired(Masquerade { return_path, ip_masq, fully_random: true }));
+            let desired = desired(Masquerade { return_path, ip_masq, fully_random: true });
+            let rules = rules(&desired);
             assert_eq!(rules.len(), count);
             assert_eq!(rules[0].0[0], kube_proxy_mark());
+            let direct = Some("eth0".to_owned());
+            assert_eq!(super::rules(&Desired { direct, ..desired.clone() }).len(), count + 1);
         }
     }
 
     #[test]
     fn comments_fit() {
         let all = Masquerade { return_path: true, ip_masq: true, fully_random: true };
-        for (_, comment) in rules(&desired(all)) {
+        let direct = Some("eth0".to_owned());
+        for (_, comment) in rules(&Desired { direct, ..desired(all) }) {
             // NFTNL_UDATA_COMMENT_MAXLEN, less the final zero.
             assert!(comment.len() < 128, "{comment}");
         }

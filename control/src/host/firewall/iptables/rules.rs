@@ -84,13 +84,14 @@ pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Want
         own.push(format!("! -s {network} -m comment --comment from-outside-into-the-overlay -j {target}"));
     }
     let name = nat_chain(device);
+    let jump = format!("-m comment --comment overlayd-nat -j {name}");
+    // By the underlay only what goes from pod to pod is ours to say.
+    let mut hooks = vec![format!("-o {device} {jump}")];
+    hooks.extend(desired.direct.as_ref().map(|direct| format!("-s {bound} -d {network} -o {direct} {jump}")));
+    let hook = |rule| Hook { chain: "POSTROUTING", rule, place: Place::BeforeTranslation };
     let mut wanted = Wanted {
         table: "nat",
-        hooks: vec![Hook {
-            chain: "POSTROUTING",
-            rule: format!("-o {device} -m comment --comment overlayd-nat -j {name}"),
-            place: Place::BeforeTranslation,
-        }],
+        hooks: hooks.into_iter().map(hook).collect(),
         chains: vec![Chain { name, rules: own, shared: None }],
     };
     if masquerade.ip_masq && flannels {

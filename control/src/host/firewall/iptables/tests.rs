@@ -5,6 +5,7 @@ use crate::host::{FirewallKind, Masquerade};
 fn desired() -> Desired {
     Desired {
         device: "flannel.1".to_owned(),
+        direct: None,
         mtu: 1450,
         address: [10, 1, 9, 0].into(),
         network: "10.1.0.0/16".parse().unwrap(),

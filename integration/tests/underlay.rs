@@ -1,0 +1,195 @@
+//! The interface to the other nodes: behind a NAT, and changing while the daemon runs.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use integration::capture::Capture;
+use integration::overlayd::await_mesh;
+use integration::{Backend, Pair, Pod, Site, Store, SubnetEnv, await_until, traffic};
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_node_behind_a_nat_is_reached_by_its_public_address() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    site.router.ip("address add 192.168.199.77/32 dev lan199");
+    for rule in [
+        "PREROUTING -d 192.168.199.77 -p udp --dport 8472 -j DNAT --to-destination 192.168.1.12",
+        "POSTROUTING -o lan199 -s 192.168.1.12 -p udp -j SNAT --to-source 192.168.199.77",
+    ] {
+        site.router.ok(&format!("iptables -t nat -A {rule}"));
+    }
+    let w = worker.overlayd(&store).flag("--public-ip=192.168.199.77").start();
+    let m = master.overlayd(&store).start();
+    await_mesh(&[&w, &m]);
+    assert_eq!(m.status().0["peers"][0]["public_ip"], "192.168.199.77");
+    assert!(worker.ns.ok("ss -Hlun").contains("192.168.1.12:8472"), "bound to the interface's own address");
+    let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
+    let inside = Capture::start(&master.ns, "eth0", "host 192.168.1.12", master.directory());
+    // The master's first packet opens the way in, the worker's the way out.
+    for (from, to) in [(&b, &a), (&a, &b)] {
+        traffic::ping(&from.ns, to.address);
+        traffic::transfer(&from.ns, &to.ns, to.address, 4);
+    }
+    assert_eq!(inside.stop().len(), 0, "the worker's own address is not seen outside");
+}
+
+#[test]
+fn the_reason_for_the_interface_is_logged() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Udp);
+    let log = |flag: &str| {
+        let launch = store.flags().iter().fold(worker.bare_overlayd(), |launch, flag| launch.flag(flag));
+        let daemon = launch.flag(flag).start();
+        let log = daemon.log();
+        daemon.stop();
+        // All of them write to one file.
+        let line = log.lines().rfind(|line| line.contains("interface chosen"));
+        line.unwrap_or_else(|| panic!("{log}")).to_owned()
+    };
+    for flag in ["--iface=eth0", "--iface-regex=^192\\.168\\.1\\.", "-iface-can-reach=192.168.199.238"] {
+        let line = log(flag);
+        let value = flag.split_once('=').unwrap().1.replace('\\', "");
+        let said = line.replace('\\', "");
+        assert!(said.contains(&value) && said.contains("192.168.1.12") && said.contains("eth0"), "{line}");
+    }
+    assert!(log("--public-ip=192.168.1.12").contains("--public-ip"));
+    assert!(log("-v=0").contains("default route"));
+    let refusal = worker.bare_overlayd().flag("--store=dir:/tmp").flag("--iface-regex=^wlan").refused();
+    assert!(refusal.contains("^wlan") && refusal.contains("eth0 (192.168.1.12)"), "{refusal}");
+}
+
+#[test]
+fn connections_survive_another_address_of_the_host_over_udp() {
+    connections_survive_another_address_of_the_host(Backend::Udp);
+}
+
+#[test]
+fn connections_survive_another_address_of_the_host_over_vxlan() {
+    connections_survive_another_address_of_the_host(Backend::Vxlan);
+}
+
+fn connections_survive_another_address_of_the_host(backend: Backend) {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, backend);
+    let pair = Pair::start([&worker, &master], &store, &[]);
+    let (env, mac) = (pair.left.env(), pair.left.status().0["backend"]["vtep_mac"].clone());
+    let mut connection = Connection::open(&pair.a, &pair.b);
+    connection.check();
+    let index = worker.ns.ok(&format!("cat /sys/class/net/{}/ifindex", backend.device()));
+
+    worker.ns.ip("address del 192.168.1.12/24 dev eth0\naddress add 192.168.1.50/24 dev eth0\n\
+         route add default via 192.168.1.1");
+    connection.check();
+    await_until(SOON, "the lease to say so", || store.leases()[&env.key()].contains("192.168.1.50"));
+    assert_eq!(store.leases().len(), 2);
+    await_until(SOON, "the master to follow", || {
+        pair.right.status().0["peers"][0]["public_ip"] == "192.168.1.50"
+    });
+    assert_eq!(pair.left.env(), env);
+    let status = pair.left.status().0;
+    assert_eq!(
+        (&status["lease"]["public_ip"], &status["backend"]["vtep_mac"]),
+        (&"192.168.1.50".into(), &mac)
+    );
+    let after = worker.ns.ok(&format!("cat /sys/class/net/{}/ifindex", backend.device()));
+    assert_eq!(after, index, "the device itself has stayed");
+    traffic::ping(&pair.b.ns, pair.a.address);
+    connection.check();
+
+    // Restarted, it is known by the new address.
+    let Pair { left, right: _right, a, b } = pair;
+    left.stop();
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env(), env);
+    await_until(SOON, "the pods to reach each other", || traffic::answers(&a.ns, b.address));
+}
+
+#[test]
+fn another_mtu_of_the_interface_is_passed_on() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let pair = Pair::start([&worker, &master], &store, &[]);
+    let mut connection = Connection::open(&pair.a, &pair.b);
+    let before = pair.left.env();
+    worker.ns.ip("link set eth0 mtu 1400");
+    let expected = SubnetEnv { mtu: 1350, ..before };
+    await_until(SOON, "the subnet file to say so", || pair.left.env() == expected);
+    await_until(SOON, "the device to have it", || {
+        worker.ns.ok("ip -o link show flannel.1").contains("mtu 1350 ")
+    });
+    connection.check();
+    traffic::ping(&pair.b.ns, pair.a.address);
+}
+
+#[test]
+fn an_interface_that_was_deleted_is_used_again_when_it_is_back() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let pair = Pair::start([&worker, &master], &store, &[]);
+    let mut connection = Connection::open(&pair.a, &pair.b);
+    worker.ns.ip("link del eth0");
+    await_until(SOON, "the daemon to say so", || pair.left.log().contains("not as it was"));
+    site.router.ip(&format!(
+        "link add lan1 type veth peer name eth0 netns {}\naddress add 192.168.1.1/24 dev lan1\nlink set lan1 up",
+        worker.ns.name()
+    ));
+    worker.ns.ip("address add 192.168.1.12/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.1.1");
+    connection.check();
+    traffic::ping(&pair.a.ns, pair.b.address);
+    assert_eq!(pair.left.log().matches("not as it was").count(), 1);
+}
+
+#[test]
+fn routes_by_an_interface_that_was_deleted_are_back_when_it_is() {
+    let (site, [worker, neighbour, _]) = Site::three_hosts();
+    let config = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"host-gw"}}"#;
+    let store = Store::dir_with(&site, "store", config);
+    // Once an hour: it is the events that count.
+    let pair = Pair::start([&worker, &neighbour], &store, &["--iptables-resync=3600"]);
+    let mut connection = Connection::open(&pair.a, &pair.b);
+    worker.ns.ip("link del eth0");
+    await_until(SOON, "the daemon to say so", || pair.left.log().contains("not as it was"));
+    site.router.ip(&format!(
+        "link add port1-12 type veth peer name eth0 netns {}\nlink set port1-12 master lan1 up",
+        worker.ns.name()
+    ));
+    worker.ns.ip("address add 192.168.1.12/24 dev eth0\nlink set eth0 up");
+    connection.check();
+    let route = worker.ns.ok(&format!("ip route show {}", pair.right.env().base_with_length()));
+    assert!(route.contains("via 192.168.1.13 dev eth0 proto 222"), "{route}");
+}
+
+/// A TCP connection between two pods.
+struct Connection {
+    near: TcpStream,
+    far: TcpStream,
+}
+
+impl Connection {
+    fn open(from: &Pod, to: &Pod) -> Self {
+        let listener = to.ns.within(|| TcpListener::bind((to.address, 0))).expect("bind a TCP listener");
+        let target = listener.local_addr().expect("a bound address");
+        let near = from.ns.within(|| TcpStream::connect_timeout(&target, SOON)).expect("connect");
+        let (far, _) = listener.accept().expect("accept");
+        for end in [&near, &far] {
+            // Retransmissions are further apart the longer a way is closed.
+            end.set_read_timeout(Some(Duration::from_secs(30))).expect("set a timeout");
+        }
+        Self { near, far }
+    }
+
+    /// Sends a word there and another back.
+    #[track_caller]
+    fn check(&mut self) {
+        let mut word = [0; 4];
+        self.near.write_all(b"ping").expect("send");
+        self.far.read_exact(&mut word).expect("the connection to go on");
+        assert_eq!(&word, b"ping");
+        self.far.write_all(b"pong").expect("answer");
+        self.near.read_exact(&mut word).expect("the connection to go on, back");
+        assert_eq!(&word, b"pong");
+    }
+}
