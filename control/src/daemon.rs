@@ -13,11 +13,15 @@ use overlay::offload::Offload;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use crate::cleanup;
 use crate::flags::{Flags, SourceCheckFlag, StoreKind};
+use crate::health::{Health, HealthError};
+use crate::host::events::{Interest, Touched};
 use crate::host::firewall::{self, Firewall};
+use crate::host::leftovers::devices_with_rules;
 use crate::host::link::AddressChanges;
 use crate::host::{HostError, Masquerade};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
@@ -25,14 +29,16 @@ use crate::lease::LeaseBackend;
 use crate::membership::{BadConfig, Membership, Terms, View};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::{Node, NodeError, NodeOptions, Plan};
+use crate::reconcile::Reconcile;
 use crate::socket::{ControlSocket, StatusSource, path};
 use crate::state::{SavedState, StateError};
 use crate::status::{
-    BackendStatus, Counters, DeviceStatus, Directions, LeaseState, LeaseStatus, PeerStatus, Status,
-    StoreStatus, drops,
+    BackendStatus, Counters, DeviceStatus, Directions, HostStatus, LeaseState, LeaseStatus, PeerStatus,
+    Status, StoreStatus, drops,
 };
 use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
 use crate::subnet_file::{Previous, SubnetFile};
+use crate::takeover::{self, TakeoverError};
 
 /// Why the daemon cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +58,12 @@ pub enum DaemonError {
     /// The host cannot be watched.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// Health cannot be served.
+    #[error(transparent)]
+    Health(#[from] HealthError),
+    /// What flanneld has left cannot be taken over.
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
     /// A file that others wait for cannot be written.
     #[error("cannot write {path}: {source} (see --subnet-file)")]
     SubnetFile {
@@ -86,6 +98,11 @@ pub async fn run(flags: Flags) -> Result<(), DaemonError> {
 }
 
 async fn serve(flags: Flags) -> Result<(), DaemonError> {
+    let health = Health::default();
+    let _server = match flags.healthz_port {
+        0 => None,
+        port => Some(health.serve((flags.healthz_ip, port).into()).await?),
+    };
     let spec = IfaceSpec { iface: flags.iface.clone(), public_ip: flags.public_ip };
     let underlay = iface::choose(&spec).await?;
     info!(
@@ -96,21 +113,10 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
         reason = underlay.reason,
         "interface chosen"
     );
-    let store: Arc<dyn LeaseStore> = match &flags.store {
-        StoreKind::Etcd => {
-            Arc::new(EtcdStore::connect(flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone()).await?)
-        }
-        StoreKind::Dir(path) => Arc::new(DirStore::open(path)?),
-    };
-
+    let store = connect_store(&flags).await?;
     let (failed, mut failures) = mpsc::unbounded_channel();
-    let on_failure: OnFailure = Arc::new(move |worker: &str, error: std::io::Error| {
-        // The receiver is gone only when the daemon is stopping anyway.
-        let _ =
-            failed.send(format!("worker {worker} cannot go on: {error} (was the overlay device deleted?)"));
-    });
     let mut address_changes = AddressChanges::subscribe()?;
-    let mut daemon = Daemon::new(flags, underlay, store.describe(), on_failure);
+    let mut daemon = Daemon::new(flags, underlay, store.describe(), failed, health);
 
     let saved = daemon.saved_view();
     let terms = daemon.terms(saved.as_ref());
@@ -123,12 +129,11 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
     let (out, mut views) = watch::channel(None);
     let membership = Membership::new(store, terms, config, out).run();
     tokio::pin!(membership);
-    let mut resync = interval(daemon.resync_period());
-    resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reconcile = Reconcile::start(daemon.resync_period())?;
     loop {
         tokio::select! {
             error = &mut membership => return Err(error.into()),
-            Some(failure) = failures.recv() => return Err(DaemonError::Worker(failure)),
+            Some(failure) = failures.recv() => daemon.worker_failed(failure).await?,
             Ok(()) = views.changed() => {
                 let view = views.borrow_and_update().clone();
                 if let Some(view) = view {
@@ -141,7 +146,8 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
                 }
                 daemon.republish().await;
             }
-            _ = resync.tick() => daemon.sync_host().await,
+            touched = reconcile.due(daemon.interest()) => daemon.sync_host(touched).await,
+            () = sleep_until(daemon.revival_at()), if daemon.revival.is_some() => daemon.revive().await,
             () = sleep_until(daemon.save_at.unwrap_or_else(Instant::now)), if daemon.save_at.is_some() => {
                 daemon.save();
             }
@@ -149,17 +155,40 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
     }
 }
 
+/// The store that the flags name.
+///
+/// # Errors
+/// It cannot be used at all.
+pub async fn connect_store(flags: &Flags) -> Result<Arc<dyn LeaseStore>, StoreError> {
+    Ok(match &flags.store {
+        StoreKind::Etcd => {
+            Arc::new(EtcdStore::connect(flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone()).await?)
+        }
+        StoreKind::Dir(path) => Arc::new(DirStore::open(path)?),
+    })
+}
+
 /// What runs, and what it was made from.
 struct Daemon {
     flags: Flags,
     underlay: Underlay,
     store: String,
-    on_failure: OnFailure,
+    failed: mpsc::UnboundedSender<Failure>,
     running: Option<Running>,
+    /// How many nodes have been built: a worker's last words concern the node that it belonged to.
+    generation: u64,
+    /// The attempt to build the node again whose device was deleted.
+    revival: Option<Revival>,
+    /// Stays while a node is built again, and says so.
+    socket: Option<(String, ControlSocket)>,
     /// For the control socket, which answers from the same thread but outlives borrows of the rest.
     shared: Arc<Mutex<Shared>>,
-    /// What the last resync could not put right.
-    host_problems: Vec<String>,
+    health: Health,
+    /// What the last look at the device and at the rules could not put right.
+    link_problem: Option<String>,
+    rules_problem: Option<String>,
+    /// Since when the store has not confirmed the lease.
+    unconfirmed_since: Option<Instant>,
     /// When the state is to be written next, if it has changed.
     save_at: Option<Instant>,
 }
@@ -167,7 +196,21 @@ struct Daemon {
 struct Running {
     node: Arc<Node>,
     firewall: Firewall,
-    _socket: Option<ControlSocket>,
+}
+
+/// A worker has given up.
+struct Failure {
+    generation: u64,
+    worker: String,
+    error: std::io::Error,
+}
+
+struct Revival {
+    at: Instant,
+    /// After the next failure.
+    pause: Duration,
+    /// The last failure, said once.
+    problem: Option<String>,
 }
 
 #[derive(Default)]
@@ -175,19 +218,32 @@ struct Shared {
     node: Weak<Node>,
     view: Option<(View, LeaseState)>,
     store: String,
+    host: HostStatus,
 }
 
 impl Daemon {
-    fn new(flags: Flags, underlay: Underlay, store: String, on_failure: OnFailure) -> Self {
+    fn new(
+        flags: Flags,
+        underlay: Underlay,
+        store: String,
+        failed: mpsc::UnboundedSender<Failure>,
+        health: Health,
+    ) -> Self {
         let shared = Arc::new(Mutex::new(Shared { store: store.clone(), ..Shared::default() }));
         Self {
             flags,
             underlay,
             store,
-            on_failure,
+            failed,
             running: None,
+            generation: 0,
+            revival: None,
+            socket: None,
             shared,
-            host_problems: Vec::new(),
+            health,
+            link_problem: None,
+            rules_problem: None,
+            unconfirmed_since: Some(Instant::now()),
             save_at: None,
         }
     }
@@ -275,13 +331,20 @@ impl Daemon {
                     error!(%error, "the peers cannot be updated: the earlier ones stay");
                 }
             }
+            // It will be built as the view says that is kept below.
+            None if self.revival.is_some() => {}
             _ => self.rebuild(plan, &view).await?,
         }
+        self.unconfirmed_since = match (view.connected && state == LeaseState::Held, self.unconfirmed_since) {
+            (true, _) => None,
+            (false, since) => since.or_else(|| Some(Instant::now())),
+        };
         let lock = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let before = lock().view.replace((view.clone(), state));
         if state == LeaseState::Held && before.is_none_or(|(before, _)| worth_saving(&before, &view)) {
             self.save_at.get_or_insert(Instant::now() + SAVE_DELAY);
         }
+        self.tell_health();
         Ok(())
     }
 
@@ -309,16 +372,96 @@ impl Daemon {
             }
         }
         let device = plan.device();
-        let (node, firewall) = Node::start(plan, &self.options(), &view.peers, &self.on_failure).await?;
+        // Rules that were there before are of an earlier run, and worth more than none.
+        let had_rules = devices_with_rules().await.is_ok_and(|devices| devices.contains(&device));
+        takeover::from_flanneld(&plan).await?;
+        let built = self.build(plan, view).await;
+        if built.is_err() && !had_rules {
+            // What is not there need not be removed, and what cannot be is told by the error that follows.
+            let _ = firewall::remove(&device).await;
+        }
+        self.running = Some(built?);
+        self.serve_socket(&device).await;
+        notify(&[NotifyState::Ready]);
+        self.remove_stale_rules(&device).await;
+        Ok(())
+    }
+
+    async fn build(&mut self, plan: Plan, view: &View) -> Result<Running, DaemonError> {
+        self.generation += 1;
+        let (generation, failed) = (self.generation, self.failed.clone());
+        let on_failure: OnFailure = Arc::new(move |worker: &str, error: std::io::Error| {
+            // The receiver is gone only when the daemon is stopping anyway.
+            let _ = failed.send(Failure { generation, worker: worker.to_owned(), error });
+        });
+        let (node, firewall) = Node::start(plan, &self.options(), &view.peers, &on_failure).await?;
+        let plan = node.plan();
+        self.write_subnet_file(plan)?;
+        info!(device = plan.device(), subnet = %plan.subnet, mtu = plan.mtu(), port = plan.port(), peers = view.peers.len(), "forwarding");
         let node = Arc::new(node);
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).node = Arc::downgrade(&node);
-        self.write_subnet_file(node.plan())?;
-        let socket = self.serve_socket(&device).await;
-        let plan = node.plan();
-        info!(device, subnet = %plan.subnet, mtu = plan.mtu(), port = plan.port(), peers = view.peers.len(), "forwarding");
-        self.running = Some(Running { node, firewall, _socket: socket });
-        notify(&[NotifyState::Ready]);
+        Ok(Running { node, firewall })
+    }
+
+    /// Rules of a run with another device, which is gone: it will not come back for them.
+    async fn remove_stale_rules(&self, own: &str) {
+        let stale = match cleanup::devices_gone().await {
+            Ok(devices) => devices,
+            Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
+        };
+        for device in stale.iter().filter(|device| *device != own) {
+            match firewall::remove(device).await {
+                Ok(()) => info!(device, "removed the firewall rules of an earlier run"),
+                Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
+            }
+        }
+    }
+
+    /// A worker that has lost its device is no reason to end; any other is.
+    async fn worker_failed(&mut self, failure: Failure) -> Result<(), DaemonError> {
+        let Failure { generation, worker, error } = failure;
+        if generation != self.generation || self.running.is_none() {
+            return Ok(());
+        }
+        if error.raw_os_error() != Some(EBADFD) {
+            return Err(DaemonError::Worker(format!("worker {worker} cannot go on: {error}")));
+        }
+        self.device_gone().await;
         Ok(())
+    }
+
+    async fn device_gone(&mut self) {
+        if self.running.take().is_some() {
+            warn!("the overlay device was deleted by somebody else: making it anew");
+            self.revival = Some(Revival { at: Instant::now(), pause: FIRST_PAUSE, problem: None });
+            self.revive().await;
+        }
+    }
+
+    fn revival_at(&self) -> Instant {
+        self.revival.as_ref().map_or_else(Instant::now, |revival| revival.at)
+    }
+
+    /// Builds the node again that has lost its device, as the latest view has it.
+    async fn revive(&mut self) {
+        let view = self.shared.lock().unwrap_or_else(PoisonError::into_inner).view.clone();
+        let (Some(mut revival), Some((view, _))) = (self.revival.take(), view) else { return };
+        let plan = self.plan(&view);
+        let device = plan.device();
+        match self.rebuild(plan, &view).await {
+            Ok(()) => self.restored(format!("the device {device} with everything on it")),
+            Err(error) => {
+                let problem = error.to_string();
+                if revival.problem.as_ref() != Some(&problem) {
+                    error!(%problem, device, "the overlay device cannot be made anew: trying again");
+                }
+                revival.problem = Some(problem);
+                revival.at = Instant::now() + revival.pause;
+                revival.pause = (2 * revival.pause).min(LONGEST_PAUSE);
+                self.revival = Some(revival);
+            }
+        }
+        self.tell_health();
     }
 
     fn write_subnet_file(&self, plan: &Plan) -> Result<(), DaemonError> {
@@ -334,7 +477,11 @@ impl Daemon {
     }
 
     /// Without a control socket the node forwards all the same.
-    async fn serve_socket(&self, device: &str) -> Option<ControlSocket> {
+    async fn serve_socket(&mut self, device: &str) {
+        if self.socket.as_ref().is_some_and(|(served, _)| served == device) {
+            return;
+        }
+        self.socket = None;
         let shared = Arc::clone(&self.shared);
         let source: StatusSource =
             Arc::new(move || shared.lock().unwrap_or_else(PoisonError::into_inner).status());
@@ -342,14 +489,13 @@ impl Daemon {
             Ok(path) => path,
             Err(error) => {
                 warn!(%error, "no control socket: the network namespace cannot be told");
-                return None;
+                return;
             }
         };
         match ControlSocket::serve(&path, source).await {
-            Ok(socket) => Some(socket),
+            Ok(socket) => self.socket = Some((device.to_owned(), socket)),
             Err(error) => {
                 warn!(path = %path.display(), %error, "no control socket: overlayctl cannot ask this daemon");
-                None
             }
         }
     }
@@ -367,21 +513,64 @@ impl Daemon {
         }
     }
 
+    /// What of the host is ours to look after; `None` while nothing is.
+    fn interest(&self) -> Option<Interest> {
+        let plan = self.running.as_ref()?.node.plan();
+        Some(Interest {
+            device: plan.device(),
+            underlay: plan.underlay.index,
+            network: plan.config.network,
+        })
+    }
+
     /// What others have taken away is put back. A lasting problem is told once.
-    async fn sync_host(&mut self) {
+    async fn sync_host(&mut self, touched: Touched) {
         let Some(running) = &mut self.running else { return };
-        let synced = [running.node.sync_link().await, running.firewall.sync().await.map(drop)];
-        let problems: Vec<String> =
-            synced.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
-        if problems != self.host_problems {
-            for problem in &problems {
-                warn!(%problem, "the host is not as it should be: trying again at every resync");
+        let link = if touched.link { Some(running.node.sync_link().await) } else { None };
+        let rules = if touched.rules { Some(running.firewall.sync().await) } else { None };
+        match link {
+            Some(Err(HostError::NoDevice(_))) => self.device_gone().await,
+            Some(Ok(put)) => {
+                tell_problem(&mut self.link_problem, None);
+                put.into_iter().for_each(|what| self.restored(what));
             }
-            if problems.is_empty() {
-                info!("the host is as it should be again");
-            }
-            self.host_problems = problems;
+            Some(Err(error)) => tell_problem(&mut self.link_problem, Some(error.to_string())),
+            None => {}
         }
+        match rules {
+            Some(Ok(put)) => {
+                tell_problem(&mut self.rules_problem, None);
+                if put {
+                    self.restored("the firewall rules".to_owned());
+                }
+            }
+            Some(Err(error)) => tell_problem(&mut self.rules_problem, Some(error.to_string())),
+            None => {}
+        }
+        self.tell_health();
+    }
+
+    fn restored(&self, what: String) {
+        info!(what, "put back what somebody else has removed or changed");
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).host.restored += 1;
+    }
+
+    /// Whether this node does what it is there for, and if not, why.
+    fn tell_health(&self) {
+        let mut problems: Vec<String> =
+            [&self.link_problem, &self.rules_problem].into_iter().flatten().cloned().collect();
+        match &self.revival {
+            Some(Revival { problem: Some(problem), .. }) => problems.push(problem.clone()),
+            _ if self.running.is_none() => problems.push("nothing is forwarded yet".to_owned()),
+            _ => {}
+        }
+        // The store has let it expire by then, at the latest.
+        let ttl = Duration::from_secs(u64::from(self.flags.subnet_lease_ttl));
+        if self.unconfirmed_since.is_some_and(|since| since.elapsed() >= ttl) {
+            problems.push("the store has not confirmed the lease for as long as it lasts".to_owned());
+        }
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).host.problems.clone_from(&problems);
+        self.health.set(problems);
     }
 
     fn save(&mut self) {
@@ -471,6 +660,7 @@ impl Shared {
                 ingress: drops(&ingress, &DropReason::INGRESS),
             },
             icmp_sent: egress.icmp_sent + ingress.icmp_sent,
+            host: self.host.clone(),
         })
     }
 }
@@ -478,6 +668,18 @@ impl Shared {
 /// Whether the saved state of `before` would mislead a node that is now as `after` says.
 fn worth_saving(before: &View, after: &View) -> bool {
     (&before.config_text, &before.lease, &before.peers) != (&after.config_text, &after.lease, &after.peers)
+}
+
+/// Makes `now` the state of something that is looked at again and again, and says so if that is news.
+fn tell_problem(before: &mut Option<String>, now: Option<String>) {
+    if *before == now {
+        return;
+    }
+    match &now {
+        Some(problem) => warn!(%problem, "the host is not as it should be: trying again at every resync"),
+        None => info!("the host is as it should be again"),
+    }
+    *before = now;
 }
 
 /// Tells systemd, if it wants to know.
@@ -491,3 +693,8 @@ fn notify(state: &[NotifyState<'_>]) {
 const MAX_DEFAULT_QUEUES: usize = 8;
 /// How long changes of the peers are gathered before they are written to disk.
 const SAVE_DELAY: Duration = Duration::from_millis(500);
+/// After the first failure to make a deleted device anew, doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// What a TUN says once its device is gone (`drivers/net/tun.c`).
+const EBADFD: i32 = 77;

@@ -131,6 +131,8 @@ pub enum NodeError {
 /// A running node.
 pub struct Node {
     plan: Plan,
+    /// Of its device.
+    index: u32,
     queues: usize,
     source_check: SourceCheck,
     desired: Desired,
@@ -176,6 +178,7 @@ impl Node {
         let mut firewall = Firewall::new(desired.clone());
         firewall.sync().await?;
         link::apply(&desired).await?;
+        let index = link::index_of(&desired.device).await?;
         let addresses = link::addresses().await?;
         let table = SharedTable::new(table(&plan, leases, addresses.into_iter().collect()));
         let forwarder = Forwarder::start(
@@ -192,7 +195,7 @@ impl Node {
             on_failure,
         )?;
         let (queues, source_check) = (options.queues, options.source_check);
-        Ok((Self { plan, queues, source_check, desired, offloads, table, forwarder }, firewall))
+        Ok((Self { plan, index, queues, source_check, desired, offloads, table, forwarder }, firewall))
     }
 
     /// What it was made from.
@@ -232,10 +235,15 @@ impl Node {
     }
 
     /// Puts back what the device has lost of its MTU, address or route, as by being set down once.
+    /// Returns what that was, for people.
     ///
     /// # Errors
-    /// The step that the kernel refused.
-    pub async fn sync_link(&self) -> Result<(), HostError> {
+    /// The step that the kernel refused; [`HostError::NoDevice`] if the device is gone: then only a new
+    /// node helps.
+    pub async fn sync_link(&self) -> Result<Vec<String>, HostError> {
+        if link::index_of(&self.desired.device).await? != self.index {
+            return Err(HostError::NoDevice(self.desired.device.clone()));
+        }
         link::apply(&self.desired).await
     }
 

@@ -7,14 +7,12 @@ use clap::{Arg, ArgAction, Command};
 
 /// What of flanneld's flags there is not yet. Refused by name, since ignoring one could open a
 /// connection without the certificates that were asked for.
-const NOT_SUPPORTED: [&str; 21] = [
+const NOT_SUPPORTED: [&str; 19] = [
     "etcd-cafile",
     "etcd-certfile",
     "etcd-keyfile",
     "etcd-password",
     "etcd-username",
-    "healthz-ip",
-    "healthz-port",
     "iface-can-reach",
     "iface-regex",
     "ip-blackhole-route",

@@ -12,7 +12,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+pub mod events;
 pub mod firewall;
+pub mod leftovers;
 pub mod link;
 
 mod command;

@@ -9,3 +9,4 @@ pub mod mmsg;
 pub mod simd;
 pub mod tun;
 pub mod wake;
+pub mod xtables;
