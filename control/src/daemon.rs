@@ -325,6 +325,7 @@ impl Daemon {
     /// Brings the host to what `view` says.
     async fn apply(&mut self, view: View, state: LeaseState) -> Result<(), DaemonError> {
         let plan = self.plan(&view);
+        let built = self.generation;
         match &self.running {
             Some(running) if *running.node.plan() == plan => {
                 if let Err(error) = running.node.publish(&view.peers).await {
@@ -345,6 +346,9 @@ impl Daemon {
             self.save_at.get_or_insert(Instant::now() + SAVE_DELAY);
         }
         self.tell_health();
+        if built != self.generation {
+            self.remove_stale_rules().await;
+        }
         Ok(())
     }
 
@@ -383,7 +387,6 @@ impl Daemon {
         self.running = Some(built?);
         self.serve_socket(&device).await;
         notify(&[NotifyState::Ready]);
-        self.remove_stale_rules(&device).await;
         Ok(())
     }
 
@@ -404,12 +407,12 @@ impl Daemon {
     }
 
     /// Rules of a run with another device, which is gone: it will not come back for them.
-    async fn remove_stale_rules(&self, own: &str) {
+    async fn remove_stale_rules(&self) {
         let stale = match cleanup::devices_gone().await {
             Ok(devices) => devices,
             Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
         };
-        for device in stale.iter().filter(|device| *device != own) {
+        for device in &stale {
             match firewall::remove(device).await {
                 Ok(()) => info!(device, "removed the firewall rules of an earlier run"),
                 Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
@@ -516,11 +519,7 @@ impl Daemon {
     /// What of the host is ours to look after; `None` while nothing is.
     fn interest(&self) -> Option<Interest> {
         let plan = self.running.as_ref()?.node.plan();
-        Some(Interest {
-            device: plan.device(),
-            underlay: plan.underlay.index,
-            network: plan.config.network,
-        })
+        Some(Interest { device: plan.device(), underlay: plan.underlay.index, network: plan.config.network })
     }
 
     /// What others have taken away is put back. A lasting problem is told once.

@@ -45,8 +45,7 @@ impl Health {
     /// # Errors
     /// The address cannot be had.
     pub async fn serve(&self, address: SocketAddr) -> Result<HealthServer, HealthError> {
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| HealthError { address, source })?;
+        let listener = TcpListener::bind(address).await.map_err(|source| HealthError { address, source })?;
         info!(%address, "serving /healthz and /readyz");
         let router = Router::new()
             .route("/healthz", get(|| async { "flanneld is running" }))
@@ -70,9 +69,7 @@ async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
     match problems.as_deref() {
         Some([]) => (StatusCode::OK, "flanneld is ready".to_owned()),
         None => (StatusCode::SERVICE_UNAVAILABLE, NOT_READY.to_owned()),
-        Some(problems) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{NOT_READY}: {}", problems.join("; ")))
-        }
+        Some(problems) => (StatusCode::SERVICE_UNAVAILABLE, format!("{NOT_READY}: {}", problems.join("; "))),
     }
 }
 

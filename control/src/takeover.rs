@@ -62,7 +62,7 @@ pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
     if let Some(pid) = process_here("flanneld") {
         return Err(TakeoverError::Running { device: left.name, pid });
     }
-    if let Some(other) = others.into_iter().find(|other| other.port == plan.port()) {
+    if let Some(other) = others.into_iter().find(|other| other.up && other.port == plan.port()) {
         return Err(TakeoverError::PortShared { device: left.name, other: other.name, port: other.port });
     }
     if let Some(mac) = left.mac.filter(|mac| *mac != plan.vtep_mac) {
@@ -86,7 +86,8 @@ pub(crate) fn process_here(name: &str) -> Option<u32> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
-        let here = comm.trim_end() == name && pid != std::process::id() && namespace(entry.path()) == Some(own);
+        let here =
+            comm.trim_end() == name && pid != std::process::id() && namespace(entry.path()) == Some(own);
         here.then_some(pid)
     })
 }

@@ -1,9 +1,12 @@
 //! `overlayctl cleanup` leaves a host as if the daemon had never been there, and touches nothing else.
 
 use std::process::Output;
+use std::time::Duration;
 
 use integration::overlayd::program;
-use integration::{Backend, Host, Overlayd, Site, Store};
+use integration::{Backend, Host, Overlayd, Site, Store, await_until};
+
+const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn all_that_is_ours_goes_and_nothing_else() {
@@ -23,10 +26,10 @@ fn all_that_is_ours_goes_and_nothing_else() {
     let running = cleanup(&worker, &w, &[]);
     assert_eq!(running.status.code(), Some(1));
     assert!(text(&running).contains("overlayd is running on flannel.1"), "{}", text(&running));
+    let state = format!("{}.state.json", subnet_file.display());
+    await_until(LIMIT, "the state to be saved", || std::path::Path::new(&state).exists());
     // As a crash leaves it, with the socket.
     w.process().kill();
-    let state = format!("{}.state.json", subnet_file.display());
-    assert!(std::path::Path::new(&state).exists());
     // A route that outlives the device, as those of a host-gw run do.
     worker.ns.ip("route add 10.1.201.0/24 via 192.168.1.1 proto 222");
 
@@ -34,7 +37,9 @@ fn all_that_is_ours_goes_and_nothing_else() {
     let dry = cleanup(&worker, &w, &["--dry-run"]);
     assert!(dry.status.success(), "{}", text(&dry));
     assert_eq!(host_state(&worker), dirty, "a dry run changes nothing");
-    for part in ["the firewall rules of flannel.1", "the route 10.1.201.0/24 dev eth0", "flannel.1.sock", &state] {
+    for part in
+        ["the firewall rules of flannel.1", "the route 10.1.201.0/24 dev eth0", "flannel.1.sock", &state]
+    {
         let told = text(&dry).lines().any(|line| line.starts_with("would remove") && line.contains(part));
         assert!(told, "{part}: {}", text(&dry));
     }
@@ -46,7 +51,10 @@ fn all_that_is_ours_goes_and_nothing_else() {
     assert!(subnet_file.exists(), "docker and flanneld read it");
 
     let again = cleanup(&worker, &w, &[]);
-    assert_eq!((again.status.code(), text(&again).as_str()), (Some(0), "nothing of overlayd's is left here\n"));
+    assert_eq!(
+        (again.status.code(), text(&again).as_str()),
+        (Some(0), "nothing of overlayd's is left here\n")
+    );
     assert_eq!(store.leases().len(), 1, "the lease is not given back unless asked for");
 }
 
@@ -80,7 +88,9 @@ fn the_lease_is_given_back_when_asked_for() {
     let give_back = |flags: &str| {
         let overlayctl = program("overlayctl");
         let file = file.display();
-        worker.ns.run(&format!("{} cleanup --release-lease -- -subnet-file={file} {flags}", overlayctl.display()))
+        worker
+            .ns
+            .run(&format!("{} cleanup --release-lease -- -subnet-file={file} {flags}", overlayctl.display()))
     };
 
     // Without the store's address the lease is not where the tool looks: all else is done, and it can be

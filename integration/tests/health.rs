@@ -35,7 +35,9 @@ fn a_node_that_cannot_be_put_right_is_not_ready() {
     let store = Store::dir(&site, Backend::Vxlan);
     let pair = Pair::start([&worker, &master], &store, &["--healthz-port=8081"]);
     await_until(LIMIT, "readyz", || code(&worker) == Some(200));
-    worker.ns.ip("link set flannel.1 down\nlink set flannel.1 name elsewhere\nlink add flannel.1 type bridge");
+    worker
+        .ns
+        .ip("link set flannel.1 down\nlink set flannel.1 name elsewhere\nlink add flannel.1 type bridge");
     await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
     let (_, text) = get(&worker, "/readyz").unwrap();
     assert!(text.starts_with("flanneld is not ready yet: ") && text.contains("flannel.1"), "{text}");

@@ -34,7 +34,13 @@ fn what_is_taken_from_the_device_is_put_back() {
         await_until(LIMIT, "it to be counted", || restored(&pair.left) > number as u64);
     }
     let log = pair.left.log();
-    for what in ["the route 10.1.0.0/16", "the address 10.1.", "flannel.1: up", "the MTU 1450 (was 1300)", "ip_forward"] {
+    for what in [
+        "the route 10.1.0.0/16",
+        "the address 10.1.",
+        "flannel.1: up",
+        "the MTU 1450 (was 1300)",
+        "ip_forward",
+    ] {
         let told = log.lines().filter(|line| line.contains("put back") && line.contains(what)).count();
         assert!(told >= 1, "nothing about {what} in:\n{log}");
     }
@@ -106,9 +112,9 @@ fn a_device_whose_name_is_taken_is_made_once_the_name_is_free() {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
     let mut pair = Pair::start([&worker, &master], &store, &[NO_RESYNC]);
-    worker.ns.ip(
-        "link set flannel.1 down\nlink set flannel.1 name elsewhere\nlink add flannel.1 type bridge",
-    );
+    worker
+        .ns
+        .ip("link set flannel.1 down\nlink set flannel.1 name elsewhere\nlink add flannel.1 type bridge");
     await_until(LIMIT, "a word about it", || pair.left.log().contains("cannot be made anew"));
     let bridge = worker.ns.ok("ip -d link show flannel.1");
     assert!(bridge.contains("bridge") && bridge.contains("state DOWN"), "it is not ours: {bridge}");
@@ -122,7 +128,8 @@ fn a_device_whose_name_is_taken_is_made_once_the_name_is_free() {
 fn what_an_earlier_run_left_goes_and_what_resembles_it_stays() {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
-    for table in ["ip overlayd_flannel.9", "ip overlay", "ip my_overlayd_flannel.9", "ip6 overlayd_flannel.9"] {
+    for table in ["ip overlayd_flannel.9", "ip overlay", "ip my_overlayd_flannel.9", "ip6 overlayd_flannel.9"]
+    {
         worker.ns.ok(&format!("nft add table {table}"));
     }
     for chain in ["OVERLAYD-FWD-flannel.8", "OVERLAYDX-FWD-flannel.8"] {
@@ -141,7 +148,9 @@ fn what_an_earlier_run_left_goes_and_what_resembles_it_stays() {
 
     let (tables, chains, routes) =
         (worker.ns.ok("nft list tables"), worker.ns.ok("iptables -S"), worker.ns.ok("ip route"));
-    for table in ["ip overlay\n", "ip my_overlayd_flannel.9\n", "ip6 overlayd_flannel.9\n", "ip overlayd_flannel.1\n"] {
+    for table in
+        ["ip overlay\n", "ip my_overlayd_flannel.9\n", "ip6 overlayd_flannel.9\n", "ip overlayd_flannel.1\n"]
+    {
         assert!(tables.contains(&format!("table {table}")), "no {table} in:\n{tables}");
     }
     assert!(chains.contains("-N OVERLAYDX-FWD-flannel.8"), "{chains}");

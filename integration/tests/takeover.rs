@@ -29,7 +29,8 @@ fn a_node_keeps_subnet_address_and_connections_when_it_is_taken_over_and_when_it
 
     // As flanneld wrote it; the daemon's subnet file is elsewhere in each test.
     let file = worker.directory().join("overlayd.env");
-    std::fs::write(&file, format!("FLANNEL_NETWORK={}\nFLANNEL_SUBNET={}\n", env.network, env.subnet)).unwrap();
+    std::fs::write(&file, format!("FLANNEL_NETWORK={}\nFLANNEL_SUBNET={}\n", env.network, env.subnet))
+        .unwrap();
     let mut w = worker.overlayd(&store).flag("--ip-masq").start();
     talk.go_on();
     assert_eq!(w.env().subnet, env.subnet);
@@ -62,7 +63,8 @@ fn a_running_flanneld_is_not_robbed() {
     command.arg("600");
     let mut flanneld = Process::spawn("flanneld", command, worker.directory());
     await_until(LIMIT, "flanneld", || {
-        std::fs::read_to_string(format!("/proc/{}/comm", flanneld.id())).is_ok_and(|comm| comm == "flanneld\n")
+        std::fs::read_to_string(format!("/proc/{}/comm", flanneld.id()))
+            .is_ok_and(|comm| comm == "flanneld\n")
     });
     let before = worker.ns.ok("ip -d link show flannel.1") + &worker.ns.ok("ip route");
     let log = worker.overlayd(&store).refused();
@@ -80,9 +82,9 @@ fn only_a_device_of_our_name_and_network_identifier_is_removed() {
     let (site, worker, _master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
     for (make, part) in [
-        ("link add flannel.1 type vxlan id 9 dstport 8472 dev eth0", "8472"),
+        ("link add flannel.1 up type vxlan id 9 dstport 8472 dev eth0", "8472"),
         ("link add flannel.1 type bridge", "flannel.1"),
-        ("link add other type vxlan id 1 dstport 8472 dev eth0", "8472"),
+        ("link add other up type vxlan id 1 dstport 8472 dev eth0", "8472"),
     ] {
         worker.ns.ip(make);
         let device = if make.contains("other") { "other" } else { "flannel.1" };
@@ -94,10 +96,8 @@ fn only_a_device_of_our_name_and_network_identifier_is_removed() {
     }
 
     // Ours, but another has the same port: removing ours alone would help nobody.
-    worker.ns.ip(
-        "link add flannel.1 type vxlan id 1 dstport 8472 dev eth0\n\
-         link add flannel.42 type vxlan id 42 dstport 8472 dev eth0",
-    );
+    worker.ns.ip("link add flannel.1 up type vxlan id 1 dstport 8472 dev eth0\n\
+         link add flannel.42 up type vxlan id 42 dstport 8472 dev eth0");
     let log = worker.overlayd(&store).refused();
     assert!(log.contains("flannel.42") && log.contains("8472"), "{log}");
     worker.ns.ok("ip link show flannel.1");
@@ -115,7 +115,8 @@ fn a_device_with_another_address_than_the_lease_is_told() {
     let w = worker.overlayd(&store).start();
     assert_eq!(w.status().0["backend"]["vtep_mac"], mac, "the lease counts");
     let log = w.log();
-    let warned = |line: &str| line.contains("WARN") && line.contains("02:00:00:00:00:77") && line.contains(&mac);
+    let warned =
+        |line: &str| line.contains("WARN") && line.contains("02:00:00:00:00:77") && line.contains(&mac);
     assert!(log.lines().any(warned), "{log}");
 }
 

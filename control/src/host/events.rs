@@ -114,8 +114,7 @@ impl Polled {
     pub fn again(&mut self) -> Touched {
         let forwarding = forwarding_is_on();
         let tables = self.legacy_tables();
-        let touched =
-            Touched { link: self.forwarding && !forwarding, rules: self.tables != tables };
+        let touched = Touched { link: self.forwarding && !forwarding, rules: self.tables != tables };
         self.forwarding = forwarding;
         self.tables = tables;
         touched
@@ -351,11 +350,8 @@ mod tests {
 
     #[test]
     fn only_links_and_routes_of_ours_count() {
-        let interest = Interest {
-            device: "flannel.1".to_owned(),
-            underlay: 2,
-            network: "10.1.0.0/16".parse().unwrap(),
-        };
+        let interest =
+            Interest { device: "flannel.1".to_owned(), underlay: 2, network: "10.1.0.0/16".parse().unwrap() };
         let link = |index: u32, name: &str| {
             let mut link = LinkMessage::default();
             link.header.index = index;

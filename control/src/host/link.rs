@@ -140,11 +140,7 @@ async fn bring_up(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<O
 
 /// The wanted address comes first and the others go afterwards, so that the device is never without one.
 /// One that is there already is not put again: that would be announced as a change.
-async fn put_address(
-    netlink: &Netlink,
-    link: &Link,
-    desired: &Desired,
-) -> Result<Option<String>, HostError> {
+async fn put_address(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<Option<String>, HostError> {
     let (wanted, others): (Vec<_>, Vec<_>) = netlink
         .addresses()
         .await?

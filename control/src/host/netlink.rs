@@ -7,9 +7,7 @@ use ipnet::Ipv4Net;
 use overlay::MacAddr;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{
-    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
+use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -145,6 +143,8 @@ pub(crate) struct KernelVxlan {
     pub(crate) name: String,
     pub(crate) vni: u32,
     pub(crate) port: u16,
+    /// Only then it has the port.
+    pub(crate) up: bool,
     pub(crate) mac: Option<MacAddr>,
 }
 
@@ -156,12 +156,12 @@ fn vxlan_device(message: &LinkMessage) -> Option<KernelVxlan> {
         }),
         _ => None,
     })?;
-    let Link { index, name, .. } = Link::from(message);
+    let Link { index, name, up, .. } = Link::from(message);
     let mac = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok().map(MacAddr),
         _ => None,
     });
-    let mut device = KernelVxlan { index, name, vni: 0, port: 0, mac };
+    let mut device = KernelVxlan { index, name, vni: 0, port: 0, up, mac };
     for option in options {
         match option {
             InfoVxlan::Id(vni) => device.vni = *vni,
