@@ -153,7 +153,7 @@ pub async fn release_lease(flags: &Flags, dry_run: bool) -> Result<Option<String
         return Ok(None);
     }
     let lease = format!("the lease of {} in {}", entry.subnet, state.store);
-    if dry_run || false {
+    if dry_run || store.release(&entry).await.map_err(|error| error.to_string())? {
         return Ok(Some(lease));
     }
     Err(format!("{lease} has just been changed by somebody else: see who uses it"))
