@@ -120,14 +120,13 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
 
     let saved = daemon.saved_view();
     let terms = daemon.terms(saved.as_ref());
-    let config = saved.as_ref().map(|view| (view.config_text.clone(), view.config.clone()));
-    if let Some(view) = saved {
+    if let Some(view) = saved.clone() {
         info!(subnet = %view.lease.subnet, peers = view.peers.len(), "forwarding from the saved state of an earlier run");
         daemon.apply(view, LeaseState::Saved).await?;
     }
 
     let (out, mut views) = watch::channel(None);
-    let membership = Membership::new(store, terms, config, out).run();
+    let membership = Membership::new(store, terms, saved, out).run();
     tokio::pin!(membership);
     let mut reconcile = Reconcile::start(daemon.resync_period())?;
     loop {
@@ -137,7 +136,8 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
             Ok(()) = views.changed() => {
                 let view = views.borrow_and_update().clone();
                 if let Some(view) = view {
-                    daemon.apply(view, LeaseState::Held).await?;
+                    let state = if view.held { LeaseState::Held } else { LeaseState::Lost };
+                    daemon.apply(view, state).await?;
                 }
             }
             changed = address_changes.changed() => {
@@ -297,9 +297,11 @@ impl Daemon {
             config,
             config_text: saved.config,
             lease: saved.lease,
+            held: false,
             peers: saved.peers,
             ignored: 0,
             garbage: 0,
+            conflicts: Vec::new(),
             connected: false,
         })
     }
@@ -643,6 +645,7 @@ impl Shared {
             peers: node.peers().into_iter().map(peer).collect(),
             ignored_leases: view.ignored,
             garbage_leases: view.garbage,
+            conflicts: view.conflicts.iter().map(ToString::to_string).collect(),
             offloads: Offload::ALL
                 .into_iter()
                 .map(|offload| (offload.label().to_owned(), node.offloads().is_on(offload)))

@@ -6,8 +6,10 @@
 //! 4. publish what is known
 //! 5. follow changes and renew the lease, publishing each time; after a gap, list again
 //!
-//! A store that fails is tried again for ever: what was published stays in force meanwhile.
+//! A store that fails is tried again for ever: what was published stays in force meanwhile. So it does
+//! when the lease is lost, until it has been taken again.
 
+use std::mem;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +23,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::json::JsonError;
-use crate::lease::{Changes, Choice, Lease, LeaseAttrs, LeaseBackend, LeaseSet, NetworkFull, choose, key_of};
+use crate::lease::{
+    Changes, Choice, Conflict, GRACE, Lease, LeaseAttrs, LeaseBackend, LeaseSet, NetworkFull, Rivals, choose,
+};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::derive_vtep_mac;
 use crate::store::{Entry, Event, LeaseStore, Listing, StoreError, Written};
@@ -50,12 +54,16 @@ pub struct View {
     pub config_text: String,
     /// Our own lease.
     pub lease: Lease,
+    /// Whether the store has it. If not, it is the one that we had and try to get again.
+    pub held: bool,
     /// The other nodes of our backend type.
     pub peers: Vec<Lease>,
     /// Leases of another backend type.
     pub ignored: usize,
     /// Lease keys that cannot be read.
     pub garbage: usize,
+    /// Nodes that share what only one may have.
+    pub conflicts: Vec<Conflict>,
     /// Whether changes are being followed.
     pub connected: bool,
 }
@@ -78,8 +86,18 @@ pub struct Membership {
     /// The last configuration text that was complained about.
     complained: Option<String>,
     leases: LeaseSet,
+    /// Peers of an earlier run, until the first listing.
+    expected: Vec<Lease>,
     skipped: usize,
     held: Option<Held>,
+    connected: bool,
+    /// Whether it has been said that the lease is gone.
+    lost: bool,
+    /// What has been said of a network without a subnet for us.
+    full: Option<NetworkFull>,
+    rivals: Rivals,
+    /// The conflicts that have been said.
+    conflicts: Vec<Conflict>,
     out: watch::Sender<Option<View>>,
 }
 
@@ -92,7 +110,6 @@ struct Held {
 /// Why following the store came to an end for now.
 enum Interrupted {
     Store(StoreError),
-    Full(NetworkFull),
     BadConfig(BadConfig),
 }
 
@@ -103,23 +120,31 @@ impl From<StoreError> for Interrupted {
 }
 
 impl Membership {
-    /// Membership through `store`, publishing to `out`. `config` is that of an earlier run, which
-    /// stays in force if the store's turns out to be unusable.
+    /// Membership through `store`, publishing to `out`. The configuration of an `earlier` run stays
+    /// in force if the store's turns out to be unusable; its peers that the store does not have are
+    /// missing, not gone.
     #[must_use]
     pub fn new(
         store: Arc<dyn LeaseStore>,
         terms: Terms,
-        config: Option<(String, NetworkConfig)>,
+        earlier: Option<View>,
         out: watch::Sender<Option<View>>,
     ) -> Self {
+        let (config, expected) = earlier.map(|view| ((view.config_text, view.config), view.peers)).unzip();
         Self {
             store,
             terms,
             config,
             complained: None,
             leases: LeaseSet::default(),
+            expected: expected.unwrap_or_default(),
             skipped: 0,
             held: None,
+            connected: false,
+            lost: false,
+            full: None,
+            rivals: Rivals::default(),
+            conflicts: Vec::new(),
             out,
         }
     }
@@ -134,7 +159,6 @@ impl Membership {
             let problem = match self.follow(&mut backoff, &mut last_problem).await {
                 Interrupted::BadConfig(error) => return error,
                 Interrupted::Store(error) => error.to_string(),
-                Interrupted::Full(error) => error.to_string(),
             };
             self.set_connected(false);
             let wait = backoff.next();
@@ -163,6 +187,7 @@ impl Membership {
     ) -> Result<std::convert::Infallible, Interrupted> {
         self.fetch_config().await?;
         let mut revision = self.list().await?;
+        self.publish();
         self.hold().await?;
         loop {
             // Fused: its end can be seen while a burst is gathered.
@@ -172,7 +197,8 @@ impl Membership {
                 info!(store = self.store.describe(), "the lease store serves us again");
             }
             loop {
-                let renew_at = self.held.as_ref().map_or_else(Instant::now, |held| held.renew_at);
+                let renew_at = self.held.as_ref().filter(|_| self.is_held()).map(|held| held.renew_at);
+                let forget_at = self.leases.forgets_at();
                 tokio::select! {
                     event = events.next() => {
                         let Some(event) = event else { break };
@@ -195,8 +221,14 @@ impl Membership {
                         }
                         self.publish();
                     }
-                    () = sleep_until(renew_at) => {
+                    () = sleep_until(renew_at.unwrap_or_else(Instant::now)), if renew_at.is_some() => {
                         self.renew().await?;
+                        self.publish();
+                    }
+                    () = sleep_until(forget_at.unwrap_or_else(Instant::now)), if forget_at.is_some() => {
+                        tell(&self.leases.forget_missing(Instant::now()));
+                        // A subnet may be free now that was not.
+                        self.hold().await?;
                         self.publish();
                     }
                 }
@@ -253,8 +285,15 @@ impl Membership {
     async fn list(&mut self) -> Result<i64, StoreError> {
         let listing: Listing = self.store.list().await?;
         self.skipped = listing.skipped;
-        let changes = self.leases.apply(&listing);
-        tell(&changes);
+        tell(&self.leases.forget_missing(Instant::now()));
+        tell(&self.leases.apply(&listing, Instant::now()));
+        self.leases.expect(mem::take(&mut self.expected), Instant::now());
+        if let Some(held) = &self.held
+            && !listing.entries.iter().any(|entry| entry.key == held.entry.key)
+        {
+            // Nobody is waited for: it is for us to take it again.
+            tell(&self.leases.apply_event(&Event::Delete(held.entry.key.clone())));
+        }
         self.refresh_held();
         Ok(listing.revision)
     }
@@ -268,8 +307,12 @@ impl Membership {
             }
             Event::Config(None) => warn!("the network configuration was removed: keeping the last one"),
             Event::Put(_) | Event::Delete(_) => {
-                let changes = self.leases.apply_event(&event);
-                tell(&changes);
+                tell(&self.leases.apply_event(&event));
+                if let (Event::Put(entry), Some(held)) = (&event, &self.held) {
+                    let attrs = self.leases.get(&entry.key).map(|known| &known.attrs);
+                    let ours = (held.entry.key.as_str(), &held.attrs);
+                    self.rivals.saw(entry, attrs, ours, self.terms.ttl, Instant::now());
+                }
                 self.refresh_held();
             }
             Event::Relist => {}
@@ -278,57 +321,96 @@ impl Membership {
 
     /// Keeps up with what the store says of our own key, so that a renewal compares with the latest.
     fn refresh_held(&mut self) {
+        let Some((current, right)) = self.current() else { return };
+        let current = current.clone();
         let Some(held) = &mut self.held else { return };
-        match self.leases.get(held.entry.subnet) {
-            Some(known) if known.attrs.public_ip == self.terms.public_ip => {
-                held.entry = known.entry.clone();
-                if known.attrs != held.attrs {
-                    warn!(subnet = %held.entry.subnet, "somebody else has written our lease: it will be put right");
-                    held.renew_at = held.renew_at.min(Instant::now() + PUT_RIGHT_AFTER);
-                }
+        if !right && current.revision != held.entry.revision {
+            let (key, value, pause) = (&current.key, shorten(&current.value), self.rivals.pause());
+            if self.rivals.go_on() {
+                debug!(key, value, ?pause, "somebody else has written our lease again");
+            } else {
+                warn!(key, value, ?pause, "somebody else has written our lease: it will be put right");
             }
-            _ => {}
+            held.renew_at = held.renew_at.min(Instant::now() + pause);
+        }
+        held.entry = current;
+    }
+
+    /// Our key as the store has it, if it is still ours, and whether it says what we say. One that
+    /// cannot be read is ours, unless it names somebody else.
+    fn current(&self) -> Option<(&Entry, bool)> {
+        let held = self.held.as_ref()?;
+        match self.leases.get(&held.entry.key) {
+            Some(known) => {
+                let ours = known.attrs.public_ip == self.terms.public_ip;
+                ours.then_some((&known.entry, known.attrs == held.attrs))
+            }
+            None => {
+                let garbage = self.leases.get_garbage(&held.entry.key)?;
+                let owner = LeaseAttrs::public_ip_of(&garbage.value);
+                owner.is_none_or(|owner| owner == self.terms.public_ip).then_some((garbage, false))
+            }
         }
     }
 
-    /// Whether our key is still there and still ours.
     fn is_held(&self) -> bool {
-        let held = self.held.as_ref().and_then(|held| self.leases.get(held.entry.subnet));
-        held.is_some_and(|known| known.attrs.public_ip == self.terms.public_ip)
+        self.current().is_some()
     }
 
-    /// Step 3. Does nothing while the lease is held.
+    /// Step 3. Does nothing while the lease is held. While no subnet is free, it is left to the next change.
     async fn hold(&mut self) -> Result<(), Interrupted> {
         if let Some(held) = &self.held
             && !self.is_held()
+            && !self.lost
         {
-            warn!(subnet = %held.entry.subnet, "our lease is gone: taking one again");
+            warn!(key = held.entry.key, "our lease is gone: taking it again, forwarding goes on");
             self.terms.previous = Some(held.entry.subnet);
+            self.lost = true;
+            self.publish();
         }
         let mut conflicts = Backoff::default();
         while !self.is_held() {
+            self.release_misfits().await?;
             let Some((_, config)) = &self.config else { return Ok(()) };
             let previous = self.terms.previous;
-            let choice = choose(config, &self.leases, self.terms.public_ip, previous, &mut rand::rng())
-                .map_err(Interrupted::Full)?;
+            let choice = choose(config, &self.leases, self.terms.public_ip, previous, &mut rand::rng());
+            let choice = match choice {
+                Ok(choice) => choice,
+                Err(full) => {
+                    if self.full.as_ref() != Some(&full) {
+                        error!("{full}");
+                        self.full = Some(full);
+                    }
+                    return Ok(());
+                }
+            };
             let (subnet, existing, why) = match &choice {
                 Choice::Ours(entry) => (entry.subnet, Some(entry), "it is ours already"),
                 Choice::Previous(subnet) => (*subnet, None, "we had it before"),
                 Choice::Free(subnet) => (*subnet, None, "it is free"),
             };
-            let attrs = self.attrs(config, subnet);
+            let attrs = self.attrs(config, existing);
             let value = attrs.to_json();
+            self.rivals.writing(value.as_bytes());
             let written = match existing {
                 Some(entry) => self.store.renew(entry, value.as_bytes(), self.terms.ttl).await?,
                 None => self.store.create(subnet, value.as_bytes(), self.terms.ttl).await?,
             };
             match written {
                 Written::Done(entry) => {
-                    info!(%subnet, public_ip = %self.terms.public_ip, why, "lease taken");
+                    info!(key = entry.key, public_ip = %self.terms.public_ip, why, "lease taken");
+                    if let Some(before) = self.held.as_ref().map(|held| held.entry.subnet)
+                        && before != subnet
+                    {
+                        warn!(%before, now = %subnet, "our earlier subnet could not be had again: this node has another one now");
+                    }
+                    self.rivals.wrote(entry.revision);
+                    self.rivals.moved();
                     self.leases.apply_event(&Event::Put(entry.clone()));
                     self.held = Some(Held { entry, attrs, renew_at: self.terms.next_renewal() });
                 }
                 Written::Conflict => {
+                    self.rivals.refused();
                     debug!(%subnet, "another node was faster: choosing again");
                     // The list shows who was faster. What is refused without showing there (a directory
                     // of that name, a key in another spelling) is refused for as long as it is there.
@@ -343,25 +425,53 @@ impl Membership {
                 }
             }
         }
+        (self.lost, self.full) = (false, None);
         self.publish();
         Ok(())
     }
 
-    /// What our lease says. A VTEP MAC once published is kept: peers need not learn another.
-    fn attrs(&self, config: &NetworkConfig, subnet: Ipv4Net) -> LeaseAttrs {
+    /// Gives up leases of ours that the configuration no longer allows: nobody could use them, and
+    /// they would take the place of others.
+    async fn release_misfits(&mut self) -> Result<(), StoreError> {
+        let Some((_, config)) = &self.config else { return Ok(()) };
+        let public_ip = self.terms.public_ip;
+        let misfits: Vec<Entry> = self
+            .leases
+            .iter()
+            .filter(|known| known.attrs.public_ip == public_ip && !config.fits(known.entry.subnet))
+            .map(|known| known.entry.clone())
+            .collect();
+        for entry in misfits {
+            // What has changed meanwhile is looked at again with the next listing.
+            if self.store.release(&entry).await? {
+                let value = shorten(&entry.value);
+                warn!(
+                    key = entry.key,
+                    value, "our earlier lease does not fit the network configuration: it is given up"
+                );
+            }
+            self.leases.apply_event(&Event::Delete(entry.key));
+        }
+        Ok(())
+    }
+
+    /// What our lease says. A VTEP MAC that we use, or once published, is kept: peers need not learn another.
+    fn attrs(&self, config: &NetworkConfig, existing: Option<&Entry>) -> LeaseAttrs {
         let public_ip = self.terms.public_ip;
         let backend = match config.backend {
             Backend::Udp { .. } => LeaseBackend::Udp,
             Backend::Vxlan { vni, .. } => {
-                let published = self.leases.get(subnet).map(|known| &known.attrs);
-                let vtep_mac = match published {
-                    Some(LeaseAttrs { backend: LeaseBackend::Vxlan { vtep_mac, .. }, public_ip: owner })
-                        if *owner == public_ip && vtep_mac.is_unicast() =>
-                    {
-                        *vtep_mac
-                    }
-                    _ => self.terms.vtep_mac.unwrap_or_else(|| derive_vtep_mac(public_ip, vni)),
+                let in_use = self.held.as_ref().map(|held| held.attrs.clone());
+                let published = existing.and_then(|entry| LeaseAttrs::from_json(&entry.value).ok());
+                let mac_of = |attrs: LeaseAttrs| match attrs.backend {
+                    LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+                    _ => None,
                 };
+                let vtep_mac = in_use
+                    .and_then(mac_of)
+                    .or_else(|| published.and_then(mac_of))
+                    .or(self.terms.vtep_mac)
+                    .unwrap_or_else(|| derive_vtep_mac(public_ip, vni));
                 LeaseBackend::Vxlan { vni, vtep_mac }
             }
         };
@@ -371,17 +481,20 @@ impl Membership {
     async fn renew(&mut self) -> Result<(), Interrupted> {
         let Some(held) = &mut self.held else { return Ok(()) };
         let value = held.attrs.to_json();
+        self.rivals.writing(value.as_bytes());
         match self.store.renew(&held.entry, value.as_bytes(), self.terms.ttl).await? {
             Written::Done(entry) => {
-                debug!(subnet = %entry.subnet, "lease renewed");
+                debug!(key = entry.key, "lease renewed");
+                self.rivals.wrote(entry.revision);
                 self.leases.apply_event(&Event::Put(entry.clone()));
                 held.entry = entry;
                 held.renew_at = self.terms.next_renewal();
             }
             Written::Conflict => {
+                self.rivals.refused();
                 self.list().await?;
                 if let Some(held) = &mut self.held {
-                    held.renew_at = Instant::now() + RENEW_AGAIN;
+                    held.renew_at = Instant::now() + self.rivals.pause();
                 }
                 self.hold().await?;
             }
@@ -390,17 +503,29 @@ impl Membership {
     }
 
     /// Step 4.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let (Some((text, config)), Some(held)) = (&self.config, &self.held) else { return };
+        let ours = (held.entry.key.as_str(), &held.attrs);
+        let mut conflicts: Vec<Conflict> = self.leases.conflicts().collect();
+        conflicts.extend(self.rivals.conflicts(&self.leases, ours, self.terms.ttl, Instant::now()));
+        for conflict in conflicts.iter().filter(|conflict| !self.conflicts.contains(conflict)) {
+            error!("{conflict}");
+        }
+        for conflict in self.conflicts.iter().filter(|conflict| !conflicts.contains(conflict)) {
+            info!("over: {conflict}");
+        }
+        self.conflicts.clone_from(&conflicts);
         let peers = self.leases.peers(held.entry.subnet, config.backend.kind());
         let view = View {
             config: config.clone(),
             config_text: text.clone(),
             lease: Lease { subnet: held.entry.subnet, attrs: held.attrs.clone() },
+            held: self.is_held(),
             peers: peers.leases,
             ignored: peers.other_backend,
             garbage: self.leases.garbage() + self.skipped,
-            connected: self.out.borrow().as_ref().is_some_and(|view| view.connected),
+            conflicts,
+            connected: self.connected,
         };
         self.out.send_if_modified(|current| {
             let modified = current.as_ref() != Some(&view);
@@ -409,7 +534,8 @@ impl Membership {
         });
     }
 
-    fn set_connected(&self, connected: bool) {
+    fn set_connected(&mut self, connected: bool) {
+        self.connected = connected;
         self.out.send_if_modified(|view| match view {
             Some(view) if view.connected != connected => {
                 view.connected = connected;
@@ -422,14 +548,19 @@ impl Membership {
 
 impl Terms {
     /// When a lease taken now is renewed: the margin before its expiry, or, where the margin leaves
-    /// no time, after a third of its life.
+    /// less than a minute, after a third of its life.
     fn next_renewal(&self) -> Instant {
         let after = match self.ttl.checked_sub(self.renew_margin) {
-            Some(after) if !after.is_zero() => after,
+            Some(after) if after >= SHORTEST_RENEWAL => after,
             _ => self.ttl / 3,
         };
         Instant::now() + after
     }
+}
+
+/// A lease's value for a message.
+fn shorten(value: &[u8]) -> String {
+    crate::json::shorten(&String::from_utf8_lossy(value))
 }
 
 fn tell(changes: &Changes) {
@@ -439,9 +570,17 @@ fn tell(changes: &Changes) {
     for subnet in &changes.removed {
         debug!(%subnet, "lease gone");
     }
+    if !changes.missing.is_empty() {
+        warn!(
+            count = changes.missing.len(),
+            subnets = ?&changes.missing[..changes.missing.len().min(NAMED)],
+            "leases are no longer in the store: their nodes have {} s to take them again",
+            GRACE.as_secs()
+        );
+    }
     for garbage in &changes.garbage {
         warn!(
-            key = key_of(garbage.subnet),
+            key = garbage.key,
             value = garbage.value,
             error = %garbage.error,
             "a lease key cannot be read: skipping it"
@@ -451,12 +590,10 @@ fn tell(changes: &Changes) {
 
 /// How often a configuration that is not there is looked for; flannel's period.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
-/// How soon a renewal that met another change is tried again.
-const RENEW_AGAIN: Duration = Duration::from_secs(1);
-
-/// How soon a lease of ours that says something else is written again; no sooner, since whoever
-/// wrote it may do so again.
-const PUT_RIGHT_AFTER: Duration = Duration::from_secs(2);
+/// A margin that leaves less was meant for leases of another length.
+const SHORTEST_RENEWAL: Duration = Duration::from_secs(60);
+/// Of many subnets in one line of the log, the first few are named.
+const NAMED: usize = 10;
 /// Lost races that nodes starting together may see; more have another cause.
 const HARMLESS_CONFLICTS: u32 = 4;
 
@@ -503,6 +640,9 @@ mod tests {
         assert_eq!(after(86_400, 3_600), 82_800);
         assert_eq!(after(30, 3_600), 10);
         assert_eq!(after(3_600, 3_600), 1_200);
+        // The longest margin that the flag takes leaves a minute; flannel's default, half a minute here.
+        assert_eq!(after(86_400, 86_340), 60);
+        assert_eq!(after(3_630, 3_600), 1_210);
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct Status {
     pub ignored_leases: usize,
     /// Lease keys that cannot be read.
     pub garbage_leases: usize,
+    /// Nodes that share what only one may have: who they are, and what to do.
+    #[serde(default)]
+    pub conflicts: Vec<String>,
     /// What the kernel does for the data plane, by name, and whether it does.
     pub offloads: BTreeMap<String, bool>,
     /// What is asked of sources: `strict`, `loose` or `off`.
@@ -93,7 +96,8 @@ pub struct LeaseStatus {
     pub subnet: Ipv4Net,
     /// The address that the other nodes send to.
     pub public_ip: Ipv4Addr,
-    /// `held` when the store has it; `saved` while only the state of an earlier run says so.
+    /// `held` when the store has it; `saved` while only the state of an earlier run says so; `lost`
+    /// while it is to be taken again.
     pub state: LeaseState,
 }
 
@@ -105,6 +109,8 @@ pub enum LeaseState {
     Held,
     /// Known from an earlier run; the store has not been reached yet.
     Saved,
+    /// The store has it no more, and no other has been taken yet.
+    Lost,
 }
 
 /// Where leases live.
@@ -173,6 +179,7 @@ impl Status {
         let lease = match self.lease.state {
             LeaseState::Held => "held",
             LeaseState::Saved => "saved, not yet confirmed by the store",
+            LeaseState::Lost => "lost, to be taken again",
         };
         let store = if self.store.connected { "connected" } else { "NOT connected" };
         let rows = [
@@ -207,6 +214,9 @@ impl Status {
                 "{:<13} {} lease keys cannot be read (see the log)",
                 "skipped", self.garbage_leases
             );
+        }
+        for conflict in &self.conflicts {
+            let _ = writeln!(out, "{:<13} {conflict}", "conflict");
         }
 
         if self.host.restored > 0 {
@@ -342,6 +352,7 @@ mod tests {
             }],
             ignored_leases: 0,
             garbage_leases: 1,
+            conflicts: vec!["two nodes".to_owned()],
             offloads: [("gso", true), ("tso", true), ("uso", false)]
                 .map(|(name, on)| (name.to_owned(), on))
                 .into(),
@@ -372,6 +383,7 @@ mod tests {
         for line in [
             "device        flannel.1, address 10.1.9.0, MTU 1450, 2 queues",
             "offloads      gso, tso (uso off)",
+            "conflict      two nodes",
             "  10.1.63.0/24  192.168.199.238  02:00:00:00:00:09",
             "  egress        12  5.0 MiB",
             "  ingress     3000    900 B",

@@ -2,13 +2,19 @@
 
 mod stores;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use control::membership::{Membership, Terms, View};
 use control::store::{DirStore, Entry, EtcdStore, Event, LeaseStore, Written};
 use etcd_client::{CompactionOptions, PutOptions};
 use futures::StreamExt;
 use ipnet::Ipv4Net;
+use tokio::sync::watch;
+
 use stores::{DirSite, Etcd, EtcdSite, PATIENCE, PREFIX, Site, deaf_after, next, put_of};
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -43,6 +49,9 @@ both_stores! {
     a_renewal_of_a_deleted_key_conflicts,
     a_listing_skips_what_is_no_subnet,
     a_key_without_expiry_stays_without,
+    a_dual_stack_key_is_renewed_under_its_own_name,
+    what_is_released_is_gone,
+    what_has_changed_is_not_released,
     a_watch_tells_put_delete_and_config_in_order,
     a_watch_goes_on_from_the_last_event,
     nothing_is_lost_between_listing_and_watching,
@@ -134,6 +143,44 @@ async fn a_key_without_expiry_stays_without(site: &dyn Site) {
     assert_eq!(store.list().await.unwrap().entries[0].expiry, None);
 }
 
+async fn a_dual_stack_key_is_renewed_under_its_own_name(site: &dyn Site) {
+    let store = site.open().await;
+    let key = "10.1.86.0-24&fd00:12:13::-56";
+    site.put(&format!("subnets/{key}"), ONE).await;
+    let mut events = store.watch(store.list().await.unwrap().revision).await.unwrap();
+    let found = store.list().await.unwrap().entries.remove(0);
+    assert_eq!((found.key.as_str(), found.subnet), (key, net(86)));
+    let renewed = done(store.renew(&found, TWO.as_bytes(), TTL).await.unwrap());
+    assert_eq!(store.list().await.unwrap().entries, [renewed.clone()]);
+    assert_eq!(next(&mut events).await.1, Event::Put(renewed.clone()));
+
+    // The plain key beside it is another one.
+    let plain = done(store.create(net(86), ONE.as_bytes(), TTL).await.unwrap());
+    assert_eq!(next(&mut events).await.1, Event::Put(plain.clone()));
+    assert!(store.release(&renewed).await.unwrap());
+    assert_eq!(next(&mut events).await.1, Event::Delete(key.to_owned()));
+    assert_eq!(store.list().await.unwrap().entries, [plain]);
+}
+
+async fn what_is_released_is_gone(site: &dyn Site) {
+    let (store, other) = (site.open().await, site.open().await);
+    let created = done(store.create(net(86), ONE.as_bytes(), TTL).await.unwrap());
+    let mut events = store.watch(store.list().await.unwrap().revision).await.unwrap();
+    assert!(other.release(&created).await.unwrap());
+    assert_eq!(next(&mut events).await.1, Event::Delete("10.1.86.0-24".to_owned()));
+    assert!(store.list().await.unwrap().entries.is_empty());
+    assert!(!store.release(&created).await.unwrap(), "released twice");
+    done(store.create(net(86), TWO.as_bytes(), TTL).await.unwrap());
+}
+
+async fn what_has_changed_is_not_released(site: &dyn Site) {
+    let store = site.open().await;
+    let created = done(store.create(net(86), ONE.as_bytes(), TTL).await.unwrap());
+    let renewed = done(store.renew(&created, TWO.as_bytes(), TTL).await.unwrap());
+    assert!(!store.release(&created).await.unwrap());
+    assert_eq!(store.list().await.unwrap().entries, [renewed]);
+}
+
 async fn a_watch_tells_put_delete_and_config_in_order(site: &dyn Site) {
     let store = site.open().await;
     let mut events = store.watch(store.list().await.unwrap().revision).await.unwrap();
@@ -152,7 +199,7 @@ async fn a_watch_tells_put_delete_and_config_in_order(site: &dyn Site) {
 
     site.delete("subnets/10.1.86.0-24").await;
     site.delete("config").await;
-    assert_eq!(next(&mut events).await.1, Event::Delete(net(86)));
+    assert_eq!(next(&mut events).await.1, Event::Delete("10.1.86.0-24".to_owned()));
     assert_eq!(next(&mut events).await.1, Event::Config(None));
 }
 
@@ -183,7 +230,11 @@ async fn nothing_is_lost_between_listing_and_watching(site: &dyn Site) {
             assert_eq!(listing.entries[0].subnet, net(86));
             let mut events = store.watch(listing.revision).await.unwrap();
             site.delete("subnets/10.1.86.0-24").await;
-            assert_eq!(next(&mut events).await.1, Event::Delete(net(86)), "Relist again without a change");
+            assert_eq!(
+                next(&mut events).await.1,
+                Event::Delete("10.1.86.0-24".to_owned()),
+                "Relist again without a change"
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -197,7 +248,7 @@ async fn etcd_expiry_deletes_the_key() {
     let created = done(store.create(net(86), ONE.as_bytes(), Duration::from_secs(1)).await.unwrap());
     assert!(created.expiry.is_some());
     assert_eq!(next(&mut events).await.1, Event::Put(created.clone()));
-    assert_eq!(next(&mut events).await.1, Event::Delete(net(86)));
+    assert_eq!(next(&mut events).await.1, Event::Delete("10.1.86.0-24".to_owned()));
     assert_eq!(store.renew(&created, ONE.as_bytes(), TTL).await.unwrap(), Written::Conflict);
     assert_eq!(leases(&site.etcd).await, 0, "the lease granted for a lost renewal was left behind");
 }
@@ -228,6 +279,30 @@ async fn etcd_a_lost_creation_leaves_no_lease_behind() {
     done(store.create(net(86), ONE.as_bytes(), TTL).await.unwrap());
     assert_eq!(store.create(net(86), TWO.as_bytes(), TTL).await.unwrap(), Written::Conflict);
     assert_eq!(leases(&site.etcd).await, 1);
+}
+
+#[tokio::test]
+async fn etcd_a_release_leaves_no_lease_behind_and_takes_no_other_key_along() {
+    let site = EtcdSite { etcd: Etcd::start().await };
+    let store = site.open().await;
+    let created = done(store.create(net(86), ONE.as_bytes(), TTL).await.unwrap());
+    assert!(store.release(&created).await.unwrap());
+    assert_eq!(leases(&site.etcd).await, 0);
+
+    let created = done(store.create(net(86), ONE.as_bytes(), TTL).await.unwrap());
+    let shared = PutOptions::new().with_lease(created.expiry.unwrap());
+    site.etcd.client().await.put("elsewhere", "kept", Some(shared)).await.unwrap();
+    assert!(store.release(&created).await.unwrap());
+    assert_eq!(site.etcd.client().await.get("elsewhere", None).await.unwrap().kvs().len(), 1);
+}
+
+#[tokio::test]
+async fn etcd_a_release_whose_answer_was_lost_is_recognised() {
+    let site = EtcdSite { etcd: Etcd::start().await };
+    let created = done(site.open().await.create(net(86), ONE.as_bytes(), TTL).await.unwrap());
+    let deaf = deaf_after(&site.etcd, "subnets/10.1.86.0-24").await;
+    let store = EtcdStore::connect(vec![deaf, site.etcd.url()], PREFIX.to_owned()).await.unwrap();
+    assert!(store.release(&created).await.unwrap());
 }
 
 #[tokio::test]
@@ -359,6 +434,39 @@ async fn etcd_takes_a_key_over_with_its_lease() {
     let store = site.open().await;
     let found = store.list().await.unwrap().entries.remove(0);
     assert_eq!(done(store.renew(&found, TWO.as_bytes(), TTL).await.unwrap()).expiry, Some(lease));
+}
+
+#[tokio::test]
+async fn etcd_a_hundred_nodes_that_join_at_once_have_a_hundred_subnets() {
+    let site = EtcdSite { etcd: Etcd::start().await };
+    site.put("config", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#).await;
+    let join = async |number: u8| {
+        let store = EtcdStore::connect(vec![site.etcd.url()], PREFIX.to_owned()).await.unwrap();
+        let terms = Terms {
+            public_ip: Ipv4Addr::new(192, 168, 7, number),
+            previous: None,
+            vtep_mac: None,
+            ttl: TTL,
+            renew_margin: Duration::from_secs(60),
+        };
+        let (out, views) = watch::channel(None);
+        tokio::spawn(Membership::new(Arc::new(store), terms, None, out).run());
+        views
+    };
+    let joined = futures::future::join_all((1..=100).map(join)).await;
+    let mut subnets = BTreeSet::new();
+    for mut views in joined {
+        // Complete once it knows all the others.
+        let complete = views.wait_for(|view: &Option<View>| {
+            view.as_ref().is_some_and(|view| view.connected && view.peers.len() == 99)
+        });
+        let view = tokio::time::timeout(3 * PATIENCE, complete).await.expect("all nodes are known").unwrap();
+        let view = view.as_ref().unwrap();
+        assert_eq!(view.conflicts, []);
+        subnets.insert(view.lease.subnet);
+    }
+    assert_eq!(subnets.len(), 100);
+    assert_eq!(leases(&site.etcd).await, 100, "grants of lost races were left behind");
 }
 
 #[tokio::test]

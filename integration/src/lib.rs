@@ -40,6 +40,7 @@ pub mod pair;
 pub mod process;
 pub mod service;
 pub mod site;
+pub mod steady;
 pub mod store;
 pub mod traffic;
 

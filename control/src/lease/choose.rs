@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use rand::Rng;
 
-use super::LeaseSet;
+use super::{LeaseAttrs, LeaseSet};
 use crate::netconf::NetworkConfig;
 use crate::store::Entry;
 
@@ -24,10 +24,18 @@ pub enum Choice {
 
 /// Every subnet from SubnetMin to SubnetMax overlaps a lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no subnet is free: all {taken} of length /{subnet_len} from {subnet_min} to {subnet_max} are taken")]
+#[error(
+    "no subnet is free: all {taken} of length /{subnet_len} from {subnet_min} to {subnet_max} are taken (leases: {leases}, keys without expiry: {reservations}, keys that cannot be read: {garbage}): delete those of nodes that are gone, or widen the network's limits"
+)]
 pub struct NetworkFull {
     /// How many subnets there are between the limits, all of them taken.
     pub taken: usize,
+    /// Leases in the store, which end by themselves; also those outside the limits.
+    pub leases: usize,
+    /// Keys without expiry, which do not.
+    pub reservations: usize,
+    /// Keys whose value is not a lease.
+    pub garbage: usize,
     /// The length of each.
     pub subnet_len: u8,
     /// The first of them.
@@ -38,7 +46,8 @@ pub struct NetworkFull {
 
 /// Chooses as flannel does: (1) a lease with our PublicIP that fits the configuration, (2) the
 /// `previous` subnet if it fits and is free, (3) a random one of the first 100 that are free.
-/// Of several in (1), a reservation comes first, then the previous subnet, then the lowest.
+/// Of several in (1), a reservation comes first, then the previous subnet, then the lowest. A key whose
+/// value is unusable is ours if its PublicIP is, or if it has none and names the previous subnet.
 pub fn choose(
     config: &NetworkConfig,
     leases: &LeaseSet,
@@ -46,15 +55,17 @@ pub fn choose(
     previous: Option<Ipv4Net>,
     rng: &mut impl Rng,
 ) -> Result<Choice, NetworkFull> {
-    let ours = leases
-        .iter()
-        .filter(|known| known.attrs.public_ip == public_ip && config.fits(known.entry.subnet))
-        .max_by_key(|known| {
-            let subnet = known.entry.subnet;
-            (known.entry.expiry.is_none(), Some(subnet) == previous, Reverse(subnet))
-        });
-    if let Some(known) = ours {
-        return Ok(Choice::Ours(known.entry.clone()));
+    let readable = leases.iter().filter(|known| known.attrs.public_ip == public_ip).map(|known| &known.entry);
+    let garbage = leases.iter_garbage().filter(|entry| match LeaseAttrs::public_ip_of(&entry.value) {
+        Some(owner) => owner == public_ip,
+        None => Some(entry.subnet) == previous,
+    });
+    let ours = readable
+        .chain(garbage)
+        .filter(|entry| config.fits(entry.subnet))
+        .max_by_key(|entry| (entry.expiry.is_none(), Some(entry.subnet) == previous, Reverse(entry.subnet)));
+    if let Some(entry) = ours {
+        return Ok(Choice::Ours(entry.clone()));
     }
 
     let free =
@@ -69,6 +80,9 @@ pub fn choose(
     if candidates.is_empty() {
         return Err(NetworkFull {
             taken: config.subnets().count(),
+            leases: leases.iter().filter(|known| known.entry.expiry.is_some()).count(),
+            reservations: leases.iter().filter(|known| known.entry.expiry.is_none()).count(),
+            garbage: leases.garbage(),
             subnet_len: config.subnet_len,
             subnet_min: config.subnet_min,
             subnet_max: config.subnet_max,
@@ -110,7 +124,8 @@ const CANDIDATES: usize = 100;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Listing;
+    use crate::lease::key_of;
+    use crate::store::{Event, Listing};
     use proptest::prelude::*;
     use rand::SeedableRng;
     use rand::rngs::StdRng;
@@ -127,14 +142,21 @@ mod tests {
 
     fn set(leases: &[(&str, &str, Option<i64>)]) -> LeaseSet {
         let entry = |&(subnet, ip, expiry): &(&str, &str, Option<i64>)| Entry {
+            key: key_of(net(subnet)),
             subnet: net(subnet),
             value: format!(r#"{{"PublicIP":"{ip}"}}"#).into(),
             revision: 1,
             expiry,
         };
         let mut set = LeaseSet::default();
-        set.apply(&Listing { entries: leases.iter().map(entry).collect(), ..Listing::default() });
+        let listing = Listing { entries: leases.iter().map(entry).collect(), ..Listing::default() };
+        set.apply(&listing, tokio::time::Instant::now());
         set
+    }
+
+    fn garbage(subnet: &str, value: &str) -> Event {
+        let subnet = net(subnet);
+        Event::Put(Entry { key: key_of(subnet), subnet, value: value.into(), revision: 1, expiry: None })
     }
 
     fn pick(config: &NetworkConfig, set: &LeaseSet, previous: Option<&str>) -> Result<Choice, NetworkFull> {
@@ -170,6 +192,23 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_cannot_be_read_is_ours_by_its_address_or_by_its_subnet() {
+        let config = config("10.1.0.0/16", 24);
+        let with = |value: &str| {
+            let mut set = LeaseSet::default();
+            set.apply_event(&garbage("10.1.9.0/24", value));
+            set
+        };
+        let reserved = with(r#"{"PublicIP":"192.168.1.12","BackendType":"vxlan"}"#);
+        assert_eq!(ours(pick(&config, &reserved, None).unwrap()), net("10.1.9.0/24"));
+        let broken = with("{");
+        assert_eq!(ours(pick(&config, &broken, Some("10.1.9.0/24")).unwrap()), net("10.1.9.0/24"));
+        assert!(matches!(pick(&config, &broken, Some("10.1.8.0/24")), Ok(Choice::Previous(_))));
+        let anothers = with(r#"{"PublicIP":"192.168.1.13","BackendType":"vxlan"}"#);
+        assert!(matches!(pick(&config, &anothers, Some("10.1.9.0/24")), Ok(Choice::Free(_))));
+    }
+
+    #[test]
     fn an_own_lease_that_does_not_fit_is_passed_over() {
         let config = config("10.1.0.0/16", 24);
         for misfit in ["10.1.5.0/25", "10.2.5.0/24", "10.1.0.0/24"] {
@@ -192,21 +231,20 @@ mod tests {
     #[test]
     fn a_full_network_says_how_many_are_taken() {
         let config = config("10.1.0.0/28", 30);
-        let full = set(&[("10.1.0.4/30", "192.168.1.1", None), ("10.1.0.8/29", "192.168.1.2", None)]);
+        let mut full = set(&[("10.1.0.4/30", "192.168.1.1", None), ("10.1.0.8/30", "192.168.1.2", Some(7))]);
+        full.apply_event(&garbage("10.1.0.12/30", "{}"));
         let error = pick(&config, &full, None).unwrap_err();
-        assert_eq!(error.taken, 3);
-        assert_eq!(
-            error.to_string(),
-            "no subnet is free: all 3 of length /30 from 10.1.0.4 to 10.1.0.12 are taken"
-        );
+        assert_eq!((error.taken, error.leases, error.reservations, error.garbage), (3, 1, 1, 1));
+        let text = error.to_string();
+        let start = "no subnet is free: all 3 of length /30 from 10.1.0.4 to 10.1.0.12 are taken (leases: 1, keys without expiry: 1, keys that cannot be read: 1): ";
+        assert!(text.starts_with(start), "{text}");
     }
 
     #[test]
     fn a_garbage_value_still_takes_its_subnet() {
         let mut set = LeaseSet::default();
         for subnet in ["10.1.0.4/30", "10.1.0.8/30"] {
-            let entry = Entry { subnet: net(subnet), value: b"{}".to_vec(), revision: 1, expiry: None };
-            set.apply_event(&crate::store::Event::Put(entry));
+            set.apply_event(&garbage(subnet, "{}"));
         }
         let config = config("10.1.0.0/28", 30);
         for seed in 0..20 {

@@ -22,6 +22,14 @@ impl LeaseAttrs {
     pub fn from_json(value: &[u8]) -> Result<Self, JsonError> {
         serde_json::from_slice::<Value>(value)?.try_into()
     }
+
+    /// The PublicIP of a value, also of one that is otherwise unusable, as a reservation can be
+    /// that names the backend without its data; `None` if not even that can be read.
+    #[must_use]
+    pub fn public_ip_of(value: &[u8]) -> Option<Ipv4Addr> {
+        let value = serde_json::from_slice(value).ok()?;
+        public_ip(Object::of(&value).ok()?).ok()
+    }
 }
 
 impl TryFrom<Value> for LeaseAttrs {
@@ -172,6 +180,17 @@ mod tests {
             let text =
                 refusal(&format!(r#"{{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{data}}}"#));
             assert!(text.starts_with(field), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_owner_is_read_even_where_the_rest_is_unusable() {
+        let owner = |text: &str| LeaseAttrs::public_ip_of(text.as_bytes());
+        let ours = Some(Ipv4Addr::new(1, 2, 3, 4));
+        assert_eq!(owner(r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan"}"#), ours);
+        assert_eq!(owner(r#"{"publicip":"1.2.3.4","BackendType":7}"#), ours);
+        for nobody in ["{}", "[]", "{not json", r#"{"PublicIP":"0.0.0.0"}"#] {
+            assert_eq!(owner(nobody), None, "{nobody}");
         }
     }
 

@@ -56,8 +56,8 @@ impl DirStore {
         self.path.join("subnets")
     }
 
-    fn file_of(&self, subnet: Ipv4Net) -> PathBuf {
-        self.subnets().join(key_of(subnet))
+    fn file_of(&self, key: &str) -> PathBuf {
+        self.subnets().join(key)
     }
 
     /// Runs `work`, which blocks on files and locks, apart from the runtime's own threads.
@@ -94,12 +94,10 @@ impl DirStore {
         for name in names {
             let name = name?.file_name();
             let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
-            let Ok(subnet) = parse_key(name) else {
+            if parse_key(name).is_err() {
                 snapshot.skipped += 1;
-                continue;
-            };
-            if let Some(value) = read(&self.subnets().join(name))? {
-                snapshot.leases.insert(subnet, value);
+            } else if let Some(value) = read(&self.file_of(name))? {
+                snapshot.leases.insert(name.to_owned(), value);
             }
         }
         Ok(snapshot)
@@ -127,12 +125,13 @@ impl LeaseStore for DirStore {
     }
 
     async fn create(&self, subnet: Ipv4Net, value: &[u8], _ttl: Duration) -> Result<Written, StoreError> {
-        let file = self.file_of(subnet);
+        let key = key_of(subnet);
+        let file = self.file_of(&key);
         let value = value.to_vec();
         self.blocking(format!("create {}", file.display()), move |store| {
             let _lock = store.lock()?;
             match files::create(&file, &value, FILE_MODE) {
-                Ok(()) => Ok(Written::Done(entry(subnet, value))),
+                Ok(()) => Ok(Written::Done(entry(key, subnet, value))),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Written::Conflict),
                 Err(error) => Err(error),
             }
@@ -141,17 +140,30 @@ impl LeaseStore for DirStore {
     }
 
     async fn renew(&self, held: &Entry, value: &[u8], _ttl: Duration) -> Result<Written, StoreError> {
-        let (subnet, revision) = (held.subnet, held.revision);
-        let file = self.file_of(subnet);
+        let held = held.clone();
+        let file = self.file_of(&held.key);
         let value = value.to_vec();
         self.blocking(format!("renew {}", file.display()), move |store| {
             let _lock = store.lock()?;
-            let current = read(&file)?;
-            if current.is_none_or(|current| fingerprint(subnet, &current) != revision) {
+            if !is_unchanged(&held, &file)? {
                 return Ok(Written::Conflict);
             }
             files::replace(&file, &value, FILE_MODE)?;
-            Ok(Written::Done(entry(subnet, value)))
+            Ok(Written::Done(entry(held.key, held.subnet, value)))
+        })
+        .await
+    }
+
+    async fn release(&self, held: &Entry) -> Result<bool, StoreError> {
+        let held = held.clone();
+        let file = self.file_of(&held.key);
+        self.blocking(format!("remove {}", file.display()), move |store| {
+            let _lock = store.lock()?;
+            let unchanged = is_unchanged(&held, &file)?;
+            if unchanged {
+                fs::remove_file(&file)?;
+            }
+            Ok(unchanged)
         })
         .await
     }
@@ -167,7 +179,8 @@ impl LeaseStore for DirStore {
 #[derive(Default)]
 struct Snapshot {
     config: Option<Vec<u8>>,
-    leases: BTreeMap<Ipv4Net, Vec<u8>>,
+    /// By key; all of them name a subnet.
+    leases: BTreeMap<String, Vec<u8>>,
     skipped: usize,
 }
 
@@ -175,14 +188,18 @@ impl Snapshot {
     /// The sum over the files, so that it does not depend on their order.
     fn revision(&self) -> Revision {
         let config = self.config.as_ref().map_or(0, |text| fingerprint("config", text));
-        self.leases.iter().fold(config, |sum, (subnet, value)| sum.wrapping_add(fingerprint(subnet, value)))
+        self.leases.iter().fold(config, |sum, (key, value)| sum.wrapping_add(fingerprint(key, value)))
     }
 
     fn listing(self) -> Listing {
         Listing {
             revision: self.revision(),
             skipped: self.skipped,
-            entries: self.leases.into_iter().map(|(subnet, value)| entry(subnet, value)).collect(),
+            entries: self
+                .leases
+                .into_iter()
+                .filter_map(|(key, value)| Some(entry(key.clone(), parse_key(&key).ok()?, value)))
+                .collect(),
         }
     }
 }
@@ -280,17 +297,17 @@ impl Watch {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Ok(subnet) = parse_key(name) else { return Ok(()) };
         let value = read(path)?;
-        if is_being_filled(value.as_deref()) || value.as_ref() == self.told.leases.get(&subnet) {
+        if is_being_filled(value.as_deref()) || value.as_ref() == self.told.leases.get(name) {
             return Ok(());
         }
         let event = match value {
             Some(value) => {
-                self.told.leases.insert(subnet, value.clone());
-                Event::Put(entry(subnet, value))
+                self.told.leases.insert(name.to_owned(), value.clone());
+                Event::Put(entry(name.to_owned(), subnet, value))
             }
             None => {
-                self.told.leases.remove(&subnet);
-                Event::Delete(subnet)
+                self.told.leases.remove(name);
+                Event::Delete(name.to_owned())
             }
         };
         self.queue.push_back((self.told.revision(), event));
@@ -332,8 +349,12 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-fn entry(subnet: Ipv4Net, value: Vec<u8>) -> Entry {
-    Entry { subnet, revision: fingerprint(subnet, &value), value, expiry: None }
+fn entry(key: String, subnet: Ipv4Net, value: Vec<u8>) -> Entry {
+    Entry { revision: fingerprint(&key, &value), key, subnet, value, expiry: None }
+}
+
+fn is_unchanged(held: &Entry, file: &Path) -> io::Result<bool> {
+    Ok(read(file)?.is_some_and(|current| fingerprint(&held.key, &current) == held.revision))
 }
 
 /// Stands for a name and a content; the same in all processes of one build.

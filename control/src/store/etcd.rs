@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue, PutOptions,
-    ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse, WatchStream,
+    Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue,
+    LeaseTimeToLiveOptions, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions,
+    WatchResponse, WatchStream,
 };
 use futures::StreamExt;
 use futures::stream;
@@ -58,8 +59,8 @@ impl EtcdStore {
         format!("{}/config", self.prefix)
     }
 
-    fn key_of(&self, subnet: Ipv4Net) -> String {
-        format!("{}{}", self.subnets_prefix(), key_of(subnet))
+    fn path_of(&self, key: &str) -> String {
+        format!("{}{key}", self.subnets_prefix())
     }
 
     fn subnets_prefix(&self) -> String {
@@ -124,20 +125,32 @@ impl EtcdStore {
         self.call(&format!("keep lease {lease:x} alive"), keep_alive).await
     }
 
-    /// Writes `value` at the key of `subnet`, attached to the etcd lease `expiry`, if `condition` holds.
+    /// Ends an etcd lease that a key was attached to, unless other keys are, which would go with it.
+    async fn revoke_if_unused(&self, lease: i64) {
+        let time_to_live = |mut client: Client, _| async move {
+            client.lease_time_to_live(lease, Some(LeaseTimeToLiveOptions::new().with_keys())).await
+        };
+        match self.call(&format!("look at lease {lease:x}"), time_to_live).await {
+            Ok(found) if found.keys().is_empty() && found.ttl() > 0 => self.revoke(lease).await,
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "an etcd lease is left to run out"),
+        }
+    }
+
+    /// Writes `value` at `key`, which names `subnet`, attached to the etcd lease `expiry`, if `condition` holds.
     async fn write(
         &self,
         action: &str,
-        subnet: Ipv4Net,
+        (key, subnet): (String, Ipv4Net),
         value: &[u8],
         expiry: Option<i64>,
         condition: Compare,
     ) -> Result<Written, StoreError> {
-        let key = self.key_of(subnet);
+        let path = self.path_of(&key);
         let lease = expiry.unwrap_or(NO_LEASE);
         let request = |mut client: Client, repeated: bool| {
-            let put = TxnOp::put(key.as_str(), value, Some(PutOptions::new().with_lease(lease)));
-            let get = TxnOp::get(key.as_str(), None);
+            let put = TxnOp::put(path.as_str(), value, Some(PutOptions::new().with_lease(lease)));
+            let get = TxnOp::get(path.as_str(), None);
             let txn = Txn::new().when([condition.clone()]).and_then([put]).or_else([get]);
             async move {
                 let response = client.txn(txn).await?;
@@ -154,7 +167,7 @@ impl EtcdStore {
             }
         };
         Ok(match self.call(action, request).await? {
-            Some(revision) => Written::Done(Entry { subnet, value: value.to_vec(), revision, expiry }),
+            Some(revision) => Written::Done(Entry { key, subnet, value: value.to_vec(), revision, expiry }),
             None => Written::Conflict,
         })
     }
@@ -186,8 +199,8 @@ impl LeaseStore for EtcdStore {
         let response = self.call(&format!("list {prefix}"), get).await?;
         let mut listing = Listing { revision: revision_of(response.header()), ..Listing::default() };
         for kv in response.kvs() {
-            match subnet_of(kv, &prefix) {
-                Some(subnet) => listing.entries.push(entry(subnet, kv)),
+            match name_of(kv, &prefix) {
+                Some(name) => listing.entries.push(entry(name, kv)),
                 None => listing.skipped += 1,
             }
         }
@@ -195,10 +208,12 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn create(&self, subnet: Ipv4Net, value: &[u8], ttl: Duration) -> Result<Written, StoreError> {
-        let key = self.key_of(subnet);
+        let key = key_of(subnet);
+        let path = self.path_of(&key);
         let lease = self.grant(ttl).await?;
-        let absent = Compare::version(key.as_str(), CompareOp::Equal, 0);
-        let written = self.write(&format!("create {key}"), subnet, value, Some(lease), absent).await?;
+        let absent = Compare::version(path.as_str(), CompareOp::Equal, 0);
+        let written =
+            self.write(&format!("create {path}"), (key, subnet), value, Some(lease), absent).await?;
         if written == Written::Conflict {
             self.revoke(lease).await;
         }
@@ -206,7 +221,7 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn renew(&self, held: &Entry, value: &[u8], ttl: Duration) -> Result<Written, StoreError> {
-        let key = self.key_of(held.subnet);
+        let path = self.path_of(&held.key);
         // The lease first: once the value is written, there must be time for it.
         let (expiry, granted) = match held.expiry {
             None => (None, None),
@@ -216,12 +231,35 @@ impl LeaseStore for EtcdStore {
                 (Some(lease), Some(lease))
             }
         };
-        let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, held.revision);
-        let written = self.write(&format!("renew {key}"), held.subnet, value, expiry, unchanged).await?;
+        let unchanged = Compare::mod_revision(path.as_str(), CompareOp::Equal, held.revision);
+        let name = (held.key.clone(), held.subnet);
+        let written = self.write(&format!("renew {path}"), name, value, expiry, unchanged).await?;
         if let (Written::Conflict, Some(lease)) = (&written, granted) {
             self.revoke(lease).await;
         }
         Ok(written)
+    }
+
+    async fn release(&self, held: &Entry) -> Result<bool, StoreError> {
+        let path = self.path_of(&held.key);
+        let request = |mut client: Client, repeated: bool| {
+            let unchanged = Compare::mod_revision(path.as_str(), CompareOp::Equal, held.revision);
+            let delete = TxnOp::delete(path.as_str(), None);
+            let get = TxnOp::get(path.as_str(), None);
+            let txn = Txn::new().when([unchanged]).and_then([delete]).or_else([get]);
+            async move {
+                let response = client.txn(txn).await?;
+                let found = response.op_responses().into_iter().next();
+                // Gone at the second attempt: the first one did it, and its answer was lost.
+                let gone = matches!(&found, Some(TxnOpResponse::Get(found)) if found.kvs().is_empty());
+                Ok(response.succeeded() || (repeated && gone))
+            }
+        };
+        let released = self.call(&format!("remove {path}"), request).await?;
+        if let (true, Some(lease)) = (released, held.expiry) {
+            self.revoke_if_unused(lease).await;
+        }
+        Ok(released)
     }
 
     async fn watch(&self, from: Revision) -> Result<EventStream, StoreError> {
@@ -300,10 +338,10 @@ impl Watch {
         if kv.key() == self.config_key.as_bytes() {
             return Some(Event::Config((kind == EventType::Put).then(|| as_text(kv))));
         }
-        let subnet = subnet_of(kv, &self.subnets_prefix)?;
+        let (key, subnet) = name_of(kv, &self.subnets_prefix)?;
         Some(match kind {
-            EventType::Put => Event::Put(entry(subnet, kv)),
-            EventType::Delete => Event::Delete(subnet),
+            EventType::Put => Event::Put(entry((key, subnet), kv)),
+            EventType::Delete => Event::Delete(key),
         })
     }
 
@@ -336,13 +374,15 @@ fn normalized(prefix: &str) -> String {
     }
 }
 
-fn subnet_of(kv: &KeyValue, subnets_prefix: &str) -> Option<Ipv4Net> {
-    let name = kv.key().strip_prefix(subnets_prefix.as_bytes())?;
-    parse_key(std::str::from_utf8(name).ok()?).ok()
+/// The key without its prefix, and the subnet that it names.
+fn name_of(kv: &KeyValue, subnets_prefix: &str) -> Option<(String, Ipv4Net)> {
+    let name = std::str::from_utf8(kv.key().strip_prefix(subnets_prefix.as_bytes())?).ok()?;
+    Some((name.to_owned(), parse_key(name).ok()?))
 }
 
-fn entry(subnet: Ipv4Net, kv: &KeyValue) -> Entry {
+fn entry((key, subnet): (String, Ipv4Net), kv: &KeyValue) -> Entry {
     Entry {
+        key,
         subnet,
         value: kv.value().to_vec(),
         revision: kv.mod_revision(),

@@ -22,6 +22,9 @@ pub type Revision = i64;
 /// One lease key as it stands in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// The key as it stands in the store, without what goes before it there: `10.1.86.0-24`, or a
+    /// dual-stack node's, whose IPv6 half must be kept.
+    pub key: String,
     /// The subnet that the key names.
     pub subnet: Ipv4Net,
     /// The JSON value, as stored.
@@ -49,8 +52,8 @@ pub struct Listing {
 pub enum Event {
     /// A lease key was written.
     Put(Entry),
-    /// A lease key was removed or has expired.
-    Delete(Ipv4Net),
+    /// The lease key of this name was removed or has expired.
+    Delete(String),
     /// The network configuration was written (its text), or removed (`None`).
     Config(Option<String>),
     /// Changes may have been missed (compaction, wiped data, lost events, a directory replaced).
@@ -102,6 +105,10 @@ pub trait LeaseStore: Send + Sync {
     /// Renews `held`: writes `value` and starts its time anew, only if the key has not changed since.
     /// A key without expiry keeps having none.
     async fn renew(&self, held: &Entry, value: &[u8], ttl: Duration) -> Result<Written, StoreError>;
+
+    /// Removes `held`, and the store's expiry that went with it, only if the key has not changed
+    /// since; otherwise nothing is removed, and the answer is `false`.
+    async fn release(&self, held: &Entry) -> Result<bool, StoreError>;
 
     /// Follows all changes after `from`, the revision of a listing or of an event. The stream ends
     /// with `Relist` or with an error, never silently. After an error, watching again from the last
