@@ -109,7 +109,9 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
 /// What could not be removed, and why.
 pub async fn remove(leftover: &Leftover) -> Result<(), String> {
     match leftover {
-        Leftover::Rules(device) => firewall::remove(device).await.map_err(|error| error.to_string()),
+        Leftover::Rules(device) => {
+            firewall::remove_all(device).await.map(drop).map_err(|error| error.to_string())
+        }
         Leftover::Route { text, message } => {
             let netlink = Netlink::open().map_err(|error| error.to_string())?;
             let removed = netlink.handle.route().del(message.as_ref().clone()).execute().await;

@@ -38,7 +38,7 @@ use crate::status::{
 };
 use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
 use crate::subnet_file::{Previous, SubnetFile};
-use crate::takeover::{self, TakeoverError};
+use crate::takeover::{self, TakeoverError, process_here};
 
 /// Why the daemon cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -261,6 +261,8 @@ impl Daemon {
                 fully_random: !self.flags.ip_masq_fully_random_disable,
             },
             forward_rules: self.flags.iptables_forward_rules,
+            firewall: self.flags.firewall,
+            blackhole: self.flags.ip_blackhole_route,
             source_check: match self.flags.source_check {
                 SourceCheckFlag::Strict => SourceCheck::Strict,
                 SourceCheckFlag::Loose => SourceCheck::Loose,
@@ -373,7 +375,7 @@ impl Daemon {
             warn!(device, before = %before.node.plan().subnet, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
             let renamed = device != plan.device();
             drop(before);
-            if renamed && let Err(error) = firewall::remove(&device).await {
+            if renamed && let Err(error) = firewall::remove_all(&device).await {
                 warn!(%error, device, "rules of the earlier device stay behind");
             }
         }
@@ -384,7 +386,7 @@ impl Daemon {
         let built = self.build(plan, view).await;
         if built.is_err() && !had_rules {
             // What is not there need not be removed, and what cannot be is told by the error that follows.
-            let _ = firewall::remove(&device).await;
+            let _ = firewall::remove_all(&device).await;
         }
         self.running = Some(built?);
         self.serve_socket(&device).await;
@@ -408,15 +410,21 @@ impl Daemon {
         Ok(Running { node, firewall })
     }
 
-    /// Rules of a run with another device, which is gone: it will not come back for them.
+    /// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld
+    /// that does not run; one that does may serve another network of this host.
     async fn remove_stale_rules(&self) {
+        if process_here("flanneld").is_none()
+            && let Err(error) = firewall::remove_flannels().await
+        {
+            warn!(%error, "rules that flanneld has left stay behind");
+        }
         let stale = match cleanup::devices_gone().await {
             Ok(devices) => devices,
             Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
         };
         for device in &stale {
-            match firewall::remove(device).await {
-                Ok(()) => info!(device, "removed the firewall rules of an earlier run"),
+            match firewall::remove_all(device).await {
+                Ok(_) => info!(device, "removed the firewall rules of an earlier run"),
                 Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
             }
         }

@@ -17,7 +17,7 @@ use overlay::{MacAddr, SetupError};
 use tracing::warn;
 
 use crate::host::firewall::Firewall;
-use crate::host::{Desired, HostError, Masquerade, link};
+use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link};
 use crate::iface::Underlay;
 use crate::lease::{Lease, LeaseBackend};
 use crate::netconf::{Backend, NetworkConfig};
@@ -100,6 +100,10 @@ pub struct NodeOptions {
     pub masquerade: Masquerade,
     /// Whether the host's firewall is told to accept forwarding.
     pub forward_rules: bool,
+    /// What the rules are made with, if not as the network configuration says.
+    pub firewall: Option<FirewallKind>,
+    /// Whether what is sent to this node's subnet and to none of its pods ends here.
+    pub blackhole: bool,
     /// What is asked of the source of packets from the wire.
     pub source_check: SourceCheck,
     /// Queues of the overlay device.
@@ -173,12 +177,16 @@ impl Node {
             pod_subnet: plan.subnet,
             masquerade: options.masquerade,
             forward_rules: options.forward_rules,
+            firewall: firewall_kind(options.firewall, &plan.config),
+            blackhole: options.blackhole,
         };
         // Rules before the route: no packet takes the new way with a source that is to be rewritten.
         let mut firewall = Firewall::new(desired.clone());
         firewall.sync().await?;
         link::apply(&desired).await?;
         let index = link::index_of(&desired.device).await?;
+        blackhole::remove(desired.network, Some(desired.pod_subnet)).await?;
+        blackhole::apply(&desired).await?;
         let addresses = link::addresses().await?;
         let table = SharedTable::new(table(&plan, leases, addresses.into_iter().collect()));
         let forwarder = Forwarder::start(
@@ -244,7 +252,9 @@ impl Node {
         if link::index_of(&self.desired.device).await? != self.index {
             return Err(HostError::NoDevice(self.desired.device.clone()));
         }
-        link::apply(&self.desired).await
+        let put = link::apply(&self.desired).await?;
+        blackhole::apply(&self.desired).await?;
+        Ok(put)
     }
 
     /// Makes `leases` the peers. The host's own addresses are read anew.
@@ -256,6 +266,12 @@ impl Node {
         self.table.publish(table(&self.plan, leases, addresses.into_iter().collect()));
         Ok(())
     }
+}
+
+/// The flag counts; without it, flannel's key in the network configuration.
+fn firewall_kind(flag: Option<FirewallKind>, config: &NetworkConfig) -> FirewallKind {
+    let configured = if config.enable_nftables { FirewallKind::Nftables } else { FirewallKind::Auto };
+    flag.unwrap_or(configured)
 }
 
 /// The table that reaches the owners of `leases`. A lease that carries our public address (which
@@ -349,6 +365,18 @@ mod tests {
         behind_nat.underlay.public_ip = Ipv4Addr::new(203, 0, 113, 12);
         let leases = [lease("10.1.8.0/24", "203.0.113.12")];
         assert!(super::table(&behind_nat, &leases, vec![behind_nat.underlay.address]).peers().is_empty());
+    }
+
+    #[test]
+    fn the_flag_comes_before_the_configuration_and_that_before_what_the_host_has() {
+        let config = |text: &str| NetworkConfig::parse(text).unwrap();
+        let plain = config(r#"{"Network":"10.1.0.0/16"}"#);
+        let nftables = config(r#"{"Network":"10.1.0.0/16","EnableNFTables":true}"#);
+        assert_eq!(firewall_kind(None, &plain), FirewallKind::Auto);
+        assert_eq!(firewall_kind(None, &nftables), FirewallKind::Nftables);
+        for flag in [FirewallKind::Auto, FirewallKind::Iptables, FirewallKind::None] {
+            assert_eq!(firewall_kind(Some(flag), &nftables), flag);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!                                      eth0 192.168.1.12
 //! ```
 //! A veth pair stands for the overlay device, so that what leaves through it can be received. The rules that
-//! docker would load are written by hand, as it writes them.
+//! docker would load are written by hand, as it writes them. What holds for every firewall is asked of each.
 
 mod namespace;
 
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use control::host::firewall::{self, Firewall};
-use control::host::{Desired, HostError, Masquerade, link};
+use control::host::{Desired, FirewallKind, HostError, Masquerade, link};
 use namespace::{Namespace, source_seen};
 use serde_json::Value;
 
@@ -53,8 +53,16 @@ fn desired(masquerade: Masquerade) -> Desired {
         pod_subnet: "10.1.9.0/24".parse().unwrap(),
         masquerade,
         forward_rules: true,
+        firewall: FirewallKind::Auto,
+        blackhole: false,
     }
 }
+
+fn desired_with(firewall: FirewallKind, masquerade: Masquerade) -> Desired {
+    Desired { firewall, ..desired(masquerade) }
+}
+
+const FIREWALLS: [FirewallKind; 2] = [FirewallKind::Nftables, FirewallKind::Iptables];
 
 const RETURN_PATH: Masquerade = Masquerade { return_path: true, ip_masq: false, fully_random: true };
 const NOTHING: Masquerade = Masquerade { return_path: false, ..RETURN_PATH };
@@ -69,6 +77,10 @@ struct Lab {
 
 impl Lab {
     fn new(masquerade: Masquerade) -> Self {
+        Self::with(desired(masquerade))
+    }
+
+    fn with(wanted: Desired) -> Self {
         let (host, pod, far) = (Namespace::new(), Namespace::new(), Namespace::new());
         host.join("docker0", &pod, "eth0");
         host.join("flannel.1", &far, "far0");
@@ -86,8 +98,9 @@ impl Lab {
              ip route add 10.1.9.0/32 dev far0
              ip route add default via 10.1.9.0 onlink dev far0");
         let lab = Self { host, pod, far, firewall: RefCell::default() };
-        lab.host.block_on(move || async move { link::apply(&desired(masquerade)).await }).unwrap();
-        lab.want(desired(masquerade));
+        let link = wanted.clone();
+        lab.host.block_on(move || async move { link::apply(&link).await }).unwrap();
+        lab.want(wanted);
         lab
     }
 
@@ -106,6 +119,16 @@ impl Lab {
         outcome
     }
 
+    fn in_place(&self) -> bool {
+        let mut firewall = self.firewall.take().expect("a wanted state");
+        let (firewall, outcome) = self.host.block_on(|| async move {
+            let outcome = firewall.in_place().await;
+            (firewall, outcome)
+        });
+        self.firewall.replace(Some(firewall));
+        outcome.unwrap()
+    }
+
     fn sync(&self) -> bool {
         self.try_sync().unwrap()
     }
@@ -122,32 +145,48 @@ impl Lab {
 
 #[test]
 fn pod_to_pod_keeps_its_source_under_dockers_masquerade() {
-    let lab = Lab::new(RETURN_PATH);
-    lab.host.sh(DOCKER);
-    assert_eq!(lab.source_at_far(&lab.pod, "10.1.9.2:0"), Some(DEVICE), "docker's rule works here");
-    for masquerade in [RETURN_PATH, NOTHING, IP_MASQ] {
-        lab.want(desired(masquerade));
-        assert!(lab.sync());
-        assert_eq!(lab.source_at_far(&lab.pod, "10.1.9.2:0"), Some(POD), "{masquerade:?}");
+    for variant in ["iptables", "iptables-legacy"] {
+        let lab = Lab::new(RETURN_PATH);
+        lab.host.sh(&DOCKER.replace("iptables ", &format!("{variant} ")));
+        assert_eq!(lab.source_at_far(&lab.pod, "10.1.9.2:0"), Some(DEVICE), "docker's rule works here");
+        for firewall in FIREWALLS {
+            for masquerade in [RETURN_PATH, NOTHING, IP_MASQ] {
+                lab.want(desired_with(firewall, masquerade));
+                assert!(lab.sync());
+                let seen = lab.source_at_far(&lab.pod, "10.1.9.2:0");
+                assert_eq!(seen, Some(POD), "{variant}, {firewall:?}: {masquerade:?}");
+            }
+        }
     }
 }
 
 #[test]
 fn a_foreign_source_is_masqueraded_with_return_path_and_not_without() {
     let lab = Lab::new(RETURN_PATH);
-    for (return_path, fully_random, expected) in
-        [(true, true, DEVICE), (true, false, DEVICE), (false, true, OUTSIDE)]
-    {
-        lab.want(desired(Masquerade { return_path, fully_random, ..NOTHING }));
-        lab.sync();
-        assert_eq!(lab.source_at_far(&lab.host, "192.168.1.12:0"), Some(expected));
-        assert_eq!(lab.nft().to_string().contains("fully-random"), return_path && fully_random);
+    for firewall in FIREWALLS {
+        for (return_path, fully_random, expected) in
+            [(true, true, DEVICE), (true, false, DEVICE), (false, true, OUTSIDE)]
+        {
+            lab.want(desired_with(firewall, Masquerade { return_path, fully_random, ..NOTHING }));
+            lab.sync();
+            assert_eq!(lab.source_at_far(&lab.host, "192.168.1.12:0"), Some(expected), "{firewall:?}");
+            let rules = match firewall {
+                FirewallKind::Nftables => lab.nft().to_string(),
+                _ => lab.host.sh("iptables-save -t nat").replace("random-fully", "fully-random"),
+            };
+            assert_eq!(rules.contains("fully-random"), return_path && fully_random, "{rules}");
+        }
     }
 }
 
 #[test]
 fn kube_proxys_mark_goes_before_everything() {
-    let lab = Lab::new(IP_MASQ);
+    for firewall in FIREWALLS {
+        kube_proxys_mark_goes_first(&Lab::with(desired_with(firewall, IP_MASQ)));
+    }
+}
+
+fn kube_proxys_mark_goes_first(lab: &Lab) {
     lab.sync();
     lab.host.sh(DOCKER);
     // Marked with other bits set too, the foreign source passes as it is, and a pod's is left to the later chain.
@@ -162,7 +201,13 @@ fn kube_proxys_mark_goes_before_everything() {
 
 #[test]
 fn flannels_six_rules_do_as_flannels() {
-    let lab = Lab::new(Masquerade { return_path: false, ..IP_MASQ });
+    for firewall in FIREWALLS {
+        six_rules_do_as_flannels(firewall);
+    }
+}
+
+fn six_rules_do_as_flannels(firewall: FirewallKind) {
+    let lab = Lab::with(desired_with(firewall, Masquerade { return_path: false, ..IP_MASQ }));
     let outside = Namespace::new();
     lab.host.join("eth1", &outside, "eth0");
     lab.host.sh("ip addr add 172.20.0.1/24 dev eth1; ip link set eth1 up");
@@ -192,7 +237,7 @@ fn flannels_six_rules_do_as_flannels() {
     // 6: the outside to another node's pods.
     assert_eq!(to(&outside, &any(out), &lab.far, far), expect("10.1.9.0"), "6: outside to network");
 
-    lab.want(desired(NOTHING));
+    lab.want(desired_with(firewall, NOTHING));
     lab.sync();
     assert_eq!(to(&lab.pod, &any(pod), &outside, out), expect("10.1.9.2"), "without --ip-masq");
     assert_eq!(to(&outside, &any(out), &lab.far, far), expect("172.20.0.2"), "without --ip-masq");
@@ -213,7 +258,19 @@ fn every_rule_says_what_it_is_for() {
 
 #[test]
 fn replacing_the_rules_leaves_no_moment_without_them() {
-    let lab = Lab::new(RETURN_PATH);
+    for firewall in FIREWALLS {
+        replacing_leaves_no_moment(firewall, firewall);
+    }
+}
+
+#[test]
+fn nor_does_going_from_one_firewall_to_the_other() {
+    replacing_leaves_no_moment(FirewallKind::Nftables, FirewallKind::Iptables);
+}
+
+/// Each round one of these firewalls is wanted in turn, with and without the return path's rule.
+fn replacing_leaves_no_moment(even: FirewallKind, odd: FirewallKind) {
+    let lab = Lab::with(desired_with(odd, NOTHING));
     lab.host.sh(DOCKER);
     lab.sync();
     let far = lab.far.udp("10.1.86.2:9999");
@@ -240,7 +297,8 @@ fn replacing_the_rules_leaves_no_moment_without_them() {
         sources
     });
     for round in 0..40 {
-        lab.want(desired(if round % 2 == 0 { RETURN_PATH } else { NOTHING }));
+        let (firewall, masquerade) = if round % 2 == 0 { (even, RETURN_PATH) } else { (odd, NOTHING) };
+        lab.want(desired_with(firewall, masquerade));
         assert!(lab.sync());
     }
     stop.store(true, Ordering::Relaxed);
@@ -252,37 +310,59 @@ fn replacing_the_rules_leaves_no_moment_without_them() {
 
 #[test]
 fn sync_changes_nothing_until_somebody_else_does() {
-    let lab = Lab::new(RETURN_PATH);
-    assert!(lab.sync());
-    let rules = |lab: &Lab| (lab.nft(), lab.host.sh("iptables-save -t filter | grep -v '^#'"));
-    let before = rules(&lab);
-    assert!(!lab.sync());
-    assert_eq!(rules(&lab), before);
-
-    for damage in [
-        "nft flush ruleset",
+    let nft = &[
         "nft delete table ip overlayd_flannel.1",
         "nft flush chain ip overlayd_flannel.1 postrouting",
         "nft insert rule ip overlayd_flannel.1 postrouting accept",
-        "iptables -w 5 -F FORWARD",
         "iptables -w 5 -F OVERLAYD-FWD-flannel.1",
-        "iptables -w 5 -F; iptables -w 5 -X",
         "iptables -w 5 -I OVERLAYD-FWD-flannel.1 -j DROP",
-        "iptables -w 5 -I FORWARD -j DROP",
-    ] {
-        lab.host.sh(damage);
-        assert!(lab.sync(), "{damage}");
-        assert!(!lab.sync(), "{damage}: repaired once");
-        assert_eq!(lab.source_at_far(&lab.pod, "10.1.9.2:0"), Some(POD), "{damage}");
+    ];
+    let iptables = &[
+        "iptables -w 5 -t nat -F",
+        "iptables -w 5 -t nat -F; iptables -w 5 -t nat -X",
+        "iptables -w 5 -t nat -F POSTROUTING",
+        "iptables -w 5 -t nat -F FLANNEL-POSTRTG",
+        "iptables -w 5 -t nat -D FLANNEL-POSTRTG 1",
+        "iptables -w 5 -t nat -I FLANNEL-POSTRTG -j ACCEPT",
+        "iptables -w 5 -t nat -I OVERLAYD-NAT-flannel.1 -j RETURN",
+        "iptables -w 5 -t nat -I POSTROUTING -s 10.1.9.0/24 ! -o docker0 -j MASQUERADE",
+        "iptables -w 5 -F FLANNEL-FWD",
+        "iptables -w 5 -I FLANNEL-FWD -j DROP",
+    ];
+    for (firewall, own) in FIREWALLS.into_iter().zip([&nft[..], &iptables[..]]) {
+        let lab = Lab::with(desired_with(firewall, IP_MASQ));
+        assert!(!lab.in_place() && lab.sync());
+        let rules = || lab.host.sh("nft list ruleset; iptables-save | grep -v '^#'");
+        let before = rules();
+        assert!(lab.in_place() && !lab.sync() && lab.in_place());
+        assert_eq!(rules(), before);
+
+        let anyhow = [
+            "nft flush ruleset",
+            "iptables -w 5 -F",
+            "iptables -w 5 -F FORWARD",
+            "iptables -w 5 -F; iptables -w 5 -X",
+            "iptables -w 5 -I FORWARD -j DROP",
+        ];
+        for damage in anyhow.iter().chain(own) {
+            lab.host.sh(damage);
+            assert!(!lab.in_place(), "{firewall:?}: {damage}");
+            assert!(lab.sync(), "{firewall:?}: {damage}");
+            assert!(lab.in_place() && !lab.sync(), "{firewall:?}: {damage}: repaired once");
+            assert_eq!(lab.source_at_far(&lab.pod, "10.1.9.2:0"), Some(POD), "{firewall:?}: {damage}");
+        }
     }
 }
 
 #[test]
 fn forwarding_passes_where_docker_drops_whoever_comes_first() {
-    for variant in ["iptables", "iptables-legacy"] {
+    let cases = FIREWALLS
+        .into_iter()
+        .flat_map(|firewall| ["iptables", "iptables-legacy"].map(|variant| (firewall, variant)));
+    for (firewall, variant) in cases {
         let docker = DOCKER.replace("iptables ", &format!("{variant} "));
         for docker_first in [true, false] {
-            let lab = Lab::new(RETURN_PATH);
+            let lab = Lab::with(desired_with(firewall, RETURN_PATH));
             if docker_first {
                 lab.host.sh(&docker);
                 // Nobody has asked for it, so docker drops it.
@@ -356,10 +436,10 @@ fn two_networks_and_a_flanneld_live_on_one_host() {
             assert!(!first.sync().await.unwrap());
             assert!(!second.sync().await.unwrap());
         }
-        firewall::remove("flannel.1").await.unwrap();
+        assert!(firewall::remove_all("flannel.1").await.unwrap());
         assert!(!second.sync().await.unwrap(), "removing one leaves the other");
-        firewall::remove("flannel.10").await.unwrap();
-        firewall::remove("flannel.10").await.expect("nothing there is no failure");
+        assert!(firewall::remove_all("flannel.10").await.unwrap());
+        assert!(!firewall::remove_all("flannel.10").await.expect("nothing there is no failure"));
     });
     assert_eq!(lab.host.sh("nft list ruleset; iptables-legacy-save"), foreign, "nothing is left of ours");
 }
@@ -377,12 +457,12 @@ fn without_forward_rules_an_earlier_lifes_are_removed() {
 
 #[test]
 fn a_missing_nft_is_named_with_its_package_and_keeps_nobody_from_forwarding() {
-    let lab = Lab::new(RETURN_PATH);
+    let lab = Lab::with(desired_with(FirewallKind::Nftables, RETURN_PATH));
     lab.host.hide_programs("nft");
     let error = lab.try_sync().unwrap_err().to_string();
-    assert_eq!(error, "nft is not installed: install the package nftables");
+    assert_eq!(error, "nft is not installed: install the package nftables, or choose another --firewall");
     assert!(lab.host.sh("iptables-save").contains("OVERLAYD-FWD-flannel.1"));
-    lab.host.block_on(|| firewall::remove("flannel.1")).expect("nothing there is no failure");
+    lab.host.block_on(|| firewall::remove_all("flannel.1")).expect("nothing there is no failure");
 }
 
 #[test]
@@ -391,7 +471,7 @@ fn without_iptables_there_is_nothing_to_accept() {
     lab.host.hide_programs("iptables* xtables*");
     assert!(lab.sync());
     assert!(!lab.sync());
-    lab.host.block_on(|| firewall::remove("flannel.1")).unwrap();
+    lab.host.block_on(|| firewall::remove_all("flannel.1")).unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use control::host::link::{self, AddressChanges};
-use control::host::{Desired, HostError, Masquerade};
+use control::host::{Desired, FirewallKind, HostError, Masquerade};
 use namespace::Namespace;
 use tokio::time::timeout;
 
@@ -20,6 +20,8 @@ fn desired() -> Desired {
         pod_subnet: "10.1.9.0/24".parse().unwrap(),
         masquerade: Masquerade { return_path: true, ip_masq: false, fully_random: true },
         forward_rules: true,
+        firewall: FirewallKind::Auto,
+        blackhole: false,
     }
 }
 

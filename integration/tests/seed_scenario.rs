@@ -17,34 +17,69 @@ use integration::service::{self, SERVICE};
 use integration::traffic::{self, Server};
 use integration::{Backend, Host, Site, Store, SubnetEnv, await_until};
 
+const NFTABLES: &str = "--firewall=nftables";
+const IPTABLES: &str = "--firewall=iptables";
+
 const PROMPT: Duration = Duration::from_secs(5);
 /// Long enough for a first retransmission: a request that got no answer by then hangs.
 const HANGING: Duration = Duration::from_secs(3);
 
 #[test]
 fn the_worker_reaches_a_service_on_the_master_over_udp() {
-    a_host_reaches_a_service_on_the_other(Backend::Udp, Direction::WorkerToMaster, Site::two_hosts());
+    a_host_reaches_a_service_on_the_other(
+        Backend::Udp,
+        Direction::WorkerToMaster,
+        Site::two_hosts(),
+        NFTABLES,
+    );
+}
+
+#[test]
+fn the_worker_reaches_a_service_on_the_master_with_iptables() {
+    let (backend, direction) = (Backend::Udp, Direction::WorkerToMaster);
+    a_host_reaches_a_service_on_the_other(backend, direction, Site::two_hosts(), IPTABLES);
+}
+
+#[test]
+fn the_master_reaches_a_service_on_the_worker_with_iptables() {
+    let (backend, direction) = (Backend::Vxlan, Direction::MasterToWorker);
+    a_host_reaches_a_service_on_the_other(backend, direction, Site::two_hosts(), IPTABLES);
 }
 
 #[test]
 fn the_worker_reaches_a_service_on_the_master_over_vxlan() {
-    a_host_reaches_a_service_on_the_other(Backend::Vxlan, Direction::WorkerToMaster, Site::two_hosts());
+    a_host_reaches_a_service_on_the_other(
+        Backend::Vxlan,
+        Direction::WorkerToMaster,
+        Site::two_hosts(),
+        NFTABLES,
+    );
 }
 
 #[test]
 fn the_master_reaches_a_service_on_the_worker_over_udp() {
-    a_host_reaches_a_service_on_the_other(Backend::Udp, Direction::MasterToWorker, Site::two_hosts());
+    a_host_reaches_a_service_on_the_other(
+        Backend::Udp,
+        Direction::MasterToWorker,
+        Site::two_hosts(),
+        NFTABLES,
+    );
 }
 
 #[test]
 fn the_master_reaches_a_service_on_the_worker_over_vxlan() {
-    a_host_reaches_a_service_on_the_other(Backend::Vxlan, Direction::MasterToWorker, Site::two_hosts());
+    a_host_reaches_a_service_on_the_other(
+        Backend::Vxlan,
+        Direction::MasterToWorker,
+        Site::two_hosts(),
+        NFTABLES,
+    );
 }
 
 #[test]
 fn a_service_is_reached_by_a_gateway_that_is_not_the_default() {
     let site = Site::two_hosts_by_side_gateway();
-    a_host_reaches_a_service_on_the_other(Backend::Udp, Direction::WorkerToMaster, site);
+    a_host_reaches_a_service_on_the_other(Backend::Udp, Direction::WorkerToMaster, site, NFTABLES);
 }
 
 enum Direction {
@@ -53,14 +88,20 @@ enum Direction {
 }
 
 /// With the fix the request is answered; without it, it hangs; and with it again, it is answered again.
-fn a_host_reaches_a_service_on_the_other(backend: Backend, direction: Direction, hosts: (Site, Host, Host)) {
+fn a_host_reaches_a_service_on_the_other(
+    backend: Backend,
+    direction: Direction,
+    hosts: (Site, Host, Host),
+    firewall: &str,
+) {
     let (site, worker, master) = hosts;
     let (client, server) = match direction {
         Direction::WorkerToMaster => (worker, master),
         Direction::MasterToWorker => (master, worker),
     };
     let store = Store::etcd(&site, backend);
-    let (c, s) = (client.overlayd(&store).start(), server.overlayd(&store).start());
+    let (c, s) =
+        (client.overlayd(&store).flag(firewall).start(), server.overlayd(&store).flag(firewall).start());
     await_mesh(&[&c, &s]);
     let pod = server.bridge_and_pod(&s.env());
     client.bridge(&c.env());
@@ -71,28 +112,33 @@ fn a_host_reaches_a_service_on_the_other(backend: Backend, direction: Direction,
     assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, PROMPT), answered_from);
 
     c.stop();
-    let c = client.overlayd(&store).flag("--return-path-masq=false").start();
+    let c = client.overlayd(&store).flag(firewall).flag("--return-path-masq=false").start();
     await_mesh(&[&c, &s]);
     traffic::ping(&client.ns, pod.address);
     assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, HANGING), Err(ErrorKind::TimedOut));
 
     c.stop();
-    let c = client.overlayd(&store).flag("--return-path-masq=true").start();
+    let c = client.overlayd(&store).flag(firewall).flag("--return-path-masq=true").start();
     await_mesh(&[&c, &s]);
     assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, PROMPT), answered_from);
 }
 
 #[test]
 fn pods_keep_their_addresses_with_a_real_dockers_rules_over_udp() {
-    pods_keep_their_addresses_with_a_real_dockers_rules(Backend::Udp);
+    pods_keep_their_addresses_with_a_real_dockers_rules(Backend::Udp, NFTABLES);
 }
 
 #[test]
 fn pods_keep_their_addresses_with_a_real_dockers_rules_over_vxlan() {
-    pods_keep_their_addresses_with_a_real_dockers_rules(Backend::Vxlan);
+    pods_keep_their_addresses_with_a_real_dockers_rules(Backend::Vxlan, NFTABLES);
 }
 
-fn pods_keep_their_addresses_with_a_real_dockers_rules(backend: Backend) {
+#[test]
+fn pods_keep_their_addresses_with_a_real_dockers_rules_with_iptables() {
+    pods_keep_their_addresses_with_a_real_dockers_rules(Backend::Vxlan, IPTABLES);
+}
+
+fn pods_keep_their_addresses_with_a_real_dockers_rules(backend: Backend, firewall: &str) {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::etcd(&site, backend);
     // Docker is there first, so that it is docker that turns forwarding on: only then does it forbid
@@ -107,7 +153,7 @@ fn pods_keep_their_addresses_with_a_real_dockers_rules(backend: Backend) {
         assert!(host.ns.ok("iptables -S FORWARD").contains("-P FORWARD DROP"));
         docker
     });
-    let start = |host| Host::overlayd(host, &store).flag("--iptables-resync=1").start();
+    let start = |host| Host::overlayd(host, &store).flag(firewall).flag("--iptables-resync=1").start();
     let (w, m) = (start(&worker), start(&master));
     await_mesh(&[&w, &m]);
     let (a, b) = (worker.pod(&w.env(), 0), master.pod(&m.env(), 0));
@@ -141,10 +187,19 @@ fn pods_keep_their_addresses_with_a_real_dockers_rules(backend: Backend) {
 
 #[test]
 fn with_ip_masq_pods_reach_the_world_and_keep_their_addresses_inside() {
+    with_ip_masq_pods_reach_the_world(NFTABLES);
+}
+
+#[test]
+fn with_ip_masq_pods_reach_the_world_with_iptables() {
+    with_ip_masq_pods_reach_the_world(IPTABLES);
+}
+
+fn with_ip_masq_pods_reach_the_world(firewall: &str) {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
-    let w = worker.overlayd(&store).flag("--ip-masq").start();
-    let m = master.overlayd(&store).flag("--ip-masq").start();
+    let w = worker.overlayd(&store).flag(firewall).flag("--ip-masq").start();
+    let m = master.overlayd(&store).flag(firewall).flag("--ip-masq").start();
     await_mesh(&[&w, &m]);
     assert!(w.env().ip_masq);
     let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));

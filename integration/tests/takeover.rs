@@ -36,6 +36,7 @@ fn a_node_keeps_subnet_address_and_connections_when_it_is_taken_over_and_when_it
     assert_eq!(w.env().subnet, env.subnet);
     assert_eq!(w.status().0["backend"]["vtep_mac"], mac);
     assert_eq!(store.leases().remove(&env.key()).unwrap(), lease);
+    await_until(LIMIT, "flanneld's rules to go", || !worker.ns.ok("iptables-save").contains("FLANNEL"));
     let kind = worker.ns.ok("ip -d link show flannel.1");
     assert!(kind.contains("tun") && !kind.contains("vxlan"), "{kind}");
     traffic::ping(&b.ns, a.address);

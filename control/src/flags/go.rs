@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, Command};
 
 /// What of flanneld's flags there is not yet. Refused by name, since ignoring one could open a
 /// connection without the certificates that were asked for.
-const NOT_SUPPORTED: [&str; 19] = [
+const NOT_SUPPORTED: [&str; 18] = [
     "etcd-cafile",
     "etcd-certfile",
     "etcd-keyfile",
@@ -15,7 +15,6 @@ const NOT_SUPPORTED: [&str; 19] = [
     "etcd-username",
     "iface-can-reach",
     "iface-regex",
-    "ip-blackhole-route",
     "kube-annotation-prefix",
     "kube-api-url",
     "kube-subnet-mgr",

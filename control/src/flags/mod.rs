@@ -13,6 +13,7 @@ use overlay::offload::Offload;
 
 pub use go::{FlagError, parse_bool};
 
+use crate::host::FirewallKind;
 use crate::lease::is_one_host;
 
 /// Userspace overlay router, drop-in for flanneld.
@@ -78,6 +79,12 @@ pub struct Flags {
     #[arg(long, help_heading = "Host", value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: PathBuf,
 
+    /// What the firewall's rules are made with: 'nftables', a table of overlayd's own; 'iptables', flannel's
+    /// chains; 'auto', the former where nft works, else the latter; 'none', no rules at all. Without it,
+    /// nftables if the network configuration has EnableNFTables, else auto.
+    #[arg(long, help_heading = "Host", value_name = "KIND", hide_possible_values = true)]
+    pub firewall: Option<FirewallKind>,
+
     /// Masquerade what containers send out of the network, and what comes into it from outside.
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = false, value_parser = parse_bool, action = ArgAction::Set)]
     pub ip_masq: bool,
@@ -94,6 +101,10 @@ pub struct Flags {
     /// Have the host's firewall accept forwarding from and to the network.
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
     pub iptables_forward_rules: bool,
+
+    /// Drop here what is sent to this node's subnet and to none of its containers.
+    #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = false, value_parser = parse_bool, action = ArgAction::Set)]
+    pub ip_blackhole_route: bool,
 
     /// How often device, route and firewall rules are checked and put back, in seconds.
     #[arg(
@@ -273,6 +284,7 @@ mod tests {
         assert_eq!(flags.renew_margin(), Duration::from_secs(3600));
         assert!(!flags.ip_masq && flags.iptables_forward_rules && flags.return_path_masq);
         assert_eq!((flags.healthz_ip.to_string().as_str(), flags.healthz_port), ("0.0.0.0", 0));
+        assert!(flags.firewall.is_none() && !flags.ip_blackhole_route);
     }
 
     #[test]
@@ -339,6 +351,7 @@ mod tests {
             (&["-etcd-cafile=/ca.pem"], &["-etcd-cafile", "not supported"]),
             (&["--queues=0"], &["--queues", "'0'", "1..=256"]),
             (&["--source-check=maybe"], &["--source-check", "maybe", "strict", "loose", "off"]),
+            (&["--firewall=ufw"], &["--firewall", "ufw", "auto", "nftables", "iptables", "none"]),
             (&["--ip-masq=maybe"], &["--ip-masq", "maybe", "true", "false"]),
             (&["--ip-masq", "true"], &["'true'", "not a flag"]),
             (&["--subnet-lease-renew-margin=1440"], &["1440", "1..=1439"]),

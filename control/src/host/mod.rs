@@ -3,15 +3,17 @@
 //!
 //! Everything here describes a wanted state and brings the kernel there; doing it again changes nothing.
 //! What is put into the kernel carries our mark (a route protocol id, our own nftables table, our own
-//! iptables chain, all per device), so that an earlier life's entries are recognised, and nobody else's
+//! iptables chains, all per device), so that an earlier life's entries are recognised, and nobody else's
 //! are touched. It stays in place when the process ends.
 //!
 //! All of it happens in the network namespace of the calling thread.
 
 use std::net::Ipv4Addr;
 
+use clap::ValueEnum;
 use ipnet::Ipv4Net;
 
+pub mod blackhole;
 pub mod events;
 pub mod firewall;
 pub mod leftovers;
@@ -37,6 +39,24 @@ pub struct Desired {
     pub masquerade: Masquerade,
     /// Whether forwarding to and from `network` is accepted where iptables' FORWARD would drop it.
     pub forward_rules: bool,
+    /// What the rules are made with.
+    pub firewall: FirewallKind,
+    /// Whether what is sent to `pod_subnet` and to none of its pods ends here.
+    pub blackhole: bool,
+}
+
+/// What the firewall's rules are made with: the values of `--firewall`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum FirewallKind {
+    /// nftables if `nft` works here, else iptables.
+    Auto,
+    /// A table of our own for sources; forwarding in iptables, if there is one.
+    Nftables,
+    /// flannel's chains and rules.
+    Iptables,
+    /// Nothing: there are no rules of ours.
+    None,
 }
 
 /// Which packets leave this host with its own address as source.
@@ -77,13 +97,18 @@ pub enum HostError {
         source: std::io::Error,
     },
     /// A program that we need is not installed.
-    #[error("{program} is not installed: install the package {package}")]
+    #[error("{program} is not installed: install the package {package}, or choose another --firewall")]
     NoProgram {
         /// The program.
         program: String,
         /// The package of the usual distributions that has it.
         package: &'static str,
     },
+    /// None of the firewall's programs can be used.
+    #[error(
+        "neither nftables nor iptables can be used ({0}; iptables is not installed): install the package nftables or iptables, or start with --firewall=none"
+    )]
+    NoFirewall(String),
     /// A program could not be run, or failed.
     #[error("{command}: {reason}")]
     Program {

@@ -99,6 +99,16 @@ impl Namespace {
         ));
     }
 
+    /// From now on, for what runs in here, `iptables` is its legacy variant.
+    pub fn make_legacy_the_default(&self) {
+        self.run(|| unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace"));
+        self.sh("mount --make-rprivate /
+             mount -t tmpfs none /mnt
+             cp -a /usr/sbin/nft /usr/sbin/*tables* /usr/sbin/xtables-legacy-multi /mnt
+             for suffix in '' -save -restore; do ln -sf iptables-legacy$suffix /mnt/iptables$suffix; done
+             mount --move /mnt /usr/sbin");
+    }
+
     /// Makes a veth pair: `ours` in here, `theirs` in `other`.
     pub fn join(&self, ours: &str, other: &Namespace, theirs: &str) {
         self.sh(&format!("ip link add {ours} type veth peer name {theirs} netns {}", other.tid));

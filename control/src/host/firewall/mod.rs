@@ -1,82 +1,326 @@
-//! The firewall's part: [`nat`] keeps or rewrites sources in an nftables table of our own, [`forward`]
-//! accepts forwarded packets in iptables, where docker's FORWARD policy would drop them.
+//! The firewall's part: which packets keep their source and which get this host's, and that forwarded packets
+//! are accepted where others would drop them.
 //!
-//! Both are brought to the wanted state by [`Firewall::sync`], at once and on a timer (`--iptables-resync`):
-//! docker or an administrator may change the rules at any time, and iptables-legacy sends no event.
+//! Sources are a matter of [`nft`], one table per device, or of [`iptables`], with flannel's chains and text;
+//! `--firewall` says which. Forwarding is accepted in iptables either way, if there is one: that is where
+//! docker drops. What drops elsewhere ([`others`]) can only be told.
+//!
+//! All is brought to the wanted state by [`Firewall::sync`], at once and whenever somebody may have changed it.
+//! It compares before it writes, and asks for the ruleset's [`generation`] before it compares: while nobody
+//! has touched anything, that is all it costs, unless iptables' legacy variant is in use, which has no such
+//! number.
 
-use tracing::info;
+mod generation;
+mod iptables;
+mod nft;
+mod others;
 
-use self::forward::Forward;
-use super::{Desired, HostError};
+use tracing::{info, warn};
 
-mod forward;
-mod nat;
+use self::iptables::{Change, Role, Variants};
+use super::command::run;
+use super::{Desired, FirewallKind, HostError};
 
 /// Keeps the rules of one overlay device in the kernel.
 pub struct Firewall {
     desired: Desired,
-    /// The kernel's listing of our table just after we had put it there: if it still reads so, nobody has
-    /// touched it. (What we send and what is listed differ in spelling, so the two cannot be compared.)
+    /// With what they are kept; known when it has been found out.
+    tool: Option<Tool>,
+    /// The kernel's listing of our nftables table just after we had put it there: if it still reads so, nobody
+    /// has touched it. (What we send and what is listed differ in spelling, so the two cannot be compared.)
     listing: Option<String>,
-    forward: Forward,
+    variants: Option<Variants>,
+    /// Whether what an earlier life left in other places has been removed.
+    tidied: bool,
+    /// The ruleset's generation at which all was found in place.
+    settled: Option<u32>,
+    /// What has been said, and need not be at each [`sync`](Self::sync).
+    said: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tool {
+    Nftables,
+    Iptables,
+    None,
 }
 
 impl Firewall {
     /// Nothing is done before [`sync`](Self::sync).
     pub fn new(desired: Desired) -> Self {
-        let forward = Forward::new(&desired.device, desired.network);
-        Self { desired, listing: None, forward }
-    }
-
-    /// Puts what is missing or changed; returns whether anything was. At first it always puts the NAT rules,
-    /// in place of an earlier life's and without a moment in between.
-    ///
-    /// # Errors
-    /// [`HostError::NoProgram`] without `nft`; otherwise what `nft` or iptables refused. NAT and forwarding
-    /// do not wait for each other: one that fails does not keep the other from being put.
-    pub async fn sync(&mut self) -> Result<bool, HostError> {
-        let first = self.listing.is_none();
-        let nat = self.sync_nat().await;
-        let forward = if self.desired.forward_rules {
-            self.forward.sync().await
-        } else if first {
-            forward::remove(&self.desired.device).await
-        } else {
-            Ok(false)
-        };
-        match (nat, forward) {
-            (Ok(nat), Ok(forward)) => Ok(nat || forward),
-            (Err(nat), Err(forward)) => Err(HostError::Several(vec![nat, forward])),
-            (Err(e), Ok(_)) | (Ok(_), Err(e)) => Err(e),
+        Self {
+            desired,
+            tool: None,
+            listing: None,
+            variants: None,
+            tidied: false,
+            settled: None,
+            said: Vec::new(),
         }
     }
 
-    async fn sync_nat(&mut self) -> Result<bool, HostError> {
-        if self.listing.is_some() && self.listing == nat::list(&self.desired.device).await? {
+    /// Puts what is missing or changed; returns whether anything was. At first it always puts the nftables
+    /// table, in place of an earlier life's and without a moment in between, and removes what is left of a
+    /// life with other options.
+    ///
+    /// # Errors
+    /// [`HostError::NoProgram`] or [`HostError::NoFirewall`] without the tools; otherwise what `nft` or
+    /// iptables refused. Sources and forwarding do not wait for each other: one that fails does not keep the
+    /// other from being put.
+    pub async fn sync(&mut self) -> Result<bool, HostError> {
+        let generation = generation::current();
+        if self.is_settled(generation) {
+            return Ok(false);
+        }
+        let tool = self.tool().await?;
+        if tool == Tool::None {
+            let removed = !self.tidied && remove_all(&self.desired.device).await?;
+            (self.tidied, self.settled) = (true, generation);
+            return Ok(removed);
+        }
+
+        let mut outcomes = Vec::new();
+        if tool == Tool::Nftables {
+            outcomes.push(self.sync_nft().await);
+        }
+        outcomes.push(self.sync_iptables(tool).await);
+        if tool == Tool::Iptables && !self.tidied && outcomes.iter().all(Result::is_ok) {
+            outcomes.push(or_without_program(remove_nft(&self.desired.device).await, false));
+        }
+        self.tell_obstacles().await;
+
+        let changed = all(outcomes)?;
+        self.tidied = true;
+        // What has changed since the generation was asked for is looked at the next time.
+        self.settled = generation.filter(|_| !changed);
+        Ok(changed)
+    }
+
+    /// Whether all is as it should be. Nothing is written; before the first [`sync`](Self::sync) nothing is in
+    /// place.
+    ///
+    /// # Errors
+    /// The rules cannot be read.
+    pub async fn in_place(&mut self) -> Result<bool, HostError> {
+        let generation = generation::current();
+        if self.is_settled(generation) {
+            return Ok(true);
+        }
+        if !self.tidied {
+            return Ok(false);
+        }
+        let tool = self.tool().await?;
+        let nft = tool != Tool::Nftables
+            || self.listing.is_some() && self.listing == nft::list(&self.desired.device).await?;
+        let in_place = nft && (tool == Tool::None || self.changes(tool).await?.is_empty());
+        self.settled = generation.filter(|_| in_place);
+        Ok(in_place)
+    }
+
+    fn is_settled(&self, generation: Option<u32>) -> bool {
+        let none = self.tool == Some(Tool::None) && self.tidied;
+        none || generation.is_some() && self.settled == generation && !iptables::legacy_in_use()
+    }
+
+    async fn tool(&mut self) -> Result<Tool, HostError> {
+        if let Some(tool) = self.tool {
+            return Ok(tool);
+        }
+        let tool = match self.desired.firewall {
+            FirewallKind::Auto => choose().await?,
+            FirewallKind::Nftables => Tool::Nftables,
+            FirewallKind::Iptables => Tool::Iptables,
+            FirewallKind::None => Tool::None,
+        };
+        Ok(*self.tool.insert(tool))
+    }
+
+    async fn sync_nft(&mut self) -> Result<bool, HostError> {
+        let device = &self.desired.device;
+        if self.listing.is_some() && self.listing == nft::list(device).await? {
             return Ok(false);
         }
         if self.listing.take().is_some() {
-            info!(device = self.desired.device, "the NAT rules were changed or removed: putting them back");
+            info!(device, "the NAT rules were changed or removed: putting them back");
         }
-        nat::replace(&self.desired).await?;
-        self.listing = nat::list(&self.desired.device).await?;
+        nft::replace(&self.desired).await?;
+        self.listing = nft::list(device).await?;
         Ok(true)
+    }
+
+    async fn sync_iptables(&mut self, tool: Tool) -> Result<bool, HostError> {
+        make(&self.changes(tool).await?).await
+    }
+
+    /// What is to be changed in iptables.
+    async fn changes(&mut self, tool: Tool) -> Result<Vec<Change>, HostError> {
+        let role = match tool {
+            Tool::Iptables => Role::Everything,
+            Tool::Nftables if self.desired.forward_rules => Role::Forwarding,
+            _ => Role::Nothing,
+        };
+        let variants = match self.variants.take() {
+            Some(variants) => variants,
+            None => match Variants::find().await {
+                Err(HostError::NoProgram { .. }) if role != Role::Everything => {
+                    self.say(
+                        || info!("iptables is not installed: no forwarding rules are needed"),
+                        "iptables",
+                    );
+                    return Ok(Vec::new());
+                }
+                found => found?,
+            },
+        };
+        let changes = variants.changes(role, &self.desired, !self.tidied).await;
+        self.variants = Some(variants);
+        changes
+    }
+
+    /// What drops our packets although we have done all we can is told, once.
+    async fn tell_obstacles(&mut self) {
+        if !self.desired.forward_rules {
+            return;
+        }
+        // Without `nft` nobody has such chains but by iptables.
+        for obstacle in others::obstacles(&self.desired).await.unwrap_or_default() {
+            let network = self.desired.network;
+            let warning = || {
+                warn!(
+                    chain = obstacle.chain,
+                    %network,
+                    remedy = obstacle.remedy,
+                    "this nftables chain drops what it does not accept, and does not mention the network: no rule of ours can overrule it"
+                );
+            };
+            self.say(warning, &obstacle.chain);
+        }
+    }
+
+    fn say(&mut self, event: impl Fn(), about: &str) {
+        if !self.said.iter().any(|said| said == about) {
+            event();
+            self.said.push(about.to_owned());
+        }
     }
 }
 
-/// Removes all rules of `device`. Goes through to its end, whatever fails; rules that are not there, or whose
-/// program is not installed, are no failure.
+/// Removes all rules of `device`, of nftables and of all variants of iptables; returns whether there were any.
+/// Goes through to its end, whatever fails; a program that is not installed is no failure.
 ///
 /// # Errors
 /// [`HostError::Several`] with all that failed.
-pub async fn remove(device: &str) -> Result<(), HostError> {
+pub async fn remove_all(device: &str) -> Result<bool, HostError> {
+    let nft = or_without_program(remove_nft(device).await, false);
+    let iptables = match in_iptables(device).await {
+        Ok(changes) => make(&changes).await,
+        Err(error) => Err(error),
+    };
+    all(vec![nft, iptables])
+}
+
+/// What [`remove_all`] would remove: a line for each table, chain or rule.
+///
+/// # Errors
+/// The rules cannot be read.
+pub async fn list_all(device: &str) -> Result<Vec<String>, HostError> {
+    let ours = nft::tables(|table| nft::is_ours(table, device)).await;
+    let tables = or_without_program(ours, Vec::new())?;
+    let mut lines: Vec<String> = tables.iter().map(|table| format!("nft delete {table}")).collect();
+    lines.extend(in_iptables(device).await?.iter().flat_map(Change::describe));
+    Ok(lines)
+}
+
+/// Removes the rules that a stopped flanneld has left, of nftables and of all variants of iptables, for IPv4
+/// and IPv6; returns whether there were any. What another overlayd of this host has in flannel's chains stays.
+///
+/// Called after the first [`Firewall::sync`], it leaves no moment without rules: ours stand by then, and where
+/// they are in flannel's chains they are recognised.
+///
+/// # Errors
+/// [`HostError::Several`] with all that failed.
+pub async fn remove_flannels() -> Result<bool, HostError> {
+    let nft = or_without_program(remove_tables(nft::is_flannels).await, false);
+    let iptables = match iptables::removal_of_flannels().await {
+        Ok(changes) => make(&changes).await,
+        Err(error) => Err(error),
+    };
+    let removed = all(vec![nft, iptables])?;
+    if removed {
+        info!("removed the rules that flanneld had left");
+    }
+    Ok(removed)
+}
+
+async fn remove_nft(device: &str) -> Result<bool, HostError> {
+    remove_tables(|table| nft::is_ours(table, device)).await
+}
+
+async fn remove_tables(wanted: impl Fn(&str) -> bool) -> Result<bool, HostError> {
+    let tables = nft::tables(wanted).await?;
+    if !tables.is_empty() {
+        nft::remove(&tables).await?;
+    }
+    Ok(!tables.is_empty())
+}
+
+async fn in_iptables(device: &str) -> Result<Vec<Change>, HostError> {
+    match Variants::find().await {
+        Ok(variants) => variants.removal(device).await,
+        Err(HostError::NoProgram { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// nftables where its tool works, else iptables.
+async fn choose() -> Result<Tool, HostError> {
+    let why = match run("nft", &["list", "tables"], "").await {
+        Ok(_) => {
+            info!("firewall: nftables (see --firewall)");
+            return Ok(Tool::Nftables);
+        }
+        Err(error) => error,
+    };
+    match run("iptables", &["--version"], "").await {
+        Ok(_) => {
+            info!(%why, "firewall: iptables (see --firewall)");
+            Ok(Tool::Iptables)
+        }
+        Err(HostError::NoProgram { .. }) => Err(HostError::NoFirewall(why.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes all changes, whatever fails; returns whether there were any.
+async fn make(changes: &[Change]) -> Result<bool, HostError> {
+    let mut outcomes = Vec::new();
+    for change in changes {
+        outcomes.push(change.make().await.map(|()| true));
+    }
+    all(outcomes)
+}
+
+/// Whether anything was changed, or all that failed.
+fn all(outcomes: Vec<Result<bool, HostError>>) -> Result<bool, HostError> {
+    let mut changed = false;
     let mut failed = Vec::new();
-    match nat::remove(device).await {
-        Ok(()) | Err(HostError::NoProgram { .. }) => {}
-        Err(e) => failed.push(e),
+    for outcome in outcomes {
+        match outcome {
+            Ok(was) => changed |= was,
+            Err(HostError::Several(errors)) => failed.extend(errors),
+            Err(error) => failed.push(error),
+        }
     }
-    if let Err(e) = forward::remove(device).await {
-        failed.push(e);
+    match failed.len() {
+        0 => Ok(changed),
+        1 => Err(failed.remove(0)),
+        _ => Err(HostError::Several(failed)),
     }
-    if failed.is_empty() { Ok(()) } else { Err(HostError::Several(failed)) }
+}
+
+fn or_without_program<T>(outcome: Result<T, HostError>, otherwise: T) -> Result<T, HostError> {
+    match outcome {
+        Err(HostError::NoProgram { .. }) => Ok(otherwise),
+        other => other,
+    }
 }

@@ -33,11 +33,31 @@ pub(super) async fn list(device: &str) -> Result<Option<String>, HostError> {
     }
 }
 
-/// Removes the table, if it is there.
-pub(super) async fn remove(device: &str) -> Result<(), HostError> {
-    let mut batch = Batch::new();
-    clear(&mut batch, device);
-    commit(&batch.to_nftables()).await
+/// What tables there are of those wanted, as `nft list tables` prints them.
+pub(super) async fn tables(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, HostError> {
+    let listing = match run("nft", &["list", "tables"], "").await {
+        // A kernel without nftables has no tables.
+        Err(HostError::Program { .. }) => String::new(),
+        listing => listing?,
+    };
+    Ok(listing.lines().map(|line| line.trim().to_owned()).filter(|line| wanted(line)).collect())
+}
+
+/// Whether a line of `nft list tables` is our table for `device`.
+pub(super) fn is_ours(line: &str, device: &str) -> bool {
+    line == format!("table ip {}", table_name(device))
+}
+
+/// Whether a line of `nft list tables` is a table of flannel's (0.28, `pkg/trafficmngr/nftables`).
+pub(super) fn is_flannels(line: &str) -> bool {
+    matches!(line, "table ip flannel-ipv4" | "table ip6 flannel-ipv6")
+}
+
+/// Removes tables, as [`tables`] names them, in one transaction.
+pub(super) async fn remove(tables: &[String]) -> Result<(), HostError> {
+    // Adding one that is there does no harm, and deleting it cannot fail then should it just have gone.
+    let script: String = tables.iter().map(|table| format!("add {table}\ndelete {table}\n")).collect();
+    run("nft", &["-f", "-"], &script).await.map(|_| ())
 }
 
 async fn commit(ruleset: &Nftables<'_>) -> Result<(), HostError> {
@@ -223,7 +243,7 @@ const MULTICAST: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Masquerade;
+    use crate::host::{FirewallKind, Masquerade};
 
     fn desired(masquerade: Masquerade) -> Desired {
         Desired {
@@ -234,6 +254,8 @@ mod tests {
             pod_subnet: "10.1.9.0/24".parse().unwrap(),
             masquerade,
             forward_rules: true,
+            firewall: FirewallKind::Nftables,
+            blackhole: false,
         }
     }
 

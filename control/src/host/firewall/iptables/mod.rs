@@ -1,0 +1,297 @@
+//! What is put into iptables: with `--firewall=iptables` all rules, with `--firewall=nftables` those that
+//! accept forwarded packets.
+//!
+//! An accept elsewhere does not help: a packet passes only if every table lets it, so the accept must stand
+//! where the drop is, and docker sets the policy of iptables' FORWARD to DROP. Like flannel (0.28,
+//! `pkg/trafficmngr/iptables`) we append a jump to a chain, so that what others say before it, as in
+//! DOCKER-USER, still holds, and only the chain's default is answered. Where that default is not the policy
+//! but a catch-all DROP or REJECT rule, the jump stands before that rule.
+//!
+//! iptables comes in two variants over different kernel tables, both of which may drop and translate. The one
+//! called `iptables` always gets the rules. The other gets them only if it would drop or translate.
+
+mod repair;
+mod rules;
+mod save;
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use tracing::info;
+
+use self::rules::Wanted;
+use self::save::Table;
+use crate::host::command::run;
+use crate::host::{Desired, HostError};
+
+/// Which of the rules are wanted in iptables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// All, sources included.
+    Everything,
+    /// Sources are kept elsewhere: only forwarding, where iptables would drop it.
+    Forwarding,
+    /// None.
+    Nothing,
+}
+
+/// One transaction for one variant.
+#[derive(Debug)]
+pub(super) struct Change {
+    program: &'static str,
+    /// What its `-restore` reads.
+    script: String,
+}
+
+impl Change {
+    /// Makes it: all of a table or nothing.
+    pub(super) async fn make(&self) -> Result<(), HostError> {
+        let program = format!("{}-restore", self.program);
+        run(&program, &["-w", LOCK_WAIT, "--noflush"], &self.script).await?;
+        info!(program = self.program, "put the rules of iptables as they should be");
+        Ok(())
+    }
+
+    /// Each line, with the program and the table that it is for.
+    pub(super) fn describe(&self) -> Vec<String> {
+        let mut table = "";
+        let mut lines = Vec::new();
+        for line in self.script.lines() {
+            match line.strip_prefix('*') {
+                Some(name) => table = name,
+                None if line == "COMMIT" => {}
+                None => lines.push(format!("{} -t {table} {line}", self.program)),
+            }
+        }
+        lines
+    }
+}
+
+/// The installed variants.
+pub(super) struct Variants(Vec<Variant>);
+
+#[derive(Debug, Clone, Copy)]
+struct Variant {
+    program: &'static str,
+    /// Whether it is the one called `iptables`.
+    default: bool,
+    legacy: bool,
+    random_fully: bool,
+    /// The file that names legacy's loaded tables.
+    loaded: &'static str,
+}
+
+impl Variants {
+    /// Those of `iptables`.
+    ///
+    /// # Errors
+    /// [`HostError::NoProgram`] without any.
+    pub(super) async fn find() -> Result<Self, HostError> {
+        Self::of("iptables", "iptables-nft", "iptables-legacy", LOADED).await
+    }
+
+    async fn find_ipv6() -> Result<Self, HostError> {
+        Self::of("ip6tables", "ip6tables-nft", "ip6tables-legacy", LOADED_IPV6).await
+    }
+
+    async fn of(
+        default: &'static str,
+        nft: &'static str,
+        legacy: &'static str,
+        loaded: &'static str,
+    ) -> Result<Self, HostError> {
+        let version = run(default, &["--version"], "").await?;
+        let is_legacy = !version.contains("nf_tables");
+        let random_fully = has_random_fully(&version);
+        let other = if is_legacy { nft } else { legacy };
+        let variant = |program, default, legacy| Variant { program, default, legacy, random_fully, loaded };
+        Ok(Self(vec![variant(default, true, is_legacy), variant(other, false, !is_legacy)]))
+    }
+
+    /// What has to be changed so that `role` is filled; nothing if all is right. `tidy` looks for what an
+    /// earlier life of this daemon, with other options, has left.
+    pub(super) async fn changes(
+        &self,
+        role: Role,
+        desired: &Desired,
+        tidy: bool,
+    ) -> Result<Vec<Change>, HostError> {
+        let mut changes = Vec::new();
+        for variant in &self.0 {
+            let read = |name: &&str| {
+                tidy || match role {
+                    Role::Everything => *name != "raw" || desired.forward_rules,
+                    Role::Forwarding => *name != "nat" && desired.forward_rules,
+                    Role::Nothing => false,
+                }
+            };
+            let names: Vec<&'static str> = TABLES.into_iter().filter(|name| read(name)).collect();
+            let tables = variant.read(&names).await?;
+            changes.extend(variant.change(&tables, role, desired, tidy));
+        }
+        Ok(changes)
+    }
+
+    /// What has to be changed so that nothing of `device` is left.
+    pub(super) async fn removal(&self, device: &str) -> Result<Vec<Change>, HostError> {
+        let mut changes = Vec::new();
+        for variant in &self.0 {
+            let tables = variant.read(&TABLES).await?;
+            let networks = networks_to_remove(&tables, device);
+            let lines = |table: &Table| repair::removal(table, device, &networks, &[]);
+            changes.extend(variant.transaction(tables.iter().map(|(name, table)| (*name, lines(table)))));
+        }
+        Ok(changes)
+    }
+
+    /// What has to be changed so that nothing of flannel's is left, except what another overlayd uses.
+    async fn removal_of_flannels(&self) -> Result<Vec<Change>, HostError> {
+        let mut tables = Vec::new();
+        for variant in &self.0 {
+            tables.push(variant.read(&["nat", "filter"]).await?);
+        }
+        let owned: BTreeSet<String> =
+            tables.iter().flatten().flat_map(|(_, table)| repair::networks_of_all(table)).collect();
+        let of = |tables: &[(&'static str, Table)]| -> Vec<(&'static str, Vec<String>)> {
+            let lines = |table| repair::removal_of_flannels(table, &owned);
+            tables.iter().map(|(name, table)| (*name, lines(table))).collect()
+        };
+        let each = self.0.iter().zip(&tables);
+        Ok(each.filter_map(|(variant, tables)| variant.transaction(of(tables))).collect())
+    }
+}
+
+/// What has to be changed so that nothing of flannel's is left in IPv4 or IPv6.
+pub(super) async fn removal_of_flannels() -> Result<Vec<Change>, HostError> {
+    let mut changes = Vec::new();
+    for variants in [Variants::find().await, Variants::find_ipv6().await] {
+        match variants {
+            Ok(variants) => changes.extend(variants.removal_of_flannels().await?),
+            Err(HostError::NoProgram { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(changes)
+}
+
+/// Whether the legacy variant has tables here. It tells nobody when its rules change.
+pub(super) fn legacy_in_use() -> bool {
+    !loaded_tables(LOADED).is_empty()
+}
+
+impl Variant {
+    /// The tables of these names; those that are not there are empty.
+    async fn read(&self, names: &[&'static str]) -> Result<Vec<(&'static str, Table)>, HostError> {
+        let save = format!("{}-save", self.program);
+        let mut tables = Vec::new();
+        for name in names {
+            // Merely listing with iptables-legacy would load its kernel modules.
+            let saved = if self.legacy && !loaded_tables(self.loaded).iter().any(|table| table == name) {
+                String::new()
+            } else {
+                match run(&save, &["-t", name], "").await {
+                    Err(HostError::NoProgram { .. }) if !self.default => String::new(),
+                    saved => saved?,
+                }
+            };
+            tables.push((*name, Table::parse(name, &saved)));
+        }
+        Ok(tables)
+    }
+
+    fn change(
+        &self,
+        tables: &[(&'static str, Table)],
+        role: Role,
+        desired: &Desired,
+        tidy: bool,
+    ) -> Option<Change> {
+        let device = &desired.device;
+        let networks = networks_to_remove(tables, device);
+        let wanted: Vec<Wanted> =
+            tables.iter().filter_map(|(name, table)| self.wanted(name, table, role, desired)).collect();
+        let mut keep: Vec<String> =
+            wanted.iter().flat_map(|wanted| &wanted.chains).map(|chain| chain.name.clone()).collect();
+        keep.extend(desired.forward_rules.then(|| rules::direct(desired)));
+
+        let former: BTreeSet<String> = networks
+            .iter()
+            .filter(|network| **network != desired.network.trunc().to_string())
+            .cloned()
+            .collect();
+        let lines = |name: &str, table: &Table| {
+            let mut lines = match wanted.iter().find(|wanted| wanted.table == name) {
+                Some(wanted) => repair::repair(table, wanted, device, &former),
+                None => Vec::new(),
+            };
+            if tidy {
+                lines.extend(repair::removal(table, device, &networks, &keep));
+            }
+            lines
+        };
+        self.transaction(tables.iter().map(|(name, table)| (*name, lines(name, table))))
+    }
+
+    /// What this variant's table `name` should have, if anything.
+    fn wanted(&self, name: &str, table: &Table, role: Role, desired: &Desired) -> Option<Wanted> {
+        let device = &desired.device;
+        match (name, role) {
+            (_, Role::Nothing) | ("nat", Role::Forwarding) => None,
+            ("nat", _) => {
+                let needed =
+                    self.default || repair::translates_sources(table) || table.has(&rules::nat_chain(device));
+                needed.then(|| rules::nat(desired, self.random_fully, self.default))
+            }
+            _ if !desired.forward_rules => None,
+            ("filter", _) => {
+                let wanted = match role {
+                    Role::Everything => rules::forward_as_flannel(desired),
+                    _ => rules::forward_beside_nftables(desired),
+                };
+                let there = wanted.chains.iter().any(|chain| table.has(&chain.name));
+                (self.default || there || repair::drops_forwarded(table)).then_some(wanted)
+            }
+            _ => Some(rules::raw(desired)),
+        }
+    }
+
+    fn transaction(&self, tables: impl IntoIterator<Item = (&'static str, Vec<String>)>) -> Option<Change> {
+        let mut script = String::new();
+        for (table, lines) in tables.into_iter().filter(|(_, lines)| !lines.is_empty()) {
+            script += &format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
+        }
+        (!script.is_empty()).then_some(Change { program: self.program, script })
+    }
+}
+
+/// The networks that this daemon, and no other, has rules about in shared chains.
+fn networks_to_remove(tables: &[(&'static str, Table)], device: &str) -> BTreeSet<String> {
+    let Some((_, nat)) = tables.iter().find(|(name, _)| *name == "nat") else { return BTreeSet::new() };
+    let others = repair::networks_of_others(nat, device);
+    repair::networks_of(nat, device).difference(&others).cloned().collect()
+}
+
+fn loaded_tables(file: &str) -> Vec<String> {
+    fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// iptables has `--random-fully` since 1.6.2, as flannel asks too.
+fn has_random_fully(version: &str) -> bool {
+    let number = version.split_once(" v").map_or("", |(_, rest)| rest);
+    let number = number.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default();
+    let parts: Vec<u32> = number.split('.').map_while(|part| part.parse().ok()).collect();
+    parts >= vec![1, 6, 2]
+}
+
+/// In the order in which they are put: sources first, so that nothing is let through that is to be rewritten.
+const TABLES: [&str; 3] = ["nat", "filter", "raw"];
+
+// `thread-self`, since /proc/net shows the network namespace of the main thread.
+const LOADED: &str = "/proc/thread-self/net/ip_tables_names";
+const LOADED_IPV6: &str = "/proc/thread-self/net/ip6_tables_names";
+
+/// Seconds to wait for the lock that other users of iptables hold.
+const LOCK_WAIT: &str = "5";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+//! From what a table has to what it should have: the lines to restore. Pure.
+
+use std::collections::BTreeSet;
+
+use super::rules::{
+    Chain, DIRECT, FORWARD, FWD, Hook, MASQ, NAT_PREFIX, POSTRTG, Place, Shared, Wanted, forward_chain,
+    nat_chain,
+};
+use super::save::{Table, negated, same, target, value, words};
+
+/// What to restore so that `table` is as `wanted`; empty if it is. `former` are networks that this daemon had
+/// before, whose rules in shared chains go.
+pub(super) fn repair(table: &Table, wanted: &Wanted, device: &str, former: &BTreeSet<String>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for chain in &wanted.chains {
+        let there: Vec<&str> = table.rules(&chain.name).collect();
+        if table.has(&chain.name) && is_right(&there, chain, former) {
+            continue;
+        }
+        lines.extend(rewrite(&chain.name, contents(&there, chain, former)));
+    }
+    let mut built_in: Vec<&'static str> = wanted.hooks.iter().map(|hook| hook.chain).collect();
+    built_in.dedup();
+    for chain in built_in {
+        let mut rules: Vec<String> = table.rules(chain).map(str::to_owned).collect();
+        for hook in wanted.hooks.iter().filter(|hook| hook.chain == chain) {
+            lines.extend(place(table, &mut rules, hook, device));
+        }
+    }
+    lines
+}
+
+/// Empties or creates a chain, and fills it.
+fn rewrite(chain: &str, rules: impl IntoIterator<Item = String>) -> Vec<String> {
+    let appended = rules.into_iter().map(|rule| format!("-A {chain} {rule}"));
+    std::iter::once(format!(":{chain} - [0:0]")).chain(appended).collect()
+}
+
+fn is_right(there: &[&str], chain: &Chain, former: &BTreeSet<String>) -> bool {
+    let equal = |there: &[&str], wanted: &[String]| {
+        there.len() == wanted.len() && there.iter().zip(wanted).all(|(one, other)| same(one, other))
+    };
+    let Some(shared) = &chain.shared else { return equal(there, &chain.rules) };
+    // Others' rules may stand before, between and after ours: they are about other networks.
+    let ours: Vec<&str> = there.iter().copied().filter(|rule| names(rule, &shared.network)).collect();
+    let first = usize::from(shared.first.is_some());
+    equal(&ours, &chain.rules)
+        && shared.first.as_ref().is_none_or(|first| there.first().is_some_and(|there| same(there, first)))
+        && there.len() == first + theirs(there, shared, former).len() + ours.len()
+}
+
+fn contents(there: &[&str], chain: &Chain, former: &BTreeSet<String>) -> Vec<String> {
+    let Some(shared) = &chain.shared else { return chain.rules.clone() };
+    let theirs = theirs(there, shared, former).into_iter().map(str::to_owned);
+    shared.first.iter().cloned().chain(theirs).chain(chain.rules.iter().cloned()).collect()
+}
+
+/// What other daemons have in a shared chain.
+fn theirs<'a>(there: &[&'a str], shared: &Shared, former: &BTreeSet<String>) -> Vec<&'a str> {
+    let is_theirs = |rule: &str| {
+        value(&words(rule), "--comment") == Some(shared.comment)
+            && !shared.first.as_ref().is_some_and(|first| same(rule, first))
+            && !names(rule, &shared.network)
+            && !former.iter().any(|network| names(rule, network))
+    };
+    there.iter().copied().filter(|rule| is_theirs(rule)).collect()
+}
+
+/// Whether `rule` is about sources in, or destinations in or out of, `network`.
+fn names(rule: &str, network: &str) -> bool {
+    words(rule).windows(2).any(|two| matches!(two[0], "-s" | "-d") && two[1] == network)
+}
+
+/// Brings `hook` to its place among `rules`, those of its chain.
+fn place(table: &Table, rules: &mut Vec<String>, hook: &Hook, device: &str) -> Vec<String> {
+    let Hook { chain, rule, place } = hook;
+    let at = rules.iter().position(|other| same(other, rule));
+    let copies = rules.iter().filter(|other| same(other, rule)).count();
+    let mut others: Vec<String> = rules.iter().filter(|other| !same(other, rule)).cloned().collect();
+    let limit = others.iter().position(|other| must_follow(table, other, *place, device));
+
+    let wanted = limit.is_some() || *place != Place::BeforeDockersRefusal;
+    // `limit` counts the others only: as many of them may precede a single rule of ours.
+    let right = copies == usize::from(wanted)
+        && (!wanted || at.is_some_and(|at| limit.is_none_or(|limit| at <= limit)));
+    if right {
+        return Vec::new();
+    }
+    let mut lines = vec![format!("-D {chain} {rule}"); copies];
+    if wanted {
+        let to = limit.unwrap_or(others.len());
+        lines.push(match limit {
+            Some(limit) => format!("-I {chain} {} {rule}", limit + 1),
+            None => format!("-A {chain} {rule}"),
+        });
+        others.insert(to, rule.clone());
+    }
+    *rules = others;
+    lines
+}
+
+/// Whether a rule of `place` must stand before `other`.
+fn must_follow(table: &Table, other: &str, place: Place, device: &str) -> bool {
+    match place {
+        Place::Anywhere => false,
+        Place::BeforeCatchAll => is_catch_all(other),
+        Place::BeforeTranslation => may_translate(table, other, device),
+        Place::BeforeDockersRefusal => table.leads_to(other, &is_dockers_refusal),
+    }
+}
+
+/// A rule that drops whatever reaches it.
+fn is_catch_all(rule: &str) -> bool {
+    let words = words(rule);
+    let bare = match words.as_slice() {
+        ["-m", "comment", "--comment", _, rest @ ..] => rest,
+        all => all,
+    };
+    matches!(bare, ["-j", "DROP" | "REJECT", ..])
+}
+
+/// kube-proxy translates what it has marked only, and other daemons like us what leaves by their own device;
+/// whoever of these comes first makes no difference, and contending for it would never end.
+fn may_translate(table: &Table, rule: &str, device: &str) -> bool {
+    let words = words(rule);
+    let elsewhere = value(&words, "-o").is_some_and(|out| out != device);
+    let harmless = target(&words).is_some_and(|to| to == KUBE_PROXYS || to.starts_with(NAT_PREFIX));
+    !elsewhere && !harmless && table.leads_to(rule, &translates)
+}
+
+fn translates(words: &[&str]) -> bool {
+    matches!(target(words), Some("MASQUERADE" | "SNAT" | "NETMAP"))
+}
+
+/// `-d CONTAINER ! -i BRIDGE -j DROP` in raw, `! -i BRIDGE -o BRIDGE -j DROP` in filter.
+fn is_dockers_refusal(words: &[&str]) -> bool {
+    let bridge = negated(words, "-i");
+    bridge.is_some()
+        && target(words) == Some("DROP")
+        && value(words, "-p").is_none()
+        && (value(words, "-d").is_some() || value(words, "-o") == bridge)
+}
+
+/// Whether this variant's nat table translates sources of others' packets.
+pub(super) fn translates_sources(nat: &Table) -> bool {
+    let mut rules = nat.all_rules().filter(|(chain, _)| !chain.starts_with(NAT_PREFIX) && *chain != POSTRTG);
+    rules.any(|(_, rule)| translates(&words(rule)))
+}
+
+/// Whether a forwarded packet may be dropped: by policy, or by a rule of a chain that FORWARD may lead to.
+pub(super) fn drops_forwarded(filter: &Table) -> bool {
+    let mut rules = filter.all_rules().filter(|(chain, _)| !matches!(*chain, "INPUT" | "OUTPUT"));
+    filter.policy("FORWARD") == Some("DROP")
+        || rules.any(|(_, rule)| matches!(target(&words(rule)), Some("DROP" | "REJECT")))
+}
+
+/// The networks whose rules in shared chains are the daemon's of this device, as its own chain says.
+pub(super) fn networks_of(nat: &Table, device: &str) -> BTreeSet<String> {
+    networks_in(nat, |chain| chain == nat_chain(device))
+}
+
+/// The networks of all other daemons.
+pub(super) fn networks_of_others(nat: &Table, device: &str) -> BTreeSet<String> {
+    networks_in(nat, |chain| chain.starts_with(NAT_PREFIX) && chain != nat_chain(device))
+}
+
+/// The networks of all daemons.
+pub(super) fn networks_of_all(nat: &Table) -> BTreeSet<String> {
+    networks_in(nat, |chain| chain.starts_with(NAT_PREFIX))
+}
+
+fn networks_in(nat: &Table, wanted: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let rules = nat.all_rules().filter(|(chain, _)| wanted(chain));
+    rules.filter_map(|(_, rule)| value(&words(rule), "-d").map(str::to_owned)).collect()
+}
+
+/// What to restore so that nothing of `device` is left in a table, except the chains that `keep` names and
+/// the direct rule that it holds. `networks` are those of its rules in shared chains.
+pub(super) fn removal(
+    table: &Table,
+    device: &str,
+    networks: &BTreeSet<String>,
+    keep: &[String],
+) -> Vec<String> {
+    let kept = |name: &str| keep.iter().any(|keep| keep == name);
+    let mut lines = Vec::new();
+    for chain in [nat_chain(device), forward_chain(device)] {
+        if table.has(&chain) && !kept(&chain) {
+            lines.extend(remove_chain(table, &chain));
+        }
+    }
+    for chain in SHARED {
+        let theirs = |rule: &str| !networks.iter().any(|network| names(rule, network));
+        if !kept(chain) && table.rules(chain).any(|rule| !theirs(rule)) {
+            lines.extend(reduce_chain(table, chain, theirs));
+        }
+    }
+    lines.extend(unlink(table, |rule| {
+        let words = words(rule);
+        let direct = value(&words, "--comment") == Some(DIRECT) && value(&words, "-i") == Some(device);
+        direct && !keep.iter().any(|keep| same(keep, rule))
+    }));
+    lines
+}
+
+/// What to restore so that flannel's rules are gone, except those about the networks of `owned`.
+pub(super) fn removal_of_flannels(table: &Table, owned: &BTreeSet<String>) -> Vec<String> {
+    let is_owned = |rule: &str| owned.iter().any(|network| names(rule, network));
+    let mut lines = Vec::new();
+    for chain in SHARED.into_iter().filter(|chain| table.has(chain)) {
+        if table.rules(chain).any(|rule| !is_owned(rule) && names_any(rule))
+            || !table.rules(chain).any(is_owned)
+        {
+            lines.extend(reduce_chain(table, chain, is_owned));
+        }
+    }
+    // Before 0.20 flannel had no chains of its own.
+    lines.extend(unlink(table, |rule| {
+        let words = words(rule);
+        matches!(value(&words, "--comment"), Some(MASQ | FORWARD))
+            && !target(&words).is_some_and(|to| SHARED.contains(&to))
+    }));
+    lines
+}
+
+fn names_any(rule: &str) -> bool {
+    words(rule).iter().any(|word| matches!(*word, "-s" | "-d"))
+}
+
+/// Takes from a shared chain all that is not to be kept; with the last network's rules the chain itself goes.
+fn reduce_chain(table: &Table, chain: &str, keep: impl Fn(&str) -> bool) -> Vec<String> {
+    let kept: Vec<&str> = table.rules(chain).filter(|rule| !names_any(rule) || keep(rule)).collect();
+    if kept.iter().any(|rule| names_any(rule)) {
+        rewrite(chain, kept.into_iter().map(str::to_owned))
+    } else {
+        remove_chain(table, chain)
+    }
+}
+
+fn remove_chain(table: &Table, chain: &str) -> Vec<String> {
+    let mut lines = unlink(table, |rule| target(&words(rule)) == Some(chain));
+    lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
+    lines
+}
+
+/// Deletes rules from the chains that are built in.
+fn unlink(table: &Table, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let rules =
+        table.all_rules().filter(|(chain, _)| table.policy(chain).is_some_and(|policy| policy != "-"));
+    rules.filter(|(_, rule)| wanted(rule)).map(|(chain, rule)| format!("-D {chain} {rule}")).collect()
+}
+
+const SHARED: [&str; 2] = [POSTRTG, FWD];
+
+const KUBE_PROXYS: &str = "KUBE-POSTROUTING";

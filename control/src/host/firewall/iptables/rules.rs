@@ -1,0 +1,221 @@
+//! Which chains and rules iptables should have, spelled as `iptables-save` spells them.
+//!
+//! Two kinds of chain:
+//!
+//! - FLANNEL-POSTRTG and FLANNEL-FWD hold, rule by rule, what flannel (0.28, `pkg/trafficmngr/iptables`) puts
+//!   there. As with flannel, all daemons of a host share them: ours are the rules that name our network.
+//! - OVERLAYD-NAT-`DEVICE` and OVERLAYD-FWD-`DEVICE` hold what flannel does not have. They are one daemon's
+//!   own, and the former says which network's rules in the shared chains are that daemon's.
+//!
+//! nftables keeps sources in a table of its own, and needs of iptables only what it cannot overrule: the drops.
+
+use ipnet::Ipv4Net;
+
+use crate::host::Desired;
+
+/// What one table should have.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// The table's name.
+    pub(super) table: &'static str,
+    /// Chains and what is in them.
+    pub(super) chains: Vec<Chain>,
+    /// Rules in built-in chains, each to be there once.
+    pub(super) hooks: Vec<Hook>,
+}
+
+/// A chain that is not built in.
+#[derive(Debug)]
+pub(super) struct Chain {
+    pub(super) name: String,
+    /// Our rules, in order.
+    pub(super) rules: Vec<String>,
+    /// What the sharing of it needs; `None` if it is ours alone.
+    pub(super) shared: Option<Shared>,
+}
+
+/// How our rules in a shared chain are told from others'.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Ours name this network.
+    pub(super) network: String,
+    /// The comment of all rules there.
+    pub(super) comment: &'static str,
+    /// A rule that stands before everybody's.
+    pub(super) first: Option<String>,
+}
+
+/// A rule in a built-in chain.
+#[derive(Debug)]
+pub(super) struct Hook {
+    pub(super) chain: &'static str,
+    pub(super) rule: String,
+    pub(super) place: Place,
+}
+
+/// Where in its chain a rule must stand. One that nothing requires to be earlier stays wherever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Anywhere.
+    Anywhere,
+    /// Before a rule that drops all that reaches it: a policy in all but name.
+    BeforeCatchAll,
+    /// Before what may translate the source of our packets.
+    BeforeTranslation,
+    /// Before docker's refusal (28 and later) of what is routed to containers; without one, it is not wanted.
+    BeforeDockersRefusal,
+}
+
+/// Sources, as `--firewall=iptables` has them. flannel's rules are only for the default variant, where flannel
+/// has them; ours are for each variant that translates.
+pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Wanted {
+    let Desired { device, pod_subnet: pods, masquerade, .. } = desired;
+    let network = desired.network.trunc();
+    let target = if masquerade.fully_random && random_fully { MASQUERADE_RANDOMLY } else { "MASQUERADE" };
+
+    // As in nftables (`nft.rs`), which explains how these agree with flannel's six. A packet that is accepted
+    // goes through no further rule of this variant's nat table.
+    let bound = if masquerade.ip_masq { pods.trunc() } else { network };
+    let mut own = vec![
+        format!("-m mark --mark {KUBE_PROXY_MARK} -m comment --comment marked-by-kube-proxy -j RETURN"),
+        format!("-s {bound} -d {network} -m comment --comment pod-to-pod -j ACCEPT"),
+    ];
+    if masquerade.return_path {
+        own.push(format!("! -s {network} -m comment --comment from-outside-into-the-overlay -j {target}"));
+    }
+    let name = nat_chain(device);
+    let mut wanted = Wanted {
+        table: "nat",
+        hooks: vec![Hook {
+            chain: "POSTROUTING",
+            rule: format!("-o {device} -m comment --comment overlayd-nat -j {name}"),
+            place: Place::BeforeTranslation,
+        }],
+        chains: vec![Chain { name, rules: own, shared: None }],
+    };
+    if masquerade.ip_masq && flannels {
+        wanted.chains.push(flannels_masquerade(network, pods.trunc(), target));
+        wanted.hooks.push(Hook {
+            chain: "POSTROUTING",
+            rule: format!("-m comment --comment \"{MASQ}\" -j {POSTRTG}"),
+            place: Place::Anywhere,
+        });
+    }
+    wanted
+}
+
+/// flannel's six rules of `--ip-masq`.
+fn flannels_masquerade(network: Ipv4Net, pods: Ipv4Net, target: &str) -> Chain {
+    let comment = format!("-m comment --comment \"{MASQ}\"");
+    Chain {
+        name: POSTRTG.to_owned(),
+        rules: vec![
+            format!("-s {pods} -d {network} {comment} -j RETURN"),
+            format!("-s {network} -d {pods} {comment} -j RETURN"),
+            format!("! -s {network} -d {pods} {comment} -j RETURN"),
+            format!("-s {network} ! -d {MULTICAST} {comment} -j {target}"),
+            format!("! -s {network} -d {network} {comment} -j {target}"),
+        ],
+        shared: Some(Shared {
+            network: network.to_string(),
+            comment: MASQ,
+            first: Some(format!("-m mark --mark {KUBE_PROXY_MARK} {comment} -j RETURN")),
+        }),
+    }
+}
+
+/// Forwarding under `--firewall=iptables`: flannel's rules, and what docker 28 makes necessary.
+pub(super) fn forward_as_flannel(desired: &Desired) -> Wanted {
+    let network = desired.network.trunc();
+    let comment = format!("-m comment --comment \"{FORWARD}\"");
+    let chain = Chain {
+        name: FWD.to_owned(),
+        rules: vec![format!("-s {network} {comment} -j ACCEPT"), format!("-d {network} {comment} -j ACCEPT")],
+        shared: Some(Shared { network: network.to_string(), comment: FORWARD, first: None }),
+    };
+    forward(desired, chain, format!("{comment} -j {FWD}"))
+}
+
+/// Forwarding under `--firewall=nftables`: the same in a chain of our own.
+pub(super) fn forward_beside_nftables(desired: &Desired) -> Wanted {
+    let network = desired.network.trunc();
+    let name = forward_chain(&desired.device);
+    let jump = format!("-m comment --comment overlayd-forward -j {name}");
+    let chain = Chain {
+        name,
+        // Single words, which every version of iptables lists without quotes.
+        rules: vec![
+            format!("-s {network} -m comment --comment from-the-overlay-network -j ACCEPT"),
+            format!("-d {network} -m comment --comment to-the-overlay-network -j ACCEPT"),
+        ],
+        shared: None,
+    };
+    forward(desired, chain, jump)
+}
+
+fn forward(desired: &Desired, chain: Chain, jump: String) -> Wanted {
+    Wanted {
+        table: "filter",
+        chains: vec![chain],
+        hooks: vec![
+            Hook { chain: "FORWARD", rule: jump, place: Place::BeforeCatchAll },
+            Hook { chain: "FORWARD", rule: direct(desired), place: Place::BeforeDockersRefusal },
+        ],
+    }
+}
+
+/// Docker 28 drops what is routed to a container from elsewhere also before any forwarding.
+pub(super) fn raw(desired: &Desired) -> Wanted {
+    let hook = Hook { chain: "PREROUTING", rule: direct(desired), place: Place::BeforeDockersRefusal };
+    Wanted { table: "raw", chains: Vec::new(), hooks: vec![hook] }
+}
+
+/// Only what comes by the overlay for our own pods: docker's word on all else stands.
+pub(super) fn direct(Desired { device, pod_subnet, .. }: &Desired) -> String {
+    format!("-d {} -i {device} -m comment --comment {DIRECT} -j ACCEPT", pod_subnet.trunc())
+}
+
+/// The chain of a daemon's own NAT rules. 13 characters and a device's name (15 at most) just make the 28 that
+/// iptables allows.
+pub(super) fn nat_chain(device: &str) -> String {
+    format!("{NAT_PREFIX}{device}")
+}
+
+/// The chain of a daemon's own forwarding rules.
+pub(super) fn forward_chain(device: &str) -> String {
+    format!("OVERLAYD-FWD-{device}")
+}
+
+/// What the names of all daemons' own NAT chains begin with.
+pub(super) const NAT_PREFIX: &str = "OVERLAYD-NAT-";
+
+/// flannel's chain in nat.
+pub(super) const POSTRTG: &str = "FLANNEL-POSTRTG";
+/// flannel's chain in filter.
+pub(super) const FWD: &str = "FLANNEL-FWD";
+/// The comment of flannel's rules in nat.
+pub(super) const MASQ: &str = "flanneld masq";
+/// The comment of flannel's rules in filter.
+pub(super) const FORWARD: &str = "flanneld forward";
+
+/// The comment of the rules that stand before docker's refusal.
+pub(super) const DIRECT: &str = "overlayd-direct";
+
+/// Set by kube-proxy on what it will masquerade (its `--iptables-masquerade-bit`, 14 by default).
+const KUBE_PROXY_MARK: &str = "0x4000/0x4000";
+
+/// RFC 5771.
+const MULTICAST: &str = "224.0.0.0/4";
+
+const MASQUERADE_RANDOMLY: &str = "MASQUERADE --random-fully";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_device_name_fits() {
+        assert_eq!(nat_chain("abcdefghijklmno").len(), 28);
+        assert_eq!(forward_chain("abcdefghijklmno").len(), 28);
+    }
+}
