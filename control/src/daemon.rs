@@ -573,12 +573,15 @@ impl Daemon {
             _ if self.running.is_none() => problems.push("nothing is forwarded yet".to_owned()),
             _ => {}
         }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         // The store has let it expire by then, at the latest.
         let ttl = Duration::from_secs(u64::from(self.flags.subnet_lease_ttl));
-        if self.unconfirmed_since.is_some_and(|since| since.elapsed() >= ttl) {
+        if matches!(shared.view, Some((_, LeaseState::Lost))) {
+            problems.push("the lease is lost, and not taken again yet".to_owned());
+        } else if self.unconfirmed_since.is_some_and(|since| since.elapsed() >= ttl) {
             problems.push("the store has not confirmed the lease for as long as it lasts".to_owned());
         }
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).host.problems.clone_from(&problems);
+        shared.host.problems.clone_from(&problems);
         self.health.set(problems);
     }
 

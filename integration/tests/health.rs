@@ -63,6 +63,22 @@ fn a_node_whose_lease_has_run_out_is_not_ready_and_forwards_all_the_same() {
 }
 
 #[test]
+fn a_node_whose_lease_is_taken_by_another_is_not_ready() {
+    let (site, worker, _master) = Site::two_hosts();
+    let config = r#"{"Network":"10.1.0.0/16","SubnetMin":"10.1.5.0","SubnetMax":"10.1.5.0","Backend":{"Type":"vxlan"}}"#;
+    let store = Store::dir_with(&site, "one", config);
+    let w = worker.overlayd(&store).flag("--healthz-port=8081").start();
+    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    // There is no other subnet to go to.
+    let another = r#"{"PublicIP":"192.168.1.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
+    store.put_lease(&w.env().key(), another);
+    await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
+    assert!(get(&worker, "/readyz").is_some_and(|(_, text)| text.contains("lease")));
+    store.delete_lease(&w.env().key());
+    await_until(Duration::from_secs(30), "readyz", || code(&worker) == Some(200));
+}
+
+#[test]
 fn a_port_that_is_taken_is_refused_at_the_start() {
     let (site, worker, _master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
