@@ -351,7 +351,8 @@ impl Daemon {
         }
         self.tell_health();
         if built != self.generation {
-            self.remove_stale_rules().await;
+            // It takes a few programs, for which the lease need not wait.
+            tokio::spawn(remove_stale_rules());
         }
         Ok(())
     }
@@ -408,26 +409,6 @@ impl Daemon {
         let node = Arc::new(node);
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).node = Arc::downgrade(&node);
         Ok(Running { node, firewall })
-    }
-
-    /// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld
-    /// that does not run; one that does may serve another network of this host.
-    async fn remove_stale_rules(&self) {
-        if process_here("flanneld").is_none()
-            && let Err(error) = firewall::remove_flannels().await
-        {
-            warn!(%error, "rules that flanneld has left stay behind");
-        }
-        let stale = match cleanup::devices_gone().await {
-            Ok(devices) => devices,
-            Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
-        };
-        for device in &stale {
-            match firewall::remove_all(device).await {
-                Ok(_) => info!(device, "removed the firewall rules of an earlier run"),
-                Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
-            }
-        }
     }
 
     /// A worker that has lost its device is no reason to end; any other is.
@@ -681,6 +662,26 @@ impl Shared {
 /// Whether the saved state of `before` would mislead a node that is now as `after` says.
 fn worth_saving(before: &View, after: &View) -> bool {
     (&before.config_text, &before.lease, &before.peers) != (&after.config_text, &after.lease, &after.peers)
+}
+
+/// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld
+/// that does not run; one that does may serve another network of this host.
+async fn remove_stale_rules() {
+    if process_here("flanneld").is_none()
+        && let Err(error) = firewall::remove_flannels().await
+    {
+        warn!(%error, "rules that flanneld has left stay behind");
+    }
+    let stale = match cleanup::devices_gone().await {
+        Ok(devices) => devices,
+        Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
+    };
+    for device in &stale {
+        match firewall::remove_all(device).await {
+            Ok(_) => info!(device, "removed the firewall rules of an earlier run"),
+            Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
+        }
+    }
 }
 
 /// Makes `now` the state of something that is looked at again and again, and says so if that is news.
