@@ -151,7 +151,7 @@ async fn a_dual_stack_key_is_renewed_under_its_own_name(site: &dyn Site) {
     let found = store.list().await.unwrap().entries.remove(0);
     assert_eq!((found.key.as_str(), found.subnet), (key, net(86)));
     let renewed = done(store.renew(&found, TWO.as_bytes(), TTL).await.unwrap());
-    assert_eq!(store.list().await.unwrap().entries, [renewed.clone()]);
+    assert_eq!(store.list().await.unwrap().entries, std::slice::from_ref(&renewed));
     assert_eq!(next(&mut events).await.1, Event::Put(renewed.clone()));
 
     // The plain key beside it is another one.
@@ -497,6 +497,28 @@ async fn dir_replaced_or_cleared_means_listing_again() {
 
     fs::rename(site.dir.path().join("away"), &path).unwrap();
     assert_eq!(store.list().await.unwrap().entries[0].subnet, net(15));
+}
+
+#[tokio::test]
+async fn dir_what_happened_since_the_listing_is_told_one_by_one() {
+    let site = DirSite::new();
+    let store = site.open().await;
+    for third in [15, 86] {
+        site.put(&format!("subnets/10.1.{third}.0-24"), ONE).await;
+    }
+    let listed = store.list().await.unwrap().revision;
+    site.delete("subnets/10.1.86.0-24").await;
+    site.put("subnets/10.1.15.0-24", TWO).await;
+    site.put("config", "{}").await;
+    let mut events = store.watch(listed).await.unwrap();
+    assert_eq!(next(&mut events).await.1, Event::Config(Some("{}".to_owned())));
+    assert_eq!(next(&mut events).await.1, Event::Delete("10.1.86.0-24".to_owned()));
+    let (last, put) = next(&mut events).await;
+    assert_eq!(put_of(put).value, TWO.as_bytes());
+
+    // Where nothing is known of that time, there is nothing to compare with.
+    site.delete("subnets/10.1.15.0-24").await;
+    assert_eq!(next(&mut store.watch(last).await.unwrap()).await.1, Event::Relist);
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,6 +35,8 @@ use crate::lease::{key_of, parse_key};
 pub struct DirStore {
     /// Absolute, as the watcher reports paths.
     path: PathBuf,
+    /// The last listing: what a watch from there on compares with. A directory itself has no history.
+    listed: Arc<Mutex<Snapshot>>,
 }
 
 impl DirStore {
@@ -41,7 +44,7 @@ impl DirStore {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
         let opened = std::path::absolute(path).and_then(|path| {
-            let store = Self { path };
+            let store = Self { path, listed: Arc::default() };
             files::make_directory(&store.subnets())?;
             Ok(store)
         });
@@ -121,7 +124,12 @@ impl LeaseStore for DirStore {
 
     async fn list(&self) -> Result<Listing, StoreError> {
         let action = format!("list {}", self.subnets().display());
-        self.blocking(action, |store| Ok(store.snapshot()?.listing())).await
+        self.blocking(action, |store| {
+            let snapshot = store.snapshot()?;
+            *store.listed.lock().unwrap_or_else(PoisonError::into_inner) = snapshot.clone();
+            Ok(snapshot.listing())
+        })
+        .await
     }
 
     async fn create(&self, subnet: Ipv4Net, value: &[u8], _ttl: Duration) -> Result<Written, StoreError> {
@@ -176,7 +184,7 @@ impl LeaseStore for DirStore {
 }
 
 /// What is in the directory.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 struct Snapshot {
     config: Option<Vec<u8>>,
     /// By key; all of them name a subnet.
@@ -233,10 +241,14 @@ impl Watch {
             other => other.map_err(io::Error::other)?,
         }
 
-        let told = store.snapshot()?;
+        let now = store.snapshot()?;
+        let listed = store.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let told = if listed.revision() == from { listed } else { now.clone() };
         let mut watch =
             Self { store, told, queue: VecDeque::new(), ended: false, changes, _watcher: watcher };
-        if watch.told.revision() != from {
+        if watch.told.revision() == from {
+            watch.catch_up(now);
+        } else {
             watch.relist();
         }
         Ok(watch)
@@ -276,29 +288,40 @@ impl Watch {
                 // Replaced or gone: the notifications are about a directory that is no longer the store's.
                 self.relist();
             } else if *path == self.store.config_file() {
-                self.look_at_config()?;
-            } else if path.parent() == Some(&self.store.subnets()) {
-                self.look_at_lease(path)?;
+                self.tell_config(read(path)?);
+            } else if path.parent() == Some(&self.store.subnets())
+                && let Some(name) = path.file_name().and_then(|name| name.to_str())
+            {
+                self.tell_lease(name, read(path)?);
             }
         }
         Ok(())
     }
 
-    fn look_at_config(&mut self) -> io::Result<()> {
-        let config = read(&self.store.config_file())?;
+    /// Tells in what `now` differs from what has been told.
+    fn catch_up(&mut self, now: Snapshot) {
+        self.tell_config(now.config);
+        let gone: Vec<String> =
+            self.told.leases.keys().filter(|key| !now.leases.contains_key(*key)).cloned().collect();
+        for key in gone {
+            self.tell_lease(&key, None);
+        }
+        for (key, value) in now.leases {
+            self.tell_lease(&key, Some(value));
+        }
+    }
+
+    fn tell_config(&mut self, config: Option<Vec<u8>>) {
         if !is_being_filled(config.as_deref()) && config != self.told.config {
             self.told.config.clone_from(&config);
             self.queue.push_back((self.told.revision(), Event::Config(config.map(as_text))));
         }
-        Ok(())
     }
 
-    fn look_at_lease(&mut self, path: &Path) -> io::Result<()> {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let Ok(subnet) = parse_key(name) else { return Ok(()) };
-        let value = read(path)?;
+    fn tell_lease(&mut self, name: &str, value: Option<Vec<u8>>) {
+        let Ok(subnet) = parse_key(name) else { return };
         if is_being_filled(value.as_deref()) || value.as_ref() == self.told.leases.get(name) {
-            return Ok(());
+            return;
         }
         let event = match value {
             Some(value) => {
@@ -311,7 +334,6 @@ impl Watch {
             }
         };
         self.queue.push_back((self.told.revision(), event));
-        Ok(())
     }
 
     fn relist(&mut self) {
