@@ -370,7 +370,7 @@ fn forwarding_passes_where_docker_drops_whoever_comes_first() {
                 assert_eq!(refused, None, "{variant}: docker's policy works here");
                 assert!(lab.sync());
             } else {
-                assert!(lab.sync());
+                assert!(lab.sync() && !lab.sync() && lab.in_place());
                 lab.host.sh(&docker);
                 lab.sync();
             }

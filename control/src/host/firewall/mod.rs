@@ -7,8 +7,8 @@
 //!
 //! All is brought to the wanted state by [`Firewall::sync`], at once and whenever somebody may have changed it.
 //! It compares before it writes, and asks for the ruleset's [`generation`] before it compares: while nobody
-//! has touched anything, that is all it costs, unless iptables' legacy variant is in use, which has no such
-//! number.
+//! has touched anything, that is all it costs. Only iptables' legacy variant has no such number, and its rules,
+//! if there are any, are read each time.
 
 mod generation;
 mod iptables;
@@ -72,6 +72,7 @@ impl Firewall {
         if self.is_settled(generation) {
             return Ok(false);
         }
+        let untouched = self.is_untouched(generation);
         let tool = self.tool().await?;
         if tool == Tool::None {
             let removed = !self.tidied && remove_all(&self.desired.device).await?;
@@ -80,14 +81,19 @@ impl Firewall {
         }
 
         let mut outcomes = Vec::new();
-        if tool == Tool::Nftables {
+        if tool == Tool::Nftables && !untouched {
             outcomes.push(self.sync_nft().await);
         }
-        outcomes.push(self.sync_iptables(tool).await);
+        outcomes.push(match self.changes(tool, untouched).await {
+            Ok(changes) => make(&changes).await,
+            Err(error) => Err(error),
+        });
         if tool == Tool::Iptables && !self.tidied && outcomes.iter().all(Result::is_ok) {
             outcomes.push(or_without_program(remove_nft(&self.desired.device).await, false));
         }
-        self.tell_obstacles().await;
+        if !untouched {
+            self.tell_obstacles().await;
+        }
 
         let changed = all(outcomes)?;
         self.tidied = true;
@@ -110,16 +116,23 @@ impl Firewall {
             return Ok(false);
         }
         let tool = self.tool().await?;
+        let untouched = self.is_untouched(generation);
         let nft = tool != Tool::Nftables
+            || untouched
             || self.listing.is_some() && self.listing == nft::list(&self.desired.device).await?;
-        let in_place = nft && (tool == Tool::None || self.changes(tool).await?.is_empty());
+        let in_place = nft && (tool == Tool::None || self.changes(tool, untouched).await?.is_empty());
         self.settled = generation.filter(|_| in_place);
         Ok(in_place)
     }
 
     fn is_settled(&self, generation: Option<u32>) -> bool {
         let none = self.tool == Some(Tool::None) && self.tidied;
-        none || generation.is_some() && self.settled == generation && !iptables::legacy_in_use()
+        none || self.is_untouched(generation) && !iptables::legacy_in_use()
+    }
+
+    /// Whether nobody has changed anything but legacy's rules since all was in place.
+    fn is_untouched(&self, generation: Option<u32>) -> bool {
+        generation.is_some() && self.settled == generation
     }
 
     async fn tool(&mut self) -> Result<Tool, HostError> {
@@ -148,12 +161,8 @@ impl Firewall {
         Ok(true)
     }
 
-    async fn sync_iptables(&mut self, tool: Tool) -> Result<bool, HostError> {
-        make(&self.changes(tool).await?).await
-    }
-
-    /// What is to be changed in iptables.
-    async fn changes(&mut self, tool: Tool) -> Result<Vec<Change>, HostError> {
+    /// What is to be changed in iptables, or in its legacy variant only.
+    async fn changes(&mut self, tool: Tool, legacy_only: bool) -> Result<Vec<Change>, HostError> {
         let role = match tool {
             Tool::Iptables => Role::Everything,
             Tool::Nftables if self.desired.forward_rules => Role::Forwarding,
@@ -172,7 +181,7 @@ impl Firewall {
                 found => found?,
             },
         };
-        let changes = variants.changes(role, &self.desired, !self.tidied).await;
+        let changes = variants.changes(role, &self.desired, !self.tidied, legacy_only).await;
         self.variants = Some(variants);
         changes
     }

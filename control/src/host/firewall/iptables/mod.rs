@@ -109,15 +109,16 @@ impl Variants {
     }
 
     /// What has to be changed so that `role` is filled; nothing if all is right. `tidy` looks for what an
-    /// earlier life of this daemon, with other options, has left.
+    /// earlier life of this daemon, with other options, has left. `legacy_only` leaves the nft variant out.
     pub(super) async fn changes(
         &self,
         role: Role,
         desired: &Desired,
         tidy: bool,
+        legacy_only: bool,
     ) -> Result<Vec<Change>, HostError> {
         let mut changes = Vec::new();
-        for variant in &self.0 {
+        for variant in self.0.iter().filter(|variant| variant.legacy || !legacy_only) {
             let read = |name: &&str| {
                 tidy || match role {
                     Role::Everything => *name != "raw" || desired.forward_rules,
@@ -182,21 +183,32 @@ pub(super) fn legacy_in_use() -> bool {
 impl Variant {
     /// The tables of these names; those that are not there are empty.
     async fn read(&self, names: &[&'static str]) -> Result<Vec<(&'static str, Table)>, HostError> {
-        let save = format!("{}-save", self.program);
+        // Merely asking iptables-legacy for a table would load its kernel module: it writes all that there are,
+        // in one go. iptables-nft is asked for each, since others may be long.
+        let saved = if self.legacy {
+            let loaded = loaded_tables(self.loaded);
+            let needed = names.iter().any(|name| loaded.iter().any(|loaded| loaded == name));
+            Some(if needed { self.save(&[]).await? } else { String::new() })
+        } else {
+            None
+        };
         let mut tables = Vec::new();
         for name in names {
-            // Merely listing with iptables-legacy would load its kernel modules.
-            let saved = if self.legacy && !loaded_tables(self.loaded).iter().any(|table| table == name) {
-                String::new()
-            } else {
-                match run(&save, &["-t", name], "").await {
-                    Err(HostError::NoProgram { .. }) if !self.default => String::new(),
-                    saved => saved?,
-                }
+            let table = match &saved {
+                Some(saved) => Table::parse(name, saved),
+                None => Table::parse(name, &self.save(&["-t", name]).await?),
             };
-            tables.push((*name, Table::parse(name, &saved)));
+            tables.push((*name, table));
         }
         Ok(tables)
+    }
+
+    /// What its `-save` writes; nothing if this is not the default variant and not installed.
+    async fn save(&self, arguments: &[&str]) -> Result<String, HostError> {
+        match run(&format!("{}-save", self.program), arguments, "").await {
+            Err(HostError::NoProgram { .. }) if !self.default => Ok(String::new()),
+            saved => saved,
+        }
     }
 
     fn change(

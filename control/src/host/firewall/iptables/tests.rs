@@ -36,8 +36,8 @@ fn restored(name: &str, built_in: &str, lines: &[String]) -> Table {
     let mut chains = vec![built_in.to_owned()];
     let mut rules: Vec<(String, String)> = Vec::new();
     for line in lines {
-        if line.starts_with(':') {
-            let chain = line[1..].split(' ').next().unwrap();
+        if let Some(created) = line.strip_prefix(':') {
+            let chain = created.split(' ').next().unwrap();
             rules.retain(|(of, _)| of != chain);
             chains.retain(|other| other != line);
             chains.push(line.clone());
