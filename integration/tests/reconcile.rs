@@ -29,7 +29,8 @@ fn what_is_taken_from_the_device_is_put_back() {
     .enumerate()
     {
         worker.ns.ok(change);
-        await_until(LIMIT, &format!("the end of '{change}'"), || state(&worker) == whole);
+        let took = await_until(LIMIT, &format!("the end of '{change}'"), || state(&worker) == whole);
+        println!("{change}: put back after {took:?}");
         traffic::ping(&pair.a.ns, pair.b.address);
         await_until(LIMIT, "it to be counted", || restored(&pair.left) > number as u64);
     }
@@ -58,7 +59,8 @@ fn firewall_rules_that_are_flushed_are_put_back() {
     for change in ["iptables -F", "iptables -t nat -F", "nft flush ruleset"] {
         worker.ns.ok(change);
         worker.ns.ok("iptables -P FORWARD DROP");
-        await_until(LIMIT, &format!("the end of '{change}'"), || rules(&worker) == whole);
+        let took = await_until(LIMIT, &format!("the end of '{change}'"), || rules(&worker) == whole);
+        println!("{change}: put back after {took:?}");
         traffic::ping(&pair.a.ns, pair.b.address);
     }
     assert!(restored(&pair.left) >= 2);
