@@ -175,7 +175,8 @@ async fn receive(socket: Option<&mut Multicast>) -> io::Result<Option<&[u8]>> {
 fn routing_touched(datagram: Option<&[u8]>, interest: &Interest) -> Touched {
     let Some(datagram) = datagram else { return Touched::ALL };
     let ours = messages(datagram).any(|message| match message.message_type() {
-        RTM_NEWNETCONF => !forwarding_is_on(),
+        // A sysctl of some device: forwarding, or the reverse-path filter.
+        RTM_NEWNETCONF => true,
         _ => match NetlinkMessage::deserialize(message.into_inner()).map(|message| message.payload) {
             Ok(NetlinkPayload::InnerMessage(message)) => is_ours(&message, interest),
             _ => false,
