@@ -86,11 +86,12 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
 
     let mut found = Vec::new();
     for route in netlink.routes_of(ROUTE_PROTOCOL).await? {
+        // A blackhole route leads through no device: it goes when all devices' leftovers go.
         let through = output_device(&route).and_then(|index| links.iter().find(|link| link.index == index));
-        let name = through.map_or("nowhere", |link| &link.name);
-        if wanted(name) {
+        if device.is_none() || through.is_some_and(|link| wanted(&link.name)) {
             let to = destination(&route).map_or_else(|| "default".to_owned(), |net| net.to_string());
-            found.push(Leftover::Route { text: format!("{to} dev {name}"), message: Box::new(route) });
+            let text = through.map_or_else(|| to.clone(), |link| format!("{to} dev {}", link.name));
+            found.push(Leftover::Route { text, message: Box::new(route) });
         }
     }
     let rules = devices_with_rules().await?.into_iter().filter(|name| wanted(name));

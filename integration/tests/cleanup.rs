@@ -21,7 +21,7 @@ fn all_that_is_ours_goes_and_nothing_else() {
     worker.ns.ip("route add 10.1.200.0/24 via 192.168.1.1 proto static");
     let before = host_state(&worker);
 
-    let mut w = worker.overlayd(&store).flag("--ip-masq").start();
+    let mut w = worker.overlayd(&store).flag("--ip-masq").flag("--ip-blackhole-route").start();
     let subnet_file = w.subnet_file().to_owned();
     let running = cleanup(&worker, &w, &[]);
     assert_eq!(running.status.code(), Some(1));
