@@ -18,11 +18,15 @@ use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use crate::cleanup;
 use crate::flags::{FlagError, Flags, SourceCheckFlag, StoreKind};
+use crate::health::{Health, HealthError};
+use crate::host::events::{Interest, Touched};
 use crate::host::firewall::{self, Firewall};
+use crate::host::leftovers::devices_with_rules;
 use crate::host::link::HostChanges;
 use crate::host::{HostError, Masquerade, routes};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
@@ -30,15 +34,17 @@ use crate::lease::LeaseBackend;
 use crate::membership::{BadConfig, Membership, Terms, View};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::{Node, NodeError, NodeOptions, Plan, Reached, Tunnel};
+use crate::reconcile::Reconcile;
 use crate::service_manager;
 use crate::socket::{ControlSocket, StatusSource, path};
 use crate::state::{SavedState, StateError};
 use crate::status::{
-    BackendStatus, Counters, DeviceStatus, Directions, LeaseState, LeaseStatus, PeerStatus, Status,
-    StoreStatus, drops,
+    BackendStatus, Counters, DeviceStatus, Directions, HostStatus, LeaseState, LeaseStatus, PeerStatus,
+    Status, StoreStatus, drops,
 };
 use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
 use crate::subnet_file::{Previous, SubnetFile};
+use crate::takeover::{self, TakeoverError, process_here};
 
 /// Why the daemon cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +67,12 @@ pub enum DaemonError {
     /// The host cannot be watched.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// Health cannot be served.
+    #[error(transparent)]
+    Health(#[from] HealthError),
+    /// What flanneld has left cannot be taken over.
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
     /// A file that others wait for cannot be written.
     #[error("cannot write {path}: {source} (see --subnet-file)")]
     SubnetFile {
@@ -95,6 +107,11 @@ pub async fn run(flags: Flags) -> Result<(), DaemonError> {
 }
 
 async fn serve(flags: Flags) -> Result<(), DaemonError> {
+    let health = Health::default();
+    let _server = match flags.healthz_port {
+        0 => None,
+        port => Some(health.serve((flags.healthz_ip, port).into()).await?),
+    };
     let spec = IfaceSpec {
         iface: flags.iface.clone(),
         regex: flags.iface_regex.clone(),
@@ -104,24 +121,10 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
     let mut changes = HostChanges::subscribe()?;
     let underlay = iface::choose(&spec).await?;
     tell_underlay(&underlay, "interface chosen");
-    let (store, usable): (Arc<dyn LeaseStore>, _) = match &flags.store {
-        StoreKind::Etcd => {
-            let (endpoints, prefix) = (flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone());
-            let store = EtcdStore::connect_as(endpoints, prefix, flags.etcd_access()?).await?;
-            let usable = store.check_files().await;
-            (Arc::new(store), usable)
-        }
-        StoreKind::Dir(path) => (Arc::new(DirStore::open(path)?), Ok(())),
-    };
-
+    let (store, usable) = connect_store(&flags).await?;
     let (failed, mut failures) = mpsc::unbounded_channel();
-    let on_failure: OnFailure = Arc::new(move |worker: &str, error: std::io::Error| {
-        // The receiver is gone only when the daemon is stopping anyway.
-        let _ =
-            failed.send(format!("worker {worker} cannot go on: {error} (was the overlay device deleted?)"));
-    });
     let (public_ip, lease_address) = watch::channel(underlay.public_ip);
-    let mut daemon = Daemon::new(flags, spec, underlay, public_ip, store.describe(), on_failure);
+    let mut daemon = Daemon::new(flags, spec, underlay, public_ip, store.describe(), failed, health);
 
     let saved = daemon.saved_view();
     let terms = daemon.terms(saved.as_ref());
@@ -137,13 +140,12 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
     let (out, mut views) = watch::channel(None);
     let membership = Membership::new(store, terms, saved, out).following(lease_address).run();
     tokio::pin!(membership);
-    let mut resync = interval(daemon.resync_period());
-    resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reconcile = Reconcile::start(daemon.resync_period())?;
     let mut watchdog = service_manager::alive_every().map(interval);
     loop {
         tokio::select! {
             error = &mut membership => return Err(error.into()),
-            Some(failure) = failures.recv() => return Err(DaemonError::Worker(failure)),
+            Some(failure) = failures.recv() => daemon.worker_failed(failure).await?,
             Ok(()) = views.changed() => {
                 let view = views.borrow_and_update().clone();
                 if let Some(view) = view {
@@ -157,13 +159,34 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
                 }
                 daemon.host_changed().await;
             }
-            _ = resync.tick() => daemon.sync_host().await,
+            touched = reconcile.due(daemon.interest()) => daemon.sync_host(touched).await,
+            () = sleep_until(daemon.revival_at()), if daemon.revival.is_some() => daemon.revive().await,
             () = tick(&mut watchdog) => daemon.show_life(),
             () = sleep_until(daemon.save_at.unwrap_or_else(Instant::now)), if daemon.save_at.is_some() => {
                 daemon.save();
             }
         }
     }
+}
+
+/// The store that the flags name.
+///
+/// Also says whether its certificates can be used as they are now; they may be put right later.
+///
+/// # Errors
+/// It cannot be used at all.
+pub async fn connect_store(
+    flags: &Flags,
+) -> Result<(Arc<dyn LeaseStore>, Result<(), StoreError>), DaemonError> {
+    Ok(match &flags.store {
+        StoreKind::Etcd => {
+            let (endpoints, prefix) = (flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone());
+            let store = EtcdStore::connect_as(endpoints, prefix, flags.etcd_access()?).await?;
+            let usable = store.check_files().await;
+            (Arc::new(store), usable)
+        }
+        StoreKind::Dir(path) => (Arc::new(DirStore::open(path)?), Ok(())),
+    })
 }
 
 /// What runs, and what it was made from.
@@ -176,14 +199,24 @@ struct Daemon {
     /// What our lease is to say of the underlay.
     public_ip: watch::Sender<Ipv4Addr>,
     store: String,
-    on_failure: OnFailure,
+    failed: mpsc::UnboundedSender<Failure>,
     /// What an earlier run may have left in the kernel, until the first node is started.
     earlier: Option<Earlier>,
     running: Option<Running>,
+    /// How many nodes have been built: a worker's last words concern the node that it belonged to.
+    generation: u64,
+    /// The attempt to build the node again whose device was deleted, or whose interface has changed.
+    revival: Option<Revival>,
+    /// Stays while a node is built again, and says so.
+    socket: Option<(String, ControlSocket)>,
     /// For the control socket, which answers from the same thread but outlives borrows of the rest.
     shared: Arc<Mutex<Shared>>,
-    /// What the last resync could not put right.
-    host_problems: Vec<String>,
+    health: Health,
+    /// What the last look at the device and at the rules could not put right.
+    link_problem: Option<String>,
+    rules_problem: Option<String>,
+    /// Since when the store has not confirmed the lease.
+    unconfirmed_since: Option<Instant>,
     /// When the state is to be written next, if it has changed.
     save_at: Option<Instant>,
     /// What an earlier process has left.
@@ -195,7 +228,24 @@ struct Daemon {
 struct Running {
     node: Arc<Node>,
     firewall: Firewall,
-    _socket: Option<ControlSocket>,
+}
+
+/// A worker has given up.
+struct Failure {
+    generation: u64,
+    worker: String,
+    error: std::io::Error,
+}
+
+/// The attempt to build a node again that cannot go on as it was.
+struct Revival {
+    /// What is put back by it, if somebody has taken it away.
+    put_back: Option<String>,
+    at: Instant,
+    /// After the next failure.
+    pause: Duration,
+    /// The last failure, said once.
+    problem: Option<String>,
 }
 
 /// What an earlier run had put into the kernel, as its saved state tells.
@@ -236,6 +286,7 @@ struct Shared {
     node: Weak<Node>,
     view: Option<(View, LeaseState)>,
     store: String,
+    host: HostStatus,
 }
 
 impl Daemon {
@@ -245,7 +296,8 @@ impl Daemon {
         underlay: Underlay,
         public_ip: watch::Sender<Ipv4Addr>,
         store: String,
-        on_failure: OnFailure,
+        failed: mpsc::UnboundedSender<Failure>,
+        health: Health,
     ) -> Self {
         let shared = Arc::new(Mutex::new(Shared { store: store.clone(), ..Shared::default() }));
         Self {
@@ -256,10 +308,16 @@ impl Daemon {
             no_underlay: None,
             public_ip,
             store,
-            on_failure,
+            failed,
             running: None,
+            generation: 0,
+            revival: None,
+            socket: None,
             shared,
-            host_problems: Vec::new(),
+            health,
+            link_problem: None,
+            rules_problem: None,
+            unconfirmed_since: Some(Instant::now()),
             save_at: None,
             inherited: inherit(),
             rounds: Vec::new(),
@@ -348,23 +406,35 @@ impl Daemon {
     async fn apply(&mut self, view: View, state: LeaseState) -> Result<(), DaemonError> {
         let plan = self.plan(&view);
         let mut save_after = SAVE_DELAY;
+        let built = self.generation;
         match &self.running {
             Some(running) if *running.node.plan() == plan => {
                 if let Err(error) = running.node.publish(&view.peers).await {
                     error!(%error, "the peers cannot be updated: the earlier ones stay");
                 }
             }
+            // It will be built as the view says that is kept below.
+            None if self.revival.is_some() => {}
             _ => {
                 self.rebuild(plan, &view).await?;
                 // At once: what is in the kernel now is to be found by the next run, however this one ends.
                 save_after = Duration::ZERO;
             }
         }
+        self.unconfirmed_since = match (view.connected && state == LeaseState::Held, self.unconfirmed_since) {
+            (true, _) => None,
+            (false, since) => since.or_else(|| Some(Instant::now())),
+        };
         let lock = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let before = lock().view.replace((view.clone(), state));
         if state == LeaseState::Held && before.is_none_or(|(before, _)| worth_saving(&before, &view)) {
             let save_at = Instant::now() + save_after;
             self.save_at = Some(self.save_at.map_or(save_at, |earlier| earlier.min(save_at)));
+        }
+        self.tell_health();
+        if built != self.generation {
+            // It takes a few programs, for which the lease need not wait.
+            tokio::spawn(remove_stale_rules());
         }
         Ok(())
     }
@@ -404,21 +474,95 @@ impl Daemon {
         if let Some(earlier) = self.earlier.take() {
             earlier.remove(&plan).await;
         }
-        let options = self.options();
-        let (node, firewall) =
-            Node::start(plan, &options, &view.peers, &self.on_failure, &mut self.inherited).await?;
-        let node = Arc::new(node);
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).node = Arc::downgrade(&node);
-        self.write_subnet_file(node.plan())?;
-        let socket = self.serve_socket(&device).await;
-        let plan = node.plan();
-        let (backend, port) = (plan.config.backend.name(), plan.wire().map(|(_, port)| port));
-        info!(device, backend, subnet = %plan.subnet, mtu = plan.mtu(), port, peers = view.peers.len(), "forwarding");
-        let running = Running { node, firewall, _socket: socket };
+        // Rules that were there before are of an earlier run, and worth more than none.
+        let had_rules = devices_with_rules().await.is_ok_and(|devices| devices.contains(&device));
+        takeover::from_flanneld(&plan).await?;
+        let built = self.build(plan, view).await;
+        if built.is_err() && !had_rules {
+            // What is not there need not be removed, and what cannot be is told by the error that follows.
+            let _ = firewall::remove_all(&device).await;
+        }
+        let running = self.running.insert(built?);
         service_manager::keep(running.node.tunnel().map(Tunnel::forwarder));
-        self.running = Some(running);
+        self.serve_socket(&device).await;
         service_manager::ready();
         Ok(())
+    }
+
+    async fn build(&mut self, plan: Plan, view: &View) -> Result<Running, DaemonError> {
+        self.generation += 1;
+        let (generation, failed) = (self.generation, self.failed.clone());
+        let on_failure: OnFailure = Arc::new(move |worker: &str, error: std::io::Error| {
+            // The receiver is gone only when the daemon is stopping anyway.
+            let _ = failed.send(Failure { generation, worker: worker.to_owned(), error });
+        });
+        let options = self.options();
+        let (node, firewall) =
+            Node::start(plan, &options, &view.peers, &on_failure, &mut self.inherited).await?;
+        let plan = node.plan();
+        self.write_subnet_file(plan)?;
+        let (backend, port) = (plan.config.backend.name(), plan.wire().map(|(_, port)| port));
+        info!(device = plan.device(), backend, subnet = %plan.subnet, mtu = plan.mtu(), port, peers = view.peers.len(), "forwarding");
+        let node = Arc::new(node);
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).node = Arc::downgrade(&node);
+        Ok(Running { node, firewall })
+    }
+
+    /// A worker that has lost its device is no reason to end; any other is.
+    async fn worker_failed(&mut self, failure: Failure) -> Result<(), DaemonError> {
+        let Failure { generation, worker, error } = failure;
+        if generation != self.generation || self.running.is_none() {
+            return Ok(());
+        }
+        if error.raw_os_error() != Some(EBADFD) {
+            return Err(DaemonError::Worker(format!("worker {worker} cannot go on: {error}")));
+        }
+        self.device_gone().await;
+        Ok(())
+    }
+
+    async fn device_gone(&mut self) {
+        if let Some(before) = self.running.take() {
+            let device = before.node.plan().device();
+            drop(before);
+            warn!(device, "the overlay device was deleted by somebody else: making it anew");
+            self.build_again(Some(format!("the device {device} with everything on it"))).await;
+        }
+    }
+
+    async fn build_again(&mut self, put_back: Option<String>) {
+        self.revival = Some(Revival { put_back, at: Instant::now(), pause: FIRST_PAUSE, problem: None });
+        self.revive().await;
+    }
+
+    fn revival_at(&self) -> Instant {
+        self.revival.as_ref().map_or_else(Instant::now, |revival| revival.at)
+    }
+
+    /// Builds the node again, as the latest view has it. What fails is tried again, later and later.
+    async fn revive(&mut self) {
+        let view = self.shared.lock().unwrap_or_else(PoisonError::into_inner).view.clone();
+        let (Some(mut revival), Some((view, _))) = (self.revival.take(), view) else { return };
+        let plan = self.plan(&view);
+        let device = plan.device();
+        match self.rebuild(plan, &view).await {
+            Ok(()) => {
+                if let Some(what) = revival.put_back {
+                    self.restored(what);
+                }
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                if revival.problem.as_ref() != Some(&problem) {
+                    error!(%problem, device, "the node cannot be built again: trying again");
+                }
+                revival.problem = Some(problem);
+                revival.at = Instant::now() + revival.pause;
+                revival.pause = (2 * revival.pause).min(LONGEST_PAUSE);
+                self.revival = Some(revival);
+            }
+        }
+        self.tell_health();
     }
 
     fn write_subnet_file(&self, plan: &Plan) -> Result<(), DaemonError> {
@@ -434,7 +578,11 @@ impl Daemon {
     }
 
     /// Without a control socket the node forwards all the same.
-    async fn serve_socket(&self, device: &str) -> Option<ControlSocket> {
+    async fn serve_socket(&mut self, device: &str) {
+        if self.socket.as_ref().is_some_and(|(served, _)| served == device) {
+            return;
+        }
+        self.socket = None;
         let shared = Arc::clone(&self.shared);
         let source: StatusSource =
             Arc::new(move || shared.lock().unwrap_or_else(PoisonError::into_inner).status());
@@ -442,14 +590,13 @@ impl Daemon {
             Ok(path) => path,
             Err(error) => {
                 warn!(%error, "no control socket: the network namespace cannot be told");
-                return None;
+                return;
             }
         };
         match ControlSocket::serve(&path, source).await {
-            Ok(socket) => Some(socket),
+            Ok(socket) => self.socket = Some((device.to_owned(), socket)),
             Err(error) => {
                 warn!(path = %path.display(), %error, "no control socket: overlayctl cannot ask this daemon");
-                None
             }
         }
     }
@@ -473,6 +620,10 @@ impl Daemon {
                 }
             }
         }
+        if let Some(revival) = &mut self.revival {
+            // What it was waiting for may be there.
+            revival.at = Instant::now();
+        }
         let view = self.shared.lock().unwrap_or_else(PoisonError::into_inner).view.clone();
         if let (Some(running), Some((view, _))) = (&self.running, view)
             && let Err(error) = running.node.publish(&view.peers).await
@@ -486,40 +637,66 @@ impl Daemon {
         tell_underlay(&underlay, "the interface to the other nodes has changed");
         self.underlay = underlay;
         self.public_ip.send_replace(self.underlay.public_ip);
-        self.restart().await;
+        self.build_again(None).await;
     }
 
-    /// Builds the node for what is known. What fails is tried again at the next resync.
-    async fn restart(&mut self) {
-        let view = self.shared.lock().unwrap_or_else(PoisonError::into_inner).view.clone();
-        let Some((view, _)) = view else { return };
-        if let Err(error) = self.rebuild(self.plan(&view), &view).await {
-            let problems = vec![error.to_string()];
-            if problems != self.host_problems {
-                error!(%error, "the node cannot be rebuilt: trying again at every resync");
-                self.host_problems = problems;
-            }
-        }
+    /// What of the host is ours to look after; `None` while nothing is.
+    fn interest(&self) -> Option<Interest> {
+        let plan = self.running.as_ref()?.node.plan();
+        Some(Interest { device: plan.device(), underlay: plan.underlay.index, network: plan.config.network })
     }
 
     /// What others have taken away is put back. A lasting problem is told once.
-    async fn sync_host(&mut self) {
-        if self.running.is_none() {
-            self.restart().await;
-        }
+    async fn sync_host(&mut self, touched: Touched) {
         let Some(running) = &mut self.running else { return };
-        let synced = [running.node.sync().await.map(drop), running.firewall.sync().await.map(drop)];
-        let problems: Vec<String> =
-            synced.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
-        if problems != self.host_problems {
-            for problem in &problems {
-                warn!(%problem, "the host is not as it should be: trying again at every resync");
+        let link = if touched.link { Some(running.node.sync().await) } else { None };
+        let rules = if touched.rules { Some(running.firewall.sync().await) } else { None };
+        match link {
+            Some(Err(HostError::NoDevice(_))) => self.device_gone().await,
+            Some(Ok(put)) => {
+                tell_problem(&mut self.link_problem, None);
+                put.into_iter().for_each(|what| self.restored(what));
             }
-            if problems.is_empty() {
-                info!("the host is as it should be again");
-            }
-            self.host_problems = problems;
+            Some(Err(error)) => tell_problem(&mut self.link_problem, Some(error.to_string())),
+            None => {}
         }
+        match rules {
+            Some(Ok(put)) => {
+                tell_problem(&mut self.rules_problem, None);
+                if put {
+                    self.restored("the firewall rules".to_owned());
+                }
+            }
+            Some(Err(error)) => tell_problem(&mut self.rules_problem, Some(error.to_string())),
+            None => {}
+        }
+        self.tell_health();
+    }
+
+    fn restored(&self, what: String) {
+        info!(what, "put back what somebody else has removed or changed");
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).host.restored += 1;
+    }
+
+    /// Whether this node does what it is there for, and if not, why.
+    fn tell_health(&self) {
+        let mut problems: Vec<String> =
+            [&self.link_problem, &self.rules_problem].into_iter().flatten().cloned().collect();
+        match &self.revival {
+            Some(Revival { problem: Some(problem), .. }) => problems.push(problem.clone()),
+            _ if self.running.is_none() => problems.push("nothing is forwarded yet".to_owned()),
+            _ => {}
+        }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        // The store has let it expire by then, at the latest.
+        let ttl = Duration::from_secs(u64::from(self.flags.subnet_lease_ttl));
+        if matches!(shared.view, Some((_, LeaseState::Lost))) {
+            problems.push("the lease is lost, and not taken again yet".to_owned());
+        } else if self.unconfirmed_since.is_some_and(|since| since.elapsed() >= ttl) {
+            problems.push("the store has not confirmed the lease for as long as it lasts".to_owned());
+        }
+        shared.host.problems.clone_from(&problems);
+        self.health.set(problems);
     }
 
     /// Tells the service manager that we are alive, if every worker is.
@@ -639,6 +816,7 @@ impl Shared {
                 ingress: drops(&ingress, &DropReason::INGRESS),
             },
             icmp_sent: egress.icmp_sent + ingress.icmp_sent,
+            host: self.host.clone(),
         })
     }
 }
@@ -683,7 +861,44 @@ fn worth_saving(before: &View, after: &View) -> bool {
     (&before.config_text, &before.lease, &before.peers) != (&after.config_text, &after.lease, &after.peers)
 }
 
+/// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld
+/// that does not run; one that does may serve another network of this host.
+async fn remove_stale_rules() {
+    if process_here("flanneld").is_none()
+        && let Err(error) = firewall::remove_flannels().await
+    {
+        warn!(%error, "rules that flanneld has left stay behind");
+    }
+    let stale = match cleanup::devices_gone().await {
+        Ok(devices) => devices,
+        Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
+    };
+    for device in &stale {
+        match firewall::remove_all(device).await {
+            Ok(_) => info!(device, "removed the firewall rules of an earlier run"),
+            Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
+        }
+    }
+}
+
+/// Makes `now` the state of something that is looked at again and again, and says so if that is news.
+fn tell_problem(before: &mut Option<String>, now: Option<String>) {
+    if *before == now {
+        return;
+    }
+    match &now {
+        Some(problem) => warn!(%problem, "the host is not as it should be: trying again at every resync"),
+        None => info!("the host is as it should be again"),
+    }
+    *before = now;
+}
+
 /// Queues by default: what the busiest node of a cluster has use for; more cost memory and wake-ups.
 const MAX_DEFAULT_QUEUES: usize = 8;
 /// How long changes of the peers are gathered before they are written to disk.
 const SAVE_DELAY: Duration = Duration::from_millis(500);
+/// After the first failure to make a deleted device anew, doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// What a TUN says once its device is gone (`drivers/net/tun.c`).
+const EBADFD: i32 = 77;

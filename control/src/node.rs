@@ -181,6 +181,8 @@ pub struct Node {
 
 /// The part of a node that encapsulates: a device and its workers.
 pub struct Tunnel {
+    /// Of the device: another one of the same name has another.
+    index: u32,
     /// Queues of the device.
     pub queues: usize,
     /// What is asked of sources.
@@ -239,8 +241,10 @@ impl Node {
                 None
             }
         };
-        if plan.config.backend == Backend::HostGw {
-            link::enable_forwarding()?;
+        if plan.config.backend == Backend::HostGw
+            && let Some(what) = link::enable_forwarding()?
+        {
+            info!(what, "the host is prepared");
         }
         let node = Self { plan, desired, tunnel, peers: Mutex::default() };
         if !node.plan.config.backend.routes_directly() {
@@ -283,17 +287,26 @@ impl Node {
     /// Puts back all that the kernel has lost of this node: of the device its MTU, address and route, as by
     /// being set down once; of the routes to other nodes those that are missing, while those that are left
     /// over go. Also, who is on our link is found out anew. The firewall's rules are the firewall's to sync.
-    /// Returns the routes to nodes that were put, for people.
+    /// Returns what was put back, for people.
     ///
     /// # Errors
-    /// The step that the kernel refused.
+    /// The step that the kernel refused; [`HostError::NoDevice`] if the device is gone: then only a new
+    /// node helps.
     pub async fn sync(&self) -> Result<Vec<String>, HostError> {
-        if self.tunnel.is_some() {
-            configure(&self.desired).await?;
+        let mut put = match &self.tunnel {
+            Some(tunnel) if link::index_of(&self.desired.device).await? != tunnel.index => {
+                return Err(HostError::NoDevice(self.desired.device.clone()));
+            }
+            Some(_) => configure(&self.desired).await?,
+            None => Vec::new(),
+        };
+        if self.plan.config.backend == Backend::HostGw {
+            put.extend(link::enable_forwarding()?);
         }
         blackhole::apply(&self.desired).await?;
         let leases = self.peers().into_iter().map(|peer| peer.lease).collect();
-        self.find_ways(leases).await
+        put.extend(self.find_ways(leases).await?);
+        Ok(put)
     }
 
     /// Makes `leases` the peers. The host's own addresses are read anew.
@@ -413,6 +426,7 @@ impl Tunnel {
         }
         firewall.sync().await?;
         configure(desired).await?;
+        let index = link::index_of(&desired.device).await?;
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
         let peers = others(plan, leases, &addresses);
         let table = SharedTable::new(table(plan, wire, &peers, addresses));
@@ -430,7 +444,8 @@ impl Tunnel {
             },
             on_failure,
         )?;
-        Ok(Self { queues: options.queues, source_check: options.source_check, offloads, table, forwarder })
+        let (queues, source_check) = (options.queues, options.source_check);
+        Ok(Self { index, queues, source_check, offloads, table, forwarder })
     }
 }
 
@@ -440,14 +455,15 @@ fn firewall_kind(flag: Option<FirewallKind>, config: &NetworkConfig) -> Firewall
     flag.unwrap_or(configured)
 }
 
-/// Brings the tunnel's device, its route and the host's settings for it to the wanted state.
-async fn configure(desired: &Desired) -> Result<(), HostError> {
-    link::apply(desired).await?;
-    match desired.direct {
+/// Brings the tunnel's device, its route and the host's settings for it to the wanted state. Returns what was
+/// not so, for people.
+async fn configure(desired: &Desired) -> Result<Vec<String>, HostError> {
+    let mut put = link::apply(desired).await?;
+    if desired.direct.is_some() {
         // A node that we reach directly may still send through the tunnel, as long as it knows no better.
-        Some(_) => link::loosen_reverse_path(&desired.device),
-        None => Ok(()),
+        put.extend(link::loosen_reverse_path(&desired.device)?);
     }
+    Ok(put)
 }
 
 /// The other nodes of `leases`. A lease that carries our public address (which the host itself need not have,

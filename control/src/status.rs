@@ -45,6 +45,17 @@ pub struct Status {
     pub drops: Directions<BTreeMap<String, u64>>,
     /// ICMP errors sent to inner senders.
     pub icmp_sent: u64,
+    /// Device, routes and rules.
+    pub host: HostStatus,
+}
+
+/// What this host's kernel has been brought to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// What others have removed or changed and was put back, since the daemon started.
+    pub restored: u64,
+    /// What cannot be put right; while there is any, `/readyz` says 503.
+    pub problems: Vec<String>,
 }
 
 /// The overlay device.
@@ -222,6 +233,19 @@ impl Status {
             let _ = writeln!(out, "{:<13} {conflict}", "conflict");
         }
 
+        if self.host.restored > 0 {
+            let _ = writeln!(
+                out,
+                "{:<13} {} time{} what others had removed or changed (see the log)",
+                "put back",
+                self.host.restored,
+                plural(usize::try_from(self.host.restored).unwrap_or(usize::MAX))
+            );
+        }
+        for problem in &self.host.problems {
+            let _ = writeln!(out, "{:<13} {problem}", "PROBLEM");
+        }
+
         let _ = writeln!(out, "\n{} peer{}", self.peers.len(), plural(self.peers.len()));
         let peers = self.peers.iter().map(|peer| {
             let mac = peer.vtep_mac.clone().unwrap_or_else(|| "-".to_owned());
@@ -371,6 +395,7 @@ mod tests {
             },
             drops: Directions { egress: drops(&Totals::default(), &DropReason::EGRESS), ingress },
             icmp_sent: 0,
+            host: HostStatus { restored: 2, problems: vec!["nft: broken".to_owned()] },
         }
     }
 
@@ -410,6 +435,8 @@ mod tests {
             "  egress        12  5.0 MiB",
             "  ingress     3000    900 B",
             "  ingress  wrong_vni        7",
+            "put back      2 times what others had removed or changed (see the log)",
+            "PROBLEM       nft: broken",
         ] {
             assert!(text.lines().any(|got| got == line), "no {line:?} in:\n{text}");
         }

@@ -28,7 +28,7 @@ fn desired() -> Desired {
 
 fn apply(host: &Namespace, desired: &Desired) -> Result<(), HostError> {
     let desired = desired.clone();
-    host.block_on(move || async move { link::apply(&desired).await })
+    host.block_on(move || async move { link::apply(&desired).await.map(drop) })
 }
 
 /// A bridge stands for somebody else's device.

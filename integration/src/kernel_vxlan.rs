@@ -17,7 +17,7 @@ pub struct KernelVxlan<'h> {
 
 impl<'h> KernelVxlan<'h> {
     /// Makes the device for a subnet (`10.1.63`, the first three octets of a /24) and puts the
-    /// host's lease in the store.
+    /// host's lease in the store. A lease that is there already gives the device its address.
     #[track_caller]
     pub fn start(host: &'h Host, store: &Store, subnet: &str) -> Self {
         let env = SubnetEnv::of(subnet, 1500 - Backend::Vxlan.overhead());
@@ -29,6 +29,11 @@ impl<'h> KernelVxlan<'h> {
              link set flannel.1 up",
             env.mtu
         ));
+        let known = store.leases().remove(&env.key());
+        let known = known.and_then(|value| serde_json::from_str::<Value>(&value).ok());
+        if let Some(mac) = known.as_ref().and_then(|value| value["BackendData"]["VtepMAC"].as_str()) {
+            ns.ip(&format!("link set flannel.1 address {mac}"));
+        }
         let link = ns.ok("ip -o link show flannel.1");
         let mac = link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
         let mac = mac.unwrap_or_else(|| panic!("no MAC address in {link}"));
@@ -59,6 +64,37 @@ impl<'h> KernelVxlan<'h> {
             ));
             self.known.insert(key);
         }
+    }
+
+    /// Puts the rules that flanneld puts with `--ip-masq`, in iptables.
+    #[track_caller]
+    pub fn put_rules(&self) {
+        let (network, base) = (&self.env.network, self.env.base_with_length());
+        self.host.ns.feed(
+            "iptables-restore --noflush",
+            &format!(
+                "*nat\n:FLANNEL-POSTRTG - [0:0]\n\
+                 -A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\n\
+                 -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment \"flanneld masq\" -j RETURN\n\
+                 -A FLANNEL-POSTRTG -s {base} -d {network} -m comment --comment \"flanneld masq\" -j RETURN\n\
+                 -A FLANNEL-POSTRTG -s {network} -d {base} -m comment --comment \"flanneld masq\" -j RETURN\n\
+                 -A FLANNEL-POSTRTG ! -s {network} -d {base} -m comment --comment \"flanneld masq\" -j RETURN\n\
+                 -A FLANNEL-POSTRTG -s {network} ! -d 224.0.0.0/4 -m comment --comment \"flanneld masq\" -j MASQUERADE --random-fully\n\
+                 -A FLANNEL-POSTRTG ! -s {network} -d {network} -m comment --comment \"flanneld masq\" -j MASQUERADE --random-fully\n\
+                 COMMIT\n\
+                 *filter\n:FLANNEL-FWD - [0:0]\n\
+                 -A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD\n\
+                 -A FLANNEL-FWD -s {network} -m comment --comment \"flanneld forward\" -j ACCEPT\n\
+                 -A FLANNEL-FWD -d {network} -m comment --comment \"flanneld forward\" -j ACCEPT\n\
+                 COMMIT\n"
+            ),
+        );
+    }
+
+    /// The address of its device.
+    #[track_caller]
+    pub fn mac(&self) -> String {
+        self.host.ns.ok("cat /sys/class/net/flannel.1/address").trim().to_owned()
     }
 
     /// The host's subnet, as a subnet file would say it.

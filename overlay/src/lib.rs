@@ -25,3 +25,5 @@ mod fake;
 
 pub use error::SetupError;
 pub use mac::MacAddr;
+/// Not the data plane's, but its system call stands with the others of the project.
+pub use sys::xtables;

@@ -1,11 +1,13 @@
 //! The operator's tool: asks the daemon of this host over its control socket.
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use control::cleanup::{self, Leftover, listens};
+use control::flags::Flags;
 use control::socket::{client, path};
 use control::status::Status;
 
@@ -36,6 +38,26 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Remove from this host all that overlayd has put there: routes, firewall rules, control socket and
+    /// saved state. The daemon must have been stopped. Interfaces, containers and the subnet file stay,
+    /// and so does net.ipv4.ip_forward, which others may rely on.
+    Cleanup(Cleanup),
+}
+
+#[derive(Debug, Args)]
+struct Cleanup {
+    /// Only list what would be removed.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Give the lease back as well: another node may get the subnet, and this one another.
+    #[arg(long)]
+    release_lease: bool,
+
+    /// The flags that overlayd was started with, of which those count that say where its files and its
+    /// store are, as in '-- -etcd-endpoints=http://10.0.0.3:2379'. FLANNELD_* in the environment counts, too.
+    #[arg(last = true, value_name = "OVERLAYD'S FLAGS")]
+    flags: Vec<OsString>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -55,12 +77,21 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<String, String> {
-    let socket = match arguments.socket {
-        Some(socket) => socket,
-        None => find(arguments.device.as_deref())?,
-    };
-    let Command::Status { json } = arguments.command;
-    let body = client::get(&socket, "/v1/status").await.map_err(|error| error.to_string())?;
+    let Arguments { device, socket, command } = arguments;
+    match command {
+        Command::Status { json } => {
+            let socket = match socket {
+                Some(socket) => socket,
+                None => find(device.as_deref())?,
+            };
+            status(&socket, json).await
+        }
+        Command::Cleanup(cleanup) => clean_up(cleanup, device.as_deref()).await,
+    }
+}
+
+async fn status(socket: &Path, json: bool) -> Result<String, String> {
+    let body = client::get(socket, "/v1/status").await.map_err(|error| error.to_string())?;
     if json {
         return Ok(String::from_utf8_lossy(&body).into_owned() + "\n");
     }
@@ -68,6 +99,44 @@ async fn run(arguments: Arguments) -> Result<String, String> {
         format!("the daemon's answer is not understood: {error} (is it of another version? try --json)")
     })?;
     Ok(status.to_text())
+}
+
+/// Goes through to its end, whatever fails.
+async fn clean_up(options: Cleanup, device: Option<&str>) -> Result<String, String> {
+    let Cleanup { dry_run, release_lease, flags } = options;
+    let flags = Flags::parse_from(flags, |name| std::env::var_os(name)).map_err(|error| error.to_string())?;
+    let found = cleanup::find(device, &flags.subnet_file).await.map_err(|error| error.to_string())?;
+    let mut done = Vec::new();
+    let mut failed = Vec::new();
+    let mut tell = |what: String, result: Result<(), String>| match result {
+        Ok(()) if dry_run => done.push(format!("would remove {what}")),
+        Ok(()) => done.push(format!("removed {what}")),
+        Err(error) => failed.push(error),
+    };
+    let mut lease_stays = false;
+    if release_lease {
+        match cleanup::release_lease(&flags, dry_run).await {
+            Ok(Some(lease)) => tell(lease, Ok(())),
+            Ok(None) => {}
+            Err(error) => {
+                lease_stays = true;
+                tell(String::new(), Err(error));
+            }
+        }
+    }
+    for leftover in &found {
+        // It says which lease to release at the next try.
+        if lease_stays && matches!(leftover, Leftover::State(_)) {
+            continue;
+        }
+        let result = if dry_run { Ok(()) } else { cleanup::remove(leftover).await };
+        tell(leftover.to_string(), result);
+    }
+    if done.is_empty() && failed.is_empty() {
+        return Ok("nothing of overlayd's is left here\n".to_owned());
+    }
+    let done: String = done.iter().map(|line| format!("{line}\n")).collect();
+    if failed.is_empty() { Ok(done) } else { Err(format!("{}\n{done}", failed.join("\noverlayctl: "))) }
 }
 
 /// The socket of `device`'s daemon, or of the only daemon there is.
@@ -88,12 +157,6 @@ fn find(device: Option<&str>) -> Result<PathBuf, String> {
             }
         }
     }
-}
-
-/// Whether a daemon has the socket open: one that was killed leaves it behind.
-fn listens(socket: &Path) -> bool {
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    !UnixStream::connect(socket).is_err_and(refused)
 }
 
 fn none(directory: &Path) -> String {

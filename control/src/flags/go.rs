@@ -7,9 +7,7 @@ use clap::{Arg, ArgAction, Command};
 
 /// What of flanneld's flags there is not yet. Refused by name, since ignoring one could open a
 /// connection without the certificates that were asked for.
-const NOT_SUPPORTED: [&str; 13] = [
-    "healthz-ip",
-    "healthz-port",
+const NOT_SUPPORTED: [&str; 11] = [
     "kube-annotation-prefix",
     "kube-api-url",
     "kube-subnet-mgr",

@@ -3,7 +3,7 @@
 mod go;
 
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -148,6 +148,14 @@ pub struct Flags {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub iptables_resync: u32,
+
+    /// Address at which /healthz and /readyz are served.
+    #[arg(long, help_heading = "Health", value_name = "ADDRESS", default_value = "0.0.0.0")]
+    pub healthz_ip: IpAddr,
+
+    /// Port at which /healthz and /readyz are served; 0 for none.
+    #[arg(long, help_heading = "Health", value_name = "PORT", default_value_t = 0)]
+    pub healthz_port: u16,
 
     /// What is asked of the source of packets from the wire: 'strict', a known node and its own
     /// subnet or public address; 'loose', a known node; 'off', neither.
@@ -361,6 +369,7 @@ mod tests {
         assert_eq!(flags.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
         assert_eq!(flags.renew_margin(), Duration::from_secs(3600));
         assert!(!flags.ip_masq && flags.iptables_forward_rules && flags.return_path_masq);
+        assert_eq!((flags.healthz_ip.to_string().as_str(), flags.healthz_port), ("0.0.0.0", 0));
         assert!(flags.firewall.is_none() && !flags.ip_blackhole_route);
     }
 
@@ -447,6 +456,8 @@ mod tests {
             (&["--store=zookeeper"], &["--store", "zookeeper", "dir:PATH"]),
             (&["--offload=tso,lro"], &["--offload", "lro", "tso, uso, gso, gro"]),
             (&["--source-port-spread=maybe"], &["--source-port-spread", "maybe", "'on' or 'off'"]),
+            (&["--healthz-port=70000"], &["--healthz-port", "70000"]),
+            (&["--healthz-ip=everywhere"], &["--healthz-ip", "everywhere"]),
             (&["--iface"], &["--iface", "value"]),
             (&["stray"], &["stray"]),
         ] {

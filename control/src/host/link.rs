@@ -16,21 +16,22 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info};
 
-use super::netlink::{Link, Netlink, Route, refused};
+use super::netlink::{Link, Netlink, destination, output_device, refused};
 use super::{Desired, HostError};
 
 /// The protocol id of our routes, shown by `ip route` as `proto 222`: how a route of an earlier life is told
 /// from an administrator's. Neither linux/rtnetlink.h (6.1) nor iproute2 (6.1)'s rt_protos gives it to anybody.
 pub const ROUTE_PROTOCOL: u8 = 222;
 
-/// Brings the device, its route and `net.ipv4.ip_forward` to the wanted state.
+/// Brings the device, its route and `net.ipv4.ip_forward` to the wanted state. Returns what was not as it
+/// should, for people.
 ///
 /// An IPv4 address on the device other than the wanted /32 is removed, and a route of the same network
 /// and metric that leaves elsewhere is replaced. Other devices, and IPv6, are left alone.
 ///
 /// # Errors
 /// [`HostError::NoDevice`], or the step that the kernel refused; earlier steps stay done.
-pub async fn apply(desired: &Desired) -> Result<(), HostError> {
+pub async fn apply(desired: &Desired) -> Result<Vec<String>, HostError> {
     let netlink = Netlink::open()?;
     let link = netlink
         .links()
@@ -39,10 +40,22 @@ pub async fn apply(desired: &Desired) -> Result<(), HostError> {
         .find(|link| link.name == desired.device)
         .ok_or_else(|| HostError::NoDevice(desired.device.clone()))?;
 
-    bring_up(&netlink, &link, desired).await?;
-    put_address(&netlink, &link, desired).await?;
-    put_route(&netlink, &link, desired).await?;
-    enable_forwarding()
+    let mut put = Vec::new();
+    put.extend(bring_up(&netlink, &link, desired).await?);
+    put.extend(put_address(&netlink, &link, desired).await?);
+    put.extend(put_route(&netlink, &link, desired).await?);
+    put.extend(enable_forwarding()?);
+    Ok(put)
+}
+
+/// The index of the device of this name: another device of the same name has another.
+///
+/// # Errors
+/// [`HostError::NoDevice`], or [`HostError::Netlink`] if the kernel cannot be asked.
+pub async fn index_of(device: &str) -> Result<u32, HostError> {
+    let links = Netlink::open()?.links().await?;
+    let link = links.into_iter().find(|link| link.name == device);
+    link.map(|link| link.index).ok_or_else(|| HostError::NoDevice(device.to_owned()))
 }
 
 /// All IPv4 addresses of this network namespace, whatever device has them.
@@ -116,24 +129,29 @@ impl Drop for HostChanges {
 /// Lets packets in through `device` whose answers would leave by another one, where the host's
 /// `rp_filter` would not: who may send what is checked by the data plane, more strictly.
 ///
-/// # Errors
-/// [`HostError::Sysctl`] if the setting cannot be written.
-pub fn loosen_reverse_path(device: &str) -> Result<(), HostError> {
-    // ip-sysctl: the larger of this and the setting for all counts, and 2 asks for any route back.
-    set(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "2").map(drop)
-}
-
-/// Has the kernel forward IPv4 packets.
+/// Returns what was not so, for people.
 ///
 /// # Errors
 /// [`HostError::Sysctl`] if the setting cannot be written.
-pub fn enable_forwarding() -> Result<(), HostError> {
-    if set(IP_FORWARD.to_owned(), "1")? {
-        info!(
-            "net.ipv4.ip_forward was off and is on now: packets between pods and the overlay are forwarded"
-        );
-    }
-    Ok(())
+pub fn loosen_reverse_path(device: &str) -> Result<Option<String>, HostError> {
+    // ip-sysctl: the larger of this and the setting for all counts, and 2 asks for any route back.
+    let was_other = set(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "2")?;
+    Ok(was_other.then(|| format!("net.ipv4.conf.{device}.rp_filter=2")))
+}
+
+/// Has the kernel forward IPv4 packets. Returns what was not so, for people.
+///
+/// # Errors
+/// [`HostError::Sysctl`] if the setting cannot be written.
+pub fn enable_forwarding() -> Result<Option<String>, HostError> {
+    let was_off = set(IP_FORWARD.to_owned(), "1")?;
+    Ok(was_off
+        .then(|| "net.ipv4.ip_forward=1: packets between pods and the overlay are forwarded".to_owned()))
+}
+
+/// Whether this host forwards IPv4 packets. (If the kernel does not tell, [`apply`] will say so.)
+pub(super) fn forwarding_is_on() -> bool {
+    std::fs::read_to_string(IP_FORWARD).is_ok_and(|value| value.trim() == "1")
 }
 
 /// Writes a setting if it is another; returns whether it was.
@@ -147,9 +165,9 @@ fn set(path: String, wanted: &'static str) -> Result<bool, HostError> {
     write().map_err(|source| HostError::Sysctl { path: path.clone(), wanted, source })
 }
 
-async fn bring_up(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(), HostError> {
+async fn bring_up(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<Option<String>, HostError> {
     if link.up && link.mtu == desired.mtu {
-        return Ok(());
+        return Ok(None);
     }
     // The overlay carries IPv4: without an address of its own the device sends no IPv6 either, which
     // would only be counted as dropped. In a request of its own: within one, the kernel (6.18, do_setlink)
@@ -169,19 +187,22 @@ async fn bring_up(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(
         .set(up)
         .execute()
         .await
-        .map_err(|e| refused(format!("set {} up with an MTU of {}", desired.device, desired.mtu), &e))
+        .map_err(|e| refused(format!("set {} up with an MTU of {}", desired.device, desired.mtu), &e))?;
+    let was = if link.up { format!("the MTU {} (was {})", desired.mtu, link.mtu) } else { "up".to_owned() };
+    Ok(Some(format!("{}: {was}", desired.device)))
 }
 
 /// The wanted address comes first and the others go afterwards, so that the device is never without one.
 /// One that is there already is not put again: that would be announced as a change.
-async fn put_address(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(), HostError> {
+async fn put_address(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<Option<String>, HostError> {
     let (wanted, others): (Vec<_>, Vec<_>) = netlink
         .addresses()
         .await?
         .into_iter()
         .filter(|a| a.index == link.index)
         .partition(|a| a.address == desired.address && a.prefix_len == 32);
-    if wanted.is_empty() {
+    let missing = wanted.is_empty();
+    if missing {
         netlink
             .handle
             .address()
@@ -196,19 +217,26 @@ async fn put_address(netlink: &Netlink, link: &Link, desired: &Desired) -> Resul
         info!(device = desired.device, address = %other.address, "removing an address that is not ours");
         netlink.handle.address().del(other.message).execute().await.map_err(|e| refused(action, &e))?;
     }
-    Ok(())
+    Ok(missing.then(|| format!("the address {}/32 of {}", desired.address, desired.device)))
 }
 
-async fn put_route(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<(), HostError> {
+/// Of the routes through the device that carry our mark, those of an earlier network go.
+async fn put_route(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<Option<String>, HostError> {
     let network = desired.network.trunc();
-    // One that is there already is not put again: that would be announced as a change.
-    let in_place = |route: &Route| {
-        (route.destination, route.device, route.metric) == (network, Some(link.index), 0)
-            && route.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-            && route.message.header.scope == RouteScope::Link
-    };
-    if netlink.routes().await?.iter().any(in_place) {
-        return Ok(());
+    let (wanted, stale): (Vec<_>, Vec<_>) = netlink
+        .routes_of(ROUTE_PROTOCOL)
+        .await?
+        .into_iter()
+        .filter(|route| output_device(route) == Some(link.index))
+        .partition(|route| destination(route) == Some(network) && route.header.scope == RouteScope::Link);
+    for route in stale {
+        let to = destination(&route).map_or("default".to_owned(), |net| net.to_string());
+        let action = format!("remove the route {to} through {}", desired.device);
+        info!(device = desired.device, to, "removing a route of an earlier run");
+        netlink.handle.route().del(route).execute().await.map_err(|e| refused(action, &e))?;
+    }
+    if !wanted.is_empty() {
+        return Ok(None);
     }
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(network.addr(), network.prefix_len())
@@ -223,7 +251,8 @@ async fn put_route(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<
         .replace()
         .execute()
         .await
-        .map_err(|e| refused(format!("route {network} through {}", desired.device), &e))
+        .map_err(|e| refused(format!("route {network} through {}", desired.device), &e))?;
+    Ok(Some(format!("the route {network} through {}", desired.device)))
 }
 
 fn is_change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {

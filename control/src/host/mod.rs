@@ -14,7 +14,9 @@ use clap::ValueEnum;
 use ipnet::Ipv4Net;
 
 pub mod blackhole;
+pub mod events;
 pub mod firewall;
+pub mod leftovers;
 pub mod link;
 pub mod routes;
 

@@ -4,10 +4,13 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
+use overlay::MacAddr;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
@@ -40,6 +43,19 @@ impl Netlink {
         Ok(links.iter().map(Link::from).collect())
     }
 
+    /// The VXLAN devices that are the kernel's own.
+    pub(crate) async fn vxlan_devices(&self) -> Result<Vec<KernelVxlan>, HostError> {
+        let links: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| failed("list the network devices", &e))?;
+        Ok(links.iter().filter_map(vxlan_device).collect())
+    }
+
     /// All IPv4 addresses, in the kernel's order.
     pub(crate) async fn addresses(&self) -> Result<Vec<Address>, HostError> {
         let mut request = self.handle.address().get();
@@ -47,6 +63,27 @@ impl Netlink {
         let messages: Vec<AddressMessage> =
             request.execute().try_collect().await.map_err(|e| failed("list the addresses", &e))?;
         Ok(messages.into_iter().filter_map(Address::from_message).collect())
+    }
+
+    /// The main table's IPv4 routes that carry this protocol id: the kernel picks them, so that a table
+    /// with all the routes of the Internet costs no more than a small one.
+    pub(crate) async fn routes_of(&self, protocol: u8) -> Result<Vec<RouteMessage>, HostError> {
+        // A kernel before 4.20 neither knows the option nor picks: it gives all.
+        let strict = rtnetlink::new_connection_with_strict_check()
+            .map(|(connection, handle, _)| Self { handle, connection: tokio::spawn(connection) });
+        let handle = strict.as_ref().map_or(&self.handle, |strict| &strict.handle);
+        let mut query = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        query.header.protocol = RouteProtocol::Other(protocol);
+        query.header.kind = RouteType::Unspec;
+        query.header.scope = RouteScope::Universe;
+        let routes: Vec<RouteMessage> = handle
+            .route()
+            .get(query)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| failed("list our routes", &e))?;
+        Ok(routes.into_iter().filter(|r| r.header.protocol == RouteProtocol::Other(protocol)).collect())
     }
 
     /// The index of the device that the preferred (lowest metric) IPv4 default route leaves through.
@@ -115,6 +152,42 @@ impl From<&LinkMessage> for Link {
         }
         link
     }
+}
+
+/// A VXLAN device of the kernel's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KernelVxlan {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) vni: u32,
+    pub(crate) port: u16,
+    /// Only then it has the port.
+    pub(crate) up: bool,
+    pub(crate) mac: Option<MacAddr>,
+}
+
+fn vxlan_device(message: &LinkMessage) -> Option<KernelVxlan> {
+    let options = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+            LinkInfo::Data(InfoData::Vxlan(options)) => Some(options),
+            _ => None,
+        }),
+        _ => None,
+    })?;
+    let Link { index, name, up, .. } = Link::from(message);
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok().map(MacAddr),
+        _ => None,
+    });
+    let mut device = KernelVxlan { index, name, vni: 0, port: 0, up, mac };
+    for option in options {
+        match option {
+            InfoVxlan::Id(vni) => device.vni = *vni,
+            InfoVxlan::Port(port) => device.port = *port,
+            _ => {}
+        }
+    }
+    Some(device)
 }
 
 /// An IPv4 address of this host.
@@ -228,6 +301,24 @@ impl Way {
         let local = message.header.kind == RouteType::Local;
         Some(Self { device: device?, source, on_link, local })
     }
+}
+
+/// Where a route leads to; `None` for a default route.
+pub(crate) fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+            Ipv4Net::new(*address, route.header.destination_prefix_length).ok()
+        }
+        _ => None,
+    })
+}
+
+/// The index of the device that a route leaves through.
+pub(crate) fn output_device(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }
 
 /// What a failed request says: the kernel's reason without the library's preamble.

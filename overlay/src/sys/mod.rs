@@ -10,3 +10,4 @@ pub mod mmsg;
 pub mod simd;
 pub mod tun;
 pub mod wake;
+pub mod xtables;

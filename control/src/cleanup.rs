@@ -1,0 +1,188 @@
+//! Leaving a host as if overlayd had never run on it: what carries our marks is found and removed.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rtnetlink::packet_route::route::RouteMessage;
+
+use crate::daemon::connect_store;
+use crate::flags::{Flags, StoreKind};
+use crate::host::leftovers::devices_with_rules;
+use crate::host::link::ROUTE_PROTOCOL;
+use crate::host::netlink::{Netlink, destination, output_device, refused};
+use crate::host::{HostError, firewall};
+use crate::lease::LeaseAttrs;
+use crate::socket::path;
+use crate::state::SavedState;
+use crate::takeover::process_here;
+
+/// The host cannot be cleaned up.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// A daemon is at work.
+    #[error("overlayd is running{}: stop it first, as by 'systemctl stop overlayd'", .0.as_deref().map(|device| format!(" on {device}")).unwrap_or_default())]
+    Running(Option<String>),
+    /// It cannot be told what there is.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// `/proc` is not there.
+    #[error("cannot tell this network namespace: {0}")]
+    Namespace(io::Error),
+}
+
+/// Something of ours that is still there.
+#[derive(Debug)]
+pub enum Leftover {
+    /// Firewall rules, in nftables and iptables, that carry this device's name.
+    Rules(String),
+    /// A route with our protocol id.
+    Route {
+        /// As `ip route` has it.
+        text: String,
+        /// As the kernel wants to see it again.
+        message: Box<RouteMessage>,
+    },
+    /// A control socket that nobody listens at.
+    Socket(PathBuf),
+    /// The saved state of a run.
+    State(PathBuf),
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rules(device) => write!(f, "the firewall rules of {device}"),
+            Self::Route { text, .. } => write!(f, "the route {text}"),
+            Self::Socket(path) => write!(f, "the control socket {}", path.display()),
+            Self::State(path) => write!(f, "the saved state {}", path.display()),
+        }
+    }
+}
+
+/// Finds what is left of `device`, or of all devices, in this network namespace, and beside `subnet_file`.
+/// The subnet file itself is not ours alone: docker reads it, and flanneld, which keeps its subnet by it.
+///
+/// # Errors
+/// [`CleanupError`], above all that a daemon runs.
+pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftover>, CleanupError> {
+    let directory = path::directory().map_err(CleanupError::Namespace)?;
+    let netlink = Netlink::open()?;
+    let links = netlink.links().await?;
+    let wanted = |name: &str| device.is_none_or(|device| device == name);
+
+    let sockets: Vec<String> = path::devices(&directory).into_iter().filter(|name| wanted(name)).collect();
+    let socket = |name: &str| directory.join(format!("{name}.sock"));
+    if let Some(running) = sockets.iter().find(|name| listens(&socket(name))) {
+        return Err(CleanupError::Running(Some(running.clone())));
+    }
+    // One that has no socket, or no device yet. With a device named, others may run.
+    if device.is_none() && process_here("overlayd").is_some() {
+        return Err(CleanupError::Running(None));
+    }
+
+    let mut found = Vec::new();
+    for route in netlink.routes_of(ROUTE_PROTOCOL).await? {
+        // A blackhole route leads through no device: it goes when all devices' leftovers go.
+        let through = output_device(&route).and_then(|index| links.iter().find(|link| link.index == index));
+        if device.is_none() || through.is_some_and(|link| wanted(&link.name)) {
+            let to = destination(&route).map_or_else(|| "default".to_owned(), |net| net.to_string());
+            let text = through.map_or_else(|| to.clone(), |link| format!("{to} dev {}", link.name));
+            found.push(Leftover::Route { text, message: Box::new(route) });
+        }
+    }
+    let rules = devices_with_rules().await?.into_iter().filter(|name| wanted(name));
+    found.extend(rules.map(Leftover::Rules));
+    found.extend(sockets.iter().map(|name| Leftover::Socket(socket(name))));
+    let state = SavedState::path(subnet_file);
+    if state.exists() {
+        found.push(Leftover::State(state));
+    }
+    Ok(found)
+}
+
+/// Removes one of them.
+///
+/// # Errors
+/// What could not be removed, and why.
+pub async fn remove(leftover: &Leftover) -> Result<(), String> {
+    match leftover {
+        Leftover::Rules(device) => {
+            firewall::remove_all(device).await.map(drop).map_err(|error| error.to_string())
+        }
+        Leftover::Route { text, message } => {
+            let netlink = Netlink::open().map_err(|error| error.to_string())?;
+            let removed = netlink.handle.route().del(message.as_ref().clone()).execute().await;
+            removed.map_err(|error| refused(format!("remove the route {text}"), &error).to_string())
+        }
+        Leftover::Socket(path) => {
+            unlink(path)?;
+            // A network namespace's directory goes with its last socket; with others in it, it stays.
+            let _ = path.parent().map(fs::remove_dir);
+            Ok(())
+        }
+        Leftover::State(path) => unlink(path),
+    }
+}
+
+/// Gives the lease back that the saved state beside the subnet file tells of, in the store that `flags`
+/// name; only looks with `dry_run`. Returns the lease, for people, or `None` if the store has none of ours
+/// to be given back: a reservation stays one.
+///
+/// # Errors
+/// The lease cannot be told, or the store said no.
+pub async fn release_lease(flags: &Flags, dry_run: bool) -> Result<Option<String>, String> {
+    let state = SavedState::read(&SavedState::path(&flags.subnet_file)).map_err(|error| {
+        format!("cannot tell which lease is this node's: {error} (name the subnet file: cleanup --release-lease -- --subnet-file=FILE)")
+    })?;
+    let (store, usable) = connect_store(flags).await.map_err(|error| error.to_string())?;
+    usable.map_err(|error| error.to_string())?;
+    if store.describe() != state.store {
+        return Err(format!(
+            "the lease is in {}, not in {}: give overlayd's flags for its store after '--'",
+            state.store,
+            store.describe()
+        ));
+    }
+    let listing = store.list().await.map_err(|error| error.to_string())?;
+    let ours = listing.entries.into_iter().find(|entry| {
+        let attrs = LeaseAttrs::from_json(&entry.value);
+        entry.subnet == state.lease.subnet && attrs.is_ok_and(|attrs| attrs.public_ip == state.public_ip)
+    });
+    let Some(entry) = ours else { return Ok(None) };
+    if entry.expiry.is_none() && matches!(flags.store, StoreKind::Etcd) {
+        return Ok(None);
+    }
+    let lease = format!("the lease of {} in {}", entry.subnet, state.store);
+    if dry_run || store.release(&entry).await.map_err(|error| error.to_string())? {
+        return Ok(Some(lease));
+    }
+    Err(format!("{lease} has just been changed by somebody else: see who uses it"))
+}
+
+/// The devices that have rules of ours but are neither there nor served by a daemon: they belong to a run
+/// with another configuration.
+///
+/// # Errors
+/// What nft, iptables or the kernel said.
+pub async fn devices_gone() -> Result<BTreeSet<String>, HostError> {
+    let links = Netlink::open()?.links().await?;
+    let mut devices = devices_with_rules().await?;
+    let served = |device: &str| path::socket(device).is_ok_and(|path| listens(&path));
+    devices.retain(|device| !links.iter().any(|link| link.name == *device) && !served(device));
+    Ok(devices)
+}
+
+/// Whether a daemon has the socket open: one that was killed leaves it behind.
+#[must_use]
+pub fn listens(socket: &Path) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    !UnixStream::connect(socket).is_err_and(|e| matches!(e.kind(), ConnectionRefused | NotFound))
+}
+
+fn unlink(path: &Path) -> Result<(), String> {
+    fs::remove_file(path).map_err(|error| format!("remove {}: {error}", path.display()))
+}

@@ -1,0 +1,148 @@
+//! `overlayctl cleanup` leaves a host as if the daemon had never been there, and touches nothing else.
+
+use std::process::Output;
+use std::time::Duration;
+
+use integration::overlayd::program;
+use integration::{Backend, Host, Overlayd, Site, Store, await_until};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[test]
+fn all_that_is_ours_goes_and_nothing_else() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    // iptables' nft variant makes a chain when it is first used, and never removes it.
+    worker.ns.ok("iptables -P FORWARD ACCEPT");
+    worker.ns.ok("iptables -t nat -P POSTROUTING ACCEPT");
+    worker.ns.ok("nft add table ip overlay");
+    worker.ns.ok("iptables -N OVERLAYDX-FWD-flannel.1");
+    worker.ns.ok("iptables-legacy -P FORWARD DROP");
+    worker.ns.ip("route add 10.1.200.0/24 via 192.168.1.1 proto static");
+    let before = host_state(&worker);
+
+    let mut w = worker.overlayd(&store).flag("--ip-masq").flag("--ip-blackhole-route").start();
+    let subnet_file = w.subnet_file().to_owned();
+    let running = cleanup(&worker, &w, &[]);
+    assert_eq!(running.status.code(), Some(1));
+    assert!(text(&running).contains("overlayd is running on flannel.1"), "{}", text(&running));
+    let state = format!("{}.state.json", subnet_file.display());
+    await_until(LIMIT, "the state to be saved", || std::path::Path::new(&state).exists());
+    // As a crash leaves it, with the socket.
+    w.process().kill();
+    // A route that outlives the device, as those of a host-gw run do.
+    worker.ns.ip("route add 10.1.201.0/24 via 192.168.1.1 proto 222");
+
+    let dirty = host_state(&worker);
+    let dry = cleanup(&worker, &w, &["--dry-run"]);
+    assert!(dry.status.success(), "{}", text(&dry));
+    assert_eq!(host_state(&worker), dirty, "a dry run changes nothing");
+    for part in
+        ["the firewall rules of flannel.1", "the route 10.1.201.0/24 dev eth0", "flannel.1.sock", &state]
+    {
+        let told = text(&dry).lines().any(|line| line.starts_with("would remove") && line.contains(part));
+        assert!(told, "{part}: {}", text(&dry));
+    }
+
+    let done = cleanup(&worker, &w, &[]);
+    assert!(done.status.success() && text(&done).contains("removed the firewall rules"), "{}", text(&done));
+    assert_eq!(host_state(&worker), before);
+    assert!(!std::path::Path::new(&state).exists());
+    assert!(subnet_file.exists(), "docker and flanneld read it");
+
+    let again = cleanup(&worker, &w, &[]);
+    assert_eq!(
+        (again.status.code(), text(&again).as_str()),
+        (Some(0), "nothing of overlayd's is left here\n")
+    );
+    assert_eq!(store.leases().len(), 1, "the lease is not given back unless asked for");
+}
+
+#[test]
+fn one_of_two_networks_is_cleaned_up_while_the_other_runs() {
+    let (site, worker, _master) = Site::two_hosts();
+    let one = Store::dir_with(&site, "one", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let two = Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"udp"}}"#);
+    let mut w1 = worker.overlayd(&one).named("one").start();
+    let w2 = worker.overlayd(&two).named("two").start();
+    w1.process().kill();
+    let all = cleanup(&worker, &w1, &[]);
+    assert!(!all.status.success() && text(&all).contains("running on flannel0"), "{}", text(&all));
+    let before = worker.ns.ok("nft -s list table ip overlayd_flannel0");
+    let done = cleanup(&worker, &w1, &["--device=flannel.1"]);
+    assert!(done.status.success(), "{}", text(&done));
+    assert!(!worker.ns.ok("nft list tables").contains("overlayd_flannel.1"));
+    assert_eq!(worker.ns.ok("nft -s list table ip overlayd_flannel0"), before);
+    assert_eq!(w2.status().0["device"]["name"], "flannel0");
+}
+
+#[test]
+fn the_lease_is_given_back_when_asked_for() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::etcd(&site, Backend::Vxlan);
+    let w = worker.overlayd(&store).start();
+    let (subnet, file) = (w.env().base_with_length(), w.subnet_file().to_owned());
+    let peer = r#"{"PublicIP":"192.168.1.99","PublicIPv6":null}"#;
+    store.put_lease("10.1.177.0-24", peer);
+    w.stop();
+    let give_back = |flags: &str| {
+        let overlayctl = program("overlayctl");
+        let file = file.display();
+        worker
+            .ns
+            .run(&format!("{} cleanup --release-lease -- -subnet-file={file} {flags}", overlayctl.display()))
+    };
+
+    // Without the store's address the lease is not where the tool looks: all else is done, and it can be
+    // tried again.
+    let wrong = give_back("");
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong).contains("removed the firewall rules"), "{}", text(&wrong));
+    assert_eq!(store.leases().len(), 2);
+
+    let done = give_back(&store.flags().join(" "));
+    assert!(done.status.success(), "{}", text(&done));
+    assert!(text(&done).contains(&format!("removed the lease of {subnet}")), "{}", text(&done));
+    assert_eq!(store.leases().into_keys().collect::<Vec<_>>(), ["10.1.177.0-24"]);
+}
+
+#[test]
+fn a_reservation_stays_one() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::etcd(&site, Backend::Udp);
+    store.put_lease("10.1.177.0-24", r#"{"PublicIP":"192.168.1.12","PublicIPv6":null}"#);
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env().base_with_length(), "10.1.177.0/24");
+    let (file, flags) = (w.subnet_file().to_owned(), store.flags().join(" "));
+    w.stop();
+    let (overlayctl, file) = (program("overlayctl"), file.display());
+    worker.ns.ok(&format!("{} cleanup --release-lease -- -subnet-file={file} {flags}", overlayctl.display()));
+    assert_eq!(store.leases().len(), 1);
+}
+
+#[track_caller]
+fn cleanup(host: &Host, daemon: &Overlayd<'_>, options: &[&str]) -> Output {
+    let (overlayctl, file) = (program("overlayctl"), daemon.subnet_file());
+    let options = options.join(" ");
+    host.ns.run(&format!("{} cleanup {options} -- -subnet-file={}", overlayctl.display(), file.display()))
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Links, addresses, routes, rules and sockets.
+#[track_caller]
+fn host_state(host: &Host) -> String {
+    let looks = [
+        "ip -o -4 address show",
+        "ip -4 route show table all",
+        "iptables -S",
+        "iptables -t nat -S",
+        "iptables-legacy -S",
+        "nft -s list ruleset",
+    ];
+    let sockets = std::fs::read_dir(format!("/run/overlayd/netns-{}", host.ns.inode()));
+    let sockets = sockets.into_iter().flatten().flatten().map(|entry| entry.path().display().to_string());
+    looks.map(|line| host.ns.ok(line)).concat() + &sockets.collect::<Vec<_>>().join("\n")
+}

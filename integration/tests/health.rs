@@ -1,0 +1,105 @@
+//! `/healthz` and `/readyz`, as a watchdog asks them.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use integration::{Backend, Host, Pair, Site, Store, await_until, traffic};
+
+const PORT: u16 = 8081;
+const LIMIT: Duration = Duration::from_secs(15);
+
+#[test]
+fn a_node_is_healthy_from_the_start_and_ready_when_it_forwards() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir_with(&site, "late", "{}");
+    let Store::Dir(path) = &store else { unreachable!("made as a directory") };
+    std::fs::remove_file(path.join("config")).unwrap();
+    let mut w = worker.overlayd(&store).flag("-healthz-ip=127.0.0.1").flag("-healthz-port=8081").spawn();
+    await_until(LIMIT, "healthz", || get(&worker, "/healthz").is_some());
+    assert_eq!(get(&worker, "/healthz"), Some((200, "flanneld is running".into())));
+    assert_eq!(get(&worker, "/readyz"), Some((503, "flanneld is not ready yet".into())));
+    assert_eq!(get(&worker, "/elsewhere").map(|(code, _)| code), Some(404));
+
+    store.put_config(&Backend::Vxlan.config());
+    w.wait_ready(LIMIT);
+    await_until(LIMIT, "readyz", || get(&worker, "/readyz") == Some((200, "flanneld is ready".into())));
+    assert!(w.subnet_file().exists());
+    w.stop();
+    assert_eq!(get(&worker, "/healthz"), None);
+}
+
+#[test]
+fn a_node_that_cannot_be_put_right_is_not_ready() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let pair = Pair::start([&worker, &master], &store, &["--healthz-port=8081"]);
+    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    worker
+        .ns
+        .ip("link set flannel.1 down\nlink set flannel.1 name elsewhere\nlink add flannel.1 type bridge");
+    await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
+    let (_, text) = get(&worker, "/readyz").unwrap();
+    assert!(text.starts_with("flanneld is not ready yet: ") && text.contains("flannel.1"), "{text}");
+    assert_eq!(get(&worker, "/healthz").map(|(code, _)| code), Some(200));
+    worker.ns.ip("link del flannel.1");
+    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    traffic::ping(&pair.a.ns, pair.b.address);
+}
+
+#[test]
+fn a_node_whose_lease_has_run_out_is_not_ready_and_forwards_all_the_same() {
+    let (site, worker, master) = Site::two_hosts();
+    let mut store = Store::etcd(&site, Backend::Vxlan);
+    let flags = ["--healthz-port=8081", "--subnet-lease-ttl=5", "--iptables-resync=1"];
+    let pair = Pair::start([&worker, &master], &store, &flags);
+    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    store.server().kill();
+    await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
+    assert!(get(&worker, "/readyz").is_some_and(|(_, text)| text.contains("lease")));
+    traffic::ping(&pair.a.ns, pair.b.address);
+    store.server().run();
+    await_until(Duration::from_secs(30), "readyz", || code(&worker) == Some(200));
+}
+
+#[test]
+fn a_node_whose_lease_is_taken_by_another_is_not_ready() {
+    let (site, worker, _master) = Site::two_hosts();
+    let config = r#"{"Network":"10.1.0.0/16","SubnetMin":"10.1.5.0","SubnetMax":"10.1.5.0","Backend":{"Type":"vxlan"}}"#;
+    let store = Store::dir_with(&site, "one", config);
+    let w = worker.overlayd(&store).flag("--healthz-port=8081").start();
+    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    // There is no other subnet to go to.
+    let another = r#"{"PublicIP":"192.168.1.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
+    store.put_lease(&w.env().key(), another);
+    await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
+    assert!(get(&worker, "/readyz").is_some_and(|(_, text)| text.contains("lease")));
+    store.delete_lease(&w.env().key());
+    await_until(Duration::from_secs(30), "readyz", || code(&worker) == Some(200));
+}
+
+#[test]
+fn a_port_that_is_taken_is_refused_at_the_start() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let _taken = worker.ns.within(|| TcpListener::bind(("0.0.0.0", PORT))).unwrap();
+    let log = worker.overlayd(&store).flag("--healthz-port=8081").refused();
+    assert!(log.contains("0.0.0.0:8081") && log.contains("--healthz-port"), "{log}");
+    assert!(!worker.ns.run("ip link show flannel.1").status.success(), "nothing was begun");
+}
+
+fn code(host: &Host) -> Option<u16> {
+    get(host, "/readyz").map(|(code, _)| code)
+}
+
+/// Code and text; `None` while nobody answers.
+fn get(host: &Host, path: &str) -> Option<(u16, String)> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
+    let mut stream = host.ns.within(|| TcpStream::connect_timeout(&address, LIMIT)).ok()?;
+    stream.set_read_timeout(Some(LIMIT)).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, text) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, text.to_owned()))
+}
