@@ -232,10 +232,9 @@ impl Node {
         // Rules before routes: no packet takes the new way with a source that is to be rewritten.
         let mut firewall = Firewall::new(desired.clone());
         let tunnel = match plan.wire() {
-            Some(wire) => Some(
-                Tunnel::start(&plan, wire, options, leases, &desired, &mut firewall, on_failure, inherited)
-                    .await?,
-            ),
+            Some(wire) => {
+                Some(Tunnel::start(&plan, wire, options, leases, &mut firewall, on_failure, inherited).await?)
+            }
             None => {
                 firewall.sync().await?;
                 None
@@ -406,11 +405,11 @@ impl Tunnel {
         wire: (Format, u16),
         options: &NodeOptions,
         leases: &[Lease],
-        desired: &Desired,
         firewall: &mut Firewall,
         on_failure: &OnFailure,
         inherited: &mut Inherited,
     ) -> Result<Self, NodeError> {
+        let desired = firewall.desired().clone();
         // The port before all else: where another daemon or a kernel device has it, the overlay device,
         // its address and the rules are theirs, too, and not to be touched.
         let listen = SocketAddrV4::new(plan.underlay.address, wire.1);
@@ -425,7 +424,7 @@ impl Tunnel {
             warn!(device = desired.device, %error, "flows cannot be tied to queues: one may be reordered when it begins");
         }
         firewall.sync().await?;
-        configure(desired).await?;
+        configure(&desired).await?;
         let index = link::index_of(&desired.device).await?;
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
         let peers = others(plan, leases, &addresses);

@@ -59,6 +59,12 @@ impl Firewall {
         }
     }
 
+    /// What it keeps.
+    #[must_use]
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
     /// Puts what is missing or changed; returns whether anything was. At first it always puts the nftables
     /// table, in place of an earlier life's and without a moment in between, and removes what is left of a
     /// life with other options.
