@@ -12,8 +12,8 @@ use rtnetlink::packet_route::route::RouteMessage;
 use crate::daemon::connect_store;
 use crate::flags::{Flags, StoreKind};
 use crate::host::leftovers::devices_with_rules;
-use crate::host::link::ROUTE_PROTOCOL;
-use crate::host::netlink::{Netlink, destination, output_device, refused};
+use crate::host::link::{self, ROUTE_PROTOCOL};
+use crate::host::netlink::{Link, Netlink, destination, output_device, refused};
 use crate::host::{HostError, firewall};
 use crate::lease::LeaseAttrs;
 use crate::socket::path;
@@ -46,6 +46,8 @@ pub enum Leftover {
         /// As the kernel wants to see it again.
         message: Box<RouteMessage>,
     },
+    /// The overlay device, which outlives its daemon.
+    Device(String),
     /// A control socket that nobody listens at.
     Socket(PathBuf),
     /// The saved state of a run.
@@ -57,6 +59,7 @@ impl fmt::Display for Leftover {
         match self {
             Self::Rules(device) => write!(f, "the firewall rules of {device}"),
             Self::Route { text, .. } => write!(f, "the route {text}"),
+            Self::Device(name) => write!(f, "the device {name}"),
             Self::Socket(path) => write!(f, "the control socket {}", path.display()),
             Self::State(path) => write!(f, "the saved state {}", path.display()),
         }
@@ -85,8 +88,10 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
     }
 
     let mut found = Vec::new();
+    let mut routed = BTreeSet::new();
     for route in netlink.routes_of(ROUTE_PROTOCOL).await? {
         // A blackhole route leads through no device: it goes when all devices' leftovers go.
+        routed.extend(output_device(&route));
         let through = output_device(&route).and_then(|index| links.iter().find(|link| link.index == index));
         if device.is_none() || through.is_some_and(|link| wanted(&link.name)) {
             let to = destination(&route).map_or_else(|| "default".to_owned(), |net| net.to_string());
@@ -94,8 +99,14 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
             found.push(Leftover::Route { text, message: Box::new(route) });
         }
     }
-    let rules = devices_with_rules().await?.into_iter().filter(|name| wanted(name));
-    found.extend(rules.map(Leftover::Rules));
+    let rules: BTreeSet<String> =
+        devices_with_rules().await?.into_iter().filter(|name| wanted(name)).collect();
+    // A TUN that rules or a route of ours name is ours, too; it goes after its routes.
+    let routed = |link: &Link| routed.contains(&link.index);
+    let devices = links.iter().filter(|link| link.tun && wanted(&link.name));
+    let devices = devices.filter(|link| routed(link) || rules.contains(&link.name));
+    found.extend(devices.map(|link| Leftover::Device(link.name.clone())));
+    found.extend(rules.into_iter().map(Leftover::Rules));
     found.extend(sockets.iter().map(|name| Leftover::Socket(socket(name))));
     let state = SavedState::path(subnet_file);
     if state.exists() {
@@ -113,6 +124,7 @@ pub async fn remove(leftover: &Leftover) -> Result<(), String> {
         Leftover::Rules(device) => {
             firewall::remove_all(device).await.map(drop).map_err(|error| error.to_string())
         }
+        Leftover::Device(name) => link::remove_tun(name).await.map_err(|error| error.to_string()),
         Leftover::Route { text, message } => {
             let netlink = Netlink::open().map_err(|error| error.to_string())?;
             let removed = netlink.handle.route().del(message.as_ref().clone()).execute().await;

@@ -27,7 +27,7 @@ use crate::health::{Health, HealthError};
 use crate::host::events::{Interest, Touched};
 use crate::host::firewall::{self, Firewall};
 use crate::host::leftovers::devices_with_rules;
-use crate::host::link::HostChanges;
+use crate::host::link::{self, HostChanges};
 use crate::host::{HostError, Masquerade, routes};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
 use crate::lease::LeaseBackend;
@@ -266,11 +266,8 @@ impl Earlier {
     /// is left alone.
     async fn remove(&self, plan: &Plan) {
         let in_use = path::socket(&self.device).is_ok_and(|path| UnixStream::connect(path).is_ok());
-        if self.device != plan.device()
-            && !in_use
-            && let Err(error) = firewall::remove_all(&self.device).await
-        {
-            warn!(%error, device = self.device, "rules of an earlier run stay behind");
+        if self.device != plan.device() && !in_use {
+            remove_traces(&self.device).await;
         }
         if self.network != plan.config.network
             && !in_use
@@ -461,14 +458,9 @@ impl Daemon {
             } else {
                 warn!(device, before = %was, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
             }
+            self.take_over_from(before);
             if old != device {
-                before.node.forget_device();
-            }
-            drop(before);
-            if old != device
-                && let Err(error) = firewall::remove_all(&old).await
-            {
-                warn!(%error, device = old, "rules of the earlier device stay behind");
+                remove_traces(&old).await;
             }
         }
         if let Some(earlier) = self.earlier.take() {
@@ -487,6 +479,16 @@ impl Daemon {
         self.serve_socket(&device).await;
         service_manager::ready();
         Ok(())
+    }
+
+    /// Stops a node. The next one goes on with its device and its sockets, in which what arrives meanwhile
+    /// waits.
+    fn take_over_from(&mut self, before: Running) {
+        match before.node.tunnel().map(|tunnel| tunnel.forwarder().hand_over()) {
+            Some(Ok(inherited)) => self.inherited = inherited,
+            Some(Err(error)) => warn!(%error, "the next node does without the sockets of this one"),
+            None => {}
+        }
     }
 
     async fn build(&mut self, plan: Plan, view: &View) -> Result<Running, DaemonError> {
@@ -524,7 +526,7 @@ impl Daemon {
     async fn device_gone(&mut self) {
         if let Some(before) = self.running.take() {
             let device = before.node.plan().device();
-            drop(before);
+            self.take_over_from(before);
             warn!(device, "the overlay device was deleted by somebody else: making it anew");
             self.build_again(Some(format!("the device {device} with everything on it"))).await;
         }
@@ -552,6 +554,8 @@ impl Daemon {
                 }
             }
             Err(error) => {
+                // It has what this attempt had, sockets above all, and the next one needs their port.
+                service_manager::keep(None);
                 let problem = error.to_string();
                 if revival.problem.as_ref() != Some(&problem) {
                     error!(%problem, device, "the node cannot be built again: trying again");
@@ -859,6 +863,16 @@ fn tell_underlay(underlay: &Underlay, what: &str) {
 /// Whether the saved state of `before` would mislead a node that is now as `after` says.
 fn worth_saving(before: &View, after: &View) -> bool {
     (&before.config_text, &before.lease, &before.peers) != (&after.config_text, &after.lease, &after.peers)
+}
+
+/// Removes device and rules of a node that this one has taken the place of.
+async fn remove_traces(device: &str) {
+    if let Err(error) = link::remove_tun(device).await {
+        warn!(%error, "the earlier device stays behind");
+    }
+    if let Err(error) = firewall::remove_all(device).await {
+        warn!(%error, device, "rules of the earlier device stay behind");
+    }
 }
 
 /// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld

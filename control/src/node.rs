@@ -274,15 +274,6 @@ impl Node {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has the device vanish with this node, instead of waiting for the next one.
-    pub fn forget_device(&self) {
-        if let Some(queue) = self.tunnel.as_ref().and_then(|tunnel| tunnel.forwarder.queues().next())
-            && let Err(error) = overlay::tun::remove(queue)
-        {
-            warn!(device = self.plan.device(), %error, "the device stays behind");
-        }
-    }
-
     /// Puts back all that the kernel has lost of this node: of the device its MTU, address and route, as by
     /// being set down once; of the routes to other nodes those that are missing, while those that are left
     /// over go. Also, who is on our link is found out anew. The firewall's rules are the firewall's to sync.

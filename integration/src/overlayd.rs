@@ -175,8 +175,8 @@ impl Overlayd<'_> {
     }
 
     /// Its service manager, to be asked or listened to.
-    pub fn manager(&mut self) -> &mut ServiceManager {
-        &mut self.manager
+    pub fn manager(&self) -> &ServiceManager {
+        &self.manager
     }
 
     /// Ends it as [`stop`](Self::stop) does; what the service manager keeps is for the next process.
@@ -184,13 +184,13 @@ impl Overlayd<'_> {
     pub fn stop_for_restart(mut self) -> ServiceManager {
         let status = self.process.terminate(Duration::from_secs(10));
         assert_eq!(status.code(), Some(0), "overlayd after SIGTERM: {status}\n{}", self.log());
-        self.manager
+        self.manager.next_process()
     }
 
     /// Ends it as a crash would; what the service manager keeps is for the next process.
     pub fn crash(mut self) -> ServiceManager {
         self.process.kill();
-        self.manager
+        self.manager.next_process()
     }
 
     /// Its process, to be signalled or watched.

@@ -7,6 +7,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::cmsg_space;
@@ -18,10 +21,16 @@ use crate::netns::Namespace;
 /// The notification socket of one service, and its store of descriptors.
 #[derive(Debug)]
 pub struct ServiceManager {
-    socket: UnixDatagram,
     path: PathBuf,
-    stored: Vec<(String, OwnedFd)>,
+    store: Store,
+    stop: Arc<AtomicBool>,
+    /// Takes in what comes, as systemd does: a daemon must never have to wait for it.
+    thread: Option<JoinHandle<()>>,
+    messages: mpsc::Receiver<Vec<String>>,
 }
+
+/// What is stored, each under its name.
+type Store = Arc<Mutex<Vec<(String, OwnedFd)>>>;
 
 impl ServiceManager {
     /// Binds the socket. A service of the same name may have run before.
@@ -29,17 +38,44 @@ impl ServiceManager {
     pub fn new(path: &Path) -> Self {
         let _ = std::fs::remove_file(path);
         let socket = UnixDatagram::bind(path).expect("bind the notification socket");
-        Self { socket, path: path.into(), stored: Vec::new() }
+        socket.set_read_timeout(Some(POLL)).expect("set a timeout");
+        let (sender, messages) = mpsc::channel();
+        let (store, stop) = (Store::default(), Arc::<AtomicBool>::default());
+        let (stored, stopped) = (Arc::clone(&store), Arc::clone(&stop));
+        let take_in = move || {
+            loop {
+                match receive(&socket, &stored) {
+                    // Nobody may want to know.
+                    Some(lines) => _ = sender.send(lines),
+                    None if stopped.load(Ordering::Acquire) => return,
+                    None => {}
+                }
+            }
+        };
+        Self { path: path.into(), store, stop, thread: Some(std::thread::spawn(take_in)), messages }
     }
 
     /// Keeps descriptors for the next process, as if an earlier one had stored them.
     pub fn keep(&mut self, descriptors: impl IntoIterator<Item = OwnedFd>) {
-        self.stored.extend(descriptors.into_iter().map(|fd| ("kept".to_owned(), fd)));
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        store.extend(descriptors.into_iter().map(|fd| ("kept".to_owned(), fd)));
     }
 
     /// How many descriptors it keeps.
     pub fn stored(&self) -> usize {
-        self.stored.len()
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// A manager for the next process, with what this one keeps of a process that has ended.
+    #[track_caller]
+    pub fn next_process(mut self) -> Self {
+        self.settle();
+        let next = Self::new(&self.path);
+        std::mem::swap(
+            &mut *next.store.lock().unwrap_or_else(PoisonError::into_inner),
+            &mut *self.store.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        next
     }
 
     /// A command that starts `program` inside, with the socket and what is stored handed over; and the
@@ -48,7 +84,8 @@ impl ServiceManager {
     pub fn command(&self, ns: &Namespace, program: &Path) -> (Command, Vec<OwnedFd>) {
         let program = program.display().to_string();
         let copy = |(_, fd): &(String, OwnedFd)| rustix::io::dup(fd).expect("duplicate a descriptor");
-        let inheritable: Vec<OwnedFd> = self.stored.iter().map(copy).collect();
+        let inheritable: Vec<OwnedFd> =
+            self.store.lock().unwrap_or_else(PoisonError::into_inner).iter().map(copy).collect();
         let mut command = if inheritable.is_empty() {
             ns.command(&program)
         } else {
@@ -60,48 +97,69 @@ impl ServiceManager {
                 .collect();
             let mut shell = ns.command("bash");
             shell.arg("-c").arg(format!("exec {}; LISTEN_PID=$$ exec \"$@\"", moves.join(" ")));
-            shell.args(["bash", &program]).env("LISTEN_FDS", self.stored.len().to_string());
+            shell.args(["bash", &program]).env("LISTEN_FDS", inheritable.len().to_string());
             shell
         };
         command.env("NOTIFY_SOCKET", &self.path);
         (command, inheritable)
     }
 
-    /// Takes in the next message, waiting for `limit` at most, and returns its lines.
-    #[track_caller]
-    pub fn next(&mut self, limit: Duration) -> Option<Vec<String>> {
-        self.socket.set_read_timeout(Some(limit)).expect("set a timeout");
-        let mut buffer = [0; 4096];
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let slices = &mut [IoSliceMut::new(&mut buffer)];
-        let message = match recvmsg(&self.socket, slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Ok(message) => message,
-            Err(Errno::AGAIN) => return None,
-            Err(error) => panic!("read the notification socket: {error}"),
-        };
-        let descriptors: Vec<OwnedFd> = control
-            .drain()
-            .filter_map(|part| match part {
-                RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-                _ => None,
-            })
-            .flatten()
-            .collect();
-        let text = String::from_utf8_lossy(&buffer[..message.bytes]);
-        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        let name = lines.iter().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
-        if lines.iter().any(|line| line == "FDSTOREREMOVE=1") {
-            self.stored.retain(|(stored, _)| stored != name);
-        }
-        if lines.iter().any(|line| line == "FDSTORE=1") {
-            self.stored.extend(descriptors.into_iter().map(|fd| (name.to_owned(), fd)));
-        }
-        Some(lines)
+    /// The lines of the next message, waiting for `limit` at most.
+    pub fn next(&self, limit: Duration) -> Option<Vec<String>> {
+        self.messages.recv_timeout(limit).ok()
     }
+
+    /// Takes in what has been sent, and no more.
+    fn settle(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            // If it has panicked, that was said, and the test fails by what it misses.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for ServiceManager {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+/// Takes in one message, if there is one, and returns its lines.
+fn receive(socket: &UnixDatagram, store: &Store) -> Option<Vec<String>> {
+    let mut buffer = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let slices = &mut [IoSliceMut::new(&mut buffer)];
+    let message = match recvmsg(socket, slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
+        Ok(message) => message,
+        Err(Errno::AGAIN | Errno::INTR) => return None,
+        Err(error) => panic!("read the notification socket: {error}"),
+    };
+    let descriptors: Vec<OwnedFd> = control
+        .drain()
+        .filter_map(|part| match part {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    let text = String::from_utf8_lossy(&buffer[..message.bytes]);
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let name = lines.iter().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
+    let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+    if lines.iter().any(|line| line == "FDSTOREREMOVE=1") {
+        store.retain(|(stored, _)| stored != name);
+    }
+    if lines.iter().any(|line| line == "FDSTORE=1") {
+        store.extend(descriptors.into_iter().map(|fd| (name.to_owned(), fd)));
+    }
+    Some(lines)
 }
 
 /// Descriptors that come in one message (`SCM_MAX_FD` is 253).
 const MOST: usize = 64;
 /// The number of the first descriptor that is handed over.
 const FIRST: RawFd = 3;
+/// How often the thread looks whether it is to stop.
+const POLL: Duration = Duration::from_millis(20);

@@ -200,14 +200,12 @@ fn changing_the_backend_and_back_leaves_nothing_behind() {
     for crash in [false, true] {
         for config in [VXLAN, HOST_GW] {
             store.put_config(config);
-            if crash {
-                w.process().kill();
-                m.process().kill();
-            } else {
-                w.stop();
-                m.stop();
-            }
-            (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+            let end = |daemon: Overlayd<'_>| if crash { daemon.crash() } else { daemon.stop_for_restart() };
+            let managers = (end(w), end(m));
+            (w, m) = (
+                worker.overlayd(&store).by(managers.0).start(),
+                master.overlayd(&store).by(managers.1).start(),
+            );
             // They start as they were, from their saved state, and are then rebuilt.
             let wanted = if config == VXLAN { "vxlan" } else { "host-gw" };
             await_until(SOON, "the backend of the configuration", || {

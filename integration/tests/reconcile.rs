@@ -120,13 +120,18 @@ fn a_device_whose_name_is_taken_is_made_once_the_name_is_free() {
     worker
         .ns
         .ip("link set flannel.1 down\nlink set flannel.1 name elsewhere\nlink add flannel.1 type bridge");
-    await_until(LIMIT, "a word about it", || pair.left.log().contains("cannot be made anew"));
+    await_until(LIMIT, "a word about it", || pair.left.log().contains("cannot be built again"));
     let bridge = worker.ns.ok("ip -d link show flannel.1");
     assert!(bridge.contains("bridge") && bridge.contains("state DOWN"), "it is not ours: {bridge}");
     worker.ns.ip("link del flannel.1");
     await_until(LIMIT, "the device", || traffic::answers(&pair.a.ns, pair.b.address));
     assert!(pair.left.process().exited().is_none());
-    assert_eq!(pair.left.log().matches("cannot be made anew").count(), 1, "said once:\n{}", pair.left.log());
+    assert_eq!(
+        pair.left.log().matches("cannot be built again").count(),
+        1,
+        "said once:\n{}",
+        pair.left.log()
+    );
 }
 
 #[test]

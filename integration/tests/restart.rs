@@ -71,7 +71,7 @@ fn descriptors_that_are_not_the_daemons_are_refused() {
     let file = File::open("/dev/null").expect("open a file");
     manager.keep([OwnedFd::from(udp.try_clone().expect("a second handle")), OwnedFd::from(file)]);
     drop(udp);
-    let mut left = worker.overlayd(&store).by(manager).start();
+    let left = worker.overlayd(&store).by(manager).start();
     assert!(left.log().contains("refused=2"), "{}", left.log());
     let right = master.overlayd(&store).start();
     let (a, b) = (worker.bridge_and_pod(&left.env()), master.bridge_and_pod(&right.env()));

@@ -1,6 +1,7 @@
 //! The workers: for each queue of the device one thread in each direction.
 
 use std::net::SocketAddrV4;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use socket2::Socket;
 use crate::answers::{Answers, RawSocket};
 use crate::egress::Egress;
 use crate::error::SetupError;
+use crate::handover::Inherited;
 use crate::idle::Idle;
 use crate::ingress::{Ingress, SourceCheck};
 use crate::offload::Offloads;
@@ -148,6 +150,19 @@ impl Forwarder {
     #[must_use]
     pub fn ingress(&self) -> Vec<Totals> {
         self.ingress.iter().map(|stats| stats.totals()).collect()
+    }
+
+    /// What another forwarder can go on with after this one, in this process.
+    ///
+    /// # Errors
+    /// `EMFILE` when there is no descriptor to be had.
+    pub fn hand_over(&self) -> std::io::Result<Inherited> {
+        let mut descriptors: Vec<OwnedFd> = Vec::with_capacity(2 * self.kept.len());
+        for Kept { queue, socket } in &self.kept {
+            descriptors.push(queue.as_fd().try_clone_to_owned()?);
+            descriptors.push(socket.as_fd().try_clone_to_owned()?);
+        }
+        Ok(descriptors.into_iter().collect())
     }
 
     /// What a later process can go on with: the queues of the device.

@@ -63,7 +63,7 @@ impl Device for TunQueue {
 
 /// Opens `count` queues of the TUN device `name`, those that were `inherited` among them. It is
 /// created if need be, down and without address then, and stays when the last queue is closed, until
-/// [`remove`]: so an end of the process, however sudden, costs the packets of a moment, and no route.
+/// somebody deletes it: so an end of the process, however sudden, costs the packets of a moment, and no route.
 /// Of `offloads`, what the kernel does not know is switched off.
 ///
 /// # Errors
@@ -85,7 +85,7 @@ pub fn open(
     }
     if let Some(queue) = queues.first() {
         let fd = queue.0.as_fd();
-        sys::tun::set_persistent(fd, true).map_err(fail("keep the TUN device"))?;
+        sys::tun::set_persistent(fd).map_err(fail("keep the TUN device"))?;
         sys::tun::set_queue_len(name, QUEUE_LEN).map_err(fail("size the queues of the TUN device"))?;
         let set = |tso, uso| sys::tun::set_offloads(fd, tso, uso);
         if offloads.is_on(Offload::Uso) && set(offloads.is_on(Offload::Tso), true).is_err() {
@@ -97,14 +97,6 @@ pub fn open(
         }
     }
     Ok(queues)
-}
-
-/// Has the device of `queue` vanish with the last of its queues.
-///
-/// # Errors
-/// `EBADFD` if it has been deleted already.
-pub fn remove(queue: &TunQueue) -> io::Result<()> {
-    sys::tun::set_persistent(queue.as_fd(), false)
 }
 
 /// A descriptor from an earlier process as a queue, with its device's name; given back if it is none of

@@ -48,6 +48,18 @@ pub async fn apply(desired: &Desired) -> Result<Vec<String>, HostError> {
     Ok(put)
 }
 
+/// Removes the TUN device of this name, with its address and routes. What else has that name stays.
+///
+/// # Errors
+/// [`HostError::Netlink`] if the kernel refuses.
+pub async fn remove_tun(device: &str) -> Result<(), HostError> {
+    let netlink = Netlink::open()?;
+    let links = netlink.links().await?;
+    let Some(link) = links.iter().find(|link| link.tun && link.name == device) else { return Ok(()) };
+    let removed = netlink.handle.link().del(link.index).execute().await;
+    removed.map_err(|error| refused(format!("remove the device {device}"), &error))
+}
+
 /// The index of the device of this name: another device of the same name has another.
 ///
 /// # Errors

@@ -58,13 +58,13 @@ pub fn device_of(fd: BorrowedFd<'_>) -> Option<String> {
     String::from_utf8(name).ok()
 }
 
-/// Whether the device stays when no queue is open any more.
+/// Has the device stay when no queue is open any more.
 ///
 /// # Errors
 /// `EBADFD` once the device has been deleted.
-pub fn set_persistent(queue: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
+pub fn set_persistent(queue: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST takes its value by value.
-    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST, c_int::from(persistent)) })
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST, 1) })
 }
 
 /// Sets how many packets each queue of the device `name` holds (`txqueuelen`).
