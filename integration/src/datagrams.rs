@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -12,7 +10,6 @@ use socket2::{Domain, Socket, Type};
 
 use crate::netns::Namespace;
 use crate::packets::udp_packet;
-use crate::process::await_until;
 
 /// A UDP socket at each end of the way between two namespaces.
 #[derive(Debug)]
@@ -129,65 +126,8 @@ pub fn numbered(from: &Namespace, to: &Namespace, address: Ipv4Addr, duration: D
     })
 }
 
-/// Numbered datagrams at a steady pace, from a thread of its own.
-#[derive(Debug)]
-pub struct Steady {
-    stop: Arc<AtomicBool>,
-    received: Arc<AtomicU64>,
-    threads: Option<(JoinHandle<u64>, JoinHandle<Order>)>,
-}
-
-impl Steady {
-    /// Begins to send so many datagrams a second.
-    #[track_caller]
-    pub fn start(from: &Namespace, to: &Namespace, address: Ipv4Addr, per_second: u32) -> Self {
-        let receiver = receiver(to, address);
-        let socket = from.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
-        socket.connect(receiver.local_addr().expect("a bound address")).expect("connect a UDP socket");
-        let stop = Arc::new(AtomicBool::new(false));
-        let received = Arc::new(AtomicU64::new(0));
-        let stopped = Arc::clone(&stop);
-        let sender = std::thread::spawn(move || {
-            let (start, mut sent) = (Instant::now(), 0);
-            while !stopped.load(Ordering::Acquire) {
-                // What is due, however long this thread has slept.
-                let due = (start.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
-                while sent < due {
-                    let mut datagram = [0; NUMBERED_LEN];
-                    datagram[8..16].copy_from_slice(&sent.to_le_bytes());
-                    socket.send(&datagram).expect("send a datagram");
-                    sent += 1;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            sent
-        });
-        let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&received));
-        let receiver = std::thread::spawn(move || receive_numbered(&receiver, &stopped, &counter));
-        Self { stop, received, threads: Some((sender, receiver)) }
-    }
-
-    /// Waits until so many more have arrived.
-    #[track_caller]
-    pub fn await_more(&self, count: u64) {
-        let wanted = self.received.load(Ordering::Acquire) + count;
-        await_until(Duration::from_secs(20), &format!("{count} more datagrams"), || {
-            self.received.load(Ordering::Acquire) >= wanted
-        });
-    }
-
-    /// Stops sending, waits for what is on its way, and says what became of all.
-    #[track_caller]
-    pub fn stop(mut self) -> Order {
-        self.stop.store(true, Ordering::Release);
-        let (sender, receiver) = self.threads.take().expect("stopped once");
-        let sent = sender.join().expect("the sender");
-        Order { streams: 1, sent, ..receiver.join().expect("the receiver") }
-    }
-}
-
 /// Receives until `done`, and until nothing more comes.
-fn receive_numbered(socket: &UdpSocket, done: &AtomicBool, counter: &AtomicU64) -> Order {
+pub(crate) fn receive_numbered(socket: &UdpSocket, done: &AtomicBool, counter: &AtomicU64) -> Order {
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set a timeout");
     let mut order = Order::default();
     let mut next = HashMap::<u64, u64>::new();
@@ -219,7 +159,7 @@ fn receive_numbered(socket: &UdpSocket, done: &AtomicBool, counter: &AtomicU64) 
 
 /// A socket at an address of a namespace, with room for what comes in a burst.
 #[track_caller]
-fn receiver(ns: &Namespace, address: Ipv4Addr) -> UdpSocket {
+pub(crate) fn receiver(ns: &Namespace, address: Ipv4Addr) -> UdpSocket {
     let socket = ns.within(|| UdpSocket::bind((address, 0))).expect("bind a UDP socket");
     setsockopt(&socket, sockopt::RcvBufForce, &ROOM).expect("set the receive buffer");
     socket.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
@@ -230,7 +170,7 @@ fn receiver(ns: &Namespace, address: Ipv4Addr) -> UdpSocket {
 const UDP_CHECKSUM: std::ops::Range<usize> = 26..28;
 /// `netinet/in.h`
 const IPPROTO_RAW: i32 = 255;
-const NUMBERED_LEN: usize = 200;
+pub(crate) const NUMBERED_LEN: usize = 200;
 /// Datagrams of one stream: enough that some are queued when the first answer has come back.
 const STREAM: u64 = 1000;
 /// Of so many datagrams one is answered.

@@ -4,20 +4,19 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::datagrams::{NUMBERED_LEN, Order, receive_numbered, receiver};
 use crate::netns::Namespace;
+use crate::process::await_until;
 
 /// Numbered datagrams and a numbered TCP stream from one namespace to another, until stopped.
 #[derive(Debug)]
 pub struct Steady {
     stop: Arc<AtomicBool>,
-    /// How many datagrams were sent.
-    sending: JoinHandle<u64>,
-    /// Which of them did not arrive, of those that should have.
-    receiving: JoinHandle<Vec<u64>>,
+    datagrams: Paced,
     streaming: JoinHandle<u64>,
     reading: JoinHandle<u64>,
 }
@@ -27,9 +26,6 @@ impl Steady {
     #[track_caller]
     pub fn start(from: &Namespace, to: &Namespace, address: Ipv4Addr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let receiver = to.within(|| UdpSocket::bind((address, 0))).expect("bind a UDP socket");
-        let sender = from.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
-        sender.connect(receiver.local_addr().expect("a bound address")).expect("connect a UDP socket");
         let listener = to.within(|| TcpListener::bind((address, 0))).expect("bind a TCP listener");
         let target = listener.local_addr().expect("a bound address");
         let stream = from.within(|| TcpStream::connect_timeout(&target, PATIENCE)).expect("connect");
@@ -38,14 +34,11 @@ impl Steady {
             end.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
             end.set_write_timeout(Some(PATIENCE)).expect("set a timeout");
         }
-        receiver.set_read_timeout(Some(QUIET)).expect("set a timeout");
-        let stopped = [stop.clone(), stop.clone()];
-        let [datagrams_stopped, stream_stopped] = stopped;
+        let stopped = stop.clone();
         Self {
             stop,
-            sending: std::thread::spawn(move || send(&sender, &datagrams_stopped)),
-            receiving: std::thread::spawn(move || missing(&receiver)),
-            streaming: std::thread::spawn(move || write(stream, &stream_stopped)),
+            datagrams: Paced::start(from, to, address, PER_SECOND),
+            streaming: std::thread::spawn(move || write(stream, &stopped)),
             reading: std::thread::spawn(move || read(received)),
         }
     }
@@ -56,48 +49,67 @@ impl Steady {
         self.stop.store(true, Ordering::Release);
         let (written, read) = (self.streaming.join().expect("writer"), self.reading.join().expect("reader"));
         assert_eq!(read, written, "blocks of the stream");
-        let (sent, missing) =
-            (self.sending.join().expect("sender"), self.receiving.join().expect("receiver"));
-        assert!(missing.is_empty(), "{} of {sent} datagrams were lost: {missing:?}", missing.len());
+        let Order { sent, received, .. } = self.datagrams.stop();
+        assert_eq!(received, sent, "datagrams");
         assert!(sent > 0 && written > 0, "nothing was sent");
         sent
     }
 }
 
-fn send(socket: &UdpSocket, stop: &AtomicBool) -> u64 {
-    let mut number = 0_u64;
-    while !stop.load(Ordering::Acquire) {
-        // Refused by the kernel is lost, too; it shows as missing.
-        let _ = socket.send(&number.to_le_bytes());
-        number += 1;
-        std::thread::sleep(INTERVAL);
-    }
-    // The end, several times: the receiver must know what should have come.
-    for _ in 0..5 {
-        let _ = socket.send(&[&number.to_le_bytes()[..], b"end"].concat());
-        std::thread::sleep(INTERVAL);
-    }
-    number
+/// Numbered datagrams at a steady pace, from a thread of its own.
+#[derive(Debug)]
+pub struct Paced {
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    threads: Option<(JoinHandle<u64>, JoinHandle<Order>)>,
 }
 
-fn missing(socket: &UdpSocket) -> Vec<u64> {
-    let mut arrived = Vec::new();
-    let mut buffer = [0; 64];
-    loop {
-        let length = match socket.recv(&mut buffer) {
-            Ok(length) => length,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                panic!("no datagram has arrived for {QUIET:?}, {} before that", arrived.len());
+impl Paced {
+    /// Begins to send so many datagrams a second.
+    #[track_caller]
+    pub fn start(from: &Namespace, to: &Namespace, address: Ipv4Addr, per_second: u32) -> Self {
+        let receiver = receiver(to, address);
+        let socket = from.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
+        socket.connect(receiver.local_addr().expect("a bound address")).expect("connect a UDP socket");
+        let stop = Arc::new(AtomicBool::new(false));
+        let received = Arc::new(AtomicU64::new(0));
+        let stopped = Arc::clone(&stop);
+        let sender = std::thread::spawn(move || {
+            let (start, mut sent) = (Instant::now(), 0);
+            while !stopped.load(Ordering::Acquire) {
+                // What is due, however long this thread has slept.
+                let due = (start.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
+                while sent < due {
+                    let mut datagram = [0; NUMBERED_LEN];
+                    datagram[8..16].copy_from_slice(&sent.to_le_bytes());
+                    socket.send(&datagram).expect("send a datagram");
+                    sent += 1;
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
-            Err(error) => panic!("receive a datagram: {error}"),
-        };
-        let number = u64::from_le_bytes(*buffer.first_chunk().expect("a number"));
-        if length == 8 {
-            arrived.push(number);
-        } else {
-            arrived.sort_unstable();
-            return (0..number).filter(|number| arrived.binary_search(number).is_err()).collect();
-        }
+            sent
+        });
+        let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&received));
+        let receiver = std::thread::spawn(move || receive_numbered(&receiver, &stopped, &counter));
+        Self { stop, received, threads: Some((sender, receiver)) }
+    }
+
+    /// Waits until so many more have arrived.
+    #[track_caller]
+    pub fn await_more(&self, count: u64) {
+        let wanted = self.received.load(Ordering::Acquire) + count;
+        await_until(Duration::from_secs(20), &format!("{count} more datagrams"), || {
+            self.received.load(Ordering::Acquire) >= wanted
+        });
+    }
+
+    /// Stops sending, waits for what is on its way, and says what became of all.
+    #[track_caller]
+    pub fn stop(mut self) -> Order {
+        self.stop.store(true, Ordering::Release);
+        let (sender, receiver) = self.threads.take().expect("stopped once");
+        let sent = sender.join().expect("the sender");
+        Order { streams: 1, sent, ..receiver.join().expect("the receiver") }
     }
 }
 
@@ -107,7 +119,7 @@ fn write(mut stream: TcpStream, stop: &AtomicBool) -> u64 {
         let block = number.to_le_bytes().repeat(BLOCK / 8);
         stream.write_all(&block).unwrap_or_else(|error| panic!("write block {number}: {error}"));
         number += 1;
-        std::thread::sleep(10 * INTERVAL);
+        std::thread::sleep(INTERVAL);
     }
     number
 }
@@ -126,11 +138,11 @@ fn read(mut stream: TcpStream) -> u64 {
     }
 }
 
-/// Between two datagrams.
-const INTERVAL: Duration = Duration::from_millis(2);
+/// Datagrams a second.
+const PER_SECOND: u32 = 500;
+/// Between two blocks of the stream.
+const INTERVAL: Duration = Duration::from_millis(20);
 /// Octets written to the stream at a time: several segments.
 const BLOCK: usize = 32 << 10;
-/// Without a datagram for so long, the overlay is dead.
-const QUIET: Duration = Duration::from_secs(20);
-/// The same for the stream.
+/// With the stream standing still for so long, the overlay is dead.
 const PATIENCE: Duration = Duration::from_secs(20);

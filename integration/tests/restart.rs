@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use integration::datagrams::{Order, Steady};
+use integration::datagrams::Order;
 use integration::overlayd::Overlayd;
 use integration::service_manager::ServiceManager;
+use integration::steady::Paced;
 use integration::{Backend, Pair, Site, Store, traffic};
 
 #[test]
@@ -26,13 +27,13 @@ fn nothing_is_lost(backend: Backend, end: fn(Overlayd<'_>) -> ServiceManager) {
     let Pair { left, right, a, b } = Pair::start([&worker, &master], &store, &[]);
     // Slow enough that what the kernel holds lasts for longer than any machine takes to start a process.
     let streams = [
-        Steady::start(&a.ns, &b.ns, b.address, PER_SECOND),
-        Steady::start(&b.ns, &a.ns, a.address, PER_SECOND),
+        Paced::start(&a.ns, &b.ns, b.address, PER_SECOND),
+        Paced::start(&b.ns, &a.ns, a.address, PER_SECOND),
     ];
     streams.iter().for_each(|stream| stream.await_more(SOME));
     let left = worker.overlayd(&store).by(end(left)).start();
     streams.iter().for_each(|stream| stream.await_more(SOME));
-    for Order { sent, received, overtaken, .. } in streams.map(Steady::stop) {
+    for Order { sent, received, overtaken, .. } in streams.map(Paced::stop) {
         assert_eq!((received, overtaken), (sent, 0));
     }
     let status = left.status();

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use integration::datagrams::{Order, Steady};
+use integration::datagrams::Order;
 use integration::machine::Machine;
+use integration::steady::Paced;
 use integration::traffic::{self, Server};
 use integration::{Backend, Etcd, Pod, Site, SubnetEnv, await_until, guard, service};
 
@@ -139,7 +140,7 @@ fn replace(what: &str, machine: &Machine<'_>, a: &Pod, b: &Pod, action: &str) {
     std::thread::scope(|scope| {
         let transfer = scope.spawn(|| traffic::transfer(&a.ns, &b.ns, b.address, 1000));
         let streams =
-            [Steady::start(&a.ns, &b.ns, b.address, RATE), Steady::start(&b.ns, &a.ns, a.address, RATE)];
+            [Paced::start(&a.ns, &b.ns, b.address, RATE), Paced::start(&b.ns, &a.ns, a.address, RATE)];
         streams.iter().for_each(|stream| stream.await_more(u64::from(RATE)));
         let before = restarts();
         machine.ok(action);
