@@ -17,7 +17,7 @@ use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
@@ -89,7 +89,7 @@ pub enum DaemonError {
     Worker(String),
 }
 
-/// Runs the daemon until SIGTERM or SIGINT.
+/// Runs the daemon until SIGTERM or SIGINT. SIGHUP has it apply the network configuration as it is then.
 ///
 /// # Errors
 /// What keeps it from starting or from going on. The host's rules and files stay in place, so that
@@ -97,16 +97,32 @@ pub enum DaemonError {
 pub async fn run(flags: Flags) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
-    tokio::select! {
-        error = serve(flags) => return error,
-        _ = terminate.recv() => info!("SIGTERM: stopping"),
-        _ = interrupt.recv() => info!("SIGINT: stopping"),
+    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
+    let reload = Arc::<Notify>::default();
+    let serving = serve(flags, Arc::clone(&reload));
+    tokio::pin!(serving);
+    loop {
+        tokio::select! {
+            error = &mut serving => return error,
+            _ = terminate.recv() => {
+                info!("SIGTERM: stopping");
+                break;
+            }
+            _ = interrupt.recv() => {
+                info!("SIGINT: stopping");
+                break;
+            }
+            _ = hangup.recv() => {
+                info!("SIGHUP: reading the network configuration again");
+                reload.notify_one();
+            }
+        }
     }
     service_manager::stopping();
     Ok(())
 }
 
-async fn serve(flags: Flags) -> Result<(), DaemonError> {
+async fn serve(flags: Flags, reload: Arc<Notify>) -> Result<(), DaemonError> {
     let health = Health::default();
     let _server = match flags.healthz_port {
         0 => None,
@@ -138,7 +154,8 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
     }
 
     let (out, mut views) = watch::channel(None);
-    let membership = Membership::new(store, terms, saved, out).following(lease_address).run();
+    let membership =
+        Membership::new(store, terms, saved, out).following(lease_address).reloading(reload).run();
     tokio::pin!(membership);
     let mut reconcile = Reconcile::start(daemon.resync_period())?;
     let mut watchdog = service_manager::alive_every().map(interval);

@@ -18,7 +18,7 @@ use futures::{FutureExt, StreamExt};
 use ipnet::Ipv4Net;
 use overlay::MacAddr;
 use rand::Rng;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
@@ -100,6 +100,8 @@ pub struct Membership {
     rivals: Rivals,
     /// The conflicts that have been said.
     conflicts: Vec<Conflict>,
+    /// Asks for the configuration to be read again and applied.
+    reload: Arc<Notify>,
     out: watch::Sender<Option<View>>,
 }
 
@@ -136,6 +138,7 @@ impl Membership {
         Self {
             store,
             public_ip: watch::channel(terms.public_ip).1,
+            reload: Arc::default(),
             terms,
             config,
             complained: None,
@@ -157,6 +160,12 @@ impl Membership {
     pub fn following(mut self, public_ip: watch::Receiver<Ipv4Addr>) -> Self {
         self.public_ip = public_ip;
         self
+    }
+
+    /// Applies the network configuration anew whenever `reload` says so.
+    #[must_use]
+    pub fn reloading(self, reload: Arc<Notify>) -> Self {
+        Self { reload, ..self }
     }
 
     /// Takes part until the task is dropped.
@@ -200,6 +209,7 @@ impl Membership {
         self.readdress().await?;
         self.publish();
         self.hold().await?;
+        let reload = Arc::clone(&self.reload);
         loop {
             // Fused: its end can be seen while a burst is gathered.
             let mut events = self.store.watch(revision).await?.fuse();
@@ -240,6 +250,10 @@ impl Membership {
                         tell(&self.leases.forget_missing(Instant::now()));
                         // A subnet may be free now that was not.
                         self.hold().await?;
+                        self.publish();
+                    }
+                    () = reload.notified() => {
+                        self.reload().await?;
                         self.publish();
                     }
                     // Nobody tells any more once the sender is gone.
@@ -286,7 +300,10 @@ impl Membership {
             // Only a node that holds no lease yet can still become another.
             Ok(config) if self.held.is_none() => self.config = Some((text, config)),
             Ok(_) => {
-                warn!(config = text, "the network configuration has changed: restart overlayd to apply it");
+                warn!(
+                    config = text,
+                    "the network configuration has changed: reload or restart overlayd to apply it"
+                );
                 self.complained = Some(text);
             }
             Err(error) if self.config.is_some() => {
@@ -294,6 +311,37 @@ impl Membership {
                 self.complained = Some(text);
             }
             Err(error) => return Err(BadConfig { store: self.store.describe(), error }),
+        }
+        Ok(())
+    }
+
+    /// Applies the network configuration as it is now, which may make another node of this one. What
+    /// cannot be used changes nothing.
+    async fn reload(&mut self) -> Result<(), Interrupted> {
+        let Some(text) = self.store.config().await? else {
+            warn!("there is no network configuration to be applied: keeping the last one");
+            return Ok(());
+        };
+        if self.config.as_ref().is_some_and(|(in_force, _)| *in_force == text) {
+            info!("the network configuration has not changed");
+            return Ok(());
+        }
+        match NetworkConfig::parse(&text) {
+            Err(error) => {
+                error!(config = text, %error, "the network configuration cannot be used: keeping the last good one");
+            }
+            Ok(config) => {
+                info!(config = text, "applying the network configuration");
+                self.config = Some((text, config));
+                self.complained = None;
+                if let Some(held) = self.held.take() {
+                    self.terms.previous = Some(held.entry.subnet);
+                    if let LeaseBackend::Vxlan { vtep_mac, .. } = held.attrs.backend {
+                        self.terms.vtep_mac = Some(vtep_mac);
+                    }
+                }
+                self.hold().await?;
+            }
         }
         Ok(())
     }

@@ -3,9 +3,10 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use integration::overlayd::await_mesh;
+use integration::overlayd::{await_mesh, program};
 use integration::traffic;
 use integration::{Backend, Site, Store, await_until};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 #[test]
@@ -273,3 +274,35 @@ fn a_device_that_was_set_down_gets_its_route_back() {
         traffic::answers(&worker.ns, m.env().base())
     });
 }
+
+#[test]
+fn a_reload_applies_the_network_configuration_and_a_bad_one_changes_nothing() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::etcd(&site, Backend::Vxlan);
+    let (mut w, mut m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+    await_mesh(&[&w, &m]);
+    let env = w.env();
+    let (a, b) = (worker.bridge_and_pod(&env), master.bridge_and_pod(&m.env()));
+
+    store.put_config("{");
+    w.process().signal(Signal::HUP);
+    await_until(PATIENCE, "a word about it", || w.log().contains("cannot be used"));
+    traffic::ping(&a.ns, b.address);
+
+    store.put_config(&Backend::Udp.config());
+    for (daemon, host) in [(&mut w, &worker), (&mut m, &master)] {
+        daemon.process().signal(Signal::HUP);
+        // While it is built again, it does not answer.
+        let tool = program("overlayctl").display().to_string();
+        await_until(PATIENCE, "the other backend", || {
+            let output = host.ns.run(&format!("{tool} status --device flannel0"));
+            output.status.success()
+        });
+    }
+    await_mesh(&[&w, &m]);
+    assert_eq!(w.env().subnet, env.subnet);
+    assert!(!worker.ns.run("ip link show flannel.1").status.success(), "the earlier device is gone");
+    traffic::ping(&a.ns, b.address);
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
