@@ -483,8 +483,10 @@ impl Daemon {
         if let Some(earlier) = self.earlier.take() {
             earlier.remove(&plan).await;
         }
-        // Rules that were there before are of an earlier run, and worth more than none.
-        let had_rules = devices_with_rules().await.is_ok_and(|devices| devices.contains(&device));
+        // Rules that were there before are of an earlier run, and worth more than none. Whoever has left its
+        // sockets has left its rules, too.
+        let had_rules = !self.inherited.is_empty()
+            || devices_with_rules().await.is_ok_and(|devices| devices.contains(&device));
         takeover::from_flanneld(&plan).await?;
         let built = self.build(plan, view).await;
         if built.is_err() && !had_rules {

@@ -410,12 +410,16 @@ impl Tunnel {
         }
         let offloads = Arc::new(Offloads::new(&options.offloads));
         let queues = inherited.queues(&desired.device);
+        // Then rules, address and route are there, and what has arrived meanwhile is not to wait for a look at them.
+        let goes_on = !queues.is_empty();
         let queues = overlay::tun::open(&desired.device, options.queues, &offloads, queues)?;
         if let Err(error) = overlay::tun::steer_by_flow(&queues) {
             warn!(device = desired.device, %error, "flows cannot be tied to queues: one may be reordered when it begins");
         }
-        firewall.sync().await?;
-        configure(&desired).await?;
+        if !goes_on {
+            firewall.sync().await?;
+            configure(&desired).await?;
+        }
         let index = link::index_of(&desired.device).await?;
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
         let peers = others(plan, leases, &addresses);
@@ -434,6 +438,10 @@ impl Tunnel {
             },
             on_failure,
         )?;
+        if goes_on {
+            firewall.sync().await?;
+            configure(&desired).await?;
+        }
         let (queues, source_check) = (options.queues, options.source_check);
         Ok(Self { index, queues, source_check, offloads, table, forwarder })
     }

@@ -40,6 +40,12 @@ impl Inherited {
         sockets.into_iter().filter(|(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
     }
 
+    /// Whether there is nothing to go on with.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queues.is_empty() && self.sockets.is_empty()
+    }
+
     /// How many there are: queues, sockets, and others, which were closed.
     #[must_use]
     pub fn counts(&self) -> (usize, usize, usize) {

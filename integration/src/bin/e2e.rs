@@ -37,6 +37,7 @@ fn run(base: &Path, package: &Path) {
     said("two hosts are booted by systemd, without etcd");
     for machine in &machines {
         machine.ok("dpkg -i /var/cache/overlayd.deb");
+        machine.ok("systemctl --quiet enable docker.socket docker");
         machine.ok("systemctl --no-block start overlayd docker");
         await_until(PATIENCE, "overlayd to wait for etcd", || machine.state("overlayd") == "activating");
         assert_ne!(machine.state("docker"), "active", "docker has started without a subnet");
