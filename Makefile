@@ -12,10 +12,14 @@ CARGO   := cargo --locked
 PREFIX  ?= /usr/local
 UNITS   := systemd/overlayd.service:/etc/systemd/system/overlayd.service \
     docker/overlayd.conf:/etc/systemd/system/docker.service.d/overlayd.conf
+# What overlay-manuals writes below share/.
+MANUALS := $(addprefix man/man8/,overlayd.8 overlayctl.8 overlayctl-status.8 overlayctl-cleanup.8) \
+    $(foreach name,overlayd overlayctl,bash-completion/completions/$(name) zsh/site-functions/_$(name) \
+    fish/vendor_completions.d/$(name).fish)
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
-.PHONY: help demo test test-full e2e package lint fmt bench bench-full bench-micro doc install uninstall setup \
+.PHONY: help demo test test-full e2e package manuals lint fmt bench bench-full bench-micro doc install uninstall setup \
     setup-demo setup-bench setup-lint setup-e2e setup-package clean
 
 help:
@@ -24,6 +28,7 @@ help:
 	@echo 'make test-full                                    the tests that take their time: large transfers, idle'
 	@echo 'make e2e                                          whole hosts: systemd, docker, the package, restarts'
 	@echo 'make package                                      the Debian package, in target/debian'
+	@echo 'make manuals                                      manual pages and completions, in target/manuals'
 	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
 	@echo 'make bench                                        overlayd beside kernel VXLAN: three minutes, target/bench.html'
 	@echo 'make bench-full                                   everything, held against the goals: 40 minutes'
@@ -49,10 +54,15 @@ e2e: setup-e2e package
 	$(SUDO) integration/root.sh target/e2e/root
 	$(SUDO) target/release/overlay-e2e target/e2e/root target/debian/overlayd_*.deb
 
-package: setup-package
+package: setup-package manuals
 	$(CARGO) build --release --bin overlayd --bin overlayctl
 	rm -f target/debian/overlayd_*.deb
 	cargo deb --locked --no-build --no-strip -p control
+
+manuals:
+	$(CARGO) build --release --bin overlay-manuals
+	rm -rf target/manuals
+	target/release/overlay-manuals target/manuals
 
 lint: setup-lint
 	cargo fmt --all --check
@@ -78,6 +88,7 @@ doc:
 # Built by you, installed by root: `cargo build --release --locked && sudo make install`.
 install:
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/overlayd target/release/overlayctl
+	umask 022 && target/release/overlay-manuals $(DESTDIR)$(PREFIX)/share
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/overlayd deploy/bin/flanneld-start
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/flannel deploy/bin/mk-docker-opts.sh
 	for file in $(UNITS); do \
@@ -91,7 +102,8 @@ install:
 # What an operator may have written stays: /etc/default/overlayd.
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/overlayd bin/overlayctl libexec/overlayd/flanneld-start \
-	    libexec/flannel/mk-docker-opts.sh) $(foreach file,$(UNITS),$(DESTDIR)$(lastword $(subst :, ,$(file))))
+	    libexec/flannel/mk-docker-opts.sh $(addprefix share/,$(MANUALS))) \
+	    $(foreach file,$(UNITS),$(DESTDIR)$(lastword $(subst :, ,$(file))))
 
 setup setup-demo setup-bench setup-lint setup-e2e setup-package:
 	@integration/setup.sh $(patsubst setup%,all%,$@) $(STORE)

@@ -95,6 +95,9 @@ pub enum DaemonError {
 /// What keeps it from starting or from going on. The host's rules and files stay in place, so that
 /// the next start disturbs as little as it can.
 pub async fn run(flags: Flags) -> Result<(), DaemonError> {
+    if !flags.without_effect.is_empty() {
+        debug!(flags = flags.without_effect.join(", "), "these flags of flanneld's have no effect here");
+    }
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;

@@ -1,5 +1,6 @@
 //! The control plane of `overlayd`: who owns which subnet, and what this host needs for it.
 
+pub mod arguments;
 pub mod cleanup;
 pub mod daemon;
 mod files;

@@ -100,6 +100,9 @@ impl NetworkConfig {
 
         only(fields, "EnableIPv4", true)?;
         only(fields, "EnableIPv6", false)?;
+        for key in ["IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"] {
+            absent(fields, key)?;
+        }
         let network = network(fields)?;
         let subnet_len = subnet_len(fields, network)?;
         let (subnet_min, subnet_max) = limits(fields, network, subnet_len)?;
@@ -137,6 +140,16 @@ fn only(fields: Object<'_>, key: &'static str, ours: bool) -> Result<(), JsonErr
     match fields.flag(key)? {
         Some(value) if value != ours => {
             Err(JsonError::field(key, value, format!("{ours} (the other is not supported)")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what is said of IPv6, unless it says nothing, as Go writes out what was never set.
+fn absent(fields: Object<'_>, key: &'static str) -> Result<(), JsonError> {
+    match fields.get(key) {
+        Some(value) if value != 0 && !matches!(value.as_str(), Some("" | "::" | "::/0")) => {
+            Err(JsonError::field(key, value, "left out (overlayd carries IPv4 only)"))
         }
         _ => Ok(()),
     }
@@ -338,6 +351,7 @@ mod tests {
     #[test]
     fn zero_and_the_empty_address_mean_the_default() {
         let zero = r#"{"Network":"10.1.0.0/16","SubnetMin":"0.0.0.0","SubnetMax":"0.0.0.0",
+                       "IPv6Network":"::/0","IPv6SubnetLen":0,"IPv6SubnetMin":"::","IPv6SubnetMax":null,
                        "Backend":{"Type":"vxlan","Port":0,"MTU":0}}"#;
         assert_eq!(parse(zero), parse(r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#));
     }
@@ -371,6 +385,16 @@ mod tests {
                 "SubnetMin is 10.1.9.0: must be at most SubnetMax, which is 10.1.8.0",
             ),
             (r#"{"Network":"10.1.0.0/16","EnableIPv6":true}"#, "EnableIPv6 is true: must be false"),
+            (
+                r#"{"Network":"10.1.0.0/16","IPv6Network":"fd00:12::/48"}"#,
+                "IPv6Network is \"fd00:12::/48\": must be left out",
+            ),
+            (
+                r#"{"Network":"10.1.0.0/16","EnableIPv6":false,"ipv6subnetlen":64}"#,
+                "IPv6SubnetLen is 64: must be left out",
+            ),
+            (r#"{"Network":"10.1.0.0/16","IPv6SubnetMin":"fd00::"}"#, "IPv6SubnetMin is \"fd00::\": must be"),
+            (r#"{"Network":"10.1.0.0/16","IPv6SubnetMax":"fd01::"}"#, "IPv6SubnetMax is \"fd01::\": must be"),
             (r#"{"Network":"10.1.0.0/16","EnableIPv4":false}"#, "EnableIPv4 is false: must be true"),
             (r#"{"Network":"10.1.0.0/16","EnableNFTables":1}"#, "EnableNFTables is 1: must be true or false"),
             (r#"{"Network":"10.1.0.0/16","Backend":"udp"}"#, "Backend is \"udp\": must be an object"),

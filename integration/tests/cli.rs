@@ -52,6 +52,12 @@ fn a_bad_configuration_is_refused_at_the_start() {
         (r#"{"Network":"10.1.0.0/29"}"#, &["Network", "10.1.0.0/29", "28"]),
         (r#"{"Network":"10.1.0.0/16","Backend":{"Type":"pigeon"}}"#, &["Type", "pigeon", "udp", "vxlan"]),
         (r#"{"Network":"10.1.0.0/16","Backend":{"Type":"udp","Port":70000}}"#, &["Port", "70000"]),
+        (r#"{"Network":"10.1.0.0/16","EnableIPv4":false}"#, &["EnableIPv4", "true"]),
+        (r#"{"Network":"10.1.0.0/16","EnableIPv6":true}"#, &["EnableIPv6", "not supported"]),
+        (
+            r#"{"Network":"10.1.0.0/16","IPv6Network":"fd00::/48"}"#,
+            &["IPv6Network", "fd00::/48", "IPv4 only"],
+        ),
         (r#"{"Network""#, &["config"]),
     ]
     .into_iter()
@@ -121,6 +127,24 @@ fn flags_are_taken_with_one_dash_or_two_and_with_or_without_an_equals_sign() {
     let w = launch.flag("-ip-masq").flag("-v").flag("2").start();
     assert!(w.env().ip_masq);
     assert_eq!(w.status().0["lease"]["public_ip"], "192.168.1.99");
+}
+
+#[test]
+fn flags_of_flannels_log_change_nothing_and_those_of_kubernetes_are_refused() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Udp);
+    let launch = worker.overlayd(&store).flag("-v=1").flag("-logtostderr").flag("-vmodule").flag("udp=9");
+    let launch = launch.flag("-kube-subnet-mgr=false").env("FLANNELD_LOG_DIR", "/var/log");
+    let w = launch.start();
+    let told: Vec<_> = w.log().lines().filter(|line| line.contains("no effect")).map(str::to_owned).collect();
+    let [line] = told.as_slice() else { panic!("told once: {told:?}") };
+    assert!(line.contains("DEBUG") && line.contains("logtostderr, vmodule, log_dir"), "{line}");
+    w.stop();
+
+    let log = worker.overlayd(&store).flag("-kube-subnet-mgr").refused();
+    assert!(log.contains("--kube-subnet-mgr is not supported"), "{log}");
+    let log = worker.overlayd(&store).env("FLANNELD_PUBLIC_IPV6", "fd00::1").refused();
+    assert!(log.contains("FLANNELD_PUBLIC_IPV6") && log.contains("IPv4 only"), "{log}");
 }
 
 #[test]

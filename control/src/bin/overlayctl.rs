@@ -1,11 +1,11 @@
 //! The operator's tool: asks the daemon of this host over its control socket.
 
-use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::Parser as _;
+use control::arguments::{Arguments, Cleanup, Command};
 use control::cleanup::{self, Leftover, listens};
 use control::flags::Flags;
 use control::socket::{client, path};
@@ -13,52 +13,6 @@ use control::status::Status;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Asks the overlayd of this host, or of the network namespace that it is run in.
-#[derive(Debug, Parser)]
-#[command(name = "overlayctl", version)]
-struct Arguments {
-    /// The overlay device whose daemon is asked; needed where several run.
-    #[arg(long, global = true, value_name = "NAME")]
-    device: Option<String>,
-
-    /// The control socket itself, if it is not in the usual place.
-    #[arg(long, global = true, value_name = "PATH", conflicts_with = "device")]
-    socket: Option<PathBuf>,
-
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Show lease, peers, device, traffic and drops.
-    Status {
-        /// As JSON, with every counter.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove from this host all that overlayd has put there: routes, firewall rules, control socket and
-    /// saved state. The daemon must have been stopped. Interfaces, containers and the subnet file stay,
-    /// and so does net.ipv4.ip_forward, which others may rely on.
-    Cleanup(Cleanup),
-}
-
-#[derive(Debug, Args)]
-struct Cleanup {
-    /// Only list what would be removed.
-    #[arg(long)]
-    dry_run: bool,
-
-    /// Give the lease back as well: another node may get the subnet, and this one another.
-    #[arg(long)]
-    release_lease: bool,
-
-    /// The flags that overlayd was started with, of which those count that say where its files and its
-    /// store are, as in '-- -etcd-endpoints=http://10.0.0.3:2379'. FLANNELD_* in the environment counts, too.
-    #[arg(last = true, value_name = "OVERLAYD'S FLAGS")]
-    flags: Vec<OsString>,
-}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {

@@ -5,21 +5,71 @@ use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, Command};
 
-/// What of flanneld's flags there is not yet. Refused by name, since ignoring one could open a
-/// connection without the certificates that were asked for.
-const NOT_SUPPORTED: [&str; 11] = [
-    "kube-annotation-prefix",
-    "kube-api-url",
-    "kube-subnet-mgr",
-    "kubeconfig-file",
-    "log_backtrace_at",
-    "log_dir",
-    "net-config-path",
-    "public-ipv6",
-    "set-node-network-unavailable",
-    "stderrthreshold",
-    "vmodule",
+/// A flag of flanneld's that is none of ours.
+struct Foreign {
+    name: &'static str,
+    is_switch: bool,
+    /// Why it is refused when it asks for something; `None` if it may as well be ignored.
+    refusal: Option<&'static str>,
+}
+
+const KUBERNETES: Option<&str> = Some(
+    "overlayd does not speak to Kubernetes, it takes its lease from etcd (--etcd-endpoints) or a directory (--store)",
+);
+/// Ignoring it would let an operator believe that IPv6 is carried.
+const IPV6: Option<&str> = Some("overlayd carries IPv4 only");
+
+/// What Kubernetes and IPv6 need is refused, never ignored. Where logs go and what they look like harms nobody.
+static FOREIGN: [Foreign; 20] = [
+    Foreign::valued("kube-annotation-prefix", KUBERNETES),
+    Foreign::valued("kube-api-url", KUBERNETES),
+    Foreign::switch("kube-subnet-mgr", KUBERNETES),
+    Foreign::valued("kubeconfig-file", KUBERNETES),
+    Foreign::valued("net-config-path", KUBERNETES),
+    Foreign::switch("set-node-network-unavailable", KUBERNETES),
+    Foreign::valued("public-ipv6", IPV6),
+    Foreign::switch("add_dir_header", None),
+    Foreign::switch("alsologtostderr", None),
+    Foreign::valued("alsologtostderrthreshold", None),
+    Foreign::valued("log_backtrace_at", None),
+    Foreign::valued("log_dir", None),
+    Foreign::valued("log_file", None),
+    Foreign::valued("log_file_max_size", None),
+    Foreign::switch("logtostderr", None),
+    Foreign::switch("one_output", None),
+    Foreign::switch("skip_headers", None),
+    Foreign::switch("skip_log_headers", None),
+    Foreign::valued("stderrthreshold", None),
+    Foreign::valued("vmodule", None),
 ];
+
+impl Foreign {
+    const fn valued(name: &'static str, refusal: Option<&'static str>) -> Self {
+        Self { name, is_switch: false, refusal }
+    }
+
+    const fn switch(name: &'static str, refusal: Option<&'static str>) -> Self {
+        Self { name, is_switch: true, refusal }
+    }
+
+    /// Whether it changes nothing that it is given with `value`: `Ok(true)` if that is worth a word.
+    fn accept(&self, value: &str) -> Result<bool, FlagError> {
+        let asks = match self.is_switch && !value.is_empty() {
+            true => parse_bool(value).map_err(|allowed| {
+                syntax(format!("invalid value '{value}' for the flag --{}: {allowed}", self.name))
+            })?,
+            false => !value.is_empty(),
+        };
+        match self.refusal {
+            None => Ok(true),
+            Some(_) if !asks => Ok(false),
+            Some(reason) => Err(syntax(format!(
+                "the flag --{} is not supported: {reason}; run without it, or stay with flanneld on this node",
+                self.name
+            ))),
+        }
+    }
+}
 
 /// A flag or its value is not acceptable, or a text was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +80,7 @@ pub enum FlagError {
     /// Refused by clap; or the text of `--help` or `--version`.
     #[error("{0}")]
     Clap(#[from] clap::Error),
-    /// A variable of the environment stands for a flag that is not supported.
+    /// A variable of the environment stands for a flag of flanneld's that is refused.
     #[error("in the environment variable {variable}: {error}")]
     Variable {
         /// The variable's name.
@@ -56,15 +106,23 @@ impl FlagError {
     }
 }
 
+/// A command line that clap reads.
+pub(super) struct Translated {
+    pub args: Vec<OsString>,
+    /// The flags that were accepted and are not in `args`.
+    pub without_effect: Vec<&'static str>,
+}
+
 /// Rewrites Go-style `args` so that clap reads them, and adds what the environment says of flags
 /// that `args` does not mention.
 pub(super) fn to_clap(
     command: &Command,
     args: impl IntoIterator<Item = OsString>,
     env: impl Fn(&str) -> Option<OsString>,
-) -> Result<Vec<OsString>, FlagError> {
+) -> Result<Translated, FlagError> {
     let mut out = vec![OsString::from(command.get_name())];
     let mut given = Vec::new();
+    let mut without_effect = Vec::new();
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
         let text = utf8(arg)?;
@@ -76,19 +134,28 @@ pub(super) fn to_clap(
             None => (flag, None),
         };
         if matches!(name, "h" | "help" | "version") {
-            out.push(format!("--{}", if name == "h" { "help" } else { name }).into());
+            out.push(if name == "h" { "-h".into() } else { format!("--{name}").into() });
             continue;
         }
         let definition = find(command, name)?;
         let value = match value {
             Some(value) => value,
-            None if is_switch(definition) => "true".to_owned(),
+            None if definition.is_switch() => "true".to_owned(),
             None => match args.next() {
                 Some(value) => utf8(value)?,
                 None => return Err(syntax(format!("the flag --{name} needs a value: --{name}=VALUE"))),
             },
         };
         given.push(name.to_owned());
+        let definition = match definition {
+            Definition::Ours(definition) => definition,
+            Definition::Foreign(foreign) => {
+                if foreign.accept(&value)? && !without_effect.contains(&foreign.name) {
+                    without_effect.push(foreign.name);
+                }
+                continue;
+            }
+        };
         // Go lets the last of several win; clap wants to see one, unless they add up.
         if !matches!(definition.get_action(), ArgAction::Append) {
             out.retain(|earlier| !is_flag(earlier, name));
@@ -109,13 +176,16 @@ pub(super) fn to_clap(
         alone.map_err(|error| FlagError::Environment { variable, error })?;
         out.push(arg.into());
     }
-    for name in NOT_SUPPORTED {
-        let variable = variable_of(name);
-        if env(&variable).is_some_and(|value| !value.is_empty()) {
-            return Err(FlagError::Variable { variable, error: Box::new(not_supported(name)) });
+    for foreign in FOREIGN.iter().filter(|foreign| !given.iter().any(|given| given == foreign.name)) {
+        let variable = variable_of(foreign.name);
+        let Some(value) = env(&variable).filter(|value| !value.is_empty()) else { continue };
+        match foreign.accept(&utf8(value)?) {
+            Ok(true) => without_effect.push(foreign.name),
+            Ok(false) => {}
+            Err(error) => return Err(FlagError::Variable { variable, error: Box::new(error) }),
         }
     }
-    Ok(out)
+    Ok(Translated { args: out, without_effect })
 }
 
 /// A switch's value as Go reads it.
@@ -130,20 +200,25 @@ pub fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-fn find<'a>(command: &'a Command, name: &str) -> Result<&'a Arg, FlagError> {
-    command.get_arguments().find(|arg| arg.get_long() == Some(name)).ok_or_else(|| {
-        if NOT_SUPPORTED.contains(&name) {
-            not_supported(name)
-        } else {
-            syntax(format!("there is no flag --{name}: see overlayd --help"))
-        }
-    })
+/// What is known of a flag.
+enum Definition<'a> {
+    Ours(&'a Arg),
+    Foreign(&'static Foreign),
 }
 
-fn not_supported(name: &str) -> FlagError {
-    syntax(format!(
-        "the flag --{name} is not supported yet: run without it, or stay with flanneld on this node"
-    ))
+impl Definition<'_> {
+    fn is_switch(&self) -> bool {
+        match self {
+            Self::Ours(arg) => is_switch(arg),
+            Self::Foreign(foreign) => foreign.is_switch,
+        }
+    }
+}
+
+fn find<'a>(command: &'a Command, name: &str) -> Result<Definition<'a>, FlagError> {
+    let ours = command.get_arguments().find(|arg| arg.get_long() == Some(name)).map(Definition::Ours);
+    let foreign = || FOREIGN.iter().find(|foreign| foreign.name == name).map(Definition::Foreign);
+    ours.or_else(foreign).ok_or_else(|| syntax(format!("there is no flag --{name}: see overlayd --help")))
 }
 
 /// The variable of the environment that stands for the flag `name`.
@@ -151,8 +226,9 @@ fn variable_of(name: &str) -> String {
     format!("FLANNELD_{}", name.replace('-', "_").to_uppercase())
 }
 
-fn is_switch(arg: &Arg) -> bool {
-    arg.get_value_parser().type_id() == TypeId::of::<bool>()
+/// Whether a flag may be given without a value.
+pub(super) fn is_switch(arg: &Arg) -> bool {
+    matches!(arg.get_action(), ArgAction::Set) && arg.get_value_parser().type_id() == TypeId::of::<bool>()
 }
 
 fn is_flag(arg: &OsString, name: &str) -> bool {
@@ -162,7 +238,7 @@ fn is_flag(arg: &OsString, name: &str) -> bool {
 
 fn switch_hint(given: &[String], command: &Command) -> String {
     match given.last() {
-        Some(name) if find(command, name).is_ok_and(is_switch) => {
+        Some(name) if find(command, name).is_ok_and(|flag| flag.is_switch()) => {
             format!(" (the value of a switch follows '=', as in --{name}=false)")
         }
         _ => String::new(),

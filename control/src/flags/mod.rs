@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use overlay::offload::Offload;
 use regex::Regex;
@@ -175,7 +175,7 @@ pub struct Flags {
 
     /// Let flows leave by different source ports, so that routers and network cards can spread them;
     /// 'off' sends from the backend's own port, for firewalls that want it.
-    #[arg(long, help_heading = "Data plane", value_name = "on|off", default_value_t = true, value_parser = on_or_off, action = ArgAction::Set)]
+    #[arg(long, help_heading = "Data plane", value_name = "on|off", default_value = "on", value_parser = on_or_off, action = ArgAction::Set)]
     pub source_port_spread: bool,
 
     /// Tie the threads of each queue to one processor.
@@ -194,8 +194,15 @@ pub struct Flags {
     pub spin: u32,
 
     /// How much is logged: 0 what an operator needs, 1 the reasons too, 2 every change, 3 all.
+    ///
+    /// Logs go to standard error. flanneld's other flags about them (vmodule, log_backtrace_at,
+    /// stderrthreshold, log_dir, logtostderr and their like) are accepted and change nothing.
     #[arg(long = "v", help_heading = "Log", value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
+
+    /// The flags, from wherever, that are accepted for flanneld's sake and change nothing.
+    #[arg(skip)]
+    pub without_effect: Vec<&'static str>,
 }
 
 /// The value of `--etcd-endpoints`: at least one URL.
@@ -229,18 +236,27 @@ impl Flags {
     /// Reads the command line (without the program's name) and the environment.
     ///
     /// # Errors
-    /// A flag that does not exist or is not supported yet, or a value that is not allowed, named;
+    /// A flag that does not exist or is not supported, or a value that is not allowed, named;
     /// also the texts of `--help` and `--version`, which are to be printed as they are.
     pub fn parse_from(
         args: impl IntoIterator<Item = OsString>,
         env: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, FlagError> {
-        let command = Self::command();
-        let args = go::to_clap(&command, args, env)?;
+        let command = Self::definition();
+        let go::Translated { args, without_effect } = go::to_clap(&command, args, env)?;
         let matches = command.try_get_matches_from(args)?;
-        let flags = Self::from_arg_matches(&matches)?;
+        let flags = Self { without_effect, ..Self::from_arg_matches(&matches)? };
         flags.etcd_access()?;
         Ok(flags)
+    }
+
+    /// What clap knows of the flags, with every switch as Go has it: alone, or its value after '='.
+    #[must_use]
+    pub fn definition() -> Command {
+        Self::command().mut_args(|arg| match go::is_switch(&arg) {
+            true => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+            false => arg,
+        })
     }
 
     /// What the connection to etcd is secured with.
@@ -434,7 +450,17 @@ mod tests {
     fn errors_name_flag_value_and_what_is_allowed() {
         for (args, parts) in [
             (&["-no-such-flag=1"][..], &["-no-such-flag", "--help"][..]),
-            (&["-kubeconfig-file=/kubeconfig"], &["-kubeconfig-file", "not supported"]),
+            (&["-kubeconfig-file=/kubeconfig"], &["--kubeconfig-file", "not supported", "Kubernetes"]),
+            (&["-kube-subnet-mgr"], &["--kube-subnet-mgr", "not supported", "--etcd-endpoints"]),
+            (&["-kube-subnet-mgr=true"], &["--kube-subnet-mgr", "not supported"]),
+            (&["-kube-api-url", "https://api"], &["--kube-api-url", "not supported"]),
+            (&["-kube-annotation-prefix=x"], &["--kube-annotation-prefix", "not supported"]),
+            (&["-net-config-path=/net-conf.json"], &["--net-config-path", "not supported"]),
+            (&["-set-node-network-unavailable"], &["--set-node-network-unavailable", "not supported"]),
+            (&["-public-ipv6=fd00::1"], &["--public-ipv6", "not supported", "IPv4 only"]),
+            (&["-public-ipv6"], &["--public-ipv6", "needs a value"]),
+            (&["-logtostderr=perhaps"], &["--logtostderr", "perhaps", "'true' or 'false'"]),
+            (&["-vmodule"], &["--vmodule", "needs a value"]),
             (&["-etcd-keyfile=/key.pem"], &["--etcd-keyfile", "without --etcd-certfile"]),
             (&["-etcd-certfile=/cert.pem", "-etcd-keyfile="], &["--etcd-certfile", "without --etcd-keyfile"]),
             (&["-etcd-username=flannel"], &["--etcd-username", "without --etcd-password"]),
@@ -474,6 +500,60 @@ mod tests {
     }
 
     #[test]
+    fn what_asks_for_nothing_is_accepted_of_any_flag_of_flannelds() {
+        let args = ["-kube-subnet-mgr=false", "-kubeconfig-file=", "-public-ipv6", "", "-kube-api-url", ""];
+        let flags = parse(&args, &[]).unwrap();
+        assert!(flags.without_effect.is_empty(), "nothing worth a word: {:?}", flags.without_effect);
+        let env = [("FLANNELD_KUBE_SUBNET_MGR", "false"), ("FLANNELD_PUBLIC_IPV6", "")];
+        assert!(parse(&["-v=1"], &env).is_ok());
+        let env = [("FLANNELD_KUBE_SUBNET_MGR", "true")];
+        assert!(parse(&["-kube-subnet-mgr=false"], &env).is_ok(), "the command line wins");
+        for variable in [
+            "KUBE_SUBNET_MGR",
+            "KUBE_API_URL",
+            "KUBE_ANNOTATION_PREFIX",
+            "KUBECONFIG_FILE",
+            "NET_CONFIG_PATH",
+            "SET_NODE_NETWORK_UNAVAILABLE",
+            "PUBLIC_IPV6",
+        ] {
+            let variable = format!("FLANNELD_{variable}");
+            let error = parse(&[], &[(&variable, "true")]).unwrap_err();
+            assert!(error.contains(&variable) && error.contains("not supported"), "{error}");
+        }
+    }
+
+    #[test]
+    fn flags_of_flannels_log_are_accepted_without_effect() {
+        let args = [
+            "-logtostderr",
+            "--alsologtostderr=false",
+            "-vmodule=vxlan=9",
+            "-vmodule",
+            "udp=9",
+            "-log_backtrace_at=main.go:7",
+            "--stderrthreshold",
+            "2",
+            "-log_dir=/var/log",
+            "-ip-masq",
+        ];
+        let flags = parse(&args, &[("FLANNELD_LOG_FILE", "/log"), ("FLANNELD_LOG_DIR", "/tmp")]).unwrap();
+        let accepted = [
+            "logtostderr",
+            "alsologtostderr",
+            "vmodule",
+            "log_backtrace_at",
+            "stderrthreshold",
+            "log_dir",
+            "log_file",
+        ];
+        assert_eq!(flags.without_effect, accepted, "each of them once");
+        assert!(flags.ip_masq);
+        let error = parse(&[], &[("FLANNELD_LOGTOSTDERR", "maybe")]).unwrap_err();
+        assert!(error.contains("FLANNELD_LOGTOSTDERR") && error.contains("maybe"), "{error}");
+    }
+
+    #[test]
     fn etcd_is_reached_by_certificates_and_a_user() {
         let flags = parse(
             &[
@@ -503,7 +583,14 @@ mod tests {
     }
 
     #[test]
+    fn help_is_had_in_short_and_in_full() {
+        let (short, full) = (parse(&["-h"], &[]).unwrap_err(), parse(&["-help"], &[]).unwrap_err());
+        assert!(short.contains("--ip-masq[=<BOOL>]") && !short.contains("vmodule"), "{short}");
+        assert!(full.contains("--ip-masq[=<BOOL>]") && full.contains("vmodule"), "{full}");
+    }
+
+    #[test]
     fn the_definition_is_sound() {
-        Flags::command().debug_assert();
+        Flags::definition().debug_assert();
     }
 }
