@@ -111,10 +111,10 @@ pub fn inherit(fd: OwnedFd) -> Result<(String, TunQueue), OwnedFd> {
     }
 }
 
-/// Packets that a queue holds while nobody reads it: those of a tenth of a second, in which a new
-/// process takes over, at 20,000 a second. The kernel's 500 are too few for that, and many more would
-/// only make senders wait where the wire is slower than they are.
-const QUEUE_LEN: u16 = 2000;
+/// Packets that a queue holds while nobody reads it: those of 400 ms at 10,000 a second, in which a new
+/// process takes over also on a machine that has other things to do. The kernel's 500 are too few for
+/// that, and many more would only make senders wait where the wire is slower than they are.
+const QUEUE_LEN: u16 = 4000;
 
 /// Has each flow always read from the same queue. By itself, the kernel moves a flow to the queue
 /// that its answers are written to, and packets read from two queues overtake each other.
