@@ -38,9 +38,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Remove from this host all that overlayd has put there: routes, firewall rules, control socket and
-    /// saved state. The daemon must have been stopped. Interfaces, containers and the subnet file stay,
-    /// and so does net.ipv4.ip_forward, which others may rely on.
+    /// Remove from this host all that overlayd has put there: the overlay device, routes, firewall rules,
+    /// control socket and saved state. The daemon must have been stopped. Containers and the subnet file
+    /// stay, and so does net.ipv4.ip_forward, which others may rely on.
     Cleanup(Cleanup),
 }
 
@@ -115,7 +115,7 @@ async fn clean_up(options: Cleanup, device: Option<&str>) -> Result<String, Stri
     };
     let mut lease_stays = false;
     if release_lease {
-        match cleanup::release_lease(&flags, dry_run).await {
+        match cleanup::release_lease(&flags, device, dry_run).await {
             Ok(Some(lease)) => tell(lease, Ok(())),
             Ok(None) => {}
             Err(error) => {
