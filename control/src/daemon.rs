@@ -28,7 +28,7 @@ use crate::host::events::{Interest, Touched};
 use crate::host::firewall::{self, Firewall};
 use crate::host::leftovers::devices_with_rules;
 use crate::host::link::{self, HostChanges};
-use crate::host::{HostError, Masquerade, routes};
+use crate::host::{HostError, Masquerade, blackhole, routes};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
 use crate::lease::LeaseBackend;
 use crate::membership::{BadConfig, Membership, Terms, View};
@@ -200,7 +200,7 @@ struct Daemon {
     public_ip: watch::Sender<Ipv4Addr>,
     store: String,
     failed: mpsc::UnboundedSender<Failure>,
-    /// What an earlier run may have left in the kernel, until the first node is started.
+    /// What the node before the next one may have left in the kernel.
     earlier: Option<Earlier>,
     running: Option<Running>,
     /// How many nodes have been built: a worker's last words concern the node that it belonged to.
@@ -248,32 +248,36 @@ struct Revival {
     problem: Option<String>,
 }
 
-/// What an earlier run had put into the kernel, as its saved state tells.
+/// What an earlier node has put into the kernel: one of this process, or of a run that its saved state tells of.
 struct Earlier {
     /// What its rules are named after.
     device: String,
     /// What its routes lie in.
     network: Ipv4Net,
+    /// Whether it was this process's: then nobody else can have taken it over.
+    own: bool,
 }
 
 impl Earlier {
     fn of(path: &Path) -> Option<Self> {
         let config = NetworkConfig::parse(&SavedState::read(path).ok()?.config).ok()?;
-        Some(Self { device: config.device(), network: config.network })
+        Some(Self { device: config.device(), network: config.network, own: false })
     }
 
     /// Removes what the node of `plan` will not replace by its own. What another daemon has taken over since
     /// is left alone.
     async fn remove(&self, plan: &Plan) {
-        let in_use = path::socket(&self.device).is_ok_and(|path| UnixStream::connect(path).is_ok());
+        let in_use =
+            !self.own && path::socket(&self.device).is_ok_and(|path| UnixStream::connect(path).is_ok());
         if self.device != plan.device() && !in_use {
             remove_traces(&self.device).await;
         }
-        if self.network != plan.config.network
-            && !in_use
-            && let Err(error) = routes::sync(self.network, false, &[]).await
-        {
-            warn!(%error, network = %self.network, "routes of an earlier run stay behind");
+        if self.network != plan.config.network && !in_use {
+            let plain = routes::sync(self.network, false, &[]).await.map(drop);
+            let blackholes = blackhole::remove(self.network, None).await.map(drop);
+            for error in [plain, blackholes].into_iter().filter_map(Result::err) {
+                warn!(%error, network = %self.network, "routes of an earlier run stay behind");
+            }
         }
     }
 }
@@ -402,6 +406,7 @@ impl Daemon {
     /// Brings the host to what `view` says.
     async fn apply(&mut self, view: View, state: LeaseState) -> Result<(), DaemonError> {
         let plan = self.plan(&view);
+        let device = plan.device();
         let mut save_after = SAVE_DELAY;
         let built = self.generation;
         match &self.running {
@@ -413,7 +418,14 @@ impl Daemon {
             // It will be built as the view says that is kept below.
             None if self.revival.is_some() => {}
             _ => {
-                self.rebuild(plan, &view).await?;
+                let had_device = link::index_of(&device).await.is_ok();
+                if let Err(error) = self.rebuild(plan, &view).await {
+                    // The daemon ends; the device would stay.
+                    if !had_device {
+                        let _ = link::remove_unused_tun(&device).await;
+                    }
+                    return Err(error);
+                }
                 // At once: what is in the kernel now is to be found by the next run, however this one ends.
                 save_after = Duration::ZERO;
             }
@@ -431,7 +443,7 @@ impl Daemon {
         self.tell_health();
         if built != self.generation {
             // It takes a few programs, for which the lease need not wait.
-            tokio::spawn(remove_stale_rules());
+            tokio::spawn(remove_stale_rules(device));
         }
         Ok(())
     }
@@ -452,16 +464,13 @@ impl Daemon {
     async fn rebuild(&mut self, plan: Plan, view: &View) -> Result<(), DaemonError> {
         let device = plan.device();
         if let Some(before) = self.running.take() {
-            let (old, was) = (before.node.plan().device(), before.node.plan().subnet);
+            let was = before.node.plan().subnet;
             if was == plan.subnet {
                 info!(device, subnet = %was, "the node is rebuilt; connections of its containers go on");
             } else {
                 warn!(device, before = %was, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
             }
             self.take_over_from(before);
-            if old != device {
-                remove_traces(&old).await;
-            }
         }
         if let Some(earlier) = self.earlier.take() {
             earlier.remove(&plan).await;
@@ -475,6 +484,8 @@ impl Daemon {
             let _ = firewall::remove_all(&device).await;
         }
         let running = self.running.insert(built?);
+        // A node without a tunnel has no use for it, and must not keep others from the port.
+        self.inherited = Inherited::default();
         service_manager::keep(running.node.tunnel().map(Tunnel::forwarder));
         self.serve_socket(&device).await;
         service_manager::ready();
@@ -484,6 +495,8 @@ impl Daemon {
     /// Stops a node. The next one goes on with its device and its sockets, in which what arrives meanwhile
     /// waits.
     fn take_over_from(&mut self, before: Running) {
+        let plan = before.node.plan();
+        self.earlier = Some(Earlier { device: plan.device(), network: plan.config.network, own: true });
         match before.node.tunnel().map(|tunnel| tunnel.forwarder().hand_over()) {
             Some(Ok(inherited)) => self.inherited = inherited,
             Some(Err(error)) => warn!(%error, "the next node does without the sockets of this one"),
@@ -877,7 +890,7 @@ async fn remove_traces(device: &str) {
 
 /// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld
 /// that does not run; one that does may serve another network of this host.
-async fn remove_stale_rules() {
+async fn remove_stale_rules(own_device: String) {
     if process_here("flanneld").is_none()
         && let Err(error) = firewall::remove_flannels().await
     {
@@ -887,7 +900,7 @@ async fn remove_stale_rules() {
         Ok(devices) => devices,
         Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
     };
-    for device in &stale {
+    for device in stale.iter().filter(|device| **device != own_device) {
         match firewall::remove_all(device).await {
             Ok(_) => info!(device, "removed the firewall rules of an earlier run"),
             Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
