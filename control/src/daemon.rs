@@ -161,6 +161,9 @@ async fn serve(flags: Flags) -> Result<(), DaemonError> {
             }
             touched = reconcile.due(daemon.interest()) => daemon.sync_host(touched).await,
             () = sleep_until(daemon.revival_at()), if daemon.revival.is_some() => daemon.revive().await,
+            () = sleep_until(daemon.ready_at.unwrap_or_else(Instant::now)), if daemon.ready_at.is_some() => {
+                daemon.tell_ready();
+            }
             () = tick(&mut watchdog) => daemon.show_life(),
             () = sleep_until(daemon.save_at.unwrap_or_else(Instant::now)), if daemon.save_at.is_some() => {
                 daemon.save();
@@ -219,6 +222,8 @@ struct Daemon {
     unconfirmed_since: Option<Instant>,
     /// When the state is to be written next, if it has changed.
     save_at: Option<Instant>,
+    /// When the service manager is told that we are ready, if the store says nothing before.
+    ready_at: Option<Instant>,
     /// What an earlier process has left.
     inherited: Inherited,
     /// The rounds of the workers when the service manager was last told that they are alive.
@@ -320,6 +325,7 @@ impl Daemon {
             rules_problem: None,
             unconfirmed_since: Some(Instant::now()),
             save_at: None,
+            ready_at: None,
             inherited: inherit(),
             rounds: Vec::new(),
         }
@@ -441,11 +447,21 @@ impl Daemon {
             self.save_at = Some(self.save_at.map_or(save_at, |earlier| earlier.min(save_at)));
         }
         self.tell_health();
+        if state == LeaseState::Saved {
+            self.ready_at = Some(Instant::now() + PATIENCE);
+        } else if built != self.generation || self.ready_at.is_some() {
+            self.tell_ready();
+        }
         if built != self.generation {
             // It takes a few programs, for which the lease need not wait.
             tokio::spawn(remove_stale_rules(device));
         }
         Ok(())
+    }
+
+    fn tell_ready(&mut self) {
+        self.ready_at = None;
+        service_manager::ready();
     }
 
     fn plan(&self, view: &View) -> Plan {
@@ -488,7 +504,6 @@ impl Daemon {
         self.inherited = Inherited::default();
         service_manager::keep(running.node.tunnel().map(Tunnel::forwarder));
         self.serve_socket(&device).await;
-        service_manager::ready();
         Ok(())
     }
 
@@ -922,6 +937,9 @@ fn tell_problem(before: &mut Option<String>, now: Option<String>) {
 
 /// Queues by default: what the busiest node of a cluster has use for; more cost memory and wake-ups.
 const MAX_DEFAULT_QUEUES: usize = 8;
+/// A store that answers does so by then. Who waits for us reads the subnet file, docker's options above all:
+/// it is to say what the store says now, and not what an earlier run has saved.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long changes of the peers are gathered before they are written to disk.
 const SAVE_DELAY: Duration = Duration::from_millis(500);
 /// After the first failure to make a deleted device anew, doubled after each.

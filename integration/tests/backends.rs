@@ -231,6 +231,18 @@ fn changing_the_backend_and_back_leaves_nothing_behind() {
 }
 
 #[test]
+fn whoever_waits_for_a_restarted_daemon_reads_what_the_store_says_now() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir_with(&site, "store", HOST_GW);
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env().mtu, 1500);
+    w.stop();
+    store.put_config(VXLAN);
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env().mtu, 1450, "docker's options are made once, when the daemon is ready");
+}
+
+#[test]
 fn another_network_of_host_gw_leaves_no_route_of_the_earlier_one() {
     another_network_leaves_no_route_of_the_earlier_one(r#"{"Type":"host-gw"}"#);
 }
