@@ -33,9 +33,9 @@ pub enum Command {
     },
     /// Remove from this host all that overlayd has put there.
     ///
-    /// That is routes, firewall rules, control socket and saved state. The daemon must have been stopped.
-    /// Interfaces, containers and the subnet file stay, and so does net.ipv4.ip_forward, which others may
-    /// rely on.
+    /// That is the overlay device, routes, firewall rules, control socket and saved state. The daemon must
+    /// have been stopped. Containers and the subnet file stay, and so does net.ipv4.ip_forward, which others
+    /// may rely on.
     Cleanup(Cleanup),
 }
 

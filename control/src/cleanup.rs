@@ -16,6 +16,7 @@ use crate::host::link::{self, ROUTE_PROTOCOL};
 use crate::host::netlink::{Link, Netlink, destination, output_device, refused};
 use crate::host::{HostError, firewall};
 use crate::lease::LeaseAttrs;
+use crate::netconf::NetworkConfig;
 use crate::socket::path;
 use crate::state::SavedState;
 use crate::takeover::process_here;
@@ -87,29 +88,37 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
         return Err(CleanupError::Running(None));
     }
 
+    // The last run's own word, where a mark does not tell the device, or has been lost.
+    let state = SavedState::path(subnet_file);
+    let saved = SavedState::read(&state).ok().and_then(|state| NetworkConfig::parse(&state.config).ok());
+    let saved = saved.filter(|config| wanted(&config.device()));
     let mut found = Vec::new();
     let mut routed = BTreeSet::new();
     for route in netlink.routes_of(ROUTE_PROTOCOL).await? {
-        // A blackhole route leads through no device: it goes when all devices' leftovers go.
+        // Those of a blackhole, or by the underlay, name no device of ours: they go with their network, or when
+        // all devices' leftovers go.
         routed.extend(output_device(&route));
         let through = output_device(&route).and_then(|index| links.iter().find(|link| link.index == index));
-        if device.is_none() || through.is_some_and(|link| wanted(&link.name)) {
-            let to = destination(&route).map_or_else(|| "default".to_owned(), |net| net.to_string());
+        let to = destination(&route);
+        let in_saved = saved.as_ref().zip(to).is_some_and(|(config, to)| config.network.contains(&to));
+        if device.is_none() || in_saved || through.is_some_and(|link| wanted(&link.name)) {
+            let to = to.map_or_else(|| "default".to_owned(), |net| net.to_string());
             let text = through.map_or_else(|| to.clone(), |link| format!("{to} dev {}", link.name));
             found.push(Leftover::Route { text, message: Box::new(route) });
         }
     }
     let rules: BTreeSet<String> =
         devices_with_rules().await?.into_iter().filter(|name| wanted(name)).collect();
-    // A TUN that rules or a route of ours name is ours, too; it goes after its routes.
+    // A TUN that rules, a route of ours or the state name is ours, too; it goes after its routes.
     let routed = |link: &Link| routed.contains(&link.index);
     let devices = links.iter().filter(|link| link.tun && wanted(&link.name));
-    let devices = devices.filter(|link| routed(link) || rules.contains(&link.name));
+    let in_saved = |link: &Link| saved.as_ref().is_some_and(|config| config.device() == link.name);
+    let devices = devices.filter(|link| routed(link) || rules.contains(&link.name) || in_saved(link));
     found.extend(devices.map(|link| Leftover::Device(link.name.clone())));
     found.extend(rules.into_iter().map(Leftover::Rules));
     found.extend(sockets.iter().map(|name| Leftover::Socket(socket(name))));
-    let state = SavedState::path(subnet_file);
-    if state.exists() {
+    // With a device named, that of another is not touched.
+    if state.exists() && (device.is_none() || saved.is_some()) {
         found.push(Leftover::State(state));
     }
     Ok(found)
@@ -140,16 +149,28 @@ pub async fn remove(leftover: &Leftover) -> Result<(), String> {
     }
 }
 
-/// Gives the lease back that the saved state beside the subnet file tells of, in the store that `flags`
-/// name; only looks with `dry_run`. Returns the lease, for people, or `None` if the store has none of ours
+/// Gives the lease of `device`, or whichever it is, back that the saved state beside the subnet file tells of,
+/// in the store that `flags` name; only looks with `dry_run`. Returns the lease, for people, or `None` if the store has none of ours
 /// to be given back: a reservation stays one.
 ///
 /// # Errors
 /// The lease cannot be told, or the store said no.
-pub async fn release_lease(flags: &Flags, dry_run: bool) -> Result<Option<String>, String> {
+pub async fn release_lease(
+    flags: &Flags,
+    device: Option<&str>,
+    dry_run: bool,
+) -> Result<Option<String>, String> {
     let state = SavedState::read(&SavedState::path(&flags.subnet_file)).map_err(|error| {
         format!("cannot tell which lease is this node's: {error} (name the subnet file: cleanup --release-lease -- --subnet-file=FILE)")
     })?;
+    let served = NetworkConfig::parse(&state.config).ok().map(|config| config.device());
+    if let (Some(device), Some(served)) = (device, served)
+        && device != served
+    {
+        return Err(format!(
+            "the saved state is of {served}, not of {device}: name the subnet file of {device} (cleanup --release-lease -- --subnet-file=FILE)"
+        ));
+    }
     let (store, usable) = connect_store(flags).await.map_err(|error| error.to_string())?;
     usable.map_err(|error| error.to_string())?;
     if store.describe() != state.store {

@@ -28,7 +28,7 @@ use crate::host::events::{Interest, Touched};
 use crate::host::firewall::{self, Firewall};
 use crate::host::leftovers::devices_with_rules;
 use crate::host::link::{self, HostChanges};
-use crate::host::{HostError, Masquerade, routes};
+use crate::host::{HostError, Masquerade, blackhole, routes};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
 use crate::lease::LeaseBackend;
 use crate::membership::{BadConfig, Membership, Terms, View};
@@ -181,6 +181,9 @@ async fn serve(flags: Flags, reload: Arc<Notify>) -> Result<(), DaemonError> {
             }
             touched = reconcile.due(daemon.interest()) => daemon.sync_host(touched).await,
             () = sleep_until(daemon.revival_at()), if daemon.revival.is_some() => daemon.revive().await,
+            () = sleep_until(daemon.ready_at.unwrap_or_else(Instant::now)), if daemon.ready_at.is_some() => {
+                daemon.tell_ready();
+            }
             () = tick(&mut watchdog) => daemon.show_life(),
             () = sleep_until(daemon.save_at.unwrap_or_else(Instant::now)), if daemon.save_at.is_some() => {
                 daemon.save();
@@ -220,7 +223,7 @@ struct Daemon {
     public_ip: watch::Sender<Ipv4Addr>,
     store: String,
     failed: mpsc::UnboundedSender<Failure>,
-    /// What an earlier run may have left in the kernel, until the first node is started.
+    /// What the node before the next one may have left in the kernel.
     earlier: Option<Earlier>,
     running: Option<Running>,
     /// How many nodes have been built: a worker's last words concern the node that it belonged to.
@@ -239,6 +242,8 @@ struct Daemon {
     unconfirmed_since: Option<Instant>,
     /// When the state is to be written next, if it has changed.
     save_at: Option<Instant>,
+    /// When the service manager is told that we are ready, if the store says nothing before.
+    ready_at: Option<Instant>,
     /// What an earlier process has left.
     inherited: Inherited,
     /// The rounds of the workers when the service manager was last told that they are alive.
@@ -268,32 +273,36 @@ struct Revival {
     problem: Option<String>,
 }
 
-/// What an earlier run had put into the kernel, as its saved state tells.
+/// What an earlier node has put into the kernel: one of this process, or of a run that its saved state tells of.
 struct Earlier {
     /// What its rules are named after.
     device: String,
     /// What its routes lie in.
     network: Ipv4Net,
+    /// Whether it was this process's: then nobody else can have taken it over.
+    own: bool,
 }
 
 impl Earlier {
     fn of(path: &Path) -> Option<Self> {
         let config = NetworkConfig::parse(&SavedState::read(path).ok()?.config).ok()?;
-        Some(Self { device: config.device(), network: config.network })
+        Some(Self { device: config.device(), network: config.network, own: false })
     }
 
     /// Removes what the node of `plan` will not replace by its own. What another daemon has taken over since
     /// is left alone.
     async fn remove(&self, plan: &Plan) {
-        let in_use = path::socket(&self.device).is_ok_and(|path| UnixStream::connect(path).is_ok());
+        let in_use =
+            !self.own && path::socket(&self.device).is_ok_and(|path| UnixStream::connect(path).is_ok());
         if self.device != plan.device() && !in_use {
             remove_traces(&self.device).await;
         }
-        if self.network != plan.config.network
-            && !in_use
-            && let Err(error) = routes::sync(self.network, false, &[]).await
-        {
-            warn!(%error, network = %self.network, "routes of an earlier run stay behind");
+        if self.network != plan.config.network && !in_use {
+            let plain = routes::sync(self.network, false, &[]).await.map(drop);
+            let blackholes = blackhole::remove(self.network, None).await.map(drop);
+            for error in [plain, blackholes].into_iter().filter_map(Result::err) {
+                warn!(%error, network = %self.network, "routes of an earlier run stay behind");
+            }
         }
     }
 }
@@ -336,6 +345,7 @@ impl Daemon {
             rules_problem: None,
             unconfirmed_since: Some(Instant::now()),
             save_at: None,
+            ready_at: None,
             inherited: inherit(),
             rounds: Vec::new(),
         }
@@ -422,6 +432,7 @@ impl Daemon {
     /// Brings the host to what `view` says.
     async fn apply(&mut self, view: View, state: LeaseState) -> Result<(), DaemonError> {
         let plan = self.plan(&view);
+        let device = plan.device();
         let mut save_after = SAVE_DELAY;
         let built = self.generation;
         match &self.running {
@@ -433,7 +444,14 @@ impl Daemon {
             // It will be built as the view says that is kept below.
             None if self.revival.is_some() => {}
             _ => {
-                self.rebuild(plan, &view).await?;
+                let had_device = link::index_of(&device).await.is_ok();
+                if let Err(error) = self.rebuild(plan, &view).await {
+                    // The daemon ends; the device would stay.
+                    if !had_device {
+                        let _ = link::remove_unused_tun(&device).await;
+                    }
+                    return Err(error);
+                }
                 // At once: what is in the kernel now is to be found by the next run, however this one ends.
                 save_after = Duration::ZERO;
             }
@@ -449,11 +467,21 @@ impl Daemon {
             self.save_at = Some(self.save_at.map_or(save_at, |earlier| earlier.min(save_at)));
         }
         self.tell_health();
+        if state == LeaseState::Saved {
+            self.ready_at = Some(Instant::now() + PATIENCE);
+        } else if built != self.generation || self.ready_at.is_some() {
+            self.tell_ready();
+        }
         if built != self.generation {
             // It takes a few programs, for which the lease need not wait.
-            tokio::spawn(remove_stale_rules());
+            tokio::spawn(remove_stale_rules(device));
         }
         Ok(())
+    }
+
+    fn tell_ready(&mut self) {
+        self.ready_at = None;
+        service_manager::ready();
     }
 
     fn plan(&self, view: &View) -> Plan {
@@ -472,16 +500,13 @@ impl Daemon {
     async fn rebuild(&mut self, plan: Plan, view: &View) -> Result<(), DaemonError> {
         let device = plan.device();
         if let Some(before) = self.running.take() {
-            let (old, was) = (before.node.plan().device(), before.node.plan().subnet);
+            let was = before.node.plan().subnet;
             if was == plan.subnet {
                 info!(device, subnet = %was, "the node is rebuilt; connections of its containers go on");
             } else {
                 warn!(device, before = %was, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
             }
             self.take_over_from(before);
-            if old != device {
-                remove_traces(&old).await;
-            }
         }
         if let Some(earlier) = self.earlier.take() {
             earlier.remove(&plan).await;
@@ -497,15 +522,18 @@ impl Daemon {
             let _ = firewall::remove_all(&device).await;
         }
         let running = self.running.insert(built?);
+        // A node without a tunnel has no use for it, and must not keep others from the port.
+        self.inherited = Inherited::default();
         service_manager::keep(running.node.tunnel().map(Tunnel::forwarder));
         self.serve_socket(&device).await;
-        service_manager::ready();
         Ok(())
     }
 
     /// Stops a node. The next one goes on with its device and its sockets, in which what arrives meanwhile
     /// waits.
     fn take_over_from(&mut self, before: Running) {
+        let plan = before.node.plan();
+        self.earlier = Some(Earlier { device: plan.device(), network: plan.config.network, own: true });
         match before.node.tunnel().map(|tunnel| tunnel.forwarder().hand_over()) {
             Some(Ok(inherited)) => self.inherited = inherited,
             Some(Err(error)) => warn!(%error, "the next node does without the sockets of this one"),
@@ -899,7 +927,7 @@ async fn remove_traces(device: &str) {
 
 /// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld
 /// that does not run; one that does may serve another network of this host.
-async fn remove_stale_rules() {
+async fn remove_stale_rules(own_device: String) {
     if process_here("flanneld").is_none()
         && let Err(error) = firewall::remove_flannels().await
     {
@@ -909,7 +937,7 @@ async fn remove_stale_rules() {
         Ok(devices) => devices,
         Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
     };
-    for device in &stale {
+    for device in stale.iter().filter(|device| **device != own_device) {
         match firewall::remove_all(device).await {
             Ok(_) => info!(device, "removed the firewall rules of an earlier run"),
             Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
@@ -931,6 +959,9 @@ fn tell_problem(before: &mut Option<String>, now: Option<String>) {
 
 /// Queues by default: what the busiest node of a cluster has use for; more cost memory and wake-ups.
 const MAX_DEFAULT_QUEUES: usize = 8;
+/// A store that answers does so by then. Who waits for us reads the subnet file, docker's options above all:
+/// it is to say what the store says now, and not what an earlier run has saved.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long changes of the peers are gathered before they are written to disk.
 const SAVE_DELAY: Duration = Duration::from_millis(500);
 /// After the first failure to make a deleted device anew, doubled after each.

@@ -298,7 +298,11 @@ impl Membership {
         }
         match NetworkConfig::parse(&text) {
             // Only a node that holds no lease yet can still become another.
-            Ok(config) if self.held.is_none() => self.config = Some((text, config)),
+            Ok(config) if self.held.is_none() => {
+                // Nobody comes back with a subnet of the earlier run's network.
+                self.expected.retain(|peer| config.network.contains(&peer.subnet));
+                self.config = Some((text, config));
+            }
             Ok(_) => {
                 warn!(
                     config = text,

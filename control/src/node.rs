@@ -132,6 +132,11 @@ pub enum NodeError {
     /// The host's configuration.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// A second network with the same VNI, on another port or interface.
+    #[error(
+        "another process has the device {0} open, perhaps an overlayd of another network: stop it, or give the networks different VNIs"
+    )]
+    DeviceTaken(String),
     /// Nothing is left of the MTU.
     #[error("the underlay's MTU of {0} leaves no room for the overlay: choose another --iface or MTU")]
     Mtu(u32),
@@ -213,7 +218,7 @@ impl Node {
     /// synced from time to time.
     ///
     /// # Errors
-    /// What could not be had; whatever of the device was made is gone again then.
+    /// What could not be had; a device, and what was put on it, stays.
     pub async fn start(
         plan: Plan,
         options: &NodeOptions,
@@ -412,6 +417,9 @@ impl Tunnel {
         let queues = inherited.queues(&desired.device);
         // Then rules, address and route are there, and what has arrived meanwhile is not to wait for a look at them.
         let goes_on = !queues.is_empty();
+        if !goes_on && link::is_open(&desired.device).await? {
+            return Err(NodeError::DeviceTaken(desired.device));
+        }
         let queues = overlay::tun::open(&desired.device, options.queues, &offloads, queues)?;
         if let Err(error) = overlay::tun::steer_by_flow(&queues) {
             warn!(device = desired.device, %error, "flows cannot be tied to queues: one may be reordered when it begins");

@@ -230,6 +230,53 @@ fn changing_the_backend_and_back_leaves_nothing_behind() {
     }
 }
 
+#[test]
+fn whoever_waits_for_a_restarted_daemon_reads_what_the_store_says_now() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir_with(&site, "store", HOST_GW);
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env().mtu, 1500);
+    w.stop();
+    store.put_config(VXLAN);
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env().mtu, 1450, "docker's options are made once, when the daemon is ready");
+}
+
+#[test]
+fn another_network_of_host_gw_leaves_no_route_of_the_earlier_one() {
+    another_network_leaves_no_route_of_the_earlier_one(r#"{"Type":"host-gw"}"#);
+}
+
+#[test]
+fn another_network_of_vxlan_leaves_no_route_of_the_earlier_one() {
+    another_network_leaves_no_route_of_the_earlier_one(r#"{"Type":"vxlan","DirectRouting":true}"#);
+}
+
+fn another_network_leaves_no_route_of_the_earlier_one(backend: &str) {
+    let config = |network: &str| format!(r#"{{"Network":"{network}","Backend":{backend}}}"#);
+    let (site, worker, master) = Site::two_hosts_on_one_link(Wire::Virtual);
+    let store = Store::dir_with(&site, "store", &config("10.1.0.0/16"));
+    let hosts = [&worker, &master];
+    let start = || hosts.map(|host| host.overlayd(&store).flag("--ip-blackhole-route").start());
+    let [w, m] = start();
+    await_mesh(&[&w, &m]);
+    let ours = || worker.ns.ok("ip route show proto 222");
+    let before = ours();
+    assert!(before.contains("blackhole 10.1.") && before.contains("via 192.168.1.13"), "{before}");
+
+    store.put_config(&config("10.5.0.0/16"));
+    for daemon in [w, m] {
+        daemon.stop();
+    }
+    // They start as they were, from their saved state, and are then rebuilt.
+    let [w, m] = start();
+    await_until(SOON, "the other network", || [&w, &m].iter().all(|d| d.env().network == "10.5.0.0/16"));
+    await_until(SOON, "the earlier network's routes to be gone", || !ours().contains("10.1."));
+    await_mesh(&[&w, &m]);
+    let after = ours();
+    assert!(after.contains("blackhole 10.5.") && after.contains("via 192.168.1.13"), "{after}");
+}
+
 /// The daemons of three hosts, who all know each other.
 fn start<'h>(hosts: &'h [Host; 3], store: &Store, flags: &[&str]) -> [Overlayd<'h>; 3] {
     let daemons = hosts

@@ -1,10 +1,11 @@
 //! `overlayctl cleanup` leaves a host as if the daemon had never been there, and touches nothing else.
 
+use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
 use integration::overlayd::program;
-use integration::{Backend, Host, Overlayd, Site, Store, await_until};
+use integration::{Backend, Host, Overlayd, Site, Store, Wire, await_until};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -27,7 +28,7 @@ fn all_that_is_ours_goes_and_nothing_else() {
     assert_eq!(running.status.code(), Some(1));
     assert!(text(&running).contains("overlayd is running on flannel.1"), "{}", text(&running));
     let state = format!("{}.state.json", subnet_file.display());
-    await_until(LIMIT, "the state to be saved", || std::path::Path::new(&state).exists());
+    await_until(LIMIT, "the state to be saved", || Path::new(&state).exists());
     // As a crash leaves it, with the socket.
     w.process().kill();
     // A route that outlives the device, as those of a host-gw run do.
@@ -47,7 +48,7 @@ fn all_that_is_ours_goes_and_nothing_else() {
     let done = cleanup(&worker, &w, &[]);
     assert!(done.status.success() && text(&done).contains("removed the firewall rules"), "{}", text(&done));
     assert_eq!(host_state(&worker), before);
-    assert!(!std::path::Path::new(&state).exists());
+    assert!(!Path::new(&state).exists());
     assert!(subnet_file.exists(), "docker and flanneld read it");
 
     let again = cleanup(&worker, &w, &[]);
@@ -74,6 +75,48 @@ fn one_of_two_networks_is_cleaned_up_while_the_other_runs() {
     assert!(!worker.ns.ok("nft list tables").contains("overlayd_flannel.1"));
     assert_eq!(worker.ns.ok("nft -s list table ip overlayd_flannel0"), before);
     assert_eq!(w2.status().0["device"]["name"], "flannel0");
+}
+
+#[test]
+fn cleanup_finds_a_device_that_has_lost_rules_and_routes() {
+    let (site, worker, _master) = Site::two_hosts();
+    let w = worker.overlayd(&Store::dir(&site, Backend::Vxlan)).flag("--firewall=none").start();
+    let file = w.subnet_file().to_owned();
+    w.stop();
+    worker.ns.ip("link set flannel.1 down");
+    assert_eq!(worker.ns.ok("ip route show proto 222"), "");
+    let done = text(&cleanup_by(&worker, &file, ""));
+    assert!(done.contains("removed the device flannel.1"), "{done}");
+    assert!(!worker.ns.ok("ip -o link").contains("flannel.1"));
+}
+
+#[test]
+fn cleanup_of_one_network_leaves_the_state_of_the_other() {
+    let (site, worker, master) = Site::two_hosts_on_one_link(Wire::Virtual);
+    let one = Store::dir_with(&site, "one", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let two = Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    let w1 = worker.overlayd(&one).named("one").start();
+    let (w2, m2) = (worker.overlayd(&two).named("two").start(), master.overlayd(&two).named("two").start());
+    let peer = format!("{} via 192.168.1.13", m2.env().base_with_length());
+    await_until(LIMIT, "the peer's route", || worker.ns.ok("ip route").contains(&peer));
+    let files = [&w1, &w2].map(|daemon| daemon.subnet_file().to_owned());
+    let states = files.clone().map(|file| format!("{}.state.json", file.display()));
+    let saved = |state: &String| Path::new(state).exists();
+    await_until(LIMIT, "the states to be saved", || states.iter().all(saved));
+    w2.stop();
+
+    // The subnet file that is named, or meant by default, is the other's, which runs.
+    let of_two = |file, rest: &str| cleanup_by(&worker, file, &format!("--device=10.2.0.0 {rest}"));
+    assert!(of_two(&files[0], "").status.success());
+    assert!(saved(&states[0]), "the state of flannel.1");
+    let refused = of_two(&files[0], "--release-lease");
+    assert!(text(&refused).contains("the saved state is of flannel.1"), "{}", text(&refused));
+    // With its own, a network without a device is known by its routes.
+    let done = of_two(&files[1], "");
+    assert!(done.status.success() && text(&done).contains("removed the route 10.2."), "{}", text(&done));
+    let routes = worker.ns.ok("ip route show proto 222");
+    assert!(routes.contains("10.1.0.0/16 dev flannel.1") && !routes.contains("10.2."), "{routes}");
+    assert!(saved(&states[0]) && !saved(&states[1]));
 }
 
 #[test]
@@ -122,8 +165,12 @@ fn a_reservation_stays_one() {
 
 #[track_caller]
 fn cleanup(host: &Host, daemon: &Overlayd<'_>, options: &[&str]) -> Output {
-    let (overlayctl, file) = (program("overlayctl"), daemon.subnet_file());
-    let options = options.join(" ");
+    cleanup_by(host, daemon.subnet_file(), &options.join(" "))
+}
+
+#[track_caller]
+fn cleanup_by(host: &Host, file: &Path, options: &str) -> Output {
+    let overlayctl = program("overlayctl");
     host.ns.run(&format!("{} cleanup {options} -- -subnet-file={}", overlayctl.display(), file.display()))
 }
 

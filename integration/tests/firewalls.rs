@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use integration::overlayd::{Overlayd, await_mesh};
 use integration::traffic::{self, Server};
-use integration::{Backend, Host, Pod, Site, Store, SubnetEnv, await_until};
+use integration::{Backend, Host, Pod, Site, Store, SubnetEnv, Wire, await_until};
 
 const PROMPT: Duration = Duration::from_secs(5);
 /// Long enough for a first retransmission: a request that got no answer by then hangs.
@@ -133,7 +133,10 @@ struct Ground {
 
 impl Ground {
     fn new(store: impl Fn(&Site) -> Store) -> Self {
-        let (site, worker, master) = Site::two_hosts();
+        Self::on(Site::two_hosts(), store)
+    }
+
+    fn on((site, worker, master): (Site, Host, Host), store: impl Fn(&Site) -> Store) -> Self {
         let store = store(&site);
         // The subnets are agreed beforehand, so that pods and rules can be there first.
         let envs = [(&worker, "10.1.163"), (&master, "10.1.177")].map(|(host, subnet)| {
@@ -240,6 +243,30 @@ fn pods_reach_each_other_where_docker_28_refuses_what_is_routed_to_containers() 
         let stranger = traffic::fetch(&ground.site.router, ground.pods[0].address, 8080, HANGING);
         assert!(stranger.is_err(), "{firewall}: {stranger:?}");
         stop(daemons);
+    }
+}
+
+#[test]
+fn pods_reach_each_other_by_plain_routes_where_docker_28_refuses_what_is_routed_to_containers() {
+    let config = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"host-gw"}}"#;
+    let ground =
+        Ground::on(Site::two_hosts_on_one_link(Wire::Virtual), |site| Store::dir_with(site, "store", config));
+    let hosts = [&ground.worker, &ground.master];
+    for (number, host) in hosts.into_iter().enumerate() {
+        docker_28(host, &ground.envs[number], &ground.pods[number]);
+        host.ns.ok("iptables -t nat -I POSTROUTING -o eth0 -j MASQUERADE");
+    }
+    let before = hosts.map(|host| host.ns.ok("iptables-save -t raw") + &host.ns.ok("iptables -S"));
+    for firewall in FIREWALLS {
+        let daemons = ground.start(&[firewall]);
+        ground.assert_pods_reach_each_other(firewall);
+        stop(daemons);
+    }
+    stop(ground.start(&["--firewall=none"]));
+    for (host, before) in hosts.into_iter().zip(before) {
+        for line in host.ns.ok("iptables-save").lines() {
+            assert!(!line.contains("overlayd") && !line.contains("OVERLAYD"), "{line}\nbefore:\n{before}");
+        }
     }
 }
 

@@ -98,6 +98,46 @@ fn a_daemon_whose_port_is_taken_leaves_the_others_device_alone() {
 }
 
 #[test]
+fn a_daemon_of_the_same_device_on_another_port_is_refused() {
+    let (site, worker, master) = Site::two_hosts();
+    let one = Store::dir(&site, Backend::Vxlan);
+    let two =
+        Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan","Port":8473}}"#);
+    let (w, m) = (worker.overlayd(&one).start(), master.overlayd(&one).start());
+    await_mesh(&[&w, &m]);
+    let state = || {
+        ["ip -4 address show dev flannel.1", "ip route show", "nft list ruleset"]
+            .map(|line| worker.ns.ok(line))
+            .join("\n")
+    };
+    let before = state();
+    for _ in 0..2 {
+        let log = worker.overlayd(&two).named("two").refused();
+        assert!(log.contains("has the device flannel.1 open") && log.contains("VNI"), "{log}");
+        assert_eq!(state(), before);
+    }
+    traffic::ping(&worker.ns, m.env().base());
+}
+
+#[test]
+fn a_failed_start_leaves_the_device_as_it_was() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let has_device = || worker.ns.ok("ip -o link").contains("flannel.1");
+    let bin = site.directory("bin");
+    std::os::unix::fs::symlink(worker.ns.ok("which ip").trim_end(), bin.join("ip")).unwrap();
+    let path = bin.display().to_string();
+    let without_nft = || worker.overlayd(&store).flag("--firewall=nftables").env("PATH", &path);
+    let log = without_nft().refused();
+    assert!(log.contains("nft is not installed"), "{log}");
+    assert!(!has_device(), "a device that nobody would find again");
+
+    worker.overlayd(&store).start().stop();
+    without_nft().refused();
+    assert!(has_device(), "connections of an earlier run go on when it starts again");
+}
+
+#[test]
 fn the_control_socket_is_found_from_its_own_namespace_only() {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Udp);

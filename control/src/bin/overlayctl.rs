@@ -69,7 +69,7 @@ async fn clean_up(options: Cleanup, device: Option<&str>) -> Result<String, Stri
     };
     let mut lease_stays = false;
     if release_lease {
-        match cleanup::release_lease(&flags, dry_run).await {
+        match cleanup::release_lease(&flags, device, dry_run).await {
             Ok(Some(lease)) => tell(lease, Ok(())),
             Ok(None) => {}
             Err(error) => {

@@ -53,11 +53,33 @@ pub async fn apply(desired: &Desired) -> Result<Vec<String>, HostError> {
 /// # Errors
 /// [`HostError::Netlink`] if the kernel refuses.
 pub async fn remove_tun(device: &str) -> Result<(), HostError> {
+    remove_tun_if(device, |_| true).await
+}
+
+/// The same, unless some process has it open.
+///
+/// # Errors
+/// [`HostError::Netlink`] if the kernel refuses.
+pub async fn remove_unused_tun(device: &str) -> Result<(), HostError> {
+    remove_tun_if(device, |link| !link.carrier).await
+}
+
+async fn remove_tun_if(device: &str, wanted: impl Fn(&Link) -> bool) -> Result<(), HostError> {
     let netlink = Netlink::open()?;
     let links = netlink.links().await?;
-    let Some(link) = links.iter().find(|link| link.tun && link.name == device) else { return Ok(()) };
+    let found = links.iter().find(|link| link.tun && link.name == device && wanted(link));
+    let Some(link) = found else { return Ok(()) };
     let removed = netlink.handle.link().del(link.index).execute().await;
     removed.map_err(|error| refused(format!("remove the device {device}"), &error))
+}
+
+/// Whether some process has the TUN device of this name open: it has a carrier then, up or not.
+///
+/// # Errors
+/// [`HostError::Netlink`] if the kernel cannot be asked.
+pub async fn is_open(device: &str) -> Result<bool, HostError> {
+    let links = Netlink::open()?.links().await?;
+    Ok(links.iter().any(|link| link.tun && link.name == device && link.carrier))
 }
 
 /// The index of the device of this name: another device of the same name has another.

@@ -137,6 +137,8 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     /// Whether it is a TUN or TAP.
     pub(crate) tun: bool,
+    /// A TUN has a carrier while some process has it open, also if it is down.
+    pub(crate) carrier: bool,
 }
 
 impl From<&LinkMessage> for Link {
@@ -147,11 +149,13 @@ impl From<&LinkMessage> for Link {
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
             tun: false,
+            carrier: false,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Carrier(carrier) => link.carrier = *carrier != 0,
                 LinkAttribute::LinkInfo(infos) => {
                     link.tun = infos.contains(&LinkInfo::Kind(InfoKind::Tun));
                 }

@@ -224,7 +224,9 @@ impl Variant {
             tables.iter().filter_map(|(name, table)| self.wanted(name, table, role, desired)).collect();
         let mut keep: Vec<String> =
             wanted.iter().flat_map(|wanted| &wanted.chains).map(|chain| chain.name.clone()).collect();
-        keep.extend(desired.forward_rules.then(|| rules::direct(desired)));
+        if desired.forward_rules {
+            keep.extend(rules::direct(desired));
+        }
 
         let former: BTreeSet<String> = networks
             .iter()
@@ -233,7 +235,7 @@ impl Variant {
             .collect();
         let lines = |name: &str, table: &Table| {
             let mut lines = match wanted.iter().find(|wanted| wanted.table == name) {
-                Some(wanted) => repair::repair(table, wanted, device, &former),
+                Some(wanted) => repair::repair(table, wanted, &former),
                 None => Vec::new(),
             };
             if tidy {

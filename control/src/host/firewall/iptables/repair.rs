@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::rules::{
-    Chain, DIRECT, FORWARD, FWD, Hook, MASQ, NAT_PREFIX, POSTRTG, Place, Shared, Wanted, forward_chain,
-    nat_chain,
+    Chain, DIRECT, FORWARD, FWD, Hook, MASQ, NAT_PREFIX, POSTRTG, Place, Shared, Wanted, direct_by_underlay,
+    forward_chain, nat_chain,
 };
 use super::save::{Table, negated, same, target, value, words};
 
 /// What to restore so that `table` is as `wanted`; empty if it is. `former` are networks that this daemon had
 /// before, whose rules in shared chains go.
-pub(super) fn repair(table: &Table, wanted: &Wanted, device: &str, former: &BTreeSet<String>) -> Vec<String> {
+pub(super) fn repair(table: &Table, wanted: &Wanted, former: &BTreeSet<String>) -> Vec<String> {
     let mut lines = Vec::new();
     for chain in &wanted.chains {
         let there: Vec<&str> = table.rules(&chain.name).collect();
@@ -24,7 +24,7 @@ pub(super) fn repair(table: &Table, wanted: &Wanted, device: &str, former: &BTre
     for chain in built_in {
         let mut rules: Vec<String> = table.rules(chain).map(str::to_owned).collect();
         for hook in wanted.hooks.iter().filter(|hook| hook.chain == chain) {
-            lines.extend(place(table, &mut rules, hook, device));
+            lines.extend(place(table, &mut rules, hook));
         }
     }
     lines
@@ -72,12 +72,14 @@ fn names(rule: &str, network: &str) -> bool {
 }
 
 /// Brings `hook` to its place among `rules`, those of its chain.
-fn place(table: &Table, rules: &mut Vec<String>, hook: &Hook, device: &str) -> Vec<String> {
+fn place(table: &Table, rules: &mut Vec<String>, hook: &Hook) -> Vec<String> {
     let Hook { chain, rule, place } = hook;
+    let hook_words = words(rule);
+    let out = value(&hook_words, "-o");
     let at = rules.iter().position(|other| same(other, rule));
     let copies = rules.iter().filter(|other| same(other, rule)).count();
     let mut others: Vec<String> = rules.iter().filter(|other| !same(other, rule)).cloned().collect();
-    let limit = others.iter().position(|other| must_follow(table, other, *place, device));
+    let limit = others.iter().position(|other| must_follow(table, other, *place, out));
 
     let wanted = limit.is_some() || *place != Place::BeforeDockersRefusal;
     // `limit` counts the others only: as many of them may precede a single rule of ours.
@@ -99,12 +101,12 @@ fn place(table: &Table, rules: &mut Vec<String>, hook: &Hook, device: &str) -> V
     lines
 }
 
-/// Whether a rule of `place` must stand before `other`.
-fn must_follow(table: &Table, other: &str, place: Place, device: &str) -> bool {
+/// Whether a rule of `place`, for what leaves through `out`, must stand before `other`.
+fn must_follow(table: &Table, other: &str, place: Place, out: Option<&str>) -> bool {
     match place {
         Place::Anywhere => false,
         Place::BeforeCatchAll => is_catch_all(other),
-        Place::BeforeTranslation => may_translate(table, other, device),
+        Place::BeforeTranslation => may_translate(table, other, out),
         Place::BeforeDockersRefusal => table.leads_to(other, &is_dockers_refusal),
     }
 }
@@ -121,9 +123,9 @@ fn is_catch_all(rule: &str) -> bool {
 
 /// kube-proxy translates what it has marked only, and other daemons like us what leaves by their own device;
 /// whoever of these comes first makes no difference, and contending for it would never end.
-fn may_translate(table: &Table, rule: &str, device: &str) -> bool {
+fn may_translate(table: &Table, rule: &str, out: Option<&str>) -> bool {
     let words = words(rule);
-    let elsewhere = value(&words, "-o").is_some_and(|out| out != device);
+    let elsewhere = out.zip(value(&words, "-o")).is_some_and(|(ours, theirs)| ours != theirs);
     let harmless = target(&words).is_some_and(|to| to == KUBE_PROXYS || to.starts_with(NAT_PREFIX));
     !elsewhere && !harmless && table.leads_to(rule, &translates)
 }
@@ -197,7 +199,9 @@ pub(super) fn removal(
     }
     lines.extend(unlink(table, |rule| {
         let words = words(rule);
-        let direct = value(&words, "--comment") == Some(DIRECT) && value(&words, "-i") == Some(device);
+        let comment = value(&words, "--comment");
+        let direct = comment == Some(DIRECT) && value(&words, "-i") == Some(device)
+            || comment == Some(&direct_by_underlay(device));
         direct && !keep.iter().any(|keep| same(keep, rule))
     }));
     lines

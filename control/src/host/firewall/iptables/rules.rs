@@ -155,25 +155,40 @@ pub(super) fn forward_beside_nftables(desired: &Desired) -> Wanted {
 }
 
 fn forward(desired: &Desired, chain: Chain, jump: String) -> Wanted {
-    Wanted {
-        table: "filter",
-        chains: vec![chain],
-        hooks: vec![
-            Hook { chain: "FORWARD", rule: jump, place: Place::BeforeCatchAll },
-            Hook { chain: "FORWARD", rule: direct(desired), place: Place::BeforeDockersRefusal },
-        ],
-    }
+    let mut hooks = vec![Hook { chain: "FORWARD", rule: jump, place: Place::BeforeCatchAll }];
+    hooks.extend(before_dockers_refusal("FORWARD", desired));
+    Wanted { table: "filter", chains: vec![chain], hooks }
 }
 
 /// Docker 28 drops what is routed to a container from elsewhere also before any forwarding.
 pub(super) fn raw(desired: &Desired) -> Wanted {
-    let hook = Hook { chain: "PREROUTING", rule: direct(desired), place: Place::BeforeDockersRefusal };
-    Wanted { table: "raw", chains: Vec::new(), hooks: vec![hook] }
+    Wanted {
+        table: "raw",
+        chains: Vec::new(),
+        hooks: before_dockers_refusal("PREROUTING", desired).collect(),
+    }
 }
 
-/// Only what comes by the overlay for our own pods: docker's word on all else stands.
-pub(super) fn direct(Desired { device, pod_subnet, .. }: &Desired) -> String {
-    format!("-d {} -i {device} -m comment --comment {DIRECT} -j ACCEPT", pod_subnet.trunc())
+fn before_dockers_refusal(chain: &'static str, desired: &Desired) -> impl Iterator<Item = Hook> {
+    let hook = move |rule| Hook { chain, rule, place: Place::BeforeDockersRefusal };
+    direct(desired).into_iter().map(hook)
+}
+
+/// Only what comes by the overlay for our own pods, or from pods by the underlay: docker's word on all else
+/// stands.
+pub(super) fn direct(desired: &Desired) -> Vec<String> {
+    let (Desired { device, direct, .. }, pods) = (desired, desired.pod_subnet.trunc());
+    let mut rules = vec![format!("-d {pods} -i {device} -m comment --comment {DIRECT} -j ACCEPT")];
+    rules.extend(direct.as_ref().map(|underlay| {
+        let (network, comment) = (desired.network.trunc(), direct_by_underlay(device));
+        format!("-s {network} -d {pods} -i {underlay} -m comment --comment {comment} -j ACCEPT")
+    }));
+    rules
+}
+
+/// The comment of the rule for what comes by the underlay, whose name does not say whose rule it is.
+pub(super) fn direct_by_underlay(device: &str) -> String {
+    format!("{DIRECT}-{device}")
 }
 
 /// The chain of a daemon's own NAT rules. 13 characters and a device's name (15 at most) just make the 28 that

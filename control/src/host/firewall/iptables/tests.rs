@@ -67,7 +67,7 @@ fn restored(name: &str, built_in: &str, lines: &[String]) -> Table {
 }
 
 fn fix(table: &Table, wanted: &Wanted) -> Vec<String> {
-    repair(table, wanted, "flannel.1", &BTreeSet::new())
+    repair(table, wanted, &BTreeSet::new())
 }
 
 /// The lines about a built-in chain, once the jump and its chain are as they should be but for its place,
@@ -164,6 +164,30 @@ fn docker_28s_refusals_are_preceded_by_what_comes_over_the_overlay_for_our_pods(
 }
 
 #[test]
+fn what_comes_and_goes_by_the_underlay_has_rules_of_its_own_and_leaves_none() {
+    let desired = Desired { direct: Some("eth0".to_owned()), ..desired() };
+    let by_underlay =
+        "-s 10.1.0.0/16 -d 10.1.9.0/24 -i eth0 -m comment --comment overlayd-direct-flannel.1 -j ACCEPT";
+    let before = table("raw", "PREROUTING", "ACCEPT", &["-d 10.1.9.2/32 ! -i docker0 -j DROP"]);
+    let lines = fix(&before, &rules::raw(&desired));
+    assert!(lines.iter().any(|line| line.ends_with(by_underlay)), "{lines:#?}");
+    let rules = [by_underlay, "-d 10.1.9.2/32 ! -i docker0 -j DROP"];
+    let there = table("raw", "PREROUTING", "ACCEPT", &rules);
+    let none = BTreeSet::new();
+    assert_eq!(removal(&there, "flannel.1", &none, &[]), [format!("-D PREROUTING {by_underlay}")]);
+    assert!(removal(&there, "flannel.10", &none, &[]).is_empty());
+    assert!(removal(&there, "flannel.1", &none, &rules::direct(&desired)).is_empty());
+
+    // What others translate on the underlay comes after what is ours to say there.
+    let nat = table("nat", "POSTROUTING", "ACCEPT", &["-o eth0 -j MASQUERADE"]);
+    let lines = fix(&nat, &rules::nat(&desired, true, false));
+    assert!(
+        lines.iter().any(|line| line.starts_with("-I POSTROUTING 1 ") && line.contains("-o eth0")),
+        "{lines:#?}"
+    );
+}
+
+#[test]
 fn two_networks_share_flannels_chains() {
     let (ours, theirs) = (rules::nat(&desired(), true, true), rules::nat(&other(), true, true));
     let empty = ":POSTROUTING ACCEPT [0:0]";
@@ -171,7 +195,7 @@ fn two_networks_share_flannels_chains() {
     let table = restored("nat", empty, &alone);
     assert!(fix(&table, &ours).is_empty());
 
-    let repair_theirs = |table: &Table| repair(table, &theirs, "flannel.10", &BTreeSet::new());
+    let repair_theirs = |table: &Table| repair(table, &theirs, &BTreeSet::new());
     let mut both = alone.clone();
     both.extend(repair_theirs(&table));
     let table = restored("nat", empty, &both);
@@ -201,7 +225,7 @@ fn what_is_nobodys_goes_from_a_shared_chain_and_so_does_a_former_network() {
         lines.extend(wanted.chains[0].rules.iter().map(|rule| format!("-A FLANNEL-FWD {rule}")));
         lines.push(format!("-A FORWARD {}", wanted.hooks[0].rule));
         let table = restored("filter", ":FORWARD DROP [0:0]", &lines);
-        let repaired = repair(&table, &wanted, "flannel.1", &BTreeSet::from(["10.3.0.0/16".to_owned()]));
+        let repaired = repair(&table, &wanted, &BTreeSet::from(["10.3.0.0/16".to_owned()]));
         assert_eq!(repaired.is_empty(), stays, "{stray}");
         assert!(!repaired.contains(&stray), "{repaired:#?}");
     }
