@@ -3,48 +3,44 @@
 //! One task follows the store ([`crate::membership`]); this loop turns what it publishes into a
 //! running [`Node`]. All of it runs on one thread: packets are the workers' business.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-use overlay::drops::DropReason;
 use overlay::forwarder::OnFailure;
 use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
-use overlay::offload::Offload;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::cleanup;
 use crate::flags::{FlagError, Flags, SourceCheckFlag, StoreKind};
 use crate::health::{Health, HealthError};
-use crate::host::events::{Interest, Touched};
 use crate::host::firewall::{self, Firewall};
 use crate::host::leftovers::devices_with_rules;
 use crate::host::link::{self, HostChanges};
-use crate::host::{HostError, Masquerade, blackhole, routes};
+use crate::host::{HostError, Masquerade};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
 use crate::lease::LeaseBackend;
 use crate::membership::{BadConfig, Membership, Terms, View};
-use crate::netconf::{Backend, NetworkConfig};
-use crate::node::{Node, NodeError, NodeOptions, Plan, Reached, Tunnel};
+use crate::netconf::NetworkConfig;
+use crate::node::{Node, NodeError, NodeOptions, Plan, Tunnel};
 use crate::reconcile::Reconcile;
 use crate::service_manager;
 use crate::socket::{ControlSocket, StatusSource, path};
 use crate::state::{SavedState, StateError};
-use crate::status::{
-    BackendStatus, Counters, DeviceStatus, Directions, HostStatus, LeaseState, LeaseStatus, PeerStatus,
-    Status, StoreStatus, drops,
-};
+use crate::status::LeaseState;
 use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
 use crate::subnet_file::{Previous, SubnetFile};
-use crate::takeover::{self, TakeoverError, process_here};
+use crate::takeover::{self, TakeoverError};
+
+mod earlier;
+mod host;
+mod report;
+
+use earlier::{Earlier, remove_stale_rules};
+use report::Shared;
 
 /// Why the daemon cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -273,48 +269,6 @@ struct Revival {
     problem: Option<String>,
 }
 
-/// What an earlier node has put into the kernel: one of this process, or of a run that its saved state tells of.
-struct Earlier {
-    /// What its rules are named after.
-    device: String,
-    /// What its routes lie in.
-    network: Ipv4Net,
-    /// Whether it was this process's: then nobody else can have taken it over.
-    own: bool,
-}
-
-impl Earlier {
-    fn of(path: &Path) -> Option<Self> {
-        let config = NetworkConfig::parse(&SavedState::read(path).ok()?.config).ok()?;
-        Some(Self { device: config.device(), network: config.network, own: false })
-    }
-
-    /// Removes what the node of `plan` will not replace by its own. What another daemon has taken over since
-    /// is left alone.
-    async fn remove(&self, plan: &Plan) {
-        let in_use =
-            !self.own && path::socket(&self.device).is_ok_and(|path| UnixStream::connect(path).is_ok());
-        if self.device != plan.device() && !in_use {
-            remove_traces(&self.device).await;
-        }
-        if self.network != plan.config.network && !in_use {
-            let plain = routes::sync(self.network, false, &[]).await.map(drop);
-            let blackholes = blackhole::remove(self.network, None).await.map(drop);
-            for error in [plain, blackholes].into_iter().filter_map(Result::err) {
-                warn!(%error, network = %self.network, "routes of an earlier run stay behind");
-            }
-        }
-    }
-}
-
-#[derive(Default)]
-struct Shared {
-    node: Weak<Node>,
-    view: Option<(View, LeaseState)>,
-    store: String,
-    host: HostStatus,
-}
-
 impl Daemon {
     fn new(
         flags: Flags,
@@ -533,7 +487,7 @@ impl Daemon {
     /// waits.
     fn take_over_from(&mut self, before: Running) {
         let plan = before.node.plan();
-        self.earlier = Some(Earlier { device: plan.device(), network: plan.config.network, own: true });
+        self.earlier = Some(Earlier::own(plan));
         match before.node.tunnel().map(|tunnel| tunnel.forwarder().hand_over()) {
             Some(Ok(inherited)) => self.inherited = inherited,
             Some(Err(error)) => warn!(%error, "the next node does without the sockets of this one"),
@@ -655,104 +609,6 @@ impl Daemon {
         }
     }
 
-    /// Addresses, devices or routes of this host have changed: its own addresses are no valid source from
-    /// the wire, who is on our link may be another, and the interface to the other nodes may be another.
-    async fn host_changed(&mut self) {
-        match iface::choose_again(&self.spec, &self.underlay).await {
-            Ok(underlay) => {
-                self.no_underlay = None;
-                if underlay != self.underlay {
-                    self.move_to(underlay).await;
-                    return;
-                }
-            }
-            Err(error) => {
-                let problem = error.to_string();
-                if self.no_underlay.as_ref() != Some(&problem) {
-                    error!(problem, interface = self.underlay.name, address = %self.underlay.address, "the interface to the other nodes is not as it was: waiting for it, or another, to be there");
-                    self.no_underlay = Some(problem);
-                }
-            }
-        }
-        if let Some(revival) = &mut self.revival {
-            // What it was waiting for may be there.
-            revival.at = Instant::now();
-        }
-        let view = self.shared.lock().unwrap_or_else(PoisonError::into_inner).view.clone();
-        if let (Some(running), Some((view, _))) = (&self.running, view)
-            && let Err(error) = running.node.publish(&view.peers).await
-        {
-            error!(%error, "this host's addresses and routes cannot be read: the earlier ones count");
-        }
-    }
-
-    /// Makes `underlay` the interface to the other nodes. They learn of it by our lease, which keeps its subnet.
-    async fn move_to(&mut self, underlay: Underlay) {
-        tell_underlay(&underlay, "the interface to the other nodes has changed");
-        self.underlay = underlay;
-        self.public_ip.send_replace(self.underlay.public_ip);
-        self.build_again(None).await;
-    }
-
-    /// What of the host is ours to look after; `None` while nothing is.
-    fn interest(&self) -> Option<Interest> {
-        let plan = self.running.as_ref()?.node.plan();
-        Some(Interest { device: plan.device(), underlay: plan.underlay.index, network: plan.config.network })
-    }
-
-    /// What others have taken away is put back. A lasting problem is told once.
-    async fn sync_host(&mut self, touched: Touched) {
-        let Some(running) = &mut self.running else { return };
-        let link = if touched.link { Some(running.node.sync().await) } else { None };
-        let rules = if touched.rules { Some(running.firewall.sync().await) } else { None };
-        match link {
-            Some(Err(HostError::NoDevice(_))) => self.device_gone().await,
-            Some(Ok(put)) => {
-                tell_problem(&mut self.link_problem, None);
-                put.into_iter().for_each(|what| self.restored(what));
-            }
-            Some(Err(error)) => tell_problem(&mut self.link_problem, Some(error.to_string())),
-            None => {}
-        }
-        match rules {
-            Some(Ok(put)) => {
-                tell_problem(&mut self.rules_problem, None);
-                if put {
-                    self.restored("the firewall rules".to_owned());
-                }
-            }
-            Some(Err(error)) => tell_problem(&mut self.rules_problem, Some(error.to_string())),
-            None => {}
-        }
-        self.tell_health();
-    }
-
-    fn restored(&self, what: String) {
-        info!(what, "put back what somebody else has removed or changed");
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).host.restored += 1;
-    }
-
-    /// Whether this node does what it is there for, and if not, why.
-    fn tell_health(&self) {
-        let mut problems: Vec<String> =
-            [&self.link_problem, &self.rules_problem].into_iter().flatten().cloned().collect();
-        match &self.revival {
-            Some(Revival { problem: Some(problem), .. }) => problems.push(problem.clone()),
-            _ if self.running.is_none() => problems.push("nothing is forwarded yet".to_owned()),
-            _ => {}
-        }
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        // The store has let it expire by then, at the latest.
-        let ttl = Duration::from_secs(u64::from(self.flags.subnet_lease_ttl));
-        if matches!(shared.view, Some((_, LeaseState::Lost))) {
-            problems.push("the lease is lost, and not taken again yet".to_owned());
-        } else if self.unconfirmed_since.is_some_and(|since| since.elapsed() >= ttl) {
-            problems.push("the store has not confirmed the lease for as long as it lasts".to_owned());
-        }
-        shared.host.problems.clone_from(&problems);
-        self.health.set(problems);
-    }
-
     /// Tells the service manager that we are alive, if every worker is.
     fn show_life(&mut self) {
         let tunnel = self.running.as_ref().and_then(|running| running.node.tunnel());
@@ -806,75 +662,6 @@ impl Drop for Daemon {
     }
 }
 
-impl Shared {
-    fn status(&self) -> Option<Status> {
-        let node = self.node.upgrade()?;
-        let (view, state) = self.view.as_ref()?;
-        let plan = node.plan();
-        let (egress, ingress) = node.tunnel().map(Tunnel::totals).unwrap_or_default();
-        let (kind, place) = self.store.split_once(' ').unwrap_or((&self.store, ""));
-        let peer = |Reached { lease, way, problem }: Reached| PeerStatus {
-            subnet: lease.subnet,
-            public_ip: lease.attrs.public_ip,
-            vtep_mac: match lease.attrs.backend {
-                LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac.to_string()),
-                _ => None,
-            },
-            way,
-            problem,
-        };
-        Some(Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            device: node.tunnel().map(|tunnel| DeviceStatus {
-                name: plan.device(),
-                mtu: plan.mtu(),
-                queues: tunnel.queues,
-                address: plan.overlay_address(),
-            }),
-            backend: match plan.config.backend {
-                Backend::Udp { port } => BackendStatus::Udp { port },
-                Backend::Vxlan { vni, port, direct_routing, .. } => {
-                    BackendStatus::Vxlan { port, vni, vtep_mac: plan.vtep_mac.to_string(), direct_routing }
-                }
-                Backend::HostGw => BackendStatus::HostGw { interface: plan.underlay.name.clone() },
-                Backend::Alloc => BackendStatus::Alloc,
-            },
-            network: plan.config.network,
-            lease: LeaseStatus { subnet: plan.subnet, public_ip: plan.underlay.public_ip, state: *state },
-            store: StoreStatus {
-                kind: kind.to_owned(),
-                r#where: place.to_owned(),
-                connected: view.connected,
-            },
-            peers: node.peers().into_iter().map(peer).collect(),
-            ignored_leases: view.ignored,
-            garbage_leases: view.garbage,
-            conflicts: view.conflicts.iter().map(ToString::to_string).collect(),
-            offloads: node.tunnel().map_or_else(BTreeMap::new, |tunnel| {
-                Offload::ALL
-                    .into_iter()
-                    .map(|offload| (offload.label().to_owned(), tunnel.offloads.is_on(offload)))
-                    .collect()
-            }),
-            source_check: node.tunnel().map(|tunnel| {
-                match tunnel.source_check {
-                    SourceCheck::Strict => "strict",
-                    SourceCheck::Loose => "loose",
-                    SourceCheck::Off => "off",
-                }
-                .to_owned()
-            }),
-            counters: Directions { egress: Counters::from(&egress), ingress: Counters::from(&ingress) },
-            drops: Directions {
-                egress: drops(&egress, &DropReason::EGRESS),
-                ingress: drops(&ingress, &DropReason::INGRESS),
-            },
-            icmp_sent: egress.icmp_sent + ingress.icmp_sent,
-            host: self.host.clone(),
-        })
-    }
-}
-
 /// What an earlier process has left to us by way of the service manager.
 fn inherit() -> Inherited {
     let inherited = Inherited::take().unwrap_or_else(|error| {
@@ -913,48 +700,6 @@ fn tell_underlay(underlay: &Underlay, what: &str) {
 /// Whether the saved state of `before` would mislead a node that is now as `after` says.
 fn worth_saving(before: &View, after: &View) -> bool {
     (&before.config_text, &before.lease, &before.peers) != (&after.config_text, &after.lease, &after.peers)
-}
-
-/// Removes device and rules of a node that this one has taken the place of.
-async fn remove_traces(device: &str) {
-    if let Err(error) = link::remove_tun(device).await {
-        warn!(%error, "the earlier device stays behind");
-    }
-    if let Err(error) = firewall::remove_all(device).await {
-        warn!(%error, device, "rules of the earlier device stay behind");
-    }
-}
-
-/// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld
-/// that does not run; one that does may serve another network of this host.
-async fn remove_stale_rules(own_device: String) {
-    if process_here("flanneld").is_none()
-        && let Err(error) = firewall::remove_flannels().await
-    {
-        warn!(%error, "rules that flanneld has left stay behind");
-    }
-    let stale = match cleanup::devices_gone().await {
-        Ok(devices) => devices,
-        Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
-    };
-    for device in stale.iter().filter(|device| **device != own_device) {
-        match firewall::remove_all(device).await {
-            Ok(_) => info!(device, "removed the firewall rules of an earlier run"),
-            Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
-        }
-    }
-}
-
-/// Makes `now` the state of something that is looked at again and again, and says so if that is news.
-fn tell_problem(before: &mut Option<String>, now: Option<String>) {
-    if *before == now {
-        return;
-    }
-    match &now {
-        Some(problem) => warn!(%problem, "the host is not as it should be: trying again at every resync"),
-        None => info!("the host is as it should be again"),
-    }
-    *before = now;
 }
 
 /// Queues by default: what the busiest node of a cluster has use for; more cost memory and wake-ups.

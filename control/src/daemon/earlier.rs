@@ -1,0 +1,85 @@
+//! What nodes before this one have left in the kernel, and has no use any more.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+use tracing::{debug, info, warn};
+
+use crate::cleanup;
+use crate::host::{blackhole, firewall, link, routes};
+use crate::netconf::NetworkConfig;
+use crate::node::Plan;
+use crate::socket::path;
+use crate::state::SavedState;
+use crate::takeover::process_here;
+
+/// What an earlier node has put into the kernel: one of this process, or of a run that its saved state tells of.
+pub(super) struct Earlier {
+    /// What its rules are named after.
+    device: String,
+    /// What its routes lie in.
+    network: Ipv4Net,
+    /// Whether it was this process's: then nobody else can have taken it over.
+    own: bool,
+}
+
+impl Earlier {
+    /// A node of this process.
+    pub(super) fn own(plan: &Plan) -> Self {
+        Self { device: plan.device(), network: plan.config.network, own: true }
+    }
+
+    /// The node of a run that has saved its state at `path`.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let config = NetworkConfig::parse(&SavedState::read(path).ok()?.config).ok()?;
+        Some(Self { device: config.device(), network: config.network, own: false })
+    }
+
+    /// Removes what the node of `plan` will not replace by its own. What another daemon has taken over since
+    /// is left alone.
+    pub(super) async fn remove(&self, plan: &Plan) {
+        let in_use =
+            !self.own && path::socket(&self.device).is_ok_and(|path| UnixStream::connect(path).is_ok());
+        if self.device != plan.device() && !in_use {
+            remove_traces(&self.device).await;
+        }
+        if self.network != plan.config.network && !in_use {
+            let plain = routes::sync(self.network, false, &[]).await.map(drop);
+            let blackholes = blackhole::remove(self.network, None).await.map(drop);
+            for error in [plain, blackholes].into_iter().filter_map(Result::err) {
+                warn!(%error, network = %self.network, "routes of an earlier run stay behind");
+            }
+        }
+    }
+}
+
+/// Removes device and rules of a node that this one has taken the place of.
+async fn remove_traces(device: &str) {
+    if let Err(error) = link::remove_tun(device).await {
+        warn!(%error, "the earlier device stays behind");
+    }
+    if let Err(error) = firewall::remove_all(device).await {
+        warn!(%error, device, "rules of the earlier device stay behind");
+    }
+}
+
+/// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld
+/// that does not run; one that does may serve another network of this host.
+pub(super) async fn remove_stale_rules(own_device: String) {
+    if process_here("flanneld").is_none()
+        && let Err(error) = firewall::remove_flannels().await
+    {
+        warn!(%error, "rules that flanneld has left stay behind");
+    }
+    let stale = match cleanup::devices_gone().await {
+        Ok(devices) => devices,
+        Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
+    };
+    for device in stale.iter().filter(|device| **device != own_device) {
+        match firewall::remove_all(device).await {
+            Ok(_) => info!(device, "removed the firewall rules of an earlier run"),
+            Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
+        }
+    }
+}

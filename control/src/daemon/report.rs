@@ -1,0 +1,95 @@
+//! What the control socket tells of the daemon.
+
+use std::collections::BTreeMap;
+use std::sync::Weak;
+
+use overlay::drops::DropReason;
+use overlay::ingress::SourceCheck;
+use overlay::offload::Offload;
+
+use crate::lease::LeaseBackend;
+use crate::membership::View;
+use crate::netconf::Backend;
+use crate::node::{Node, Reached, Tunnel};
+use crate::status::{
+    BackendStatus, Counters, DeviceStatus, Directions, HostStatus, LeaseState, LeaseStatus, PeerStatus,
+    Status, StoreStatus, drops,
+};
+
+/// What there is to tell. It is kept for the socket, which answers at any time.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) node: Weak<Node>,
+    pub(super) view: Option<(View, LeaseState)>,
+    pub(super) store: String,
+    pub(super) host: HostStatus,
+}
+
+impl Shared {
+    pub(super) fn status(&self) -> Option<Status> {
+        let node = self.node.upgrade()?;
+        let (view, state) = self.view.as_ref()?;
+        let plan = node.plan();
+        let (egress, ingress) = node.tunnel().map(Tunnel::totals).unwrap_or_default();
+        let (kind, place) = self.store.split_once(' ').unwrap_or((&self.store, ""));
+        let peer = |Reached { lease, way, problem }: Reached| PeerStatus {
+            subnet: lease.subnet,
+            public_ip: lease.attrs.public_ip,
+            vtep_mac: match lease.attrs.backend {
+                LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac.to_string()),
+                _ => None,
+            },
+            way,
+            problem,
+        };
+        Some(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            device: node.tunnel().map(|tunnel| DeviceStatus {
+                name: plan.device(),
+                mtu: plan.mtu(),
+                queues: tunnel.queues,
+                address: plan.overlay_address(),
+            }),
+            backend: match plan.config.backend {
+                Backend::Udp { port } => BackendStatus::Udp { port },
+                Backend::Vxlan { vni, port, direct_routing, .. } => {
+                    BackendStatus::Vxlan { port, vni, vtep_mac: plan.vtep_mac.to_string(), direct_routing }
+                }
+                Backend::HostGw => BackendStatus::HostGw { interface: plan.underlay.name.clone() },
+                Backend::Alloc => BackendStatus::Alloc,
+            },
+            network: plan.config.network,
+            lease: LeaseStatus { subnet: plan.subnet, public_ip: plan.underlay.public_ip, state: *state },
+            store: StoreStatus {
+                kind: kind.to_owned(),
+                r#where: place.to_owned(),
+                connected: view.connected,
+            },
+            peers: node.peers().into_iter().map(peer).collect(),
+            ignored_leases: view.ignored,
+            garbage_leases: view.garbage,
+            conflicts: view.conflicts.iter().map(ToString::to_string).collect(),
+            offloads: node.tunnel().map_or_else(BTreeMap::new, |tunnel| {
+                Offload::ALL
+                    .into_iter()
+                    .map(|offload| (offload.label().to_owned(), tunnel.offloads.is_on(offload)))
+                    .collect()
+            }),
+            source_check: node.tunnel().map(|tunnel| {
+                match tunnel.source_check {
+                    SourceCheck::Strict => "strict",
+                    SourceCheck::Loose => "loose",
+                    SourceCheck::Off => "off",
+                }
+                .to_owned()
+            }),
+            counters: Directions { egress: Counters::from(&egress), ingress: Counters::from(&ingress) },
+            drops: Directions {
+                egress: drops(&egress, &DropReason::EGRESS),
+                ingress: drops(&ingress, &DropReason::INGRESS),
+            },
+            icmp_sent: egress.icmp_sent + ingress.icmp_sent,
+            host: self.host.clone(),
+        })
+    }
+}
