@@ -13,7 +13,7 @@ use crate::daemon::connect_store;
 use crate::flags::{Flags, StoreKind};
 use crate::host::leftovers::devices_with_rules;
 use crate::host::link::{self, ROUTE_PROTOCOL};
-use crate::host::netlink::{Link, Netlink, destination, output_device, refused};
+use crate::host::netlink::{Link, Netlink, refused};
 use crate::host::{HostError, firewall};
 use crate::lease::LeaseAttrs;
 use crate::netconf::NetworkConfig;
@@ -97,14 +97,13 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
     for route in netlink.routes_of(ROUTE_PROTOCOL).await? {
         // Those of a blackhole, or by the underlay, name no device of ours: they go with their network, or when
         // all devices' leftovers go.
-        routed.extend(output_device(&route));
-        let through = output_device(&route).and_then(|index| links.iter().find(|link| link.index == index));
-        let to = destination(&route);
-        let in_saved = saved.as_ref().zip(to).is_some_and(|(config, to)| config.network.contains(&to));
+        routed.extend(route.device);
+        let through = route.device.and_then(|index| links.iter().find(|link| link.index == index));
+        let to = route.destination;
+        let in_saved = saved.as_ref().is_some_and(|config| config.network.contains(&to));
         if device.is_none() || in_saved || through.is_some_and(|link| wanted(&link.name)) {
-            let to = to.map_or_else(|| "default".to_owned(), |net| net.to_string());
-            let text = through.map_or_else(|| to.clone(), |link| format!("{to} dev {}", link.name));
-            found.push(Leftover::Route { text, message: Box::new(route) });
+            let text = through.map_or_else(|| to.to_string(), |link| format!("{to} dev {}", link.name));
+            found.push(Leftover::Route { text, message: Box::new(route.message) });
         }
     }
     let rules: BTreeSet<String> =

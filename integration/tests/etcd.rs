@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use integration::certificates::Authority;
 use integration::etcd::{Ask, write_certificates};
 use integration::overlayd::Launch;
-use integration::{Backend, Etcd, Overlayd, Site, Store, await_until};
+use integration::{Backend, Etcd, Overlayd, Pair, Site, Store, Wire, await_until, traffic};
 use rustix::process::Signal;
 
 const PREFIX: &str = "/coreos.com/network";
@@ -46,6 +46,24 @@ fn certificates_are_replaced_under_a_running_daemon() {
     fs::write(files.join("client-key.pem"), key).unwrap();
     store.server().run();
     await_connected(&w, true);
+}
+
+#[test]
+fn pods_ping_each_other_both_ways_with_each_backend() {
+    for backend in ["udp", "vxlan", "host-gw"] {
+        let (site, worker, master) = Site::two_hosts_on_one_link(Wire::Virtual);
+        let files = site.directory("certificates");
+        write_certificates(&site, &Authority::new(), &files);
+        let store = Store::of(Etcd::start_secured(&site, &files, Ask::Certificate), Backend::Vxlan);
+        store.put_config(&format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"{backend}"}}}}"#));
+        let file = |flag: &str, name: &str| format!("-etcd-{flag}={}", files.join(name).display());
+        let flags =
+            [file("cafile", "ca.pem"), file("certfile", "client.pem"), file("keyfile", "client-key.pem")];
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let pair = Pair::start([&worker, &master], &store, &flags);
+        traffic::ping(&pair.a.ns, pair.b.address);
+        traffic::ping(&pair.b.ns, pair.a.address);
+    }
 }
 
 #[test]

@@ -48,6 +48,20 @@ fn a_node_that_cannot_be_put_right_is_not_ready() {
 }
 
 #[test]
+fn a_node_without_its_interface_is_not_ready() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let pair = Pair::start([&worker, &master], &store, &["--healthz-port=8081"]);
+    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    worker.ns.ip("address del 192.168.1.12/24 dev eth0");
+    await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
+    assert!(get(&worker, "/readyz").is_some_and(|(_, text)| text.contains("eth0")));
+    worker.ns.ip("address add 192.168.1.12/24 dev eth0\nroute add default via 192.168.1.1");
+    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    traffic::ping(&pair.a.ns, pair.b.address);
+}
+
+#[test]
 fn a_node_whose_lease_has_run_out_is_not_ready_and_forwards_all_the_same() {
     let (site, worker, master) = Site::two_hosts();
     let mut store = Store::etcd(&site, Backend::Vxlan);

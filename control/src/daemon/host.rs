@@ -42,6 +42,7 @@ impl Daemon {
         {
             error!(%error, "this host's addresses and routes cannot be read: the earlier ones count");
         }
+        self.tell_health();
     }
 
     /// Makes `underlay` the interface to the other nodes. They learn of it by our lease, which keeps its subnet.
@@ -92,8 +93,11 @@ impl Daemon {
 
     /// Whether this node does what it is there for, and if not, why.
     pub(super) fn tell_health(&self) {
-        let mut problems: Vec<String> =
-            [&self.link_problem, &self.rules_problem].into_iter().flatten().cloned().collect();
+        let mut problems: Vec<String> = [&self.no_underlay, &self.link_problem, &self.rules_problem]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         match &self.revival {
             Some(Revival { problem: Some(problem), .. }) => problems.push(problem.clone()),
             _ if self.running.is_none() => problems.push("nothing is forwarded yet".to_owned()),

@@ -493,6 +493,7 @@ impl Daemon {
             Some(Err(error)) => warn!(%error, "the next node does without the sockets of this one"),
             None => {}
         }
+        self.tell_health();
     }
 
     async fn build(&mut self, plan: Plan, view: &View) -> Result<Running, DaemonError> {

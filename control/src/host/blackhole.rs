@@ -6,12 +6,9 @@
 
 use std::net::Ipv4Addr;
 
-use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 
 use super::link::ROUTE_PROTOCOL;
 use super::netlink::{Netlink, refused};
@@ -43,14 +40,13 @@ pub async fn apply(desired: &Desired) -> Result<(), HostError> {
 /// [`HostError::Netlink`] if the kernel does not list them, or refuses.
 pub async fn remove(network: Ipv4Net, keep: Option<Ipv4Net>) -> Result<Vec<Ipv4Net>, HostError> {
     let netlink = Netlink::open()?;
-    let query = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let listed: Result<Vec<RouteMessage>, _> =
-        netlink.handle.route().get(query).execute().try_collect().await;
     let mut removed = Vec::new();
-    for subnet in listed.map_err(|e| refused("list the routes", &e))?.iter().filter_map(ours) {
+    let ours = netlink.routes_of(ROUTE_PROTOCOL).await?;
+    for route in ours.into_iter().filter(|route| !route.unicast && route.metric == METRIC) {
+        let subnet = route.destination;
         if network.contains(&subnet) && Some(subnet) != keep {
             let action = format!("remove the blackhole route to {subnet}");
-            netlink.handle.route().del(route(subnet)).execute().await.map_err(|e| refused(action, &e))?;
+            netlink.handle.route().del(route.message).execute().await.map_err(|e| refused(action, &e))?;
             removed.push(subnet);
         }
     }
@@ -65,19 +61,6 @@ fn route(subnet: Ipv4Net) -> RouteMessage {
         .destination_prefix(subnet.addr(), subnet.prefix_len())
         .priority(METRIC)
         .build()
-}
-
-/// Where a blackhole route with our marks leads to.
-fn ours(route: &RouteMessage) -> Option<Ipv4Net> {
-    let header = &route.header;
-    let marked = header.kind == RouteType::BlackHole
-        && header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-        && route.attributes.contains(&RouteAttribute::Priority(METRIC));
-    let to = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(to)) => Some(*to),
-        _ => None,
-    })?;
-    marked.then(|| Ipv4Net::new_assert(to, header.destination_prefix_length))
 }
 
 /// After every other route to the same subnet.

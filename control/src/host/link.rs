@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info};
 
-use super::netlink::{Link, Netlink, destination, output_device, refused};
+use super::netlink::{Link, Netlink, refused};
 use super::{Desired, HostError};
 
 /// The protocol id of our routes, shown by `ip route` as `proto 222`: how a route of an earlier life is told
@@ -261,13 +261,13 @@ async fn put_route(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<
         .routes_of(ROUTE_PROTOCOL)
         .await?
         .into_iter()
-        .filter(|route| output_device(route) == Some(link.index))
-        .partition(|route| destination(route) == Some(network) && route.header.scope == RouteScope::Link);
+        .filter(|route| route.device == Some(link.index))
+        .partition(|route| route.destination == network && route.message.header.scope == RouteScope::Link);
     for route in stale {
-        let to = destination(&route).map_or("default".to_owned(), |net| net.to_string());
+        let to = route.destination;
         let action = format!("remove the route {to} through {}", desired.device);
-        info!(device = desired.device, to, "removing a route of an earlier run");
-        netlink.handle.route().del(route).execute().await.map_err(|e| refused(action, &e))?;
+        info!(device = desired.device, %to, "removing a route of an earlier run");
+        netlink.handle.route().del(route.message).execute().await.map_err(|e| refused(action, &e))?;
     }
     if !wanted.is_empty() {
         return Ok(None);

@@ -69,7 +69,7 @@ impl Netlink {
 
     /// The main table's IPv4 routes that carry this protocol id: the kernel picks them, so that a table
     /// with all the routes of the Internet costs no more than a small one.
-    pub(crate) async fn routes_of(&self, protocol: u8) -> Result<Vec<RouteMessage>, HostError> {
+    pub(crate) async fn routes_of(&self, protocol: u8) -> Result<Vec<Route>, HostError> {
         // A kernel before 4.20 neither knows the option nor picks: it gives all.
         let strict = rtnetlink::new_connection_with_strict_check()
             .map(|(connection, handle, _)| Self { handle, connection: tokio::spawn(connection) });
@@ -85,7 +85,8 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(|e| failed("list our routes", &e))?;
-        Ok(routes.into_iter().filter(|r| r.header.protocol == RouteProtocol::Other(protocol)).collect())
+        let routes = routes.into_iter().filter_map(Route::from_message);
+        Ok(routes.filter(|route| route.protocol == RouteProtocol::Other(protocol)).collect())
     }
 
     /// The index of the device that the preferred (lowest metric) IPv4 default route leaves through.
@@ -321,14 +322,6 @@ pub(crate) fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => {
             Ipv4Net::new(*address, route.header.destination_prefix_length).ok()
         }
-        _ => None,
-    })
-}
-
-/// The index of the device that a route leaves through.
-pub(crate) fn output_device(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     })
 }
