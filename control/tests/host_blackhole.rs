@@ -2,22 +2,11 @@
 
 mod namespace;
 
-use control::host::{Desired, FirewallKind, Masquerade, blackhole};
+use control::host::{Desired, blackhole};
 use namespace::Namespace;
 
 fn desired(pod_subnet: &str, blackhole: bool) -> Desired {
-    Desired {
-        direct: None,
-        device: "flannel.1".to_owned(),
-        mtu: 1450,
-        address: [10, 1, 9, 0].into(),
-        network: "10.1.0.0/16".parse().unwrap(),
-        pod_subnet: pod_subnet.parse().unwrap(),
-        masquerade: Masquerade { return_path: true, ip_masq: false, fully_random: true },
-        forward_rules: true,
-        firewall: FirewallKind::Auto,
-        blackhole,
-    }
+    Desired { pod_subnet: pod_subnet.parse().unwrap(), blackhole, ..namespace::desired() }
 }
 
 fn apply(host: &Namespace, subnet: &str, wanted: bool) {

@@ -45,18 +45,7 @@ const DOCKER: &str = "
     iptables -w 5 -I FORWARD -j DOCKER-USER";
 
 fn desired(masquerade: Masquerade) -> Desired {
-    Desired {
-        device: "flannel.1".to_owned(),
-        direct: None,
-        mtu: 1450,
-        address: DEVICE,
-        network: "10.1.0.0/16".parse().unwrap(),
-        pod_subnet: "10.1.9.0/24".parse().unwrap(),
-        masquerade,
-        forward_rules: true,
-        firewall: FirewallKind::Auto,
-        blackhole: false,
-    }
+    Desired { masquerade, ..namespace::desired() }
 }
 
 fn desired_with(firewall: FirewallKind, masquerade: Masquerade) -> Desired {

@@ -42,16 +42,9 @@ const SAVED: &str = r#"*nat
 
 fn desired(firewall: FirewallKind) -> Desired {
     Desired {
-        direct: None,
-        device: "flannel.1".to_owned(),
-        mtu: 1450,
-        address: [10, 1, 9, 0].into(),
-        network: "10.1.0.0/16".parse().unwrap(),
-        pod_subnet: "10.1.9.0/24".parse().unwrap(),
         masquerade: Masquerade { return_path: true, ip_masq: true, fully_random: true },
-        forward_rules: true,
         firewall,
-        blackhole: false,
+        ..namespace::desired()
     }
 }
 

@@ -7,24 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use control::host::link::{self, HostChanges};
-use control::host::{Desired, FirewallKind, HostError, Masquerade};
-use namespace::Namespace;
+use control::host::{Desired, HostError};
+use namespace::{Namespace, desired};
 use tokio::time::timeout;
-
-fn desired() -> Desired {
-    Desired {
-        device: "flannel.1".to_owned(),
-        direct: None,
-        mtu: 1450,
-        address: [10, 1, 9, 0].into(),
-        network: "10.1.0.0/16".parse().unwrap(),
-        pod_subnet: "10.1.9.0/24".parse().unwrap(),
-        masquerade: Masquerade { return_path: true, ip_masq: false, fully_random: true },
-        forward_rules: true,
-        firewall: FirewallKind::Auto,
-        blackhole: false,
-    }
-}
 
 fn apply(host: &Namespace, desired: &Desired) -> Result<(), HostError> {
     let desired = desired.clone();

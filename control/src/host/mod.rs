@@ -48,6 +48,25 @@ pub struct Desired {
     pub blackhole: bool,
 }
 
+#[cfg(test)]
+impl Desired {
+    /// What a usual host is to have; a test changes what it is about.
+    pub(crate) fn example() -> Self {
+        Self {
+            device: "flannel.1".to_owned(),
+            direct: None,
+            mtu: 1450,
+            address: [10, 1, 9, 0].into(),
+            network: "10.1.0.0/16".parse().unwrap(),
+            pod_subnet: "10.1.9.0/24".parse().unwrap(),
+            masquerade: Masquerade { return_path: true, ip_masq: false, fully_random: true },
+            forward_rules: true,
+            firewall: FirewallKind::Nftables,
+            blackhole: false,
+        }
+    }
+}
+
 /// What the firewall's rules are made with: the values of `--firewall`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "lower")]

@@ -10,9 +10,26 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use control::host::{Desired, FirewallKind, Masquerade};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
 use serde_json::Value;
+
+/// What a usual host is to have; a test changes what it is about.
+pub fn desired() -> Desired {
+    Desired {
+        device: "flannel.1".to_owned(),
+        direct: None,
+        mtu: 1450,
+        address: [10, 1, 9, 0].into(),
+        network: "10.1.0.0/16".parse().unwrap(),
+        pod_subnet: "10.1.9.0/24".parse().unwrap(),
+        masquerade: Masquerade { return_path: true, ip_masq: false, fully_random: true },
+        forward_rules: true,
+        firewall: FirewallKind::Auto,
+        blackhole: false,
+    }
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 

@@ -252,21 +252,10 @@ const MULTICAST: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::{FirewallKind, Masquerade};
+    use crate::host::Masquerade;
 
     fn desired(masquerade: Masquerade) -> Desired {
-        Desired {
-            device: "flannel.1".to_owned(),
-            direct: None,
-            mtu: 1450,
-            address: [10, 1, 9, 0].into(),
-            network: "10.1.0.0/16".parse().unwrap(),
-            pod_subnet: "10.1.9.0/24".parse().unwrap(),
-            masquerade,
-            forward_rules: true,
-            firewall: FirewallKind::Nftables,
-            blackhole: false,
-        }
+        Desired { masquerade, ..Desired::example() }
     }
 
     #[test]

@@ -4,16 +4,9 @@ use crate::host::{FirewallKind, Masquerade};
 
 fn desired() -> Desired {
     Desired {
-        device: "flannel.1".to_owned(),
-        direct: None,
-        mtu: 1450,
-        address: [10, 1, 9, 0].into(),
-        network: "10.1.0.0/16".parse().unwrap(),
-        pod_subnet: "10.1.9.0/24".parse().unwrap(),
         masquerade: Masquerade { return_path: true, ip_masq: true, fully_random: true },
-        forward_rules: true,
         firewall: FirewallKind::Iptables,
-        blackhole: false,
+        ..Desired::example()
     }
 }
 
