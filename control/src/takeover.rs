@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use tracing::{info, warn};
 
 use crate::host::HostError;
-use crate::host::netlink::{Netlink, refused};
+use crate::host::netlink::{KernelVxlan, Netlink, refused};
 use crate::netconf::Backend;
 use crate::node::Plan;
 
@@ -46,7 +46,8 @@ pub enum TakeoverError {
 }
 
 /// Makes room for the node of `plan` where flanneld has left its device. Only a VXLAN device of our name
-/// and VNI is removed; any other that is in the way is somebody else's, and is met as an error later.
+/// and VNI is removed, or, if we have no use for the name, one named as flannel names them that has an address
+/// of our network; any other that is in the way is somebody else's, and is met as an error later.
 ///
 /// A running flanneld is not robbed. The device does not say whose it is, so a process of that name, in
 /// this network namespace, counts as its owner.
@@ -54,16 +55,30 @@ pub enum TakeoverError {
 /// # Errors
 /// [`TakeoverError`]; nothing has been touched then.
 pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
-    let Backend::Vxlan { vni, port, .. } = plan.config.backend else { return Ok(()) };
     let netlink = Netlink::open()?;
-    let (ours, others): (Vec<_>, Vec<_>) =
-        netlink.vxlan_devices().await?.into_iter().partition(|d| d.name == plan.device() && d.vni == vni);
+    let addresses = netlink.addresses().await?;
+    let in_network =
+        |index| addresses.iter().any(|a| a.index == index && plan.config.network.contains(&a.address));
+    let vxlan = match plan.config.backend {
+        Backend::Vxlan { vni, port, .. } => Some((vni, port)),
+        _ => None,
+    };
+    let is_ours = |device: &KernelVxlan| match vxlan {
+        Some((vni, _)) => device.name == plan.device() && device.vni == vni,
+        None => device.name == format!("flannel.{}", device.vni) && in_network(device.index),
+    };
+    let (ours, others): (Vec<_>, Vec<_>) = netlink.vxlan_devices().await?.into_iter().partition(is_ours);
     let Some(left) = ours.into_iter().next() else { return Ok(()) };
     if let Some(pid) = process_here("flanneld") {
         return Err(TakeoverError::Running { device: left.name, pid });
     }
-    if let Some(other) = others.into_iter().find(|other| other.up && other.port == port) {
+    let wants_port = |other: &KernelVxlan| other.up && vxlan.is_some_and(|(_, port)| other.port == port);
+    if let Some(other) = others.into_iter().find(wants_port) {
         return Err(TakeoverError::PortShared { device: left.name, other: other.name, port: other.port });
+    }
+    if vxlan.is_none() {
+        info!(device = left.name, "taking over from flanneld: its kernel device is removed");
+        return remove(&netlink, left).await;
     }
     if let Some(mac) = left.mac.filter(|mac| *mac != plan.vtep_mac) {
         warn!(
@@ -73,9 +88,18 @@ pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
             "flanneld's device has another address than this node's lease says: peers go by the lease"
         );
     }
-    info!(device = left.name, vni, "taking over from flanneld: its kernel device is replaced by ours");
-    let action = format!("remove flanneld's device {}", left.name);
-    netlink.handle.link().del(left.index).execute().await.map_err(|e| refused(action, &e))?;
+    info!(
+        device = left.name,
+        vni = left.vni,
+        "taking over from flanneld: its kernel device is replaced by ours"
+    );
+    remove(&netlink, left).await
+}
+
+/// Removes flanneld's device, and with it its routes, neighbours and forwarding entries.
+async fn remove(netlink: &Netlink, device: KernelVxlan) -> Result<(), TakeoverError> {
+    let action = format!("remove flanneld's device {}", device.name);
+    netlink.handle.link().del(device.index).execute().await.map_err(|e| refused(action, &e))?;
     Ok(())
 }
 

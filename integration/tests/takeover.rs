@@ -6,10 +6,10 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use integration::kernel_vxlan::KernelVxlan;
-use integration::overlayd::program;
+use integration::overlayd::{await_mesh, program};
 use integration::process::Process;
 use integration::traffic;
-use integration::{Backend, Host, Pod, Site, Store, await_until};
+use integration::{Backend, Host, Pod, Site, Store, Wire, await_until};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -104,6 +104,30 @@ fn only_a_device_of_our_name_and_network_identifier_is_removed() {
     worker.ns.ok("ip link show flannel.1");
     worker.ns.ip("link del flannel.42");
     worker.overlayd(&store).start().stop();
+}
+
+#[test]
+fn a_node_that_has_no_use_for_the_device_removes_it_all_the_same() {
+    let (site, worker, master) = Site::two_hosts_on_one_link(Wire::Virtual);
+    let store = Store::dir(&site, Backend::Vxlan);
+    let mut kernel = KernelVxlan::start(&worker, &store, "10.1.163");
+    let other = master.overlayd(&store).start();
+    kernel.follow(&store);
+    let (a, b) = (worker.bridge_and_pod(kernel.env()), master.bridge_and_pod(&other.env()));
+    traffic::ping(&a.ns, b.address);
+    other.stop();
+    // One that looks alike, but is of another network.
+    worker.ns.ip("link add flannel.42 type vxlan id 42 dstport 4789 dev eth0");
+
+    store.put_config(r#"{"Network":"10.1.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    let pair = [&worker, &master].map(|host| host.overlayd(&store).start());
+    await_mesh(&pair.each_ref());
+    assert!(!worker.ns.run("ip link show flannel.1").status.success());
+    worker.ns.ok("ip link show flannel.42");
+    assert_eq!(pair[0].env().base_with_length(), "10.1.163.0/24");
+    // Containers have to get the larger MTU from docker; with theirs they go on.
+    traffic::ping(&a.ns, b.address);
+    traffic::ping(&b.ns, a.address);
 }
 
 #[test]
