@@ -89,7 +89,43 @@ fn run(base: &Path, package: &Path) {
     });
     check_traffic(&a, &b);
     said("after a reboot the host has its subnet again, and its containers are reached");
+
+    machine.ok("systemctl disable --now overlayd");
+    fs::write(machine.file("/etc/systemd/system/flanneld.service"), FLANNELS_UNIT).expect("write a unit");
+    machine.ok("ln -s /usr/libexec/overlayd/flanneld-start /usr/bin/flanneld-start");
+    machine.ok("rm /run/flannel/docker");
+    machine.ok("systemctl daemon-reload && systemctl start flanneld");
+    assert_eq!(subnet_file(&machine), before, "another subnet under flannel's unit");
+    let options = machine.ok("cat /run/flannel/docker");
+    let wanted =
+        format!("DOCKER_NETWORK_OPTIONS=\" --bip={} --ip-masq=true --mtu={}\"", before.subnet, before.mtu);
+    assert!(options.lines().any(|line| line == wanted), "{options}");
+    check_traffic(&a, &b);
+    said("the unit of a flannel package runs overlayd as it is");
 }
+
+/// As CentOS 7 packages it.
+const FLANNELS_UNIT: &str = "\
+[Unit]
+Description=Flanneld overlay address etcd agent
+After=network.target
+After=network-online.target
+Wants=network-online.target
+After=etcd.service
+Before=docker.service
+
+[Service]
+Type=notify
+EnvironmentFile=/etc/sysconfig/flanneld
+EnvironmentFile=-/etc/sysconfig/docker-network
+ExecStart=/usr/bin/flanneld-start $FLANNEL_OPTIONS
+ExecStartPost=/usr/libexec/flannel/mk-docker-opts.sh -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker
+Restart=on-failure
+
+[Install]
+WantedBy=multi-user.target
+RequiredBy=docker.service
+";
 
 /// What an operator with flannel's files has: those of the sysconfig kind.
 fn install_files(root: &Path, package: &Path, etcd_url: &str) {
