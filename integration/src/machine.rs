@@ -13,7 +13,6 @@ use crate::site::Host;
 #[derive(Debug)]
 pub struct Machine<'h> {
     host: &'h Host,
-    root: PathBuf,
     boot: Process,
     /// Process 1 of the container, as seen from here.
     init: u32,
@@ -29,22 +28,7 @@ impl<'h> Machine<'h> {
         fs::write(root.join("etc/hostname"), format!("{}\n", host.name)).expect("name the machine");
         prepare(&root);
         let (boot, init) = start(host, &root);
-        Self { host, root, boot, init }
-    }
-
-    /// Ends it as a power cut would, and boots it again.
-    #[track_caller]
-    pub fn reset(&mut self) {
-        self.boot.kill();
-        // What it had in the kernel's network went with the machine: here the network stays.
-        let links = self.host.ns.ok("ip -o link show");
-        for link in links.lines().filter_map(|line| line.split(": ").nth(1)?.split('@').next()) {
-            if link != "lo" && link != "eth0" {
-                self.host.ns.run(&format!("ip link delete {link}"));
-            }
-        }
-        self.host.ns.ok("nft flush ruleset");
-        (self.boot, self.init) = start(self.host, &self.root);
+        Self { host, boot, init }
     }
 
     /// A file of it, as it sees it, mounted ones too.
