@@ -85,15 +85,10 @@ fn a_daemon_whose_port_is_taken_leaves_the_others_device_alone() {
     let w = worker.overlayd(&one).start();
     let m = master.overlayd(&one).start();
     await_mesh(&[&w, &m]);
-    let state = || {
-        ["ip -4 address show dev flannel.1", "ip route show", "nft list ruleset"]
-            .map(|line| worker.ns.ok(line))
-            .join("\n")
-    };
-    let before = state();
+    let before = state(&worker.ns);
     let log = worker.overlayd(&two).named("two").refused();
     assert!(log.contains("192.168.1.12:8472") && log.contains("taken"), "{log}");
-    assert_eq!(state(), before);
+    assert_eq!(state(&worker.ns), before);
     traffic::ping(&worker.ns, m.env().base());
 }
 
@@ -105,16 +100,11 @@ fn a_daemon_of_the_same_device_on_another_port_is_refused() {
         Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan","Port":8473}}"#);
     let (w, m) = (worker.overlayd(&one).start(), master.overlayd(&one).start());
     await_mesh(&[&w, &m]);
-    let state = || {
-        ["ip -4 address show dev flannel.1", "ip route show", "nft list ruleset"]
-            .map(|line| worker.ns.ok(line))
-            .join("\n")
-    };
-    let before = state();
+    let before = state(&worker.ns);
     for _ in 0..2 {
         let log = worker.overlayd(&two).named("two").refused();
         assert!(log.contains("has the device flannel.1 open") && log.contains("VNI"), "{log}");
-        assert_eq!(state(), before);
+        assert_eq!(state(&worker.ns), before);
     }
     traffic::ping(&worker.ns, m.env().base());
 }
@@ -214,4 +204,12 @@ fn a_control_socket_left_by_a_crash_of_another_device_does_not_confuse() {
 
 fn control_socket(host: &integration::Host, device: &str) -> PathBuf {
     PathBuf::from(format!("/run/overlayd/netns-{}/{device}.sock", host.ns.inode()))
+}
+
+/// What the first daemon has put into the kernel.
+#[track_caller]
+fn state(ns: &Namespace) -> String {
+    ["ip -4 address show dev flannel.1", "ip route show", "nft list ruleset"]
+        .map(|line| ns.ok(line))
+        .join("\n")
 }
