@@ -14,6 +14,7 @@ pub mod logging;
 pub mod membership;
 pub mod netconf;
 pub mod node;
+pub mod ping;
 pub mod reconcile;
 pub mod service_manager;
 pub mod socket;

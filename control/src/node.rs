@@ -2,6 +2,7 @@
 //! with its workers; built from a plan and taken down again when it is dropped.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link}
 use crate::iface::Underlay;
 use crate::lease::{Lease, LeaseBackend};
 use crate::netconf::{Backend, NetworkConfig};
+use crate::ping::Pings;
 
 /// The smallest MTU that IPv4 allows a link to have (RFC 791): with less there is no overlay.
 const MIN_MTU: u32 = 68;
@@ -196,6 +198,7 @@ pub struct Tunnel {
     pub offloads: Arc<Offloads>,
     table: SharedTable,
     forwarder: Forwarder,
+    pings: Arc<Pings>,
 }
 
 impl Tunnel {
@@ -203,6 +206,15 @@ impl Tunnel {
     #[must_use]
     pub fn forwarder(&self) -> &Forwarder {
         &self.forwarder
+    }
+
+    /// Asks the daemon of the node whose overlay device has the address `peer` for an echo of `len` bytes;
+    /// `None` if it does not come within `patience`.
+    ///
+    /// # Errors
+    /// As [`Pings::ask`].
+    pub async fn ping(&self, peer: Ipv4Addr, len: usize, patience: Duration) -> io::Result<Option<Duration>> {
+        self.pings.ask(&self.forwarder, &self.table.current(), peer, len, patience).await
     }
 
     /// The counters of all workers: egress, ingress.
@@ -432,6 +444,7 @@ impl Tunnel {
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
         let peers = others(plan, leases, &addresses);
         let table = SharedTable::new(table(plan, wire, &peers, addresses));
+        let pings = Arc::<Pings>::default();
         let forwarder = Forwarder::start(
             forwarder::Config {
                 queues,
@@ -443,6 +456,7 @@ impl Tunnel {
                 spread_source_ports: options.spread_source_ports,
                 stay_awake: options.stay_awake,
                 pin: options.pin,
+                on_answer: pings.on_answer(),
             },
             on_failure,
         )?;
@@ -451,7 +465,7 @@ impl Tunnel {
             configure(&desired).await?;
         }
         let (queues, source_check) = (options.queues, options.source_check);
-        Ok(Self { index, queues, source_check, offloads, table, forwarder })
+        Ok(Self { index, queues, source_check, offloads, table, forwarder, pings })
     }
 }
 

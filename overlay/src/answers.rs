@@ -1,6 +1,7 @@
-//! ICMP errors on their way out: rate-limited, and sent as the host's own packets.
+//! What a worker says by itself: ICMP errors, rate-limited, and sent as the host's own packets; and its part
+//! in echoes between daemons ([`crate::echo`]).
 //!
-//! They leave by a raw socket, not by the overlay device: a packet written to a TUN with one of
+//! ICMP errors leave by a raw socket, not by the overlay device: a packet written to a TUN with one of
 //! the host's own addresses as its source is a martian and dropped, while one sent from the host
 //! is routed to a local container and, through the overlay, to a remote one alike, and passes the
 //! same connection tracking as the kernel's own errors.
@@ -12,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::echo::Echoes;
 use crate::error::SetupError;
 use crate::stats::WorkerStats;
+use crate::table::PeerTable;
 use crate::wire::icmp::{self, IcmpError};
 use crate::wire::ipv4::Packet;
 
@@ -60,13 +63,29 @@ impl IcmpOut for RawSocket {
 pub struct Answers {
     out: Box<dyn IcmpOut>,
     limit: Bucket,
+    echoes: Option<Echoes>,
 }
 
 impl Answers {
     /// Answers through `out`, at most [`RATE`] times a second and [`BURST`] at once.
     #[must_use]
     pub fn new(out: Box<dyn IcmpOut>) -> Self {
-        Self { out, limit: Bucket::full(Instant::now()) }
+        Self { out, limit: Bucket::full(Instant::now()), echoes: None }
+    }
+
+    /// Takes part in echoes, too.
+    #[must_use]
+    pub fn with_echoes(self, echoes: Echoes) -> Self {
+        Self { echoes: Some(echoes), ..self }
+    }
+
+    /// Takes `packet`, which is for this node's overlay device and has passed every check, if it is an echo.
+    pub fn echo(&mut self, packet: &Packet<'_>, table: &PeerTable, stats: &WorkerStats) -> bool {
+        let taken = self.echoes.as_mut().is_some_and(|echoes| echoes.take(packet, table));
+        if taken {
+            stats.echo();
+        }
+        taken
     }
 
     /// Tells the sender of `packet` that it failed with `error`, if it may be told and is not
@@ -86,19 +105,21 @@ const RATE: u32 = 1000;
 /// ICMP errors at once: Linux' own `icmp_msgs_burst`.
 const BURST: u32 = 50;
 
-/// A token bucket.
+/// A token bucket: [`RATE`] a second, [`BURST`] at once.
 #[derive(Debug)]
-struct Bucket {
+pub(crate) struct Bucket {
     tokens: u32,
     filled: Instant,
 }
 
 impl Bucket {
-    fn full(now: Instant) -> Self {
+    /// One that grants a whole burst.
+    pub(crate) fn full(now: Instant) -> Self {
         Self { tokens: BURST, filled: now }
     }
 
-    fn take(&mut self, now: Instant) -> bool {
+    /// Whether one more is granted.
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
         let per_token = Duration::from_secs(1) / RATE;
         let due = (now - self.filled).as_nanos() / per_token.as_nanos();
         if due > 0 {

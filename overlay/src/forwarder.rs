@@ -1,6 +1,6 @@
 //! The workers: for each queue of the device one thread in each direction.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -9,6 +9,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use crate::answers::{Answers, RawSocket};
+use crate::echo::{self, Echo, Echoes, OnAnswer};
 use crate::egress::Egress;
 use crate::error::SetupError;
 use crate::handover::Inherited;
@@ -18,7 +19,7 @@ use crate::offload::Offloads;
 use crate::stats::{Totals, WorkerStats};
 use crate::sys::affinity;
 use crate::sys::wake::StopFlag;
-use crate::table::SharedTable;
+use crate::table::{PeerTable, SharedTable};
 use crate::tun::TunQueue;
 use crate::underlay::udp::{self, UdpReceiver, UdpTransmitter};
 
@@ -43,6 +44,8 @@ pub struct Config {
     pub stay_awake: Duration,
     /// Whether the workers of a queue are tied to one processor.
     pub pin: bool,
+    /// Told of each answer to one of our echoes.
+    pub on_answer: OnAnswer,
 }
 
 /// Source ports of each worker: enough to spread a few busy flows, and few enough that a batch is
@@ -113,6 +116,8 @@ impl Forwarder {
                 vec![socket.try_clone().map_err(|source| setup("duplicate a socket", source))?]
             };
             let answers = || Answers::new(Box::new(icmp.clone()));
+            let by = socket.try_clone().map_err(|source| setup("duplicate a socket", source))?;
+            let echoes = Echoes::new(Box::new(by), Arc::clone(&config.on_answer));
 
             let stats = Arc::<WorkerStats>::default();
             forwarder.egress.push(Arc::clone(&stats));
@@ -130,7 +135,8 @@ impl Forwarder {
             let wire = UdpReceiver::new(socket);
             let (check, offloads) = (config.source_check, Arc::clone(&offloads));
             let table = config.table.reader();
-            let ingress = Ingress::new(queue_in, wire, check, table, answers(), stats, offloads);
+            let ingress =
+                Ingress::new(queue_in, wire, check, table, answers().with_echoes(echoes), stats, offloads);
             forwarder
                 .spawn(format!("ingress-{index}"), on_failure, move |stop| {
                     ingress.run(Idle::new(awake), stop)
@@ -150,6 +156,17 @@ impl Forwarder {
     #[must_use]
     pub fn ingress(&self) -> Vec<Totals> {
         self.ingress.iter().map(|stats| stats.totals()).collect()
+    }
+
+    /// Asks the node whose overlay device has the address `to` for an answer with `token`, by a packet of
+    /// `len` bytes, to be told of as an [`OnAnswer`].
+    ///
+    /// # Errors
+    /// `HostUnreachable` if no node has it; otherwise what the kernel said.
+    pub fn ask(&self, to: Ipv4Addr, token: u64, len: usize, table: &PeerTable) -> std::io::Result<()> {
+        let question = Echo { kind: echo::Kind::Question, token };
+        let Some(kept) = self.kept.first() else { return Err(std::io::ErrorKind::NotConnected.into()) };
+        echo::send(&kept.socket, question, to, len, table)
     }
 
     /// What another forwarder can go on with after this one, in this process.

@@ -157,6 +157,9 @@ impl<D: Device> Sink<D> {
             }
             packet.decrement_ttl();
         }
+        if packet.dst() == local.overlay_address && self.answers.echo(&packet, table, &self.outlet.stats) {
+            return Ok(());
+        }
 
         let end = start + packet.bytes().len();
         let header = VnetHdr::for_arrival(&packet, local.mtu as usize, whole);

@@ -5,6 +5,7 @@
 pub mod answers;
 pub mod batch;
 pub mod drops;
+pub mod echo;
 pub mod egress;
 pub mod error;
 pub mod forwarder;

@@ -16,6 +16,7 @@ struct Counters {
     bytes: AtomicU64,
     batches: AtomicU64,
     icmp_sent: AtomicU64,
+    echoes: AtomicU64,
     rounds: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
 }
@@ -38,6 +39,11 @@ impl WorkerStats {
         add(&self.0.icmp_sent, 1);
     }
 
+    /// Counts an echo between daemons that ended here.
+    pub fn echo(&self) {
+        add(&self.0.echoes, 1);
+    }
+
     /// Counts a round of the worker's loop, or of a wait within it.
     pub fn round(&self) {
         add(&self.0.rounds, 1);
@@ -57,6 +63,7 @@ impl WorkerStats {
             bytes: self.0.bytes.load(Relaxed),
             batches: self.0.batches.load(Relaxed),
             icmp_sent: self.0.icmp_sent.load(Relaxed),
+            echoes: self.0.echoes.load(Relaxed),
             drops: std::array::from_fn(|i| self.0.drops[i].load(Relaxed)),
         }
     }
@@ -78,6 +85,8 @@ pub struct Totals {
     pub batches: u64,
     /// ICMP errors sent to inner senders.
     pub icmp_sent: u64,
+    /// Echoes between daemons that ended here: neither forwarded nor dropped.
+    pub echoes: u64,
     drops: [u64; DropReason::ALL.len()],
 }
 
@@ -96,6 +105,7 @@ impl std::iter::Sum for Totals {
             sum.bytes += one.bytes;
             sum.batches += one.batches;
             sum.icmp_sent += one.icmp_sent;
+            sum.echoes += one.echoes;
             for (total, n) in sum.drops.iter_mut().zip(one.drops) {
                 *total += n;
             }

@@ -1,0 +1,81 @@
+//! `overlayctl ping`: echoes that are under way, each waited for by whoever asked.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use overlay::echo::OnAnswer;
+use overlay::forwarder::Forwarder;
+use overlay::table::PeerTable;
+use tokio::sync::oneshot;
+
+/// Questions that have not been answered yet, by token.
+#[derive(Debug, Default)]
+pub struct Pings(Mutex<HashMap<u64, Waiting>>);
+
+#[derive(Debug)]
+struct Waiting {
+    peer: Ipv4Addr,
+    answered: oneshot::Sender<Instant>,
+}
+
+impl Pings {
+    /// What the data plane tells answers to.
+    #[must_use]
+    pub fn on_answer(self: &Arc<Self>) -> OnAnswer {
+        let pings = Arc::clone(self);
+        Arc::new(move |token, from, when| pings.answered(token, from, when))
+    }
+
+    /// Asks the node whose overlay device has the address `peer`, with an inner packet of `len` bytes, and
+    /// waits at most for `patience`. Returns how long the answer took; `None` if there was none.
+    ///
+    /// # Errors
+    /// `HostUnreachable` if no node has that address; otherwise what the kernel said to sending.
+    pub async fn ask(
+        &self,
+        forwarder: &Forwarder,
+        table: &PeerTable,
+        peer: Ipv4Addr,
+        len: usize,
+        patience: Duration,
+    ) -> io::Result<Option<Duration>> {
+        // Not to be guessed: only who has seen the question can answer it.
+        let token: u64 = rand::random();
+        let (answered, answer) = oneshot::channel();
+        self.waiting().insert(token, Waiting { peer, answered });
+        let _forget = Forget { pings: self, token };
+        let asked = Instant::now();
+        forwarder.ask(peer, token, len, table)?;
+        let answer = tokio::time::timeout(patience, answer).await;
+        Ok(answer.ok().and_then(Result::ok).map(|when| when - asked))
+    }
+
+    fn answered(&self, token: u64, from: Ipv4Addr, when: Instant) {
+        let mut waiting = self.waiting();
+        if waiting.get(&token).is_some_and(|waiting| waiting.peer == from)
+            && let Some(Waiting { answered, .. }) = waiting.remove(&token)
+        {
+            // Whoever asked may have lost patience in this very moment.
+            let _ = answered.send(when);
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waiting>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets a question that nobody waits for any more, also when the waiting is broken off.
+struct Forget<'a> {
+    pings: &'a Pings,
+    token: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.pings.waiting().remove(&self.token);
+    }
+}

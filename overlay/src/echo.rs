@@ -1,0 +1,253 @@
+//! Echoes between daemons: `overlayctl ping` asks a peer's data plane whether it is there, through the
+//! overlay's own encapsulation, and so tells trouble of the overlay from trouble of the underlay.
+//!
+//! An echo is an inner IPv4 packet from one overlay device's address to the other's, with an ICMP *echo
+//! reply* that nobody has asked for: a node that runs flanneld or the kernel's VXLAN hands it to its own
+//! stack, which ignores it without a word. It passes the same checks as any packet, and is answered by the
+//! worker that receives it; the answer is as long as the question, so that both ways are tried with that length.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Instant;
+
+use etherparse::{IcmpEchoHeader, Icmpv4Type, PacketBuilder};
+use socket2::Socket;
+
+use crate::answers::Bucket;
+use crate::table::{PeerTable, Route};
+use crate::wire::ipv4::{Packet, protocol};
+
+/// IP and ICMP headers.
+const HEADERS_LEN: usize = 28;
+/// What tells our echoes from others, then the kind, then the token.
+const MAGIC: [u8; 8] = *b"overlayd";
+const BODY_LEN: usize = MAGIC.len() + 1 + 8;
+/// The shortest echo, in bytes of the inner packet.
+pub const MIN_LEN: usize = HEADERS_LEN + BODY_LEN;
+/// The ICMP identifier, for people who look at a capture; it is not what echoes are recognised by.
+const IDENTIFIER: u16 = u16::from_be_bytes(*b"ov");
+const TTL: u8 = 64;
+const ECHO_REPLY: u8 = 0;
+
+/// Which half of an exchange an echo is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// To be answered.
+    Question,
+    /// The answer.
+    Answer,
+}
+
+/// An echo, as it is read from a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Echo {
+    /// Question or answer.
+    pub kind: Kind,
+    /// Chosen by who asks; an answer repeats it.
+    pub token: u64,
+}
+
+impl Echo {
+    /// The echo that `packet` is, if it is one.
+    #[must_use]
+    pub fn parse(packet: &Packet<'_>) -> Option<Self> {
+        if packet.protocol() != protocol::ICMP || packet.is_fragment() {
+            return None;
+        }
+        let icmp = packet.payload();
+        let body = icmp.get(HEADERS_LEN - 20..).filter(|_| icmp[0] == ECHO_REPLY)?;
+        let (magic, rest) = body.split_at_checked(MAGIC.len())?;
+        let (kind, rest) = rest.split_first()?;
+        let kind = match kind {
+            b'?' => Kind::Question,
+            b'!' => Kind::Answer,
+            _ => return None,
+        };
+        let token = u64::from_be_bytes(*rest.first_chunk()?);
+        (magic == MAGIC).then_some(Self { kind, token })
+    }
+
+    /// The inner packet of `len` bytes that this echo is, from one overlay device's address to another's.
+    ///
+    /// `len` is raised to [`MIN_LEN`], and cut to what an IPv4 packet can hold.
+    #[must_use]
+    pub fn build(self, from: Ipv4Addr, to: Ipv4Addr, len: usize) -> Vec<u8> {
+        let len = len.clamp(MIN_LEN, usize::from(u16::MAX));
+        let mut body = Vec::with_capacity(len - HEADERS_LEN);
+        body.extend(MAGIC);
+        body.push(match self.kind {
+            Kind::Question => b'?',
+            Kind::Answer => b'!',
+        });
+        body.extend(self.token.to_be_bytes());
+        body.resize(len - HEADERS_LEN, 0);
+        let header = IcmpEchoHeader { id: IDENTIFIER, seq: self.token as u16 };
+        let mut packet = Vec::with_capacity(len);
+        PacketBuilder::ipv4(from.octets(), to.octets(), TTL)
+            .icmpv4(Icmpv4Type::EchoReply(header))
+            .write(&mut packet, &body)
+            .expect("no longer than an IPv4 packet may be, and a Vec takes any write");
+        packet
+    }
+}
+
+/// Where encapsulated echoes go.
+pub trait EchoOut: Send {
+    /// Sends `payload` to a peer's end of the tunnel, without waiting.
+    ///
+    /// # Errors
+    /// What the kernel said; the echo is lost.
+    fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()>;
+}
+
+impl EchoOut for Socket {
+    fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+        self.send_to_with_flags(payload, &to.into(), libc::MSG_DONTWAIT).map(drop)
+    }
+}
+
+/// Told of each answer: its token, the overlay address that it came from, and when.
+pub type OnAnswer = Arc<dyn Fn(u64, Ipv4Addr, Instant) + Send + Sync>;
+
+/// One worker's part: answers questions, not too many, and passes on answers.
+pub struct Echoes {
+    out: Box<dyn EchoOut>,
+    on_answer: OnAnswer,
+    limit: Bucket,
+}
+
+impl Echoes {
+    /// Answers by `out`, as often as ICMP errors are sent.
+    #[must_use]
+    pub fn new(out: Box<dyn EchoOut>, on_answer: OnAnswer) -> Self {
+        Self { out, on_answer, limit: Bucket::full(Instant::now()) }
+    }
+
+    /// Takes `packet`, which has passed every check, if it is an echo to this node.
+    #[must_use]
+    pub fn take(&mut self, packet: &Packet<'_>, table: &PeerTable) -> bool {
+        let Some(echo) = Echo::parse(packet) else { return false };
+        let now = Instant::now();
+        match echo.kind {
+            Kind::Answer => (self.on_answer)(echo.token, packet.src(), now),
+            Kind::Question if self.limit.take(now) => {
+                let answer = Echo { kind: Kind::Answer, ..echo };
+                // An answer that cannot be sent is one that is lost on the way.
+                let _ = send(self.out.as_ref(), answer, packet.src(), packet.bytes().len(), table);
+            }
+            Kind::Question => {}
+        }
+        true
+    }
+}
+
+/// Sends `echo` of `len` bytes to the peer whose overlay device has the address `to`.
+///
+/// # Errors
+/// `HostUnreachable` if no peer has it; otherwise what the kernel said.
+pub fn send(out: &dyn EchoOut, echo: Echo, to: Ipv4Addr, len: usize, table: &PeerTable) -> io::Result<()> {
+    let Route::Peer(hop) = table.route(to) else {
+        return Err(io::Error::new(io::ErrorKind::HostUnreachable, "no node has that subnet"));
+    };
+    let packet = echo.build(table.local().overlay_address, to, len);
+    out.send(hop.to, &[hop.header(), &packet].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::table::tests::{local, peer};
+    use crate::wire::Format;
+    use crate::wire::ipv4::tests::udp_packet;
+
+    type Log = Arc<Mutex<Vec<(SocketAddrV4, Vec<u8>)>>>;
+
+    struct Sent(Log);
+
+    impl EchoOut for Sent {
+        fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+            self.0.lock().unwrap().push((to, payload.to_vec()));
+            Ok(())
+        }
+    }
+
+    const THEIRS: Ipv4Addr = Ipv4Addr::new(10, 1, 63, 0);
+    const OURS: Ipv4Addr = Ipv4Addr::new(10, 1, 9, 0);
+
+    fn echoes() -> (Echoes, Log, Arc<Mutex<Vec<u64>>>) {
+        let (sent, heard) = (Log::default(), Arc::<Mutex<Vec<u64>>>::default());
+        let on_answer = {
+            let heard = Arc::clone(&heard);
+            Arc::new(move |token, from, _| {
+                assert_eq!(from, THEIRS);
+                heard.lock().unwrap().push(token);
+            })
+        };
+        (Echoes::new(Box::new(Sent(Arc::clone(&sent))), on_answer), sent, heard)
+    }
+
+    fn table() -> PeerTable {
+        PeerTable::new(local(Format::FlannelUdp), vec![peer("10.1.63.0/24", "192.168.199.238")])
+    }
+
+    #[test]
+    fn a_question_is_answered_with_its_token_and_its_length() {
+        let (mut echoes, sent, heard) = echoes();
+        let question = Echo { kind: Kind::Question, token: 0xfeed_0000_0001 };
+        let mut bytes = question.build(THEIRS, OURS, 1472);
+        assert_eq!(bytes.len(), 1472);
+        assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table()));
+        let (to, mut answer) = sent.lock().unwrap().remove(0);
+        assert_eq!(to, "192.168.199.238:8472".parse().unwrap());
+        let answer = Packet::parse(&mut answer).unwrap();
+        assert_eq!((answer.src(), answer.dst(), answer.bytes().len()), (OURS, THEIRS, 1472));
+        assert_eq!(crate::wire::checksum::sum(answer.payload()), 0xffff);
+        assert_eq!(Echo::parse(&answer), Some(Echo { kind: Kind::Answer, ..question }));
+        assert!(heard.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_answer_is_passed_on_and_not_answered() {
+        let (mut echoes, sent, heard) = echoes();
+        let mut bytes = Echo { kind: Kind::Answer, token: 7 }.build(THEIRS, OURS, 0);
+        assert_eq!(bytes.len(), MIN_LEN);
+        assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table()));
+        assert_eq!(*heard.lock().unwrap(), [7]);
+        assert!(sent.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_flood_of_questions_is_not_answered_in_full() {
+        let (mut echoes, sent, _) = echoes();
+        let mut bytes = Echo { kind: Kind::Question, token: 7 }.build(THEIRS, OURS, 0);
+        let packet = Packet::parse(&mut bytes).unwrap();
+        for _ in 0..2000 {
+            assert!(echoes.take(&packet, &table()), "and goes nowhere else");
+        }
+        assert!((50..1000).contains(&sent.lock().unwrap().len()));
+    }
+
+    #[test]
+    fn nothing_else_is_an_echo() {
+        let is_echo = |mut bytes: Vec<u8>| Echo::parse(&Packet::parse(&mut bytes).unwrap()).is_some();
+        let echo = Echo { kind: Kind::Question, token: 1 }.build(THEIRS, OURS, 60);
+        assert!(is_echo(echo.clone()));
+        assert!(!is_echo(udp_packet("10.1.63.0", "10.1.9.0", 64, &echo[20..])));
+        for (at, value) in [(20, 8), (28, b'O'), (36, b'.')] {
+            let mut other = echo.clone();
+            other[at] = value;
+            assert!(!is_echo(other), "byte {at}");
+        }
+        for len in 20..MIN_LEN {
+            let mut cut = echo[..len].to_vec();
+            cut[3] = len as u8;
+            cut[10..12].fill(0);
+            let sum = !crate::wire::checksum::sum(&cut[..20]);
+            cut[10..12].copy_from_slice(&sum.to_be_bytes());
+            assert!(!is_echo(cut), "{len} bytes");
+        }
+    }
+}
