@@ -5,7 +5,8 @@ use std::hint::black_box;
 use bench::lookup::{DESTINATIONS, destinations, table};
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use overlay::table::{PeerTable, SharedTable};
+use overlay::peer_state::{Direction, Tally};
+use overlay::table::{PeerTable, Route, SharedTable};
 
 fn main() {
     divan::main();
@@ -21,6 +22,38 @@ fn uniform(bencher: Bencher<'_, '_>, leases: u32) {
 #[divan::bench(args = [2, 1_000, 10_000])]
 fn mixed(bencher: Bencher<'_, '_>, leases: u32) {
     lookups(bencher, &table(leases, |i| if i % 2 == 0 { 24 } else { 25 }));
+}
+
+/// Whose a packet from the wire is: its outer source, and the inner one in that node's subnet.
+#[divan::bench(args = [2, 1_000, 10_000])]
+fn origin(bencher: Bencher<'_, '_>, leases: u32) {
+    let table = table(leases, |_| 24);
+    let sources: Vec<_> = destinations(&table)
+        .into_iter()
+        .map(|inner| match table.route(inner) {
+            Route::Peer(hop) => (*hop.to.ip(), inner),
+            other => panic!("{other:?} for {inner}"),
+        })
+        .collect();
+    bencher.counter(ItemsCount::new(DESTINATIONS)).bench_local(|| {
+        for (outer, inner) in &sources {
+            black_box(table.origin(black_box(*outer), black_box(*inner)));
+        }
+    });
+}
+
+/// What counting for each peer costs a worker and batch of 64 packets, all of so many peers.
+#[divan::bench(args = [1, 4, 64])]
+fn tally(bencher: Bencher<'_, '_>, peers: usize) {
+    let table = table(100, |_| 24);
+    let states: Vec<_> = table.hops().take(peers).map(|hop| &hop.state).collect();
+    let mut tally = Tally::new(Direction::Ingress);
+    bencher.counter(ItemsCount::new(64_usize)).bench_local(|| {
+        for i in 0..64 {
+            tally.forwarded(states[i % peers], 1, black_box(1400));
+        }
+        tally.settle();
+    });
 }
 
 /// What a worker pays for each batch to see whether a new table has been published.

@@ -41,6 +41,11 @@ pub fn measure(leases: u32, rate: u32) -> Lookup {
 /// A table of `leases` peers, whose subnets' lengths `len` tells.
 #[must_use]
 pub fn table(leases: u32, len: impl Fn(u32) -> u8) -> PeerTable {
+    let (local, peers) = network(leases, len);
+    PeerTable::new(local, peers)
+}
+
+fn network(leases: u32, len: impl Fn(u32) -> u8) -> (Local, Vec<Peer>) {
     let subnet = |i: u32| {
         Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 + (i << 8)), len(i)).expect("at most 32 bits").trunc()
     };
@@ -58,7 +63,7 @@ pub fn table(leases: u32, len: impl Fn(u32) -> u8) -> PeerTable {
         format: Format::Vxlan { vni: 1, vtep_mac: MacAddr([2, 0, 0, 0, 0, 0]) },
         port: 8472,
     };
-    PeerTable::new(local, peers.collect())
+    (local, peers.collect())
 }
 
 /// Destinations spread over all subnets, in no order that a processor could foresee.
@@ -96,7 +101,8 @@ fn publish(shared: &SharedTable, leases: u32, rate: u32, stop: &AtomicBool) -> f
     let begun = Instant::now();
     let mut count = 0;
     while !stop.load(Ordering::Acquire) {
-        shared.publish(table(leases, |_| 24));
+        let (local, peers) = network(leases, |_| 24);
+        shared.publish(local, peers);
         count += 1;
         std::thread::sleep((pace * count).saturating_sub(begun.elapsed()));
     }

@@ -324,7 +324,8 @@ impl Node {
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
         let peers = others(&self.plan, leases, &addresses);
         if let (Some(tunnel), Some(wire)) = (&self.tunnel, self.plan.wire()) {
-            tunnel.table.publish(table(&self.plan, wire, &peers, addresses));
+            let (local, peers) = network(&self.plan, wire, &peers, addresses);
+            tunnel.table.publish(local, peers);
         }
         self.find_ways(peers).await.map(drop)
     }
@@ -443,7 +444,8 @@ impl Tunnel {
         let index = link::index_of(&desired.device).await?;
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
         let peers = others(plan, leases, &addresses);
-        let table = SharedTable::new(table(plan, wire, &peers, addresses));
+        let (local, peers) = network(plan, wire, &peers, addresses);
+        let table = SharedTable::new(PeerTable::new(local, peers));
         let pings = Arc::<Pings>::default();
         let forwarder = Forwarder::start(
             forwarder::Config {
@@ -497,8 +499,13 @@ fn others(plan: &Plan, leases: &[Lease], addresses: &[Ipv4Addr]) -> Vec<Lease> {
     leases.iter().filter(is_other).cloned().collect()
 }
 
-/// The table by which the tunnel reaches `peers`.
-fn table(plan: &Plan, wire: (Format, u16), peers: &[Lease], addresses: Vec<Ipv4Addr>) -> PeerTable {
+/// What the tunnel's table is made of, by which it reaches `peers`.
+fn network(
+    plan: &Plan,
+    wire: (Format, u16),
+    peers: &[Lease],
+    addresses: Vec<Ipv4Addr>,
+) -> (Local, Vec<Peer>) {
     let peer = |lease: &Lease| Peer {
         subnet: lease.subnet,
         public_ip: lease.attrs.public_ip,
@@ -517,7 +524,7 @@ fn table(plan: &Plan, wire: (Format, u16), peers: &[Lease], addresses: Vec<Ipv4A
         format,
         port,
     };
-    PeerTable::new(local, peers.iter().map(peer).collect())
+    (local, peers.iter().map(peer).collect())
 }
 
 /// The VTEP MAC of a node that has none yet. It follows from what makes the node, so that it is the

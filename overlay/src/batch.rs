@@ -5,8 +5,10 @@
 //! are the sockets, and so the outer source ports; a flow keeps to one lane, in order.
 
 use std::net::SocketAddrV4;
+use std::sync::Arc;
 
 use crate::drops::DropReason;
+use crate::peer_state::PeerState;
 use crate::sys::mmsg::{Outgoing, Slice};
 use crate::table::Hop;
 use crate::wire::ipv4::Packet;
@@ -68,10 +70,11 @@ pub struct Pushed {
     pub bytes: usize,
 }
 
-/// Datagrams to one node, all of one length but for the last.
+/// Datagrams to one peer, all of one length but for the last.
 #[derive(Debug)]
 pub struct Run {
     to: SocketAddrV4,
+    peer: Arc<PeerState>,
     slices: Vec<Slice>,
     /// Where each datagram's slices end.
     ends: Vec<usize>,
@@ -133,7 +136,7 @@ impl Batch {
         let header = hop.header();
         let start = self.next_packet() - header.len();
         self.bytes[start..start + header.len()].copy_from_slice(header);
-        self.lanes[lane].append(hop.to, &[Slice { start, len: header.len() + len }], len);
+        self.lanes[lane].append(hop, &[Slice { start, len: header.len() + len }], len);
         self.gathered += len;
         self.used += 1;
         Pushed { packets: 1, bytes: len }
@@ -174,7 +177,7 @@ impl Batch {
                 Slice { start: arena_start + self.arena, len: headers_len },
                 Slice { start: start + payload.start, len: payload.len() },
             ];
-            self.lanes[lane].append(hop.to, &slices, inner_len);
+            self.lanes[lane].append(hop, &slices, inner_len);
             self.arena += headers_len;
         }
         let pushed = Pushed {
@@ -220,14 +223,14 @@ impl Batch {
 
 impl Lane {
     /// Adds a datagram made of `slices`, with `inner_len` bytes of inner packet, to the last run
-    /// to its destination, or begins another: so datagrams to one destination stay in order.
-    fn append(&mut self, to: SocketAddrV4, slices: &[Slice], inner_len: usize) {
+    /// to its peer, or begins another: so datagrams to one peer stay in order.
+    fn append(&mut self, hop: &Hop, slices: &[Slice], inner_len: usize) {
         let len = slices.iter().map(|slice| slice.len).sum();
         let recent = self.used.saturating_sub(OPEN_RUNS)..self.used;
-        let last = self.runs[recent].iter_mut().rev().find(|run| run.to == to);
+        let last = self.runs[recent].iter_mut().rev().find(|run| Arc::ptr_eq(&run.peer, &hop.state));
         let run = match last {
             Some(run) if run.takes(len) => run,
-            _ => self.begin(to, len),
+            _ => self.begin(hop, len),
         };
         run.slices.extend_from_slice(slices);
         run.ends.push(run.slices.len());
@@ -236,10 +239,11 @@ impl Lane {
         run.closed = len < run.segment_len;
     }
 
-    fn begin(&mut self, to: SocketAddrV4, segment_len: usize) -> &mut Run {
+    fn begin(&mut self, hop: &Hop, segment_len: usize) -> &mut Run {
         if self.used == self.runs.len() {
             self.runs.push(Run {
-                to,
+                to: hop.to,
+                peer: Arc::clone(&hop.state),
                 slices: Vec::with_capacity(2 * MAX_RUN),
                 ends: Vec::with_capacity(MAX_RUN),
                 segment_len,
@@ -251,7 +255,11 @@ impl Lane {
         let run = &mut self.runs[self.used];
         run.slices.clear();
         run.ends.clear();
-        (run.to, run.segment_len, run.len, run.inner_len, run.closed) = (to, segment_len, 0, 0, false);
+        (run.to, run.segment_len, run.len, run.inner_len, run.closed) = (hop.to, segment_len, 0, 0, false);
+        // Mostly it is the peer that the run was for in an earlier batch: then no shared count is touched.
+        if !Arc::ptr_eq(&run.peer, &hop.state) {
+            run.peer = Arc::clone(&hop.state);
+        }
         self.used += 1;
         run
     }
@@ -260,6 +268,12 @@ impl Lane {
 impl Run {
     fn takes(&self, len: usize) -> bool {
         !self.closed && len <= self.segment_len && self.ends.len() < MAX_RUN && self.len + len <= MAX_RUN_LEN
+    }
+
+    /// Whom it goes to.
+    #[must_use]
+    pub fn peer(&self) -> &Arc<PeerState> {
+        &self.peer
     }
 
     /// How many datagrams it is.

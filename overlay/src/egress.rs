@@ -15,6 +15,7 @@ use crate::answers::Answers;
 use crate::batch::Batch;
 use crate::drops::DropReason;
 use crate::idle::Idle;
+use crate::peer_state::{Direction, PeerState, Tally};
 use crate::stats::WorkerStats;
 use crate::sys::wake::{StopFlag, Woken};
 use crate::table::{Hop, PeerTable, Route, TableReader};
@@ -37,6 +38,7 @@ pub struct Egress<D, T> {
     /// Packets in the batch, as many as the wire will see, and their bytes.
     packets: u64,
     bytes: u64,
+    peers: Tally,
 }
 
 /// Packets of a batch. Sixty-four are what the kernel's own NAPI budget takes at a time; more
@@ -48,7 +50,8 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
     #[must_use]
     pub fn new(device: D, wire: T, table: TableReader, answers: Answers, stats: Arc<WorkerStats>) -> Self {
         let batch = Batch::new(BATCH, wire.lanes());
-        Self { device, wire, table, answers, stats, batch, packets: 0, bytes: 0 }
+        let peers = Tally::new(Direction::Egress);
+        Self { device, wire, table, answers, stats, batch, packets: 0, bytes: 0, peers }
     }
 
     /// Forwards until `stop` is raised, waiting as `idle` does when there is nothing to forward.
@@ -74,6 +77,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
     pub fn step(&mut self) -> io::Result<usize> {
         let read = self.fill()?;
         self.flush();
+        self.peers.settle();
         Ok(read)
     }
 
@@ -107,6 +111,9 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                 Ok(hop) => hop,
                 Err(refusal) => {
                     self.stats.dropped(refusal.reason);
+                    if let Some(peer) = refusal.peer {
+                        self.peers.dropped(peer);
+                    }
                     if let Some(error) = refusal.tell {
                         self.answers.tell(error, table.local().overlay_address, &packet, &self.stats);
                     }
@@ -127,7 +134,10 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                     self.packets += pushed.packets as u64;
                     self.bytes += pushed.bytes as u64;
                 }
-                Err(reason) => self.stats.dropped(reason),
+                Err(reason) => {
+                    self.stats.dropped(reason);
+                    self.peers.dropped(&hop.state);
+                }
             }
         }
         Ok(read)
@@ -137,9 +147,10 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
         if self.batch.is_empty() {
             return;
         }
-        self.wire.transmit(&self.batch, |Unsent { count, inner_len, error }| {
+        self.wire.transmit(&self.batch, |Unsent { peer, count, inner_len, error }| {
             self.packets = self.packets.saturating_sub(count as u64);
             self.bytes = self.bytes.saturating_sub(inner_len as u64);
+            self.peers.lost(peer, count, inner_len);
             let reason = match error.raw_os_error() {
                 Some(libc::EMSGSIZE) => DropReason::TooBig,
                 _ => DropReason::SendFailed,
@@ -151,6 +162,9 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
             self.stats.round();
         });
         self.stats.forwarded(self.packets, self.bytes);
+        for run in (0..self.batch.lanes()).flat_map(|lane| self.batch.runs(lane)) {
+            self.peers.forwarded(run.peer(), run.count(), run.inner_len());
+        }
         (self.packets, self.bytes) = (0, 0);
         self.batch.clear();
     }
@@ -172,17 +186,22 @@ fn flow_hash(packet: &Packet<'_>) -> u32 {
     mixed.wrapping_mul(0x9e37_79b1) >> 20
 }
 
-/// Why a packet does not go on, and what its sender is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Refusal {
+/// Why a packet does not go on, whom it was for, and what its sender is told.
+#[derive(Debug)]
+struct Refusal<'a> {
     reason: DropReason,
+    peer: Option<&'a Arc<PeerState>>,
     tell: Option<IcmpError>,
 }
 
 /// Decides where `packet` goes, and makes it ready to go there.
-fn admit<'a>(packet: &mut Packet<'_>, header: &VnetHdr, table: &'a PeerTable) -> Result<&'a Hop, Refusal> {
+fn admit<'a>(
+    packet: &mut Packet<'_>,
+    header: &VnetHdr,
+    table: &'a PeerTable,
+) -> Result<&'a Hop, Refusal<'a>> {
     let local = table.local();
-    let refuse = |reason, tell| Err(Refusal { reason, tell });
+    let refuse = |reason, tell| Err(Refusal { reason, peer: None, tell });
     let hop = match table.route(packet.dst()) {
         Route::Peer(hop) => hop,
         Route::Own => return refuse(DropReason::OwnSubnet, None),
@@ -192,6 +211,7 @@ fn admit<'a>(packet: &mut Packet<'_>, header: &VnetHdr, table: &'a PeerTable) ->
         }
         Route::None => return refuse(DropReason::NoRoute, Some(IcmpError::NetUnreachable)),
     };
+    let refuse = |reason, tell| Err(Refusal { reason, peer: Some(&hop.state), tell: Some(tell) });
     // Without DF the packet may be cut, and the kernel cuts the outer one where it must.
     let on_the_wire = match header.gso {
         Some(gso) => segment::headers_len(packet, gso.kind) + usize::from(gso.size),
@@ -199,11 +219,11 @@ fn admit<'a>(packet: &mut Packet<'_>, header: &VnetHdr, table: &'a PeerTable) ->
     };
     if on_the_wire > local.mtu as usize && packet.dont_fragment() {
         let mtu = u16::try_from(local.mtu).unwrap_or(u16::MAX);
-        return refuse(DropReason::TooBig, Some(IcmpError::FragmentationNeeded { mtu }));
+        return refuse(DropReason::TooBig, IcmpError::FragmentationNeeded { mtu });
     }
     if local.format == Format::FlannelUdp {
         if packet.ttl() <= 1 {
-            return refuse(DropReason::TtlExpired, Some(IcmpError::TimeExceeded));
+            return refuse(DropReason::TtlExpired, IcmpError::TimeExceeded);
         }
         packet.decrement_ttl();
     }
@@ -218,6 +238,7 @@ mod tests {
     use crate::MacAddr;
     use crate::answers::tests::Sent;
     use crate::fake::{FakeDevice, FakeWire};
+    use crate::peer_state::Exchanged;
     use crate::table::SharedTable;
     use crate::table::tests::{local, peer};
     use crate::wire::ipv4::tests::udp_packet;
@@ -230,6 +251,7 @@ mod tests {
         wire: FakeWire,
         icmp: Sent,
         stats: Arc<WorkerStats>,
+        table: SharedTable,
     }
 
     fn rig(format: Format) -> Rig {
@@ -239,7 +261,7 @@ mod tests {
         let stats = Arc::new(WorkerStats::default());
         let answers = Answers::new(Box::new(icmp.clone()));
         let egress = Egress::new(device.clone(), wire.clone(), table.reader(), answers, Arc::clone(&stats));
-        Rig { egress, device, wire, icmp, stats }
+        Rig { egress, device, wire, icmp, stats, table }
     }
 
     const VXLAN: Format = Format::Vxlan { vni: 1, vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]) };
@@ -418,6 +440,22 @@ mod tests {
         assert_eq!(totals.bytes, 29 + 32);
         assert_eq!(totals.drops(DropReason::SendFailed), 1);
         assert_eq!(totals.drops(DropReason::TooBig), 1);
+        let peer =
+            |public_ip: &str| rig.table.current().at(public_ip.parse().unwrap()).unwrap().state.totals();
+        assert_eq!(peer("192.168.199.238").egress, Exchanged { packets: 2, bytes: 29 + 32, drops: 2 });
+        assert_eq!(peer("192.168.199.7").egress, Exchanged::default());
+    }
+
+    #[test]
+    fn what_is_refused_counts_as_its_peers_if_it_has_one() {
+        let mut rig = rig(Format::FlannelUdp);
+        for (dst, ttl) in [("10.1.63.2", 1), ("10.1.7.2", 64), ("10.1.8.2", 64)] {
+            rig.device.queue(&udp_packet("10.1.9.3", dst, ttl, b"x"));
+        }
+        rig.egress.step().unwrap();
+        let exchanged = rig.table.current().hops().map(|hop| hop.state.totals().egress).collect::<Vec<_>>();
+        let expected = [(0, 0, 1), (1, 29, 0)];
+        assert_eq!(exchanged, expected.map(|(packets, bytes, drops)| Exchanged { packets, bytes, drops }));
     }
 
     #[test]

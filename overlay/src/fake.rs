@@ -126,12 +126,13 @@ impl Transmitter for FakeWire {
         1
     }
 
-    fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent)) {
+    fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent<'_>)) {
         let mut state = self.state.lock().unwrap();
         for (index, run) in batch.runs(0).iter().enumerate() {
             if let Some(errno) = state.refused.get(&index) {
                 let error = io::Error::from_raw_os_error(*errno);
-                failed(Unsent { count: run.count(), inner_len: run.inner_len(), error });
+                let (count, inner_len) = (run.count(), run.inner_len());
+                failed(Unsent { peer: run.peer(), count, inner_len, error });
                 continue;
             }
             for message in run.singly() {

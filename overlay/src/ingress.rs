@@ -17,9 +17,10 @@ use crate::answers::Answers;
 use crate::drops::DropReason;
 use crate::idle::Idle;
 use crate::offload::{Offload, Offloads, is_super_packet_refused};
+use crate::peer_state::{Direction, Tally};
 use crate::stats::WorkerStats;
 use crate::sys::wake::{StopFlag, Woken};
-use crate::table::{PeerTable, TableReader};
+use crate::table::{Hop, Origin, PeerTable, TableReader};
 use crate::tun::Device;
 use crate::underlay::{Arrival, Receiver};
 use crate::wire::coalesce::{Coalescer, MAX_SEGMENTS};
@@ -53,6 +54,7 @@ struct Sink<D> {
     answers: Answers,
     offloads: Arc<Offloads>,
     coalescer: Coalescer,
+    peers: Tally,
     outlet: Outlet<D>,
 }
 
@@ -78,7 +80,8 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
         offloads: Arc<Offloads>,
     ) -> Self {
         let outlet = Outlet { device, stats, packets: 0, bytes: 0 };
-        let sink = Sink { check, answers, offloads, coalescer: Coalescer::default(), outlet };
+        let peers = Tally::new(Direction::Ingress);
+        let sink = Sink { check, answers, offloads, coalescer: Coalescer::default(), peers, outlet };
         Self { wire, table, sink }
     }
 
@@ -111,6 +114,7 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
         }
         sink.release(wire.bytes());
         sink.outlet.count();
+        sink.peers.settle();
         received
     }
 }
@@ -119,8 +123,9 @@ impl<D: Device> Sink<D> {
     /// Takes an arrival, which lies in `bytes`. The coalescer may still hold some of it afterwards.
     fn take(&mut self, bytes: &mut [u8], arrival: Arrival, table: &PeerTable) {
         let Arrival { from, place, segment_len, truncated } = arrival;
+        let outer = *from.ip();
         if truncated || place.is_empty() {
-            return self.outlet.stats.dropped(DropReason::Truncated);
+            return self.dropped(DropReason::Truncated, outer, table);
         }
         let whole = unsegmented(&bytes[place.clone()], segment_len, table.local().format);
         let step = match (whole, segment_len) {
@@ -129,9 +134,17 @@ impl<D: Device> Sink<D> {
         };
         for start in place.clone().step_by(step) {
             let datagram = start..(start + step).min(place.end);
-            if let Err(reason) = self.datagram(bytes, datagram, *from.ip(), whole, table) {
-                self.outlet.stats.dropped(reason);
+            if let Err(reason) = self.datagram(bytes, datagram, outer, whole, table) {
+                self.dropped(reason, outer, table);
             }
+        }
+    }
+
+    /// Counts what came from `outer` and does not go on.
+    fn dropped(&mut self, reason: DropReason, outer: Ipv4Addr, table: &PeerTable) {
+        self.outlet.stats.dropped(reason);
+        if let Some(hop) = table.at(outer) {
+            self.peers.dropped(&hop.state);
         }
     }
 
@@ -148,7 +161,7 @@ impl<D: Device> Sink<D> {
         let local = table.local();
         let start = place.start + check_encapsulation(&bytes[place.clone()], local.format)?;
         let mut packet = Packet::parse(&mut bytes[start..place.end])?;
-        admit(&packet, outer, table, self.check)?;
+        let peer = admit(&packet, outer, table, self.check)?;
         if local.format == Format::FlannelUdp {
             if packet.ttl() <= 1 {
                 let from = local.overlay_address;
@@ -156,6 +169,9 @@ impl<D: Device> Sink<D> {
                 return Err(DropReason::TtlExpired);
             }
             packet.decrement_ttl();
+        }
+        if let Some(hop) = peer {
+            self.peers.forwarded(&hop.state, 1, packet.bytes().len());
         }
         if packet.dst() == local.overlay_address && self.answers.echo(&packet, table, &self.outlet.stats) {
             return Ok(());
@@ -234,10 +250,12 @@ impl<D: Device> Outlet<D> {
         }
     }
 
-    /// A packet made of `parts`, which the wire saw as `packets` ones, has been written.
+    /// A packet made of `parts` has been written, which the wire saw as `packets` ones, each with headers as
+    /// long as the first part.
     fn written(&mut self, parts: &[IoSlice<'_>], packets: usize) {
         self.packets += packets as u64;
-        self.bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        let repeated = parts[0].len() * (packets - 1);
+        self.bytes += repeated as u64 + parts.iter().map(|part| part.len() as u64).sum::<u64>();
     }
 
     fn count(&mut self) {
@@ -271,24 +289,22 @@ fn check_encapsulation(payload: &[u8], format: Format) -> Result<usize, DropReas
     }
 }
 
-/// Checks where `packet` claims to come from, having arrived from `outer`.
-fn admit(
+/// Checks where `packet` claims to come from, having arrived from `outer`. Returns the peer that it is from, if
+/// it is one.
+fn admit<'a>(
     packet: &Packet<'_>,
     outer: Ipv4Addr,
-    table: &PeerTable,
+    table: &'a PeerTable,
     check: SourceCheck,
-) -> Result<(), DropReason> {
-    let inner = packet.src();
-    if check != SourceCheck::Off && !table.knows(outer) {
-        return Err(DropReason::UnknownPeer);
+) -> Result<Option<&'a Hop>, DropReason> {
+    let origin = table.origin(outer, packet.src());
+    match origin {
+        Origin::Unknown if check != SourceCheck::Off => Err(DropReason::UnknownPeer),
+        _ if table.is_own(packet.src()) => Err(DropReason::OwnSource),
+        Origin::Peer(_) if check == SourceCheck::Strict => Err(DropReason::WrongSource),
+        Origin::Owner(hop) | Origin::Peer(hop) => Ok(Some(hop)),
+        Origin::Unknown => Ok(None),
     }
-    if table.is_own(inner) {
-        return Err(DropReason::OwnSource);
-    }
-    if check == SourceCheck::Strict && !table.owns(outer, inner) {
-        return Err(DropReason::WrongSource);
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -297,6 +313,7 @@ mod tests {
     use crate::MacAddr;
     use crate::answers::tests::Sent;
     use crate::fake::{FakeDevice, FakeWire};
+    use crate::peer_state::PeerTotals;
     use crate::table::SharedTable;
     use crate::table::tests::{local, peer};
     use crate::wire::ipv4::tests::udp_packet;
@@ -313,6 +330,7 @@ mod tests {
         wire: FakeWire,
         icmp: Sent,
         stats: Arc<WorkerStats>,
+        table: SharedTable,
     }
 
     fn rig(format: Format, check: SourceCheck) -> Rig {
@@ -330,7 +348,7 @@ mod tests {
             Arc::clone(&stats),
             Arc::new(Offloads::new(&Offload::ALL)),
         );
-        Rig { ingress, device, wire, icmp, stats }
+        Rig { ingress, device, wire, icmp, stats, table }
     }
 
     fn frame(packet: &[u8]) -> Vec<u8> {
@@ -458,6 +476,11 @@ mod tests {
         assert_eq!(written[0].len(), vnet::LEN + 28 + 390);
         let totals = rig.stats.totals();
         assert_eq!((totals.packets, totals.drops(DropReason::WrongSource)), (4, 1));
+        let peer = rig.table.current().at(MASTER.parse().unwrap()).unwrap().state.totals();
+        assert_eq!((peer.ingress.packets, peer.ingress.bytes), (totals.packets, totals.bytes));
+        assert_eq!((peer.ingress.drops, peer.last_seen.is_some()), (1, true));
+        let innocent = rig.table.current().at("192.168.199.7".parse().unwrap()).unwrap().state.totals();
+        assert_eq!(innocent, PeerTotals::default(), "drops are of who has sent the packet");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod idle;
 pub mod ingress;
 pub mod mac;
 pub mod offload;
+pub mod peer_state;
 pub mod stats;
 mod sys;
 pub mod table;

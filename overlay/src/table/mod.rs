@@ -9,6 +9,7 @@ use arc_swap::{ArcSwap, Cache};
 use ipnet::Ipv4Net;
 
 use crate::MacAddr;
+use crate::peer_state::PeerState;
 use crate::wire::{Format, vxlan};
 use routes::Routes;
 
@@ -43,10 +44,12 @@ pub struct Peer {
 }
 
 /// Where a packet to a peer goes and what stands in front of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Hop {
     /// The peer's end of the tunnel.
     pub to: SocketAddrV4,
+    /// What is known of the peer beside its lease.
+    pub state: Arc<PeerState>,
     header: [u8; vxlan::HEADER_LEN],
     header_len: usize,
 }
@@ -60,7 +63,7 @@ impl Hop {
 }
 
 /// What the table says about a destination.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Route<'a> {
     /// A peer has it.
     Peer(&'a Hop),
@@ -68,6 +71,17 @@ pub enum Route<'a> {
     Own,
     /// Nobody has it.
     None,
+}
+
+/// What the table says about where a packet comes from.
+#[derive(Debug)]
+pub enum Origin<'a> {
+    /// A peer that may send it: the inner source is in its subnet, or is its public address.
+    Owner(&'a Hop),
+    /// A peer that the inner source does not belong to.
+    Peer(&'a Hop),
+    /// No peer.
+    Unknown,
 }
 
 /// One complete state of the network. Immutable: a change is a new table.
@@ -79,8 +93,8 @@ pub struct PeerTable {
     peers: Vec<Peer>,
     hops: Vec<Hop>,
     routes: Routes,
-    /// Sorted, each once.
-    public_ips: Box<[Ipv4Addr]>,
+    /// Sorted, each once, with the first peer that has it.
+    public_ips: Box<[(Ipv4Addr, u32)]>,
 }
 
 impl PeerTable {
@@ -88,10 +102,23 @@ impl PeerTable {
     /// the later one counts; subnets may contain one another.
     #[must_use]
     pub fn new(local: Local, peers: Vec<Peer>) -> Self {
-        let hops = peers.iter().map(|peer| hop(&local, peer)).collect();
-        let mut public_ips: Vec<_> = peers.iter().map(|peer| peer.public_ip).collect();
+        Self::with_states(local, peers, |_| Arc::default())
+    }
+
+    /// The table that follows this one. Peers that were there under the same subnet and public address keep
+    /// their state.
+    #[must_use]
+    pub fn next(&self, local: Local, peers: Vec<Peer>) -> Self {
+        Self::with_states(local, peers, |peer| {
+            self.state(peer.subnet, peer.public_ip).map_or_else(Arc::default, Arc::clone)
+        })
+    }
+
+    fn with_states(local: Local, peers: Vec<Peer>, state: impl Fn(&Peer) -> Arc<PeerState>) -> Self {
+        let hops = peers.iter().map(|peer| hop(&local, peer, state(peer))).collect();
+        let mut public_ips: Vec<_> = (0..).zip(&peers).map(|(i, peer)| (peer.public_ip, i)).collect();
         public_ips.sort_unstable();
-        public_ips.dedup();
+        public_ips.dedup_by_key(|(address, _)| *address);
         let routes = Routes::new(local.subnet, peers.iter().map(|peer| peer.subnet));
         let mut own_addresses = local.addresses.clone();
         own_addresses.sort_unstable();
@@ -121,20 +148,38 @@ impl PeerTable {
         }
     }
 
-    /// Whether `inner` may be the source of a packet that arrives from `outer`: it is in the
-    /// subnet of a peer with that public address, or it is the public address itself.
+    /// Whose a packet is that arrives from `outer` with the source `inner`.
     #[must_use]
-    pub fn owns(&self, outer: Ipv4Addr, inner: Ipv4Addr) -> bool {
+    pub fn origin(&self, outer: Ipv4Addr, inner: Ipv4Addr) -> Origin<'_> {
         match self.routes.lookup(inner) {
-            routes::Target::Peer(index) if *self.hops[index].to.ip() == outer => true,
-            _ => inner == outer && self.knows(outer),
+            routes::Target::Peer(index) if *self.hops[index].to.ip() == outer => {
+                Origin::Owner(&self.hops[index])
+            }
+            _ => match self.at(outer) {
+                Some(hop) if inner == outer => Origin::Owner(hop),
+                Some(hop) => Origin::Peer(hop),
+                None => Origin::Unknown,
+            },
         }
     }
 
-    /// Whether `outer` is the public address of a peer.
+    /// Which way the packets of each peer go, in the order of [`peers`](Self::peers).
+    pub fn hops(&self) -> impl ExactSizeIterator<Item = &Hop> {
+        self.hops.iter()
+    }
+
+    /// The peer with the public address `outer`; the first one, if several share it.
     #[must_use]
-    pub fn knows(&self, outer: Ipv4Addr) -> bool {
-        self.public_ips.binary_search(&outer).is_ok()
+    pub fn at(&self, outer: Ipv4Addr) -> Option<&Hop> {
+        let found = self.public_ips.binary_search_by_key(&outer, |(address, _)| *address).ok()?;
+        Some(&self.hops[self.public_ips[found].1 as usize])
+    }
+
+    /// What is known of the peer with this subnet and public address, beside its lease.
+    #[must_use]
+    pub fn state(&self, subnet: Ipv4Net, public_ip: Ipv4Addr) -> Option<&Arc<PeerState>> {
+        let hop = &self.hops[self.routes.exact(subnet)?];
+        (*hop.to.ip() == public_ip).then_some(&hop.state)
     }
 
     /// Whether `address` is this host's own or in its own subnet.
@@ -145,13 +190,13 @@ impl PeerTable {
     }
 }
 
-fn hop(local: &Local, peer: &Peer) -> Hop {
+fn hop(local: &Local, peer: &Peer, state: Arc<PeerState>) -> Hop {
     let to = SocketAddrV4::new(peer.public_ip, local.port);
     match (local.format, peer.vtep_mac) {
         (Format::Vxlan { vni, vtep_mac }, Some(dst)) => {
-            Hop { to, header: vxlan::header(vni, vtep_mac, dst), header_len: vxlan::HEADER_LEN }
+            Hop { to, state, header: vxlan::header(vni, vtep_mac, dst), header_len: vxlan::HEADER_LEN }
         }
-        _ => Hop { to, header: [0; vxlan::HEADER_LEN], header_len: 0 },
+        _ => Hop { to, state, header: [0; vxlan::HEADER_LEN], header_len: 0 },
     }
 }
 
@@ -166,9 +211,10 @@ impl SharedTable {
         Self(Arc::new(ArcSwap::from_pointee(first)))
     }
 
-    /// Replaces the table. Workers see it from their next batch on.
-    pub fn publish(&self, table: PeerTable) {
-        self.0.store(Arc::new(table));
+    /// Replaces the table by the [`next`](PeerTable::next). Workers see it from their next batch on.
+    pub fn publish(&self, local: Local, peers: Vec<Peer>) {
+        let next = self.0.load().next(local, peers);
+        self.0.store(Arc::new(next));
     }
 
     /// The table as it stands, for those who look once.
@@ -252,7 +298,7 @@ pub(crate) mod tests {
             peer("10.1.64.0/24", nat),
             peer("10.1.7.0/24", "192.168.199.7"),
         ]);
-        let owns = |outer, inner| table.owns(address(outer), address(inner));
+        let owns = |outer, inner| matches!(table.origin(address(outer), address(inner)), Origin::Owner(_));
         assert!(owns(nat, "10.1.63.2"));
         assert!(owns(nat, "10.1.64.2"), "two peers can share an address");
         assert!(owns(nat, nat));
@@ -260,6 +306,15 @@ pub(crate) mod tests {
         assert!(!owns(nat, "192.168.199.7"));
         assert!(!owns("192.168.199.8", "192.168.199.8"), "not a peer");
         assert!(!owns(nat, "10.1.9.3"), "our own");
+        let origin = |outer, inner| table.origin(address(outer), address(inner));
+        assert!(matches!(origin(nat, "10.1.7.2"), Origin::Peer(hop) if hop.to.ip().to_string() == nat));
+        assert!(matches!(origin("192.168.199.8", "10.1.7.2"), Origin::Unknown));
+        // Who it is among several is told by the subnet, and else the first.
+        let state = |subnet: &str| table.state(subnet.parse().unwrap(), address(nat)).unwrap();
+        for (inner, subnet) in [("10.1.64.2", "10.1.64.0/24"), (nat, "10.1.63.0/24")] {
+            let Origin::Owner(hop) = origin(nat, inner) else { panic!("{inner}") };
+            assert!(Arc::ptr_eq(&hop.state, state(subnet)), "{inner}");
+        }
     }
 
     #[test]
@@ -286,8 +341,26 @@ pub(crate) mod tests {
         let shared = SharedTable::new(table(vec![]));
         let mut reader = shared.reader();
         assert_eq!(reader.load().peers().len(), 0);
-        shared.publish(table(vec![peer("10.1.63.0/24", "192.168.199.238")]));
+        shared.publish(local(Format::FlannelUdp), vec![peer("10.1.63.0/24", "192.168.199.238")]);
         assert_eq!(reader.load().peers().len(), 1);
         assert_eq!(shared.current().peers().len(), 1);
+    }
+
+    #[test]
+    fn peers_that_stay_keep_their_state() {
+        for other in ["10.1.7.0/24", "10.1.63.0/26"] {
+            let peers = |public_ip| vec![peer(other, "192.168.199.7"), peer("10.1.63.0/24", public_ip)];
+            let shared = SharedTable::new(table(peers("192.168.199.238")));
+            let mtu = |public_ip| {
+                let table = shared.current();
+                table.state("10.1.63.0/24".parse().unwrap(), address(public_ip)).and_then(|s| s.path_mtu())
+            };
+            shared.current().at(address("192.168.199.238")).unwrap().state.set_path_mtu(Some(1400));
+            let publish = |peers| shared.publish(local(Format::FlannelUdp), peers);
+            publish(peers("192.168.199.238").into_iter().rev().collect());
+            assert_eq!(mtu("192.168.199.238"), Some(1400), "beside {other}");
+            publish(peers("192.168.199.239"));
+            assert_eq!((mtu("192.168.199.238"), mtu("192.168.199.239")), (None, None), "another node");
+        }
     }
 }

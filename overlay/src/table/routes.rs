@@ -20,6 +20,15 @@ pub enum Target {
     Peer(usize),
 }
 
+impl Target {
+    fn peer(self) -> Option<usize> {
+        match self {
+            Self::Peer(index) => Some(index),
+            Self::Own | Self::None => None,
+        }
+    }
+}
+
 /// Owners by subnet.
 #[derive(Debug)]
 pub enum Routes {
@@ -85,6 +94,16 @@ impl Routes {
         Some(Self::Uniform { shift, first, slots })
     }
 
+    /// The peer that has just `subnet`.
+    pub fn exact(&self, subnet: Ipv4Net) -> Option<usize> {
+        let slot = match self {
+            Self::Uniform { shift, .. } if u32::from(subnet.prefix_len()) != 32 - shift => None,
+            Self::Uniform { .. } => return self.lookup(subnet.network()).peer(),
+            Self::Mixed(trie) => trie.get(&subnet.trunc()).copied(),
+        };
+        slot?.target().peer()
+    }
+
     /// Whose `address` is.
     #[inline]
     pub fn lookup(&self, address: Ipv4Addr) -> Target {
@@ -142,6 +161,18 @@ mod tests {
         assert_eq!(lookup(&routes, "10.1.9.1"), Target::Own);
         assert_eq!(lookup(&routes, "10.1.8.1"), Target::Peer(0));
         assert_eq!(lookup(&routes, "10.2.0.1"), Target::None);
+    }
+
+    #[test]
+    fn a_subnet_is_found_only_as_it_is() {
+        for peers in [&["10.1.63.0/24", "10.1.7.0/24"][..], &["10.1.63.0/24", "10.1.63.0/26"]] {
+            let routes = routes("10.1.9.0/24", peers);
+            assert_eq!(routes.exact(net("10.1.63.0/24")), Some(0));
+            assert_eq!(routes.exact(net(peers[1])), Some(1));
+            for none in ["10.1.9.0/24", "10.1.63.0/25", "10.1.8.0/24", "10.1.62.0/23", "0.0.0.0/0"] {
+                assert_eq!(routes.exact(net(none)), None, "{none}");
+            }
+        }
     }
 
     #[test]

@@ -6,8 +6,10 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use crate::batch::Batch;
+use crate::peer_state::PeerState;
 
 /// Sends encapsulated packets.
 pub trait Transmitter: Send {
@@ -16,12 +18,14 @@ pub trait Transmitter: Send {
 
     /// Sends all of `batch`, each lane in order, waiting while the kernel's buffers are full. What
     /// cannot be sent is handed to `failed`; the rest goes on.
-    fn transmit(&mut self, batch: &Batch, failed: impl FnMut(Unsent));
+    fn transmit(&mut self, batch: &Batch, failed: impl FnMut(Unsent<'_>));
 }
 
 /// Datagrams that could not be sent.
 #[derive(Debug)]
-pub struct Unsent {
+pub struct Unsent<'a> {
+    /// Whom to.
+    pub peer: &'a Arc<PeerState>,
     /// How many.
     pub count: usize,
     /// Bytes of inner packets in them.

@@ -172,7 +172,7 @@ impl Transmitter for UdpTransmitter {
         self.lanes.len()
     }
 
-    fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent)) {
+    fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent<'_>)) {
         let Self { lanes, arrays, offloads } = self;
         for (lane, socket) in lanes.iter().enumerate() {
             let mut runs = batch.runs(lane);
@@ -193,7 +193,8 @@ impl Transmitter for UdpTransmitter {
                         runs = &runs[1..];
                     }
                     Err(error) => {
-                        failed(Unsent { count: first.count(), inner_len: first.inner_len(), error });
+                        let (count, inner_len) = (first.count(), first.inner_len());
+                        failed(Unsent { peer: first.peer(), count, inner_len, error });
                         runs = &runs[1..];
                     }
                 }
@@ -208,7 +209,7 @@ fn send_singly(
     socket: &Socket,
     batch: &Batch,
     run: &Run,
-    failed: &mut impl FnMut(Unsent),
+    failed: &mut impl FnMut(Unsent<'_>),
 ) {
     let mut next = 0;
     while next < run.count() {
@@ -218,7 +219,7 @@ fn send_singly(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 let inner_len = run.inner_len() / run.count();
-                failed(Unsent { count: 1, inner_len, error });
+                failed(Unsent { peer: run.peer(), count: 1, inner_len, error });
                 next += 1;
             }
         }
@@ -259,9 +260,11 @@ impl Receiver for UdpReceiver {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
     use crate::table::tests::{local, peer};
-    use crate::table::{PeerTable, Route};
+    use crate::table::{Local, PeerTable, Route};
     use crate::wire::{Format, vnet};
 
     fn free_address() -> SocketAddrV4 {
@@ -272,10 +275,12 @@ mod tests {
     /// A batch of one-byte packets to `to`, of runs that end where the destination changes.
     fn batch(to: &[SocketAddrV4], lanes: usize) -> Batch {
         let mut batch = Batch::new(to.len(), lanes);
+        let mut tables = HashMap::new();
         for (i, to) in to.iter().enumerate() {
-            let mut local = local(Format::FlannelUdp);
-            local.port = to.port();
-            let table = PeerTable::new(local, vec![peer("10.1.63.0/24", &to.ip().to_string())]);
+            let table = tables.entry(to).or_insert_with(|| {
+                let local = Local { port: to.port(), ..local(Format::FlannelUdp) };
+                PeerTable::new(local, vec![peer("10.1.63.0/24", &to.ip().to_string())])
+            });
             let Route::Peer(hop) = table.route("10.1.63.2".parse().unwrap()) else { panic!("no route") };
             batch.next_read()[vnet::LEN] = i as u8;
             batch.push(i % lanes, hop, 1);

@@ -1,0 +1,326 @@
+//! What is known of a peer beside its lease: what was exchanged with it and learned of it.
+//!
+//! A [`PeerState`] is shared by all workers and by the control plane, and outlives the table that it is found
+//! in: [`SharedTable::publish`](crate::table::SharedTable::publish) carries it over. Workers do not write to it
+//! packet by packet: each gathers in a [`Tally`] of its own what a batch brings, and adds it once.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+/// What changes about one peer while it is one. What the two directions write lies on cache lines of their own.
+#[derive(Debug, Default)]
+pub struct PeerState {
+    egress: Line<Egress>,
+    ingress: Line<Counters>,
+}
+
+/// A cache line of its own, for tens of thousands of them: [`crossbeam::utils::CachePadded`] takes two.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line<T>(T);
+
+/// Written by workers to the wire; what they read beside it is seldom written.
+#[derive(Debug, Default)]
+struct Egress {
+    counters: Counters,
+    /// 0: none known.
+    path_mtu: AtomicU32,
+    flags: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    drops: AtomicU64,
+    /// When packets were last counted, in milliseconds since [`EPOCH`], plus one; 0 for never.
+    last: AtomicU64,
+}
+
+/// What has been found out about a peer at run time: a bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum PeerFlag {
+    /// It sends packets whose checksums and segmentation are left to us: a kernel's VXLAN device, with
+    /// nothing but virtual wires in between. The same way back carries super-packets whole.
+    Unfinished = 1,
+}
+
+/// A moment's look at a [`PeerState`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerTotals {
+    /// To the peer.
+    pub egress: Exchanged,
+    /// From the peer.
+    pub ingress: Exchanged,
+    /// How long ago something valid came from it.
+    pub last_seen: Option<Duration>,
+    /// The largest outer packet that reaches it, in bytes, if that is known.
+    pub path_mtu: Option<u32>,
+}
+
+/// What was exchanged in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Exchanged {
+    /// Inner packets: handed to the wire, or accepted from it.
+    pub packets: u64,
+    /// Their bytes, without encapsulation.
+    pub bytes: u64,
+    /// Inner packets that were dropped on the way to the peer, or came from its address and were refused.
+    pub drops: u64,
+}
+
+impl PeerState {
+    /// What was exchanged with the peer so far, and what is known of it.
+    #[must_use]
+    pub fn totals(&self) -> PeerTotals {
+        let Egress { counters, path_mtu, .. } = &self.egress.0;
+        let last = self.ingress.0.last.load(Relaxed);
+        let mtu = path_mtu.load(Relaxed);
+        PeerTotals {
+            egress: counters.exchanged(),
+            ingress: self.ingress.0.exchanged(),
+            last_seen: (last > 0).then(|| Duration::from_millis(now().saturating_sub(last))),
+            path_mtu: (mtu > 0).then_some(mtu),
+        }
+    }
+
+    /// The largest outer packet that reaches the peer, in bytes; `None` while the underlay's MTU is all
+    /// that is known.
+    #[must_use]
+    pub fn path_mtu(&self) -> Option<u32> {
+        let mtu = self.egress.0.path_mtu.load(Relaxed);
+        (mtu > 0).then_some(mtu)
+    }
+
+    /// Notes the path's MTU, or that it is not known any more.
+    pub fn set_path_mtu(&self, mtu: Option<u32>) {
+        self.egress.0.path_mtu.store(mtu.unwrap_or(0), Relaxed);
+    }
+
+    /// Whether `flag` is set.
+    #[must_use]
+    pub fn has(&self, flag: PeerFlag) -> bool {
+        self.egress.0.flags.load(Relaxed) & flag as u32 != 0
+    }
+
+    /// Sets `flag`, or takes it off. Costs a load if there is nothing to change.
+    pub fn set(&self, flag: PeerFlag, on: bool) {
+        if self.has(flag) != on {
+            let flags = &self.egress.0.flags;
+            let _ = if on {
+                flags.fetch_or(flag as u32, Relaxed)
+            } else {
+                flags.fetch_and(!(flag as u32), Relaxed)
+            };
+        }
+    }
+
+    fn counters(&self, direction: Direction) -> &Counters {
+        match direction {
+            Direction::Egress => &self.egress.0.counters,
+            Direction::Ingress => &self.ingress.0,
+        }
+    }
+}
+
+impl Counters {
+    fn exchanged(&self) -> Exchanged {
+        Exchanged {
+            packets: self.packets.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            drops: self.drops.load(Relaxed),
+        }
+    }
+}
+
+/// Which way a worker forwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the overlay device to the wire.
+    Egress,
+    /// From the wire to the overlay device.
+    Ingress,
+}
+
+/// What a worker's batch brings to each peer, until it is settled. In a steady stream from and to the same
+/// few peers, nothing shared is written in between, not even a reference count.
+#[derive(Debug)]
+pub struct Tally {
+    direction: Direction,
+    /// Those beyond `used` are kept for their peer, which the next batch is likely to meet again.
+    entries: Vec<Entry>,
+    used: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    peer: Arc<PeerState>,
+    packets: u64,
+    bytes: u64,
+    drops: u64,
+}
+
+impl Tally {
+    /// An empty one, of a worker of that direction.
+    #[must_use]
+    pub fn new(direction: Direction) -> Self {
+        Self { direction, entries: Vec::with_capacity(ENTRIES), used: 0 }
+    }
+
+    /// Counts `packets` inner packets of `bytes` bytes together, forwarded to or from `peer`.
+    pub fn forwarded(&mut self, peer: &Arc<PeerState>, packets: usize, bytes: usize) {
+        let entry = self.entry(peer);
+        entry.packets = entry.packets.wrapping_add(packets as u64);
+        entry.bytes = entry.bytes.wrapping_add(bytes as u64);
+    }
+
+    /// Takes back what is counted as forwarded in the same batch, be it before or after this, and counts it
+    /// as dropped.
+    pub fn lost(&mut self, peer: &Arc<PeerState>, packets: usize, bytes: usize) {
+        let entry = self.entry(peer);
+        entry.packets = entry.packets.wrapping_sub(packets as u64);
+        entry.bytes = entry.bytes.wrapping_sub(bytes as u64);
+        entry.drops += packets as u64;
+    }
+
+    /// Counts a packet to or from `peer` that was dropped.
+    pub fn dropped(&mut self, peer: &Arc<PeerState>) {
+        self.entry(peer).drops += 1;
+    }
+
+    /// Adds what was gathered to the peers: at the end of each batch.
+    pub fn settle(&mut self) {
+        if self.used == 0 {
+            return;
+        }
+        let now = now();
+        for Entry { peer, packets, bytes, drops } in &mut self.entries[..self.used] {
+            let counters = peer.counters(self.direction);
+            // Another worker may be at it, so additions are atomic: a few for each peer and batch.
+            if *packets > 0 {
+                counters.packets.fetch_add(*packets, Relaxed);
+                counters.bytes.fetch_add(*bytes, Relaxed);
+                counters.last.store(now, Relaxed);
+            }
+            if *drops > 0 {
+                counters.drops.fetch_add(*drops, Relaxed);
+            }
+            (*packets, *bytes, *drops) = (0, 0, 0);
+        }
+        self.used = 0;
+    }
+
+    fn entry(&mut self, peer: &Arc<PeerState>) -> &mut Entry {
+        let recent = self.used.saturating_sub(RECENT);
+        let found = self.entries[recent..self.used].iter().rposition(|entry| Arc::ptr_eq(&entry.peer, peer));
+        if let Some(found) = found {
+            return &mut self.entries[recent + found];
+        }
+        if self.used == ENTRIES {
+            self.settle();
+        }
+        let index = self.used;
+        match self.entries.get_mut(index) {
+            Some(entry) if Arc::ptr_eq(&entry.peer, peer) => {}
+            Some(entry) => entry.peer = Arc::clone(peer),
+            None => self.entries.push(Entry { peer: Arc::clone(peer), packets: 0, bytes: 0, drops: 0 }),
+        }
+        self.used += 1;
+        &mut self.entries[index]
+    }
+}
+
+/// Milliseconds since [`EPOCH`], plus one.
+fn now() -> u64 {
+    u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+/// When this process first asked for the time.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// A batch is 64 packets to the wire, and mostly of fewer senders from it; with more peers it is settled twice.
+const ENTRIES: usize = 64;
+/// How many peers packets may take turns between without counting apart.
+const RECENT: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers<const N: usize>() -> [Arc<PeerState>; N] {
+        std::array::from_fn(|_| Arc::default())
+    }
+
+    #[test]
+    fn a_batch_is_added_when_it_is_settled() {
+        let [one, two] = peers();
+        let mut tally = Tally::new(Direction::Ingress);
+        for _ in 0..3 {
+            tally.forwarded(&one, 2, 100);
+            tally.forwarded(&two, 1, 7);
+        }
+        tally.dropped(&two);
+        assert_eq!(one.totals(), PeerTotals::default(), "not before");
+        tally.settle();
+        tally.settle();
+        let exchanged = |packets, bytes, drops| Exchanged { packets, bytes, drops };
+        assert_eq!(one.totals().ingress, exchanged(6, 300, 0));
+        assert_eq!(two.totals().ingress, exchanged(3, 21, 1));
+        assert_eq!(one.totals().egress, Exchanged::default());
+        assert!(one.totals().last_seen.is_some_and(|ago| ago < Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn only_what_was_valid_and_came_from_it_is_a_sign_of_life() {
+        let [sent_to, refused] = peers();
+        let (mut egress, mut ingress) = (Tally::new(Direction::Egress), Tally::new(Direction::Ingress));
+        egress.forwarded(&sent_to, 1, 1);
+        ingress.dropped(&refused);
+        egress.settle();
+        ingress.settle();
+        assert_eq!((sent_to.totals().last_seen, refused.totals().last_seen), (None, None));
+    }
+
+    #[test]
+    fn what_was_lost_is_not_forwarded_whichever_is_told_first() {
+        let [peer] = peers();
+        let mut tally = Tally::new(Direction::Egress);
+        tally.lost(&peer, 3, 30);
+        tally.forwarded(&peer, 10, 100);
+        tally.settle();
+        assert_eq!(peer.totals().egress, Exchanged { packets: 7, bytes: 70, drops: 3 });
+    }
+
+    #[test]
+    fn more_peers_than_it_has_room_for_lose_nothing() {
+        let many: Vec<Arc<PeerState>> = (0..3 * ENTRIES).map(|_| Arc::default()).collect();
+        let mut tally = Tally::new(Direction::Egress);
+        for round in 0..2 {
+            for peer in &many {
+                tally.forwarded(peer, 1, 10);
+            }
+            tally.settle();
+            assert!(many.iter().all(|peer| peer.totals().egress.packets == round + 1));
+        }
+        assert!(tally.entries.len() == ENTRIES);
+    }
+
+    #[test]
+    fn what_is_learned_of_a_peer_can_be_unlearned() {
+        let [peer] = peers();
+        assert_eq!((peer.path_mtu(), peer.has(PeerFlag::Unfinished)), (None, false));
+        peer.set_path_mtu(Some(1400));
+        peer.set(PeerFlag::Unfinished, true);
+        assert_eq!((peer.totals().path_mtu, peer.has(PeerFlag::Unfinished)), (Some(1400), true));
+        peer.set_path_mtu(None);
+        peer.set(PeerFlag::Unfinished, false);
+        assert_eq!((peer.path_mtu(), peer.has(PeerFlag::Unfinished)), (None, false));
+    }
+
+    #[test]
+    fn ten_thousand_peers_are_two_mebibytes() {
+        assert_eq!(std::mem::size_of::<PeerState>(), 128);
+    }
+}
