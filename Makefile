@@ -19,13 +19,14 @@ MANUALS := $(addprefix man/man8/,overlayd.8 overlayctl.8 overlayctl-status.8 ove
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
-.PHONY: help demo test test-full e2e package manuals lint fmt bench bench-full bench-micro doc install uninstall setup \
+.PHONY: help demo test test-full soak e2e package manuals lint fmt bench bench-full bench-micro doc install uninstall setup \
     setup-demo setup-bench setup-lint setup-e2e setup-package clean
 
 help:
 	@echo 'make demo [BACKEND=vxlan|udp] [STORE=dir|etcd]   two hosts, a router, a pod each, and traffic'
 	@echo 'make test                                         every test: unit, integration, documentation'
 	@echo 'make test-full                                    the tests that take their time: large transfers, idle'
+	@echo 'make soak [MINUTES=3] [SEED=n] [FLAGS=]           traffic while daemons, etcd, links and leases come and go'
 	@echo 'make e2e                                          whole hosts: systemd, docker, the package, restarts'
 	@echo 'make package                                      the Debian package, in target/debian'
 	@echo 'make manuals                                      manual pages and completions, in target/manuals'
@@ -48,6 +49,10 @@ test: setup
 test-full: setup
 	$(CARGO) build --bins
 	$(RUNNER) cargo nextest run --locked --workspace --profile full
+
+soak: setup
+	$(CARGO) build --release --bin overlayd --bin overlayctl --bin overlay-soak
+	$(SUDO) env SOAK_MINUTES=$(MINUTES) SOAK_SEED=$(SEED) target/release/overlay-soak $(FLAGS)
 
 e2e: setup-e2e package
 	$(CARGO) build --release --bin overlay-e2e

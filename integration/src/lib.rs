@@ -43,6 +43,7 @@ pub mod process;
 pub mod service;
 pub mod service_manager;
 pub mod site;
+pub mod soak;
 pub mod steady;
 pub mod store;
 pub mod traffic;

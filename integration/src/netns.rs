@@ -116,9 +116,7 @@ impl Namespace {
         let result = std::thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    let file = File::open(&path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
-                    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-                        .unwrap_or_else(|e| panic!("enter {}: {e}", path.display()));
+                    enter(&path);
                     function()
                 })
                 .join()
@@ -131,6 +129,14 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         remove(&self.name);
     }
+}
+
+/// Moves this thread into the namespace that a file stands for.
+#[track_caller]
+pub fn enter(path: &std::path::Path) {
+    let file = File::open(path).unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+        .unwrap_or_else(|error| panic!("enter {}: {error}", path.display()));
 }
 
 /// Removes all that this process has made so far: for a program that ends without unwinding.
