@@ -14,6 +14,7 @@ mod generation;
 mod iptables;
 mod nft;
 mod others;
+pub mod verdict;
 
 use tracing::{info, warn};
 
@@ -198,7 +199,9 @@ impl Firewall {
             return;
         }
         // Without `nft` nobody has such chains but by iptables.
-        for obstacle in others::obstacles(&self.desired).await.unwrap_or_default() {
+        for obstacle in
+            others::obstacles(self.desired.network, &self.desired.device).await.unwrap_or_default()
+        {
             let network = self.desired.network;
             let warning = || {
                 warn!(

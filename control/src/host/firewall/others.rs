@@ -3,10 +3,11 @@
 //! A packet passes only if all tables let it; an accept of ours ends nothing but our own table's say. All that
 //! can be done is to say so, and what the remedy is.
 
+use ipnet::Ipv4Net;
 use serde_json::Value;
 
+use crate::host::HostError;
 use crate::host::command::run;
-use crate::host::{Desired, HostError};
 
 /// A chain that may drop what is forwarded, and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,15 +23,15 @@ pub(super) struct Obstacle {
 ///
 /// # Errors
 /// What `nft` says.
-pub(super) async fn obstacles(desired: &Desired) -> Result<Vec<Obstacle>, HostError> {
+pub(super) async fn obstacles(network: Ipv4Net, device: &str) -> Result<Vec<Obstacle>, HostError> {
     let chains = run("nft", &["-j", "list", "chains"], "").await?;
     let mut obstacles = Vec::new();
     for chain in forward_chains(&chains) {
         let listing =
             run("nft", &["-j", "list", "chain", &chain.family, &chain.table, &chain.name], "").await;
         // A chain that has gone meanwhile is no obstacle.
-        if listing.is_ok_and(|listing| drops(&listing) && !mentions(&listing, desired)) {
-            obstacles.push(chain.obstacle(desired));
+        if listing.is_ok_and(|listing| drops(&listing) && !mentions(&listing, network, device)) {
+            obstacles.push(chain.obstacle(network, device));
         }
     }
     Ok(obstacles)
@@ -44,7 +45,7 @@ struct Forward {
 }
 
 impl Forward {
-    fn obstacle(&self, Desired { device, network, .. }: &Desired) -> Obstacle {
+    fn obstacle(&self, network: Ipv4Net, device: &str) -> Obstacle {
         let Self { family, table, name } = self;
         let network = network.trunc();
         let chain = format!("{family} {table} {name}");
@@ -90,9 +91,9 @@ fn drops_everything(rule: &Value) -> bool {
 }
 
 /// Somebody has thought of us there.
-fn mentions(listing: &str, desired: &Desired) -> bool {
-    let network = format!("\"addr\": \"{}\"", desired.network.network());
-    listing.contains(&network) || listing.contains(&format!("\"{}\"", desired.device))
+fn mentions(listing: &str, network: Ipv4Net, device: &str) -> bool {
+    let network = format!("\"addr\": \"{}\"", network.network());
+    listing.contains(&network) || listing.contains(&format!("\"{device}\""))
 }
 
 fn objects(listing: &str) -> Vec<Value> {

@@ -20,7 +20,7 @@ use std::fs;
 use tracing::info;
 
 use self::rules::Wanted;
-use self::save::Table;
+pub(super) use self::save::{Table, negated, target, value, words};
 use crate::host::command::run;
 use crate::host::{Desired, HostError};
 
@@ -173,6 +173,21 @@ pub(super) async fn removal_of_flannels() -> Result<Vec<Change>, HostError> {
         }
     }
     Ok(changes)
+}
+
+/// The filter table of each installed variant, with the variant's program; none without iptables.
+pub(super) async fn filter_tables() -> Result<Vec<(&'static str, Table)>, HostError> {
+    let variants = match Variants::find().await {
+        Ok(variants) => variants,
+        Err(HostError::NoProgram { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut tables = Vec::new();
+    for variant in &variants.0 {
+        let filter = variant.read(&["filter"]).await?;
+        tables.extend(filter.into_iter().map(|(_, table)| (variant.program, table)));
+    }
+    Ok(tables)
 }
 
 /// Whether the legacy variant has tables here. It tells nobody when its rules change.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 /// One table of one variant.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(in crate::host::firewall) struct Table {
     /// Each chain with its policy, `-` for those that are not built in.
     chains: Vec<(String, String)>,
     /// Each rule with its chain, in order, without the `-A CHAIN `.
@@ -13,7 +13,7 @@ pub(super) struct Table {
 
 impl Table {
     /// Reads the table `name` from what `iptables-save` wrote; empty if it is not there.
-    pub(super) fn parse(name: &str, saved: &str) -> Self {
+    pub(in crate::host::firewall) fn parse(name: &str, saved: &str) -> Self {
         let mut table = Self::default();
         let begin = format!("*{name}");
         let lines = saved.lines().skip_while(|line| *line != begin).skip(1);
@@ -30,17 +30,17 @@ impl Table {
     }
 
     /// Whether there is a chain of this name.
-    pub(super) fn has(&self, chain: &str) -> bool {
+    pub(in crate::host::firewall) fn has(&self, chain: &str) -> bool {
         self.chains.iter().any(|(name, _)| name == chain)
     }
 
     /// What becomes of a packet that reaches the end of a built-in chain.
-    pub(super) fn policy(&self, chain: &str) -> Option<&str> {
+    pub(in crate::host::firewall) fn policy(&self, chain: &str) -> Option<&str> {
         self.chains.iter().find(|(name, _)| name == chain).map(|(_, policy)| policy.as_str())
     }
 
     /// The rules of `chain`, in order.
-    pub(super) fn rules<'a>(&'a self, chain: &'a str) -> impl Iterator<Item = &'a str> {
+    pub(in crate::host::firewall) fn rules<'a>(&'a self, chain: &'a str) -> impl Iterator<Item = &'a str> {
         self.rules.iter().filter(move |(name, _)| name == chain).map(|(_, rule)| rule.as_str())
     }
 
@@ -69,7 +69,7 @@ impl Table {
 }
 
 /// A rule's words; a comment counts as one, without its quotes.
-pub(super) fn words(rule: &str) -> Vec<&str> {
+pub(in crate::host::firewall) fn words(rule: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = rule.trim_start();
     while !rest.is_empty() {
@@ -95,18 +95,18 @@ pub(super) fn words(rule: &str) -> Vec<&str> {
 }
 
 /// Where a rule sends its packets: a chain, or a target such as `DROP`.
-pub(super) fn target<'a>(words: &[&'a str]) -> Option<&'a str> {
+pub(in crate::host::firewall) fn target<'a>(words: &[&'a str]) -> Option<&'a str> {
     value(words, "-j").or_else(|| value(words, "-g"))
 }
 
 /// The value of an option that is not negated.
-pub(super) fn value<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
+pub(in crate::host::firewall) fn value<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
     let at = words.iter().position(|word| *word == option)?;
     (at == 0 || words[at - 1] != "!").then(|| words.get(at + 1).copied()).flatten()
 }
 
 /// The value of a negated option.
-pub(super) fn negated<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
+pub(in crate::host::firewall) fn negated<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
     words.windows(3).find(|three| three[0] == "!" && three[1] == option).map(|three| three[2])
 }
 
