@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod cleanup;
 pub mod daemon;
+pub mod diagnose;
 mod files;
 pub mod flags;
 pub mod health;

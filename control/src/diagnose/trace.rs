@@ -1,0 +1,445 @@
+//! `overlayctl trace`: the way of one packet through this host, step by step, as daemon and kernel have it now.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::kernel::{Decision, Kernel, Neighbour, rp_filter, sysctl};
+use crate::host::HostError;
+use crate::host::firewall::verdict::{self, Forwarded};
+use crate::node::Way;
+use crate::status::{BackendStatus, DeviceStatus, PeerStatus, Status};
+
+/// Which packet.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Its source: a pod's, or this host's own.
+    pub src: Ipv4Addr,
+    /// Its destination.
+    pub dst: Ipv4Addr,
+    /// What it carries.
+    pub carries: Option<Carries>,
+}
+
+/// Protocol and destination port, as in `tcp/80`, `udp/53` or `icmp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carries {
+    protocol: &'static str,
+    port: Option<u16>,
+}
+
+impl FromStr for Carries {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, port) = text.split_once('/').map_or((text, None), |(name, port)| (name, Some(port)));
+        let known = ["tcp", "udp", "icmp"].into_iter().find(|protocol| *protocol == name);
+        let protocol = known.ok_or_else(|| format!("'{name}' is none of tcp, udp and icmp"))?;
+        let port = port.map(|port| port.parse().map_err(|_| format!("'{port}' is no port"))).transpose()?;
+        if protocol == "icmp" && port.is_some() {
+            return Err("icmp has no ports".to_owned());
+        }
+        Ok(Self { protocol, port })
+    }
+}
+
+/// The way of a packet.
+#[derive(Debug, Serialize)]
+pub struct Trace {
+    /// What comes after what. The last one may drop it.
+    pub steps: Vec<Step>,
+}
+
+/// One thing that happens to the packet.
+#[derive(Debug, Serialize)]
+pub struct Step {
+    /// Its name.
+    pub step: &'static str,
+    /// What happens.
+    pub text: String,
+    /// Why the packet does not get beyond it.
+    pub dropped: Option<Dropped>,
+}
+
+/// The end of a packet.
+#[derive(Debug, Serialize)]
+pub struct Dropped {
+    /// As `overlayctl drops` and the metrics name it, if it is the data plane that drops.
+    pub reason: Option<&'static str>,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Trace {
+    /// Whether the packet gets through this host.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        self.steps.iter().all(|step| step.dropped.is_none())
+    }
+
+    /// For a terminal.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut out = String::new();
+        for Step { step, text, dropped } in &self.steps {
+            let _ = match dropped {
+                None => writeln!(out, "{step:<12} {text}"),
+                Some(Dropped { reason, remedy }) => {
+                    let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+                    writeln!(out, "{step:<12} DROPPED{reason}: {text}\n{:<12} remedy: {remedy}", "")
+                }
+            };
+        }
+        out
+    }
+
+    fn pass(&mut self, step: &'static str, text: impl Into<String>) {
+        self.steps.push(Step { step, text: text.into(), dropped: None });
+    }
+
+    fn drop(
+        &mut self,
+        step: &'static str,
+        reason: Option<&'static str>,
+        text: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        let dropped = Some(Dropped { reason, remedy: remedy.into() });
+        self.steps.push(Step { step, text: text.into(), dropped });
+    }
+}
+
+/// Follows the packet of `question` through the host of the daemon that says `status`.
+///
+/// # Errors
+/// The kernel or the firewall cannot be asked.
+pub async fn trace(question: &Question, status: &Status) -> Result<Trace, HostError> {
+    let mut tracer =
+        Tracer { question, status, kernel: Kernel::open().await?, trace: Trace { steps: Vec::new() } };
+    let own = status.lease.subnet;
+    match (own.contains(&question.src), own.contains(&question.dst)) {
+        (true, true) => tracer.trace.pass(
+            "route",
+            format!(
+                "{} and {} are both in {own}: the bridge carries it, not the overlay",
+                question.src, question.dst
+            ),
+        ),
+        (false, true) => tracer.inwards().await?,
+        _ => tracer.outwards().await?,
+    }
+    Ok(tracer.trace)
+}
+
+struct Tracer<'a> {
+    question: &'a Question,
+    status: &'a Status,
+    kernel: Kernel,
+    trace: Trace,
+}
+
+impl Tracer<'_> {
+    /// From a pod or from this host to another node.
+    async fn outwards(&mut self) -> Result<(), HostError> {
+        let Question { src, dst, .. } = *self.question;
+        let network = self.status.network;
+        if !network.contains(&dst) {
+            self.trace.pass("route", format!("{dst} is not in {network}: no matter of the overlay"));
+            return Ok(());
+        }
+        let from_host = self.kernel.decide(src, None).await.is_ok_and(|way| way.local);
+        let bridge = if from_host { None } else { self.kernel.device_of(src).await };
+        let way = self.kernel.decide(dst, bridge.as_deref().map(|bridge| (src, bridge))).await;
+        let peer = self.peer_of(dst).cloned();
+        let Some(way) = self.route_out(way, peer.as_ref()) else { return Ok(()) };
+        if let Some(bridge) = &bridge
+            && !self.forwards(bridge, &way.device).await?
+        {
+            return Ok(());
+        }
+        let Some(peer) = peer else { return Ok(()) };
+        if peer.way == Way::Direct {
+            self.next_hop(&way, peer.public_ip);
+            return Ok(());
+        }
+        self.trace.pass("lookup", format!("{}, the lease of {}", peer.subnet, peer.public_ip));
+        self.encapsulate(&peer).await;
+        if self.trace.passes() {
+            self.far_end(src);
+        }
+        Ok(())
+    }
+
+    /// The kernel's decision, if it is the right one for a packet to `peer`.
+    fn route_out(&mut self, way: Result<Decision, String>, peer: Option<&PeerStatus>) -> Option<Decision> {
+        let Question { src, dst, .. } = *self.question;
+        let Status { network, lease, device, .. } = self.status;
+        let way = match way {
+            Ok(way) => way,
+            Err(reason) => {
+                self.trace.drop(
+                    "route",
+                    None,
+                    format!("the kernel has no way for {dst} from {src}: {reason}"),
+                    "see 'ip route get', and 'overlayctl status' for what overlayd cannot put right",
+                );
+                return None;
+            }
+        };
+        if way.local {
+            self.trace.pass("route", format!("{dst} is this host's own address"));
+            return None;
+        }
+        let Some(peer) = peer else {
+            let reason = if lease.subnet.contains(&dst) { "own_subnet" } else { "no_route" };
+            self.trace.pass("route", way.to_string());
+            self.trace.drop(
+                "lookup",
+                Some(reason),
+                format!("no node has a lease for {dst}"),
+                "is the daemon of that node running, with the same store and prefix? See 'overlayctl leases'",
+            );
+            return None;
+        };
+        let expected = match (peer.way, device) {
+            (Way::Tunnel, Some(device)) => device.name == way.device,
+            (Way::Direct, _) => way.gateway == Some(peer.public_ip),
+            _ => {
+                let text =
+                    peer.problem.clone().unwrap_or_else(|| format!("there is no way to {}", peer.public_ip));
+                self.trace.drop("route", None, text, "see 'overlayctl peers'");
+                return None;
+            }
+        };
+        if !expected {
+            let through = device.as_ref().map_or("the node itself", |device| device.name.as_str());
+            self.trace.drop(
+                "route",
+                None,
+                format!("the kernel sends {dst} {way}, not by {through}"),
+                format!(
+                    "another route is more specific than that of the overlay for {network}, or stands before it: see 'ip route get {dst}' and 'ip rule'"
+                ),
+            );
+            return None;
+        }
+        self.trace.pass("route", format!("{dst} {way}"));
+        Some(way)
+    }
+
+    /// Whether this host forwards the packet between two devices.
+    async fn forwards(&mut self, from_device: &str, to_device: &str) -> Result<bool, HostError> {
+        let Question { src, dst, carries } = *self.question;
+        if sysctl("net/ipv4/ip_forward").as_deref() == Some("0") {
+            self.trace.drop("forward", None, "net.ipv4.ip_forward is 0", "sysctl net.ipv4.ip_forward=1");
+            return Ok(false);
+        }
+        let packet = Forwarded {
+            src,
+            dst,
+            protocol: carries.map(|carries| carries.protocol),
+            port: carries.and_then(|carries| carries.port),
+            from_device: from_device.to_owned(),
+            to_device: to_device.to_owned(),
+        };
+        let device = self.status.device.as_ref().map_or("", |device| device.name.as_str());
+        let refusals = verdict::refusals(&packet, self.status.network, device).await?;
+        match refusals.into_iter().next() {
+            Some(refusal) => {
+                self.trace.drop("forward", None, format!("by {}", refusal.by), refusal.remedy);
+                Ok(false)
+            }
+            None => {
+                self.trace.pass("forward", format!("from {from_device} to {to_device}, nothing refuses it"));
+                Ok(true)
+            }
+        }
+    }
+
+    async fn encapsulate(&mut self, peer: &PeerStatus) {
+        let Some(DeviceStatus { mtu, .. }) = self.status.device else { return };
+        let how = match &self.status.backend {
+            BackendStatus::Vxlan { vni, port, .. } => {
+                let mac = peer.vtep_mac.as_deref().unwrap_or("-");
+                format!("VXLAN, VNI {vni}, to VTEP {mac}, UDP port {port}")
+            }
+            BackendStatus::Udp { port } => format!("flannel's UDP format, port {port}"),
+            BackendStatus::HostGw { .. } | BackendStatus::Alloc => return,
+        };
+        self.trace.pass("encapsulate", format!("{how}; inner packets of up to {mtu} bytes"));
+        match self.kernel.decide(peer.public_ip, None).await {
+            Ok(way) => self.next_hop(&way, peer.public_ip),
+            Err(reason) => self.trace.drop(
+                "underlay",
+                Some("send_failed"),
+                format!("the kernel has no way to {}: {reason}", peer.public_ip),
+                "repair the underlay's routes: the overlay only uses them",
+            ),
+        }
+    }
+
+    /// The first hop on the underlay to `node`.
+    fn next_hop(&mut self, way: &Decision, node: Ipv4Addr) {
+        let learned = way.mtu.map(|mtu| format!(", path MTU {mtu}")).unwrap_or_default();
+        let source = way.source.map(|source| format!(" from {source}")).unwrap_or_default();
+        if self.kernel.link(&way.device).is_some_and(|link| !link.up) {
+            let remedy = format!("ip link set {} up", way.device);
+            self.trace.drop("underlay", Some("send_failed"), format!("{} is down", way.device), remedy);
+            return;
+        }
+        let hop = way.gateway.unwrap_or(node);
+        let known = match self.kernel.neighbour(&way.device, hop) {
+            Neighbour::Silent => {
+                self.trace.drop(
+                    "underlay",
+                    None,
+                    format!("{node} {way}: {hop} does not answer ARP on {}", way.device),
+                    format!("is {hop} up, and on the link of {}?", way.device),
+                );
+                return;
+            }
+            Neighbour::Known => "",
+            Neighbour::Unknown | Neighbour::Asked => " (its MAC is not known yet)",
+        };
+        self.trace.pass("underlay", format!("{node} {way}{source}{known}{learned}"));
+    }
+
+    /// What the peer asks of the source.
+    fn far_end(&mut self, src: Ipv4Addr) {
+        let Status { lease, network, .. } = self.status;
+        if lease.subnet.contains(&src) || src == lease.public_ip {
+            self.trace.pass("far end", format!("{src} is ours, as the peer's source check asks"));
+        } else if network.contains(&src) {
+            self.trace.drop(
+                "far end",
+                Some("wrong_source"),
+                format!("{src} is in {network}, but not in our lease {}", lease.subnet),
+                "a container of an earlier subnet, or one with an address of its own choice: start it again",
+            );
+        } else {
+            let text = format!(
+                "{src} is not in {network}: the peer sees this host's address, if it is masqueraded (--return-path-masq, --ip-masq)"
+            );
+            self.trace.pass("far end", text);
+        }
+    }
+
+    /// From another node to a pod here.
+    async fn inwards(&mut self) -> Result<(), HostError> {
+        let Question { src, dst, .. } = *self.question;
+        let strict = self.status.source_check.as_deref() == Some("strict");
+        let sender =
+            self.peer_of(src).or_else(|| self.status.peers.iter().find(|peer| peer.public_ip == src));
+        let sender = sender.cloned();
+        match &sender {
+            Some(peer) => {
+                self.trace.pass("from", format!("{}, the lease of {}", peer.subnet, peer.public_ip));
+            }
+            None if !self.status.network.contains(&src) && !strict => {
+                self.trace.pass("from", format!("{src}, not in {}", self.status.network));
+            }
+            None => {
+                self.trace.drop(
+                    "from",
+                    Some("wrong_source"),
+                    format!("no node has a lease for {src}, nor is it a node's public address"),
+                    "the sending host should masquerade it (--return-path-masq), or its lease is missing: see 'overlayctl leases'",
+                );
+                return Ok(());
+            }
+        }
+        let way_in = match (&sender, &self.status.device) {
+            (Some(PeerStatus { way: Way::Direct, public_ip, .. }), _) => {
+                self.kernel.device_of(*public_ip).await
+            }
+            (_, device) => device.as_ref().map(|device| device.name.clone()),
+        };
+        let Some(way_in) = way_in else { return Ok(()) };
+        if !self.reverse_path(src, &way_in).await {
+            return Ok(());
+        }
+        let way = match self.kernel.decide(dst, Some((src, &way_in))).await {
+            Ok(way) => way,
+            Err(reason) => {
+                self.trace.drop(
+                    "route",
+                    None,
+                    format!("the kernel has no way for {dst} from {way_in}: {reason}"),
+                    "is docker running, with the subnet of 'overlayctl status'?",
+                );
+                return Ok(());
+            }
+        };
+        if way.device == way_in {
+            self.trace.drop(
+                "route",
+                Some("own_subnet"),
+                format!(
+                    "the kernel sends {dst} back into the overlay: no bridge has {}",
+                    self.status.lease.subnet
+                ),
+                "start docker with the --bip of the subnet file (systemctl restart docker)",
+            );
+            return Ok(());
+        }
+        self.trace.pass("route", format!("{dst} {way}"));
+        if way.local || !self.forwards(&way_in, &way.device).await? {
+            return Ok(());
+        }
+        match self.kernel.neighbour(&way.device, dst) {
+            Neighbour::Silent => self.trace.drop(
+                "pod",
+                None,
+                format!("{dst} does not answer ARP on {}", way.device),
+                "is there a container with this address?",
+            ),
+            _ => self.trace.pass("pod", format!("{dst} on {}", way.device)),
+        }
+        Ok(())
+    }
+
+    /// Whether what comes from `src` by `device` passes the reverse path filter.
+    async fn reverse_path(&mut self, src: Ipv4Addr, device: &str) -> bool {
+        let filter = rp_filter(device);
+        let back = self.kernel.decide(src, None).await;
+        let passes = match (filter, &back) {
+            (0, _) => true,
+            (1, Ok(back)) => back.device == device,
+            (_, back) => back.is_ok(),
+        };
+        if passes {
+            self.trace.pass("rp_filter", format!("{filter} on {device}, it passes"));
+        } else {
+            let back = back.map_or_else(|reason| reason, |back| back.to_string());
+            self.trace.drop(
+                "rp_filter",
+                None,
+                format!("{filter} on {device}, and the way back to {src} is {back}"),
+                format!("sysctl net.ipv4.conf.{device}.rp_filter=2 net.ipv4.conf.all.rp_filter=2, or have the sender masquerade (--return-path-masq)"),
+            );
+        }
+        passes
+    }
+
+    fn peer_of(&self, address: Ipv4Addr) -> Option<&PeerStatus> {
+        let those = self.status.peers.iter().filter(|peer| peer.subnet.contains(&address));
+        those.max_by_key(|peer| peer.subnet.prefix_len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_packet_carries_is_read() {
+        let read = |text: &str| text.parse::<Carries>();
+        assert_eq!(read("tcp/80"), Ok(Carries { protocol: "tcp", port: Some(80) }));
+        assert_eq!(read("udp"), Ok(Carries { protocol: "udp", port: None }));
+        for bad in ["sctp/1", "tcp/", "tcp/70000", "icmp/8", ""] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}
