@@ -1,9 +1,12 @@
 //! The command line of `overlayctl`.
 
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::diagnose::trace::Carries;
 
 /// Asks the overlayd of this host, or of the network namespace that it is run in.
 #[derive(Debug, Parser)]
@@ -31,12 +34,74 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Ask a node's daemon for an echo, through the overlay's own encapsulation.
+    ///
+    /// Only overlayd answers: a node that runs flanneld or the kernel's VXLAN ignores it. Beside it, the node's
+    /// public address is asked by ICMP, so that trouble of the overlay and of the underlay can be told apart.
+    /// Exits with 1 if no echo came back.
+    Ping(Ping),
+    /// Say which way a packet would take through this host, and where it would be dropped.
+    ///
+    /// Looks at the daemon and the kernel as they are now; nothing is sent. Exits with 1 if it would be dropped.
+    Trace(Trace),
     /// Remove from this host all that overlayd has put there.
     ///
     /// That is the overlay device, routes, firewall rules, control socket and saved state. The daemon must
     /// have been stopped. Containers and the subnet file stay, and so does net.ipv4.ip_forward, which others
     /// may rely on.
     Cleanup(Cleanup),
+}
+
+/// Who is asked, and how.
+#[derive(Debug, Args)]
+pub struct Ping {
+    /// The node: its public address, or any address in its subnet.
+    pub peer: Ipv4Addr,
+
+    /// Stop after this many.
+    #[arg(short, long, value_name = "N", default_value_t = 5)]
+    pub count: u32,
+
+    /// Seconds from one to the next.
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub interval: f64,
+
+    /// Length of the inner packet in bytes, both ways: up to the overlay's MTU.
+    #[arg(short, long, value_name = "BYTES")]
+    pub size: Option<usize>,
+
+    /// Seconds to wait for each answer.
+    #[arg(short = 'W', long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub wait: f64,
+
+    /// As JSON, when done.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    (0.01..=3600.0)
+        .contains(&seconds)
+        .then_some(seconds)
+        .ok_or_else(|| "not within 0.01 to 3600 seconds".to_owned())
+}
+
+/// Which packet is followed.
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// Its source: a container's, or this host's own address.
+    pub src: Ipv4Addr,
+
+    /// Its destination.
+    pub dst: Ipv4Addr,
+
+    /// What it carries: tcp/PORT, udp/PORT or icmp.
+    pub carries: Option<Carries>,
+
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How it cleans up.

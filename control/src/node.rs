@@ -26,7 +26,7 @@ use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link}
 use crate::iface::Underlay;
 use crate::lease::{Lease, LeaseBackend};
 use crate::netconf::{Backend, NetworkConfig};
-use crate::ping::Pings;
+use crate::ping::{Ping, Pings};
 
 /// The smallest MTU that IPv4 allows a link to have (RFC 791): with less there is no overlay.
 const MIN_MTU: u32 = 68;
@@ -208,13 +208,12 @@ impl Tunnel {
         &self.forwarder
     }
 
-    /// Asks the daemon of the node whose overlay device has the address `peer` for an echo of `len` bytes;
-    /// `None` if it does not come within `patience`.
+    /// Asks the daemon of the node whose overlay device has the address `peer` for an echo of `len` bytes.
     ///
     /// # Errors
     /// As [`Pings::ask`].
-    pub async fn ping(&self, peer: Ipv4Addr, len: usize, patience: Duration) -> io::Result<Option<Duration>> {
-        self.pings.ask(&self.forwarder, &self.table.current(), peer, len, patience).await
+    pub fn ping(&self, peer: Ipv4Addr, len: usize) -> io::Result<Ping> {
+        self.pings.ask(&self.forwarder, &self.table.current(), peer, len)
     }
 
     /// The counters of all workers: egress, ingress.

@@ -29,28 +29,24 @@ impl Pings {
         Arc::new(move |token, from, when| pings.answered(token, from, when))
     }
 
-    /// Asks the node whose overlay device has the address `peer`, with an inner packet of `len` bytes, and
-    /// waits at most for `patience`. Returns how long the answer took; `None` if there was none.
+    /// Asks the node whose overlay device has the address `peer`, with an inner packet of `len` bytes.
     ///
     /// # Errors
     /// `HostUnreachable` if no node has that address; otherwise what the kernel said to sending.
-    pub async fn ask(
-        &self,
+    pub fn ask(
+        self: &Arc<Self>,
         forwarder: &Forwarder,
         table: &PeerTable,
         peer: Ipv4Addr,
         len: usize,
-        patience: Duration,
-    ) -> io::Result<Option<Duration>> {
+    ) -> io::Result<Ping> {
         // Not to be guessed: only who has seen the question can answer it.
         let token: u64 = rand::random();
         let (answered, answer) = oneshot::channel();
         self.waiting().insert(token, Waiting { peer, answered });
-        let _forget = Forget { pings: self, token };
-        let asked = Instant::now();
+        let ping = Ping { pings: Arc::clone(self), token, asked: Instant::now(), answer };
         forwarder.ask(peer, token, len, table)?;
-        let answer = tokio::time::timeout(patience, answer).await;
-        Ok(answer.ok().and_then(Result::ok).map(|when| when - asked))
+        Ok(ping)
     }
 
     fn answered(&self, token: u64, from: Ipv4Addr, when: Instant) {
@@ -68,13 +64,24 @@ impl Pings {
     }
 }
 
-/// Forgets a question that nobody waits for any more, also when the waiting is broken off.
-struct Forget<'a> {
-    pings: &'a Pings,
+/// A question that has been sent. It does not keep the node that sent it.
+#[derive(Debug)]
+pub struct Ping {
+    pings: Arc<Pings>,
     token: u64,
+    asked: Instant,
+    answer: oneshot::Receiver<Instant>,
 }
 
-impl Drop for Forget<'_> {
+impl Ping {
+    /// How long the answer took; `None` if it does not come within `patience`.
+    pub async fn answer(mut self, patience: Duration) -> Option<Duration> {
+        let answer = tokio::time::timeout(patience, &mut self.answer).await;
+        answer.ok().and_then(Result::ok).map(|when| when - self.asked)
+    }
+}
+
+impl Drop for Ping {
     fn drop(&mut self) {
         self.pings.waiting().remove(&self.token);
     }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use control::arguments::{Arguments, Cleanup, Command};
+use control::arguments::{Arguments, Cleanup, Command, Ping, Trace};
 use control::cleanup::{self, Leftover, listens};
+use control::diagnose::{self, trace::Question};
 use control::flags::Flags;
 use control::socket::{client, path};
 use control::status::Status;
@@ -18,10 +19,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments).await {
-        Ok(text) => match io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            // The reader has seen enough, as in `overlayctl status | head`.
-            Err(_) => ExitCode::FAILURE,
+        Ok(Answer { text, good }) => match io::stdout().write_all(text.as_bytes()) {
+            Ok(()) if good => ExitCode::SUCCESS,
+            // Or the reader has seen enough, as in `overlayctl status | head`.
+            _ => ExitCode::FAILURE,
         },
         Err(error) => {
             let _ = writeln!(io::stderr(), "overlayctl: {error}");
@@ -30,18 +31,52 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: Arguments) -> Result<String, String> {
-    let Arguments { device, socket, command } = arguments;
-    match command {
-        Command::Status { json } => {
-            let socket = match socket {
-                Some(socket) => socket,
-                None => find(device.as_deref())?,
-            };
-            status(&socket, json).await
-        }
-        Command::Cleanup(cleanup) => clean_up(cleanup, device.as_deref()).await,
+/// What is said to a question.
+struct Answer {
+    text: String,
+    /// Whether it is the answer that one hopes for: scripts look at the exit code.
+    good: bool,
+}
+
+impl From<String> for Answer {
+    fn from(text: String) -> Self {
+        Self { text, good: true }
     }
+}
+
+async fn run(arguments: Arguments) -> Result<Answer, String> {
+    let Arguments { device, socket, command } = arguments;
+    let socket = || socket.map_or_else(|| find(device.as_deref()), Ok);
+    match command {
+        Command::Status { json } => status(&socket()?, json).await.map(Answer::from),
+        Command::Ping(arguments) => ping(&arguments, &socket()?).await,
+        Command::Trace(arguments) => trace(arguments, &socket()?).await,
+        Command::Cleanup(cleanup) => clean_up(cleanup, device.as_deref()).await.map(Answer::from),
+    }
+}
+
+async fn ping(arguments: &Ping, socket: &Path) -> Result<Answer, String> {
+    let tell = |line: &str| {
+        if !arguments.json {
+            let _ = writeln!(io::stdout(), "{line}");
+        }
+    };
+    let report = diagnose::ping::run(arguments, socket, tell).await.map_err(|error| error.to_string())?;
+    let text = if arguments.json { json(&report)? } else { report.summary() };
+    Ok(Answer { text, good: report.any_answered() })
+}
+
+async fn trace(arguments: Trace, socket: &Path) -> Result<Answer, String> {
+    let Trace { src, dst, carries, json: as_json } = arguments;
+    let status: Status = client::get_json(socket, "/v1/status").await.map_err(|error| error.to_string())?;
+    let question = Question { src, dst, carries };
+    let trace = diagnose::trace::trace(&question, &status).await.map_err(|error| error.to_string())?;
+    let text = if as_json { json(&trace)? } else { trace.to_text() };
+    Ok(Answer { text, good: trace.passes() })
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, String> {
+    serde_json::to_string(value).map(|text| text + "\n").map_err(|error| error.to_string())
 }
 
 async fn status(socket: &Path, json: bool) -> Result<String, String> {

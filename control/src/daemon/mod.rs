@@ -28,7 +28,7 @@ use crate::netconf::NetworkConfig;
 use crate::node::{Node, NodeError, NodeOptions, Plan, Tunnel};
 use crate::reconcile::Reconcile;
 use crate::service_manager;
-use crate::socket::{ControlSocket, StatusSource, path};
+use crate::socket::{ControlSocket, path};
 use crate::state::{SavedState, StateError};
 use crate::status::LeaseState;
 use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
@@ -592,9 +592,6 @@ impl Daemon {
             return;
         }
         self.socket = None;
-        let shared = Arc::clone(&self.shared);
-        let source: StatusSource =
-            Arc::new(move || shared.lock().unwrap_or_else(PoisonError::into_inner).status());
         let path = match path::socket(device) {
             Ok(path) => path,
             Err(error) => {
@@ -602,7 +599,7 @@ impl Daemon {
                 return;
             }
         };
-        match ControlSocket::serve(&path, source).await {
+        match ControlSocket::serve(&path, Arc::clone(&self.shared) as _).await {
             Ok(socket) => self.socket = Some((device.to_owned(), socket)),
             Err(error) => {
                 warn!(path = %path.display(), %error, "no control socket: overlayctl cannot ask this daemon");

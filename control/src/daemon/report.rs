@@ -1,7 +1,7 @@
 //! What the control socket tells of the daemon.
 
 use std::collections::BTreeMap;
-use std::sync::Weak;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use overlay::drops::DropReason;
 use overlay::ingress::SourceCheck;
@@ -11,6 +11,7 @@ use crate::lease::LeaseBackend;
 use crate::membership::View;
 use crate::netconf::Backend;
 use crate::node::{Node, Reached, Tunnel};
+use crate::socket::Source;
 use crate::status::{
     BackendStatus, Counters, DeviceStatus, Directions, HostStatus, LeaseState, LeaseStatus, PeerStatus,
     Status, StoreStatus, drops,
@@ -25,8 +26,18 @@ pub(super) struct Shared {
     pub(super) host: HostStatus,
 }
 
+impl Source for Mutex<Shared> {
+    fn status(&self) -> Option<Status> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).status()
+    }
+
+    fn node(&self) -> Option<Arc<Node>> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).node.upgrade()
+    }
+}
+
 impl Shared {
-    pub(super) fn status(&self) -> Option<Status> {
+    fn status(&self) -> Option<Status> {
         let node = self.node.upgrade()?;
         let (view, state) = self.view.as_ref()?;
         let plan = node.plan();

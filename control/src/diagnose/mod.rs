@@ -1,5 +1,8 @@
-//! What `overlayctl` finds out for an operator: whether this host is fit (`check`), and which way a packet would
-//! take and where it would be dropped (`trace`). They ask the daemon and the kernel, and change nothing.
+//! What `overlayctl` finds out for an operator: whether this host is fit (`check`), which way a packet would
+//! take and where it would be dropped (`trace`), and whether another node's daemon is there (`ping`). They ask the
+//! daemon and the kernel, and change nothing.
 
+mod icmp;
 mod kernel;
+pub mod ping;
 pub mod trace;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 /// A question got no answer.
@@ -31,6 +32,17 @@ pub enum ClientError {
         /// What it said.
         text: String,
     },
+    /// The daemon is of another version.
+    #[error("the daemon's answer is not understood: {0} (is it of another version? try --json)")]
+    Unknown(#[from] serde_json::Error),
+}
+
+/// What the body says that `GET resource` gets from the daemon at `path`.
+///
+/// # Errors
+/// As [`get`], or the daemon says something else.
+pub async fn get_json<T: DeserializeOwned>(path: &Path, resource: &str) -> Result<T, ClientError> {
+    Ok(serde_json::from_slice(&get(path, resource).await?)?)
 }
 
 /// The body that `GET resource` gets from the daemon at `path`.

@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod path;
+pub mod ping;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -18,10 +19,17 @@ use axum::{Json, Router};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
+use crate::node::Node;
 use crate::status::Status;
 
-/// Where the answers come from; `None` while the data plane is being rebuilt.
-pub type StatusSource = Arc<dyn Fn() -> Option<Status> + Send + Sync>;
+/// Where the answers come from: `None` while the data plane is being rebuilt.
+pub trait Source: Send + Sync {
+    /// All there is to tell at this moment.
+    fn status(&self) -> Option<Status>;
+
+    /// The running node, for what takes longer than a look.
+    fn node(&self) -> Option<Arc<Node>>;
+}
 
 /// A control socket being served. Dropping it ends the service and removes the file.
 #[derive(Debug)]
@@ -31,12 +39,12 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Serves `status` at `path`; its directory is made if need be. A socket that a daemon left
+    /// Serves what `source` tells at `path`; its directory is made if need be. A socket that a daemon left
     /// behind when it died is replaced.
     ///
     /// # Errors
     /// `AddrInUse` if another daemon answers there; otherwise what the file system said.
-    pub async fn serve(path: &Path, status: StatusSource) -> io::Result<Self> {
+    pub async fn serve(path: &Path, source: Arc<dyn Source>) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             tokio::fs::create_dir_all(directory).await?;
         }
@@ -50,7 +58,10 @@ impl ControlSocket {
         let listener = UnixListener::bind(path)?;
         // What it tells is for the host's administrators.
         tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).await?;
-        let router = Router::new().route("/v1/status", get(answer)).with_state(status);
+        let router = Router::new()
+            .route("/v1/status", get(status))
+            .route("/v1/ping", get(ping::ping))
+            .with_state(source);
         let task = tokio::spawn(async move {
             // `serve` ends with the task only: it retries what fails.
             let _ = axum::serve(listener, router).await;
@@ -71,16 +82,29 @@ impl Drop for ControlSocket {
     }
 }
 
-async fn answer(State(status): State<StatusSource>) -> Response {
-    match status() {
-        Some(status) => Json(status).into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the data plane is being rebuilt").into_response(),
-    }
+async fn status(State(source): State<Arc<dyn Source>>) -> Response {
+    source.status().map_or_else(being_rebuilt, |status| Json(status).into_response())
+}
+
+fn being_rebuilt() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "the data plane is being rebuilt").into_response()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Nothing;
+
+    impl Source for Nothing {
+        fn status(&self) -> Option<Status> {
+            None
+        }
+
+        fn node(&self) -> Option<Arc<Node>> {
+            None
+        }
+    }
 
     #[tokio::test]
     async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
@@ -89,19 +113,19 @@ mod tests {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
 
-        let first = ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap();
-        let error = ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap_err();
+        let first = ControlSocket::serve(&path, Arc::new(Nothing)).await.unwrap();
+        let error = ControlSocket::serve(&path, Arc::new(Nothing)).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(first);
         assert!(!path.parent().unwrap().exists(), "the empty directory goes too");
-        ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap();
+        ControlSocket::serve(&path, Arc::new(Nothing)).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_daemon_without_data_plane_says_so() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("flannel0.sock");
-        let _socket = ControlSocket::serve(&path, Arc::new(|| None)).await.unwrap();
+        let _socket = ControlSocket::serve(&path, Arc::new(Nothing)).await.unwrap();
         let error = client::get(&path, "/v1/status").await.unwrap_err().to_string();
         assert!(error.contains("503") && error.contains("rebuilt"), "{error}");
     }
