@@ -61,9 +61,9 @@ fn a_kernel_peer_ignores_an_echo() {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
     let w = worker.overlayd(&store).start();
-    let mut kernel = KernelVxlan::start(&master, &store, "10.1.63.0/24");
-    w.await_peers(&["10.1.63.0/24"]);
+    let mut kernel = KernelVxlan::start(&master, &store, "10.1.63");
     kernel.follow(&store);
+    w.await_peers(&["10.1.63.0/24"]);
     says(&worker.ns, "ping 10.1.63.0 -c 2 -i 0.01 -W 0.3", false, &["0 of 2 answered", "the host answers"]);
     await_until(Duration::from_secs(5), "the echoes at the peer", || {
         let counters = master.ns.ok("ip -s -j link show flannel.1");
