@@ -10,7 +10,7 @@ use etherparse::PacketBuilder;
 use overlay::batch::Batch;
 use overlay::table::{Hop, PeerTable, Route};
 use overlay::wire::coalesce::Coalescer;
-use overlay::wire::ipv4::Packet;
+use overlay::wire::ip::Packet;
 use overlay::wire::segment::Segments;
 use overlay::wire::vnet::{self, Gso, GsoKind};
 

@@ -1,7 +1,7 @@
 //! What one lookup in the table of peers costs, with the table at rest and while it changes.
 
 use std::hint::black_box;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,7 @@ fn network(leases: u32, len: impl Fn(u32) -> u8) -> (Local, Vec<Peer>) {
     };
     let peers = (1..=leases).map(|i| Peer {
         subnet: subnet(i),
+        subnet_v6: None,
         public_ip: Ipv4Addr::from(0xc0a8_0000 + i),
         vtep_mac: Some(MacAddr([2, 0, 0, 0, (i >> 8) as u8, i as u8])),
     });
@@ -58,6 +59,7 @@ fn network(leases: u32, len: impl Fn(u32) -> u8) -> (Local, Vec<Peer>) {
         network: Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 8).expect("at most 32 bits"),
         subnet: subnet(0),
         overlay_address: Ipv4Addr::new(10, 0, 0, 0),
+        v6: None,
         addresses: Vec::new(),
         mtu: 1450,
         format: Format::Vxlan { vni: 1, vtep_mac: MacAddr([2, 0, 0, 0, 0, 0]) },
@@ -68,11 +70,12 @@ fn network(leases: u32, len: impl Fn(u32) -> u8) -> (Local, Vec<Peer>) {
 
 /// Destinations spread over all subnets, in no order that a processor could foresee.
 #[must_use]
-pub fn destinations(table: &PeerTable) -> Vec<Ipv4Addr> {
+pub fn destinations(table: &PeerTable) -> Vec<IpAddr> {
     let peers = table.peers();
     let step = (peers.len() / DESTINATIONS).max(1);
     (0..DESTINATIONS)
-        .map(|i| Ipv4Addr::from(u32::from(peers[i * step * 7919 % peers.len()].subnet.network()) + 2))
+        .map(|i| u32::from(peers[i * step * 7919 % peers.len()].subnet.network()) + 2)
+        .map(|address| Ipv4Addr::from(address).into())
         .collect()
 }
 

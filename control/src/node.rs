@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -507,6 +507,7 @@ fn network(
 ) -> (Local, Vec<Peer>) {
     let peer = |lease: &Lease| Peer {
         subnet: lease.subnet,
+        subnet_v6: None,
         public_ip: lease.attrs.public_ip,
         vtep_mac: match lease.attrs.backend {
             LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
@@ -518,7 +519,8 @@ fn network(
         network: plan.config.network,
         subnet: plan.subnet,
         overlay_address: plan.overlay_address(),
-        addresses,
+        v6: None,
+        addresses: addresses.into_iter().map(IpAddr::from).collect(),
         mtu: plan.mtu(),
         format,
         port,

@@ -7,7 +7,7 @@
 //! same connection tracking as the kernel's own errors.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,46 +16,56 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::echo::Echoes;
 use crate::error::SetupError;
 use crate::stats::WorkerStats;
-use crate::table::PeerTable;
+use crate::table::{Local, PeerTable};
 use crate::wire::icmp::{self, IcmpError};
-use crate::wire::ipv4::Packet;
+use crate::wire::ip::Packet;
 
 /// Where finished ICMP errors go.
 pub trait IcmpOut: Send {
-    /// Sends `packet`, a whole IPv4 packet, to `to`.
+    /// Sends `packet`, a whole IP packet, to `to`.
     ///
     /// # Errors
     /// What the kernel said; the packet is lost.
-    fn send(&self, to: Ipv4Addr, packet: &[u8]) -> io::Result<()>;
+    fn send(&self, to: IpAddr, packet: &[u8]) -> io::Result<()>;
 }
 
-/// A raw socket, shared by all workers.
+/// A raw socket for each version of IP, shared by all workers.
 #[derive(Debug, Clone)]
-pub struct RawSocket(Arc<Socket>);
+pub struct RawSockets {
+    v4: Arc<Socket>,
+    /// Missing where the host has no IPv6.
+    v6: Option<Arc<Socket>>,
+}
 
-impl RawSocket {
-    /// Opens it.
+impl RawSockets {
+    /// Opens them.
     ///
     /// # Errors
     /// `EPERM` without `CAP_NET_RAW`.
     pub fn open() -> Result<Self, SetupError> {
-        let open = || {
-            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+        // This protocol means that packets are given whole, header and all.
+        let open = |domain| {
+            let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
             socket.set_nonblocking(true)?;
-            Ok(Self(Arc::new(socket)))
+            Ok(Arc::new(socket))
         };
-        open().map_err(|source| SetupError {
+        let v4 = open(Domain::IPV4).map_err(|source| SetupError {
             call: "open a raw socket",
             object: "for ICMP errors".to_owned(),
             remedy: "run with CAP_NET_RAW, for instance as root",
             source,
-        })
+        })?;
+        Ok(Self { v4, v6: open(Domain::IPV6).ok() })
     }
 }
 
-impl IcmpOut for RawSocket {
-    fn send(&self, to: Ipv4Addr, packet: &[u8]) -> io::Result<()> {
-        self.0.send_to(packet, &SocketAddrV4::new(to, 0).into()).map(drop)
+impl IcmpOut for RawSockets {
+    fn send(&self, to: IpAddr, packet: &[u8]) -> io::Result<()> {
+        let socket = match to {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => self.v6.as_ref().ok_or(io::ErrorKind::Unsupported)?,
+        };
+        socket.send_to(packet, &SocketAddr::new(to, 0).into()).map(drop)
     }
 }
 
@@ -90,11 +100,13 @@ impl Answers {
 
     /// Tells the sender of `packet` that it failed with `error`, if it may be told and is not
     /// told too often. Failing to do so is no matter: ICMP promises nothing.
-    pub fn tell(&mut self, error: IcmpError, from: Ipv4Addr, packet: &Packet<'_>, stats: &WorkerStats) {
-        if !icmp::may_answer(packet) || !self.limit.take(Instant::now()) {
+    pub fn tell(&mut self, error: IcmpError, local: &Local, packet: &Packet<'_>, stats: &WorkerStats) {
+        if !icmp::may_answer(error, packet) || !self.limit.take(Instant::now()) {
             return;
         }
-        if self.out.send(packet.src(), &icmp::build(error, from, packet)).is_ok() {
+        let from = local.overlay_address(packet.version());
+        let answer = from.and_then(|from| icmp::build(error, from, packet));
+        if answer.is_some_and(|answer| self.out.send(packet.src(), &answer).is_ok()) {
             stats.icmp_sent();
         }
     }
@@ -140,14 +152,14 @@ pub(crate) mod tests {
     use super::*;
 
     /// Receivers and packets, in order.
-    type Log = Vec<(Ipv4Addr, Vec<u8>)>;
+    type Log = Vec<(IpAddr, Vec<u8>)>;
 
     /// Collects what is sent.
     #[derive(Debug, Clone, Default)]
     pub(crate) struct Sent(pub(crate) Arc<Mutex<Log>>);
 
     impl IcmpOut for Sent {
-        fn send(&self, to: Ipv4Addr, packet: &[u8]) -> io::Result<()> {
+        fn send(&self, to: IpAddr, packet: &[u8]) -> io::Result<()> {
             self.0.lock().unwrap().push((to, packet.to_vec()));
             Ok(())
         }

@@ -11,8 +11,8 @@ use crate::drops::DropReason;
 use crate::peer_state::PeerState;
 use crate::sys::mmsg::{Outgoing, Slice};
 use crate::table::Hop;
-use crate::wire::ipv4::Packet;
-use crate::wire::segment::Segments;
+use crate::wire::ip::Packet;
+use crate::wire::segment::{MAX_IP_LEN, Segments};
 use crate::wire::vnet::{self, Gso};
 use crate::wire::vxlan;
 
@@ -23,7 +23,7 @@ const READ_LEN: usize = vnet::LEN + 65_535;
 /// A slot begins on a cache line.
 const SLOT_LEN: usize = (HEADROOM + READ_LEN).next_multiple_of(64);
 /// The longest headers of a segment: encapsulation, IP and TCP with all their options.
-const MAX_HEADERS_LEN: usize = vxlan::HEADER_LEN + 60 + 60;
+const MAX_HEADERS_LEN: usize = vxlan::HEADER_LEN + MAX_IP_LEN + 60;
 /// Segments of one super-packet. The smallest that Linux makes has 48 bytes of payload less
 /// options (`tcp_min_snd_mss`).
 const MAX_SEGMENTS: usize = 2048;
@@ -312,7 +312,7 @@ mod tests {
     use crate::table::tests::{local, peer};
     use crate::table::{PeerTable, Route};
     use crate::wire::Format;
-    use crate::wire::ipv4::tests::udp_packet;
+    use crate::wire::ip::tests::udp_packet;
     use crate::wire::vnet::GsoKind;
 
     fn hop(last: u8) -> Hop {

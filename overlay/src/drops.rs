@@ -24,7 +24,7 @@ drop_reasons! {
     Truncated = "truncated",
     /// A header contradicts itself: version, header length, total length or checksum.
     Malformed = "malformed",
-    /// Not an IPv4 packet.
+    /// Not an IP packet, or one of a version that the network does not have.
     NotIp = "not_ip",
     /// The VXLAN header lacks the flag that says its VNI is valid (RFC 7348, section 5).
     BadVxlanHeader = "bad_vxlan_header",

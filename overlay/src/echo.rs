@@ -7,7 +7,7 @@
 //! worker that receives it; the answer is as long as the question, so that both ways are tried with that length.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use socket2::Socket;
 
 use crate::answers::Bucket;
 use crate::table::{PeerTable, Route};
-use crate::wire::ipv4::{Packet, protocol};
+use crate::wire::ip::{Packet, protocol};
 
 /// IP and ICMP headers.
 const HEADERS_LEN: usize = 28;
@@ -127,14 +127,14 @@ impl Echoes {
     /// Takes `packet`, which has passed every check, if it is an echo to this node.
     #[must_use]
     pub fn take(&mut self, packet: &Packet<'_>, table: &PeerTable) -> bool {
-        let Some(echo) = Echo::parse(packet) else { return false };
+        let (Some(echo), IpAddr::V4(from)) = (Echo::parse(packet), packet.src()) else { return false };
         let now = Instant::now();
         match echo.kind {
-            Kind::Answer => (self.on_answer)(echo.token, packet.src(), now),
+            Kind::Answer => (self.on_answer)(echo.token, from, now),
             Kind::Question if self.limit.take(now) => {
                 let answer = Echo { kind: Kind::Answer, ..echo };
                 // An answer that cannot be sent is one that is lost on the way.
-                let _ = send(self.out.as_ref(), answer, packet.src(), packet.bytes().len(), table);
+                let _ = send(self.out.as_ref(), answer, from, packet.bytes().len(), table);
             }
             Kind::Question => {}
         }
@@ -147,7 +147,7 @@ impl Echoes {
 /// # Errors
 /// `HostUnreachable` if no peer has it; otherwise what the kernel said.
 pub fn send(out: &dyn EchoOut, echo: Echo, to: Ipv4Addr, len: usize, table: &PeerTable) -> io::Result<()> {
-    let Route::Peer(hop) = table.route(to) else {
+    let Route::Peer(hop) = table.route(to.into()) else {
         return Err(io::Error::new(io::ErrorKind::HostUnreachable, "no node has that subnet"));
     };
     let packet = echo.build(table.local().overlay_address, to, len);
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::table::tests::{local, peer};
     use crate::wire::Format;
-    use crate::wire::ipv4::tests::udp_packet;
+    use crate::wire::ip::tests::udp_packet;
 
     type Log = Arc<Mutex<Vec<(SocketAddrV4, Vec<u8>)>>>;
 
@@ -203,7 +203,7 @@ mod tests {
         let (to, mut answer) = sent.lock().unwrap().remove(0);
         assert_eq!(to, "192.168.199.238:8472".parse().unwrap());
         let answer = Packet::parse(&mut answer).unwrap();
-        assert_eq!((answer.src(), answer.dst(), answer.bytes().len()), (OURS, THEIRS, 1472));
+        assert_eq!((answer.src(), answer.dst(), answer.bytes().len()), (OURS.into(), THEIRS.into(), 1472));
         assert_eq!(crate::wire::checksum::sum(answer.payload()), 0xffff);
         assert_eq!(Echo::parse(&answer), Some(Echo { kind: Kind::Answer, ..question }));
         assert!(heard.lock().unwrap().is_empty());

@@ -9,6 +9,7 @@
 //! What cannot go on is dropped, counted, and where the rules say so, its sender is told.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::answers::Answers;
@@ -23,7 +24,7 @@ use crate::tun::Device;
 use crate::underlay::{Transmitter, Unsent};
 use crate::wire::Format;
 use crate::wire::icmp::IcmpError;
-use crate::wire::ipv4::{Packet, protocol};
+use crate::wire::ip::{Packet, Version, protocol};
 use crate::wire::segment::{self, fill_checksum};
 use crate::wire::vnet::{self, VnetHdr};
 
@@ -115,7 +116,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                         self.peers.dropped(peer);
                     }
                     if let Some(error) = refusal.tell {
-                        self.answers.tell(error, table.local().overlay_address, &packet, &self.stats);
+                        self.answers.tell(error, table.local(), &packet, &self.stats);
                     }
                     continue;
                 }
@@ -180,10 +181,23 @@ fn flow_hash(packet: &Packet<'_>) -> u32 {
         _ => 0,
     };
     // Odd constants, so that each word counts in a way of its own; the upper bits are mixed best.
-    let mixed = u32::from(packet.src()).wrapping_mul(0x85eb_ca6b)
-        ^ u32::from(packet.dst()).wrapping_mul(0xc2b2_ae35)
+    let mixed = word(packet.src()).wrapping_mul(0x85eb_ca6b)
+        ^ word(packet.dst()).wrapping_mul(0xc2b2_ae35)
         ^ ports.wrapping_mul(0x27d4_eb2f);
     mixed.wrapping_mul(0x9e37_79b1) >> 20
+}
+
+/// All of an address in one word.
+fn word(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let bits = u128::from(address);
+            // A subnet's pods differ in the lowest bits, subnets in some above the middle.
+            let folded = bits as u64 ^ ((bits >> 64) as u64).rotate_left(16);
+            folded as u32 ^ (folded >> 32) as u32
+        }
+    }
 }
 
 /// Why a packet does not go on, whom it was for, and what its sender is told.
@@ -202,6 +216,9 @@ fn admit<'a>(
 ) -> Result<&'a Hop, Refusal<'a>> {
     let local = table.local();
     let refuse = |reason, tell| Err(Refusal { reason, peer: None, tell });
+    if !table.carries(packet.version()) {
+        return refuse(DropReason::NotIp, None);
+    }
     let hop = match table.route(packet.dst()) {
         Route::Peer(hop) => hop,
         Route::Own => return refuse(DropReason::OwnSubnet, None),
@@ -217,8 +234,9 @@ fn admit<'a>(
         Some(gso) => segment::headers_len(packet, gso.kind) + usize::from(gso.size),
         None => packet.bytes().len(),
     };
-    if on_the_wire > local.mtu as usize && packet.dont_fragment() {
-        let mtu = u16::try_from(local.mtu).unwrap_or(u16::MAX);
+    let mtu = local.mtu.max(least_mtu(packet.version()));
+    if on_the_wire > mtu as usize && packet.dont_fragment() {
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
         return refuse(DropReason::TooBig, IcmpError::FragmentationNeeded { mtu });
     }
     if local.format == Format::FlannelUdp {
@@ -230,9 +248,17 @@ fn admit<'a>(
     Ok(hop)
 }
 
+/// What every link carries, if need be in pieces (RFC 791, section 3.2; RFC 8200, section 5): the kernel cuts
+/// the outer packet then.
+const fn least_mtu(version: Version) -> u32 {
+    match version {
+        Version::V4 => 68,
+        Version::V6 => 1280,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
 
     use super::*;
     use crate::MacAddr;
@@ -241,7 +267,7 @@ mod tests {
     use crate::peer_state::Exchanged;
     use crate::table::SharedTable;
     use crate::table::tests::{local, peer};
-    use crate::wire::ipv4::tests::udp_packet;
+    use crate::wire::ip::tests::udp_packet;
     use crate::wire::vnet::{Gso, GsoKind};
     use crate::wire::vxlan;
 
@@ -376,7 +402,7 @@ mod tests {
         let totals = rig.stats.totals();
         let reasons = DropReason::ALL.into_iter().filter(|reason| totals.drops(*reason) == 1).collect();
         let told = rig.icmp.0.lock().unwrap().first().map(|(to, icmp)| {
-            assert_eq!(*to, Ipv4Addr::new(10, 1, 9, 3));
+            assert_eq!(*to, IpAddr::from([10, 1, 9, 3]));
             assert_eq!(icmp[12..16], [10, 1, 9, 0], "from the overlay device's address");
             icmp[20..28].try_into().unwrap()
         });
@@ -400,7 +426,7 @@ mod tests {
         assert_eq!((reasons, kind(told)), (vec![DropReason::OwnSubnet], None));
         let (reasons, told) = refused(Format::FlannelUdp, &to("10.1.63.2", 1));
         assert_eq!((reasons, kind(told)), (vec![DropReason::TtlExpired], Some((11, 0))));
-        let (reasons, told) = refused(VXLAN, &[0x60; 40]);
+        let (reasons, told) = refused(VXLAN, &[0x70; 40]);
         assert_eq!((reasons, kind(told)), (vec![DropReason::NotIp], None));
         let (reasons, told) = refused(VXLAN, &[]);
         assert_eq!((reasons, kind(told)), (vec![DropReason::Truncated], None));

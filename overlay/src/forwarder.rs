@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::answers::{Answers, RawSocket};
+use crate::answers::{Answers, RawSockets};
 use crate::echo::{self, Echo, Echoes, OnAnswer};
 use crate::egress::Egress;
 use crate::error::SetupError;
@@ -85,7 +85,7 @@ impl Forwarder {
             remedy: "raise the limit of open files or of processes",
             source,
         };
-        let icmp = RawSocket::open()?;
+        let icmp = RawSockets::open()?;
         let offloads = config.offloads;
         let (awake, pin) = (config.stay_awake, config.pin);
         // A processor that is not there any more is no reason not to forward.

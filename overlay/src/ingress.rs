@@ -1,7 +1,7 @@
 //! From the wire to the overlay device.
 //!
 //! 1. receive a batch with one system call; the kernel joins datagrams of one sender and length
-//! 2. check the form: encapsulation, VNI and MAC ours, a whole IPv4 packet inside
+//! 2. check the form: encapsulation, VNI and MAC ours, a whole IP packet inside
 //! 3. check the source: sent by a known peer, and the inner source belongs to that peer
 //! 4. take off the encapsulation, and join the segments of one flow, over the whole batch, to a super-packet
 //! 5. write it to the device
@@ -25,7 +25,7 @@ use crate::tun::Device;
 use crate::underlay::{Arrival, Receiver};
 use crate::wire::coalesce::{Coalescer, MAX_SEGMENTS};
 use crate::wire::icmp::IcmpError;
-use crate::wire::ipv4::Packet;
+use crate::wire::ip::{Packet, announced_len};
 use crate::wire::vnet::{Gso, GsoKind, VnetHdr};
 use crate::wire::{Format, vxlan};
 
@@ -164,8 +164,7 @@ impl<D: Device> Sink<D> {
         let peer = admit(&packet, outer, table, self.check)?;
         if local.format == Format::FlannelUdp {
             if packet.ttl() <= 1 {
-                let from = local.overlay_address;
-                self.answers.tell(IcmpError::TimeExceeded, from, &packet, &self.outlet.stats);
+                self.answers.tell(IcmpError::TimeExceeded, local, &packet, &self.outlet.stats);
                 return Err(DropReason::TtlExpired);
             }
             packet.decrement_ttl();
@@ -272,8 +271,7 @@ impl<D: Device> Outlet<D> {
 fn unsegmented(bytes: &[u8], segment_len: Option<usize>, format: Format) -> Option<Gso> {
     let segment_len = segment_len?;
     let Format::Vxlan { .. } = format else { return None };
-    let total_len = bytes.get(vxlan::HEADER_LEN + 2..vxlan::HEADER_LEN + 4)?;
-    let frame_len = vxlan::HEADER_LEN + usize::from(u16::from_be_bytes([total_len[0], total_len[1]]));
+    let frame_len = vxlan::HEADER_LEN + announced_len(bytes.get(vxlan::HEADER_LEN..)?)?;
     let uncut = frame_len > segment_len && frame_len == bytes.len();
     uncut.then_some(Gso { kind: GsoKind::Udp, size: u16::try_from(segment_len).ok()? })
 }
@@ -297,6 +295,9 @@ fn admit<'a>(
     table: &'a PeerTable,
     check: SourceCheck,
 ) -> Result<Option<&'a Hop>, DropReason> {
+    if !table.carries(packet.version()) {
+        return Err(DropReason::NotIp);
+    }
     let origin = table.origin(outer, packet.src());
     match origin {
         Origin::Unknown if check != SourceCheck::Off => Err(DropReason::UnknownPeer),
@@ -309,6 +310,8 @@ fn admit<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use crate::MacAddr;
     use crate::answers::tests::Sent;
@@ -316,7 +319,8 @@ mod tests {
     use crate::peer_state::PeerTotals;
     use crate::table::SharedTable;
     use crate::table::tests::{local, peer};
-    use crate::wire::ipv4::tests::udp_packet;
+    use crate::wire::ip::Version;
+    use crate::wire::ip::tests::udp_packet;
     use crate::wire::vnet;
 
     const OURS: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
@@ -352,7 +356,8 @@ mod tests {
     }
 
     fn frame(packet: &[u8]) -> Vec<u8> {
-        [&vxlan::header(1, THEIRS, OURS)[..], packet].concat()
+        let version = if packet[0] >> 4 == 6 { Version::V6 } else { Version::V4 };
+        [&vxlan::header(version, 1, THEIRS, OURS)[..], packet].concat()
     }
 
     /// Receives one payload from `outer`; `None` if it was written to the device, else the reason.
@@ -398,7 +403,7 @@ mod tests {
         assert_eq!(written[0][vnet::LEN..], udp_packet("10.1.63.2", "10.1.9.3", 1, b"x"));
         assert_eq!(rig.stats.totals().drops(DropReason::TtlExpired), 1);
         let icmp = rig.icmp.0.lock().unwrap();
-        assert_eq!(icmp[0].0, "10.1.63.2".parse::<Ipv4Addr>().unwrap());
+        assert_eq!(icmp[0].0, IpAddr::from([10, 1, 63, 2]));
         assert_eq!(icmp[0].1[20], 11);
     }
 
@@ -414,7 +419,7 @@ mod tests {
     #[test]
     fn form_is_checked_whatever_the_source_check() {
         let packet = udp_packet("10.1.63.2", "10.1.9.3", 64, b"x");
-        let with = |vni, dst| [&vxlan::header(vni, THEIRS, dst)[..], &packet].concat();
+        let with = |vni, dst| [&vxlan::header(Version::V4, vni, THEIRS, dst)[..], &packet].concat();
         for check in [SourceCheck::Strict, SourceCheck::Loose, SourceCheck::Off] {
             let verdict = |payload: &[u8]| verdict(VXLAN, check, MASTER, payload);
             assert_eq!(verdict(&with(1, OURS)), None);

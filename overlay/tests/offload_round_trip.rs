@@ -4,7 +4,7 @@
 use etherparse::PacketBuilder;
 use overlay::wire::checksum;
 use overlay::wire::coalesce::Coalescer;
-use overlay::wire::ipv4::Packet;
+use overlay::wire::ip::Packet;
 use overlay::wire::segment::{Segments, fill_checksum};
 use overlay::wire::vnet::{Gso, GsoKind};
 use proptest::prelude::*;

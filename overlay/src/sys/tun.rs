@@ -92,7 +92,7 @@ pub fn set_offloads(queue: BorrowedFd<'_>, tso: bool, uso: bool) -> io::Result<(
         bits |= TUN_F_CSUM;
     }
     if tso {
-        bits |= TUN_F_TSO4 | TUN_F_TSO_ECN;
+        bits |= TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
     }
     if uso {
         // The kernel takes these two only together.
@@ -131,6 +131,7 @@ const KIND: c_int = libc::IFF_TUN
     | libc::IFF_NAPI_FRAGS;
 const TUN_F_CSUM: libc::c_uint = 0x01;
 const TUN_F_TSO4: libc::c_uint = 0x02;
+const TUN_F_TSO6: libc::c_uint = 0x04;
 const TUN_F_TSO_ECN: libc::c_uint = 0x08;
 const TUN_F_USO4: libc::c_uint = 0x20;
 const TUN_F_USO6: libc::c_uint = 0x40;

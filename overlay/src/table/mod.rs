@@ -1,17 +1,19 @@
 //! Who owns which subnet: published whole by one writer, read by the workers without lock or wait.
 
+mod family;
 mod routes;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::MacAddr;
 use crate::peer_state::PeerState;
+use crate::wire::ip::Version;
 use crate::wire::{Format, vxlan};
-use routes::Routes;
+use family::Family;
 
 /// This node, as the forwarding loops must know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +24,10 @@ pub struct Local {
     pub subnet: Ipv4Net,
     /// The overlay device's address: ICMP errors come from it.
     pub overlay_address: Ipv4Addr,
+    /// What it has of IPv6. Without that, no IPv6 packet passes.
+    pub v6: Option<LocalV6>,
     /// Every address of this host. None is a valid source of a packet from the wire.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     /// The largest inner packet in bytes.
     pub mtu: u32,
     /// How inner packets stand on the wire.
@@ -32,18 +36,40 @@ pub struct Local {
     pub port: u16,
 }
 
+/// This node in a network that carries IPv6, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalV6 {
+    /// The subnet this node has leased.
+    pub subnet: Ipv6Net,
+    /// The overlay device's address: ICMPv6 errors come from it.
+    pub overlay_address: Ipv6Addr,
+}
+
+impl Local {
+    /// The overlay device's address of that version.
+    #[must_use]
+    pub fn overlay_address(&self, version: Version) -> Option<IpAddr> {
+        match version {
+            Version::V4 => Some(self.overlay_address.into()),
+            Version::V6 => self.v6.map(|v6| v6.overlay_address.into()),
+        }
+    }
+}
+
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// The subnet it has leased.
     pub subnet: Ipv4Net,
+    /// The IPv6 subnet it has leased, if any.
+    pub subnet_v6: Option<Ipv6Net>,
     /// Its address on the underlay. Several peers can share one, behind a NAT.
     pub public_ip: Ipv4Addr,
     /// What frames to it are addressed to; `None` where the format has no frames.
     pub vtep_mac: Option<MacAddr>,
 }
 
-/// Where a packet to a peer goes and what stands in front of it.
+/// Where a packet of one version to a peer goes and what stands in front of it.
 #[derive(Debug, Clone)]
 pub struct Hop {
     /// The peer's end of the tunnel.
@@ -88,11 +114,9 @@ pub enum Origin<'a> {
 #[derive(Debug)]
 pub struct PeerTable {
     local: Local,
-    /// Sorted: a host with services by IPVS has thousands.
-    own_addresses: Box<[Ipv4Addr]>,
     peers: Vec<Peer>,
-    hops: Vec<Hop>,
-    routes: Routes,
+    v4: Family<Ipv4Net>,
+    v6: Option<Family<Ipv6Net>>,
     /// Sorted, each once, with the first peer that has it.
     public_ips: Box<[(Ipv4Addr, u32)]>,
 }
@@ -115,15 +139,26 @@ impl PeerTable {
     }
 
     fn with_states(local: Local, peers: Vec<Peer>, state: impl Fn(&Peer) -> Arc<PeerState>) -> Self {
-        let hops = peers.iter().map(|peer| hop(&local, peer, state(peer))).collect();
+        let subnets = peers.iter().map(|peer| (peer.subnet, hop(&local, peer, Version::V4, state(peer))));
+        let addresses = local.addresses.iter().filter_map(|address| match address {
+            IpAddr::V4(address) => Some(u32::from(*address)),
+            IpAddr::V6(_) => None,
+        });
+        let v4 = Family::new(local.subnet, addresses, subnets);
+        let v6 = local.v6.map(|v6| {
+            let subnets = peers.iter().zip(v4.hops()).filter_map(|(peer, v4)| {
+                Some((peer.subnet_v6?, hop(&local, peer, Version::V6, Arc::clone(&v4.state))))
+            });
+            let addresses = local.addresses.iter().filter_map(|address| match address {
+                IpAddr::V6(address) => Some(u128::from(*address)),
+                IpAddr::V4(_) => None,
+            });
+            Family::new(v6.subnet, addresses, subnets)
+        });
         let mut public_ips: Vec<_> = (0..).zip(&peers).map(|(i, peer)| (peer.public_ip, i)).collect();
         public_ips.sort_unstable();
         public_ips.dedup_by_key(|(address, _)| *address);
-        let routes = Routes::new(local.subnet, peers.iter().map(|peer| peer.subnet));
-        let mut own_addresses = local.addresses.clone();
-        own_addresses.sort_unstable();
-        let own_addresses = own_addresses.into();
-        Self { local, own_addresses, peers, hops, routes, public_ips: public_ips.into() }
+        Self { local, peers, v4, v6, public_ips: public_ips.into() }
     }
 
     /// This node.
@@ -138,23 +173,27 @@ impl PeerTable {
         &self.peers
     }
 
+    /// Whether the network has packets of that version at all.
+    #[must_use]
+    pub fn carries(&self, version: Version) -> bool {
+        version == Version::V4 || self.v6.is_some()
+    }
+
     /// Which way `dst` goes.
     #[must_use]
-    pub fn route(&self, dst: Ipv4Addr) -> Route<'_> {
-        match self.routes.lookup(dst) {
-            routes::Target::None => Route::None,
-            routes::Target::Own => Route::Own,
-            routes::Target::Peer(index) => Route::Peer(&self.hops[index]),
+    pub fn route(&self, dst: IpAddr) -> Route<'_> {
+        match (dst, &self.v6) {
+            (IpAddr::V4(dst), _) => self.v4.route(dst.into()),
+            (IpAddr::V6(dst), Some(v6)) => v6.route(dst.into()),
+            (IpAddr::V6(_), None) => Route::None,
         }
     }
 
     /// Whose a packet is that arrives from `outer` with the source `inner`.
     #[must_use]
-    pub fn origin(&self, outer: Ipv4Addr, inner: Ipv4Addr) -> Origin<'_> {
-        match self.routes.lookup(inner) {
-            routes::Target::Peer(index) if *self.hops[index].to.ip() == outer => {
-                Origin::Owner(&self.hops[index])
-            }
+    pub fn origin(&self, outer: Ipv4Addr, inner: IpAddr) -> Origin<'_> {
+        match self.route(inner) {
+            Route::Peer(hop) if *hop.to.ip() == outer => Origin::Owner(hop),
             _ => match self.at(outer) {
                 Some(hop) if inner == outer => Origin::Owner(hop),
                 Some(hop) => Origin::Peer(hop),
@@ -165,36 +204,40 @@ impl PeerTable {
 
     /// Which way the packets of each peer go, in the order of [`peers`](Self::peers).
     pub fn hops(&self) -> impl ExactSizeIterator<Item = &Hop> {
-        self.hops.iter()
+        self.v4.hops().iter()
     }
 
     /// The peer with the public address `outer`; the first one, if several share it.
     #[must_use]
     pub fn at(&self, outer: Ipv4Addr) -> Option<&Hop> {
         let found = self.public_ips.binary_search_by_key(&outer, |(address, _)| *address).ok()?;
-        Some(&self.hops[self.public_ips[found].1 as usize])
+        Some(&self.v4.hops()[self.public_ips[found].1 as usize])
     }
 
     /// What is known of the peer with this subnet and public address, beside its lease.
     #[must_use]
     pub fn state(&self, subnet: Ipv4Net, public_ip: Ipv4Addr) -> Option<&Arc<PeerState>> {
-        let hop = &self.hops[self.routes.exact(subnet)?];
+        let hop = self.v4.exact(subnet)?;
         (*hop.to.ip() == public_ip).then_some(&hop.state)
     }
 
     /// Whether `address` is this host's own or in its own subnet.
     #[must_use]
-    pub fn is_own(&self, address: Ipv4Addr) -> bool {
-        matches!(self.routes.lookup(address), routes::Target::Own)
-            || self.own_addresses.binary_search(&address).is_ok()
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        match (address, &self.v6) {
+            (IpAddr::V4(address), _) => self.v4.is_own(address.into()),
+            (IpAddr::V6(address), Some(v6)) => v6.is_own(address.into()),
+            (IpAddr::V6(_), None) => false,
+        }
     }
 }
 
-fn hop(local: &Local, peer: &Peer, state: Arc<PeerState>) -> Hop {
+fn hop(local: &Local, peer: &Peer, version: Version, state: Arc<PeerState>) -> Hop {
     let to = SocketAddrV4::new(peer.public_ip, local.port);
     match (local.format, peer.vtep_mac) {
         (Format::Vxlan { vni, vtep_mac }, Some(dst)) => {
-            Hop { to, state, header: vxlan::header(vni, vtep_mac, dst), header_len: vxlan::HEADER_LEN }
+            let header = vxlan::header(version, vni, vtep_mac, dst);
+            Hop { to, state, header, header_len: vxlan::HEADER_LEN }
         }
         _ => Hop { to, state, header: [0; vxlan::HEADER_LEN], header_len: 0 },
     }
@@ -251,16 +294,24 @@ pub(crate) mod tests {
             network: "10.1.0.0/16".parse().unwrap(),
             subnet: "10.1.9.0/24".parse().unwrap(),
             overlay_address: Ipv4Addr::new(10, 1, 9, 0),
-            addresses: vec![Ipv4Addr::new(192, 168, 1, 12), Ipv4Addr::new(10, 1, 9, 0)],
+            v6: Some(LocalV6 {
+                subnet: "fd00:0:0:9::/64".parse().unwrap(),
+                overlay_address: "fd00:0:0:9::".parse().unwrap(),
+            }),
+            addresses: ["192.168.1.12", "10.1.9.0", "2001:db8::12", "fd00:0:0:9::"].map(address).into(),
             mtu: 1450,
             format,
             port: 8472,
         }
     }
 
+    /// A peer. The third number of its IPv4 subnet stands in its IPv6 subnet, too.
     pub(crate) fn peer(subnet: &str, public_ip: &str) -> Peer {
+        let subnet: Ipv4Net = subnet.parse().unwrap();
+        let third = subnet.network().octets()[2];
         Peer {
-            subnet: subnet.parse().unwrap(),
+            subnet,
+            subnet_v6: Some(format!("fd00:0:0:{third}::/64").parse().unwrap()),
             public_ip: public_ip.parse().unwrap(),
             vtep_mac: Some(MacAddr([2, 0, 0, 0, 0, 9])),
         }
@@ -270,7 +321,7 @@ pub(crate) mod tests {
         PeerTable::new(local(Format::FlannelUdp), peers)
     }
 
-    fn address(text: &str) -> Ipv4Addr {
+    fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
@@ -288,6 +339,11 @@ pub(crate) mod tests {
         assert_eq!(via("10.1.8.3"), "None");
         assert_eq!(via("8.8.8.8"), "None");
         assert_eq!(via("255.255.255.255"), "None");
+        assert_eq!(via("fd00:0:0:63::2"), "192.168.199.238:8472");
+        assert_eq!(via("fd00:0:0:7:ffff::"), "192.168.199.7:8472");
+        assert_eq!(via("fd00:0:0:9::3"), "Own");
+        assert_eq!(via("fd00:0:0:8::3"), "None");
+        assert_eq!(via("ff02::1"), "None");
     }
 
     #[test]
@@ -298,7 +354,9 @@ pub(crate) mod tests {
             peer("10.1.64.0/24", nat),
             peer("10.1.7.0/24", "192.168.199.7"),
         ]);
-        let owns = |outer, inner| matches!(table.origin(address(outer), address(inner)), Origin::Owner(_));
+        let owns = |outer: &str, inner| {
+            matches!(table.origin(outer.parse().unwrap(), address(inner)), Origin::Owner(_))
+        };
         assert!(owns(nat, "10.1.63.2"));
         assert!(owns(nat, "10.1.64.2"), "two peers can share an address");
         assert!(owns(nat, nat));
@@ -306,15 +364,20 @@ pub(crate) mod tests {
         assert!(!owns(nat, "192.168.199.7"));
         assert!(!owns("192.168.199.8", "192.168.199.8"), "not a peer");
         assert!(!owns(nat, "10.1.9.3"), "our own");
-        let origin = |outer, inner| table.origin(address(outer), address(inner));
+        let origin = |outer: &str, inner| table.origin(outer.parse().unwrap(), address(inner));
         assert!(matches!(origin(nat, "10.1.7.2"), Origin::Peer(hop) if hop.to.ip().to_string() == nat));
         assert!(matches!(origin("192.168.199.8", "10.1.7.2"), Origin::Unknown));
         // Who it is among several is told by the subnet, and else the first.
-        let state = |subnet: &str| table.state(subnet.parse().unwrap(), address(nat)).unwrap();
-        for (inner, subnet) in [("10.1.64.2", "10.1.64.0/24"), (nat, "10.1.63.0/24")] {
+        let state = |subnet: &str| table.state(subnet.parse().unwrap(), nat.parse().unwrap()).unwrap();
+        for (inner, subnet) in
+            [("10.1.64.2", "10.1.64.0/24"), ("fd00:0:0:64::2", "10.1.64.0/24"), (nat, "10.1.63.0/24")]
+        {
             let Origin::Owner(hop) = origin(nat, inner) else { panic!("{inner}") };
             assert!(Arc::ptr_eq(&hop.state, state(subnet)), "{inner}");
         }
+        assert!(owns(nat, "fd00:0:0:64::2"));
+        assert!(!owns(nat, "fd00:0:0:7::2"));
+        assert!(!owns(nat, "::ffff:10.1.63.2"), "an address of another version is another address");
     }
 
     #[test]
@@ -323,6 +386,19 @@ pub(crate) mod tests {
         assert!(table.is_own(address("10.1.9.77")));
         assert!(table.is_own(address("192.168.1.12")));
         assert!(!table.is_own(address("10.1.63.1")));
+        assert!(table.is_own(address("fd00:0:0:9::77")));
+        assert!(table.is_own(address("2001:db8::12")));
+        assert!(!table.is_own(address("fd00:0:0:63::1")));
+    }
+
+    #[test]
+    fn a_network_without_ipv6_has_none() {
+        let local = Local { v6: None, ..local(Format::FlannelUdp) };
+        let table = PeerTable::new(local, vec![peer("10.1.63.0/24", "192.168.199.238")]);
+        assert!(table.carries(Version::V4) && !table.carries(Version::V6));
+        assert!(matches!(table.route(address("fd00:0:0:63::2")), Route::None));
+        let origin = table.origin("192.168.199.238".parse().unwrap(), address("fd00:0:0:63::2"));
+        assert!(matches!(origin, Origin::Peer(_)), "known, and yet not its own");
     }
 
     #[test]
@@ -333,7 +409,9 @@ pub(crate) mod tests {
         let theirs = peer.vtep_mac.unwrap();
         let table = PeerTable::new(local(format), vec![peer]);
         let Route::Peer(hop) = table.route(address("10.1.63.2")) else { panic!("no route") };
-        assert_eq!(hop.header(), vxlan::header(7, ours, theirs));
+        assert_eq!(hop.header(), vxlan::header(Version::V4, 7, ours, theirs));
+        let Route::Peer(hop) = table.route(address("fd00:0:0:63::2")) else { panic!("no route") };
+        assert_eq!(hop.header(), vxlan::header(Version::V6, 7, ours, theirs));
     }
 
     #[test]
@@ -351,11 +429,13 @@ pub(crate) mod tests {
         for other in ["10.1.7.0/24", "10.1.63.0/26"] {
             let peers = |public_ip| vec![peer(other, "192.168.199.7"), peer("10.1.63.0/24", public_ip)];
             let shared = SharedTable::new(table(peers("192.168.199.238")));
-            let mtu = |public_ip| {
+            let mtu = |public_ip: &str| {
                 let table = shared.current();
-                table.state("10.1.63.0/24".parse().unwrap(), address(public_ip)).and_then(|s| s.path_mtu())
+                table
+                    .state("10.1.63.0/24".parse().unwrap(), public_ip.parse().unwrap())
+                    .and_then(|s| s.path_mtu())
             };
-            shared.current().at(address("192.168.199.238")).unwrap().state.set_path_mtu(Some(1400));
+            shared.current().at("192.168.199.238".parse().unwrap()).unwrap().state.set_path_mtu(Some(1400));
             let publish = |peers| shared.publish(local(Format::FlannelUdp), peers);
             publish(peers("192.168.199.238").into_iter().rev().collect());
             assert_eq!(mtu("192.168.199.238"), Some(1400), "beside {other}");

@@ -4,10 +4,8 @@
 //! the position that the subnet has among its neighbours. Any other mix of lengths is looked up
 //! in a trie by longest prefix.
 
-use std::net::Ipv4Addr;
-
-use ipnet::Ipv4Net;
-use prefix_trie::PrefixMap;
+use num_traits::{CheckedSub, ToPrimitive};
+use prefix_trie::{Prefix, PrefixMap};
 
 /// Where an address belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,18 +29,18 @@ impl Target {
 
 /// Owners by subnet.
 #[derive(Debug)]
-pub enum Routes {
+pub enum Routes<N: Prefix> {
     /// All subnets have one length.
     Uniform {
         /// How far an address is shifted right to become the number of its subnet.
-        shift: u32,
+        shift: usize,
         /// The number of the first subnet in `slots`.
-        first: u32,
+        first: N::R,
         /// What each subnet number from `first` on belongs to.
         slots: Box<[Slot]>,
     },
     /// Anything else.
-    Mixed(Box<PrefixMap<Ipv4Net, Slot>>),
+    Mixed(Box<PrefixMap<N, Slot>>),
 }
 
 /// A [`Target`] in four bytes, to keep the array small.
@@ -62,67 +60,82 @@ impl Slot {
     }
 }
 
-impl Routes {
+impl<N: Prefix + Copy> Routes<N> {
     /// The routes to `own`, and to `peers` by their index. Of two equal subnets the later counts,
     /// and `own` above all.
-    pub fn new(own: Ipv4Net, peers: impl Iterator<Item = Ipv4Net>) -> Self {
-        let entries: Vec<(Ipv4Net, Slot)> = peers
+    pub fn new(own: N, peers: impl Iterator<Item = N>) -> Self {
+        let entries: Vec<(N, Slot)> = peers
             .enumerate()
-            .map(|(index, subnet)| (subnet.trunc(), Slot(index as u32)))
-            .chain([(own.trunc(), Slot::OWN)])
+            .map(|(index, subnet)| (trunc(subnet), Slot(index as u32)))
+            .chain([(trunc(own), Slot::OWN)])
             .collect();
         Self::uniform(own.prefix_len(), &entries)
             .unwrap_or_else(|| Self::Mixed(Box::new(entries.into_iter().collect())))
     }
 
-    fn uniform(prefix_len: u8, entries: &[(Ipv4Net, Slot)]) -> Option<Self> {
+    fn uniform(prefix_len: u8, entries: &[(N, Slot)]) -> Option<Self> {
         if prefix_len == 0 || entries.iter().any(|(subnet, _)| subnet.prefix_len() != prefix_len) {
             return None;
         }
-        let shift = 32 - u32::from(prefix_len);
-        let number = |subnet: &Ipv4Net| u32::from(subnet.network()) >> shift;
+        let shift = num_bits::<N>() - usize::from(prefix_len);
+        let number = |subnet: &N| subnet.repr() >> shift;
         let first = entries.iter().map(|(subnet, _)| number(subnet)).min()?;
         let last = entries.iter().map(|(subnet, _)| number(subnet)).max()?;
-        let len = (last - first) as usize + 1;
-        if len > MAX_SLOTS {
-            return None;
-        }
+        let len = (last - first).to_usize().filter(|last| *last < MAX_SLOTS)? + 1;
         let mut slots = vec![Slot::NONE; len].into_boxed_slice();
         for (subnet, slot) in entries {
-            slots[(number(subnet) - first) as usize] = *slot;
+            slots[(number(subnet) - first).to_usize()?] = *slot;
         }
         Some(Self::Uniform { shift, first, slots })
     }
 
     /// The peer that has just `subnet`.
-    pub fn exact(&self, subnet: Ipv4Net) -> Option<usize> {
+    pub fn exact(&self, subnet: N) -> Option<usize> {
         let slot = match self {
-            Self::Uniform { shift, .. } if u32::from(subnet.prefix_len()) != 32 - shift => None,
-            Self::Uniform { .. } => return self.lookup(subnet.network()).peer(),
-            Self::Mixed(trie) => trie.get(&subnet.trunc()).copied(),
+            Self::Uniform { shift, .. } if usize::from(subnet.prefix_len()) + shift != num_bits::<N>() => {
+                None
+            }
+            Self::Uniform { .. } => return self.lookup(subnet.mask()).peer(),
+            Self::Mixed(trie) => trie.get(&trunc(subnet)).copied(),
         };
         slot?.target().peer()
     }
 
     /// Whose `address` is.
     #[inline]
-    pub fn lookup(&self, address: Ipv4Addr) -> Target {
+    pub fn lookup(&self, address: N::R) -> Target {
         let slot = match self {
             Self::Uniform { shift, first, slots } => {
-                let index = (u32::from(address) >> shift).wrapping_sub(*first);
-                slots.get(index as usize).copied()
+                let index = (address >> *shift).checked_sub(first).and_then(|index| index.to_usize());
+                index.and_then(|index| slots.get(index)).copied()
             }
-            Self::Mixed(trie) => trie.get_lpm(&Ipv4Net::from(address)).map(|(_, slot)| *slot),
+            Self::Mixed(trie) => {
+                let host = N::from_repr_len(address, num_bits::<N>() as u8);
+                trie.get_lpm(&host).map(|(_, slot)| *slot)
+            }
         };
         slot.unwrap_or(Slot::NONE).target()
     }
 }
 
-/// At most 4 MiB of array, enough for every /24 of a /4 or every /30 of a /10.
+/// Bits of an address.
+fn num_bits<N: Prefix>() -> usize {
+    N::num_bits() as usize
+}
+
+/// `subnet` without host bits.
+fn trunc<N: Prefix>(subnet: N) -> N {
+    N::from_repr_len(subnet.mask(), subnet.prefix_len())
+}
+
+/// At most 4 MiB of array, enough for every /24 of a /4, every /30 of a /10 or every /64 of a /44.
 const MAX_SLOTS: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use ipnet::{Ipv4Net, Ipv6Net};
     use proptest::prelude::*;
 
     use super::*;
@@ -131,12 +144,12 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn routes(own: &str, peers: &[&str]) -> Routes {
+    fn routes(own: &str, peers: &[&str]) -> Routes<Ipv4Net> {
         Routes::new(net(own), peers.iter().map(|peer| net(peer)))
     }
 
-    fn lookup(routes: &Routes, address: &str) -> Target {
-        routes.lookup(address.parse().unwrap())
+    fn lookup(routes: &Routes<Ipv4Net>, address: &str) -> Target {
+        routes.lookup(address.parse::<Ipv4Addr>().unwrap().into())
     }
 
     #[test]
@@ -183,6 +196,29 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_is_looked_up_alike() {
+        let net = |text: &str| text.parse::<Ipv6Net>().unwrap();
+        let of = |routes: &Routes<Ipv6Net>, address: &str| {
+            routes.lookup(address.parse::<Ipv6Addr>().unwrap().into())
+        };
+        let peers = |last| [net("fd00:0:0:63::/64"), net("fd00:0:0:7::1/64"), net(last)].into_iter();
+        let uniform = Routes::new(net("fd00:0:0:9::/64"), peers("fd00:0:0:8::/64"));
+        assert!(matches!(&uniform, Routes::Uniform { slots, .. } if slots.len() == 0x63 - 7 + 1));
+        let mixed = Routes::new(net("fd00:0:0:9::/64"), peers("fd00:0:0:8::/80"));
+        let far = Routes::new(net("fd00:0:0:9::/64"), peers("2001:db8::/64"));
+        assert!(matches!((&mixed, &far), (Routes::Mixed(_), Routes::Mixed(_))));
+        for routes in [uniform, mixed, far] {
+            assert_eq!(of(&routes, "fd00:0:0:63:ffff:ffff:ffff:ffff"), Target::Peer(0));
+            assert_eq!(of(&routes, "fd00:0:0:7::"), Target::Peer(1));
+            assert_eq!(of(&routes, "fd00:0:0:9::3"), Target::Own);
+            assert_eq!(of(&routes, "fd00:0:0:6:ffff::"), Target::None);
+            assert_eq!(of(&routes, "fd00:0:0:64::"), Target::None);
+            assert_eq!(of(&routes, "::"), Target::None);
+            assert_eq!(of(&routes, "ffff::"), Target::None);
+        }
+    }
+
+    #[test]
     fn the_own_subnet_wins_over_a_peer_with_the_same() {
         let routes = routes("10.1.9.0/24", &["10.1.9.0/24"]);
         assert_eq!(lookup(&routes, "10.1.9.1"), Target::Own);
@@ -213,7 +249,7 @@ mod tests {
                     .filter(|(subnet, _)| subnet.contains(&address))
                     .max_by_key(|(subnet, _)| subnet.prefix_len())
                     .map_or(Target::None, |(_, target)| target);
-                prop_assert_eq!(routes.lookup(address), expected);
+                prop_assert_eq!(routes.lookup(address.into()), expected);
             }
         }
     }

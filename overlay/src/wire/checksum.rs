@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071).
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::sys::simd;
 
@@ -13,11 +13,22 @@ pub fn sum(data: &[u8]) -> u16 {
 }
 
 /// The sum, not inverted, of the pseudo-header that TCP and UDP put in front of a segment of
-/// `len` bytes (RFC 9293, section 3.1). An unfilled checksum field holds just this.
+/// `len` bytes (RFC 9293, section 3.1; RFC 8200, section 8.1). An unfilled checksum field holds
+/// just this.
 #[must_use]
-pub fn pseudo_header(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, len: usize) -> u16 {
-    let word = |address: Ipv4Addr| u64::from(u32::from(address));
-    fold(word(src) + word(dst) + u64::from(protocol) + len as u64)
+pub fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> u16 {
+    fold(address(src) + address(dst) + u64::from(protocol) + len as u64)
+}
+
+/// The sum of an address, not folded: some 32-bit words, which count as two of 16 bits each.
+fn address(address: IpAddr) -> u64 {
+    match address {
+        IpAddr::V4(address) => u64::from(u32::from(address)),
+        IpAddr::V6(address) => {
+            let bits = u128::from(address);
+            (0..4).map(|word| (bits >> (32 * word)) as u64 & 0xffff_ffff).sum()
+        }
+    }
 }
 
 /// The sum of two sums.

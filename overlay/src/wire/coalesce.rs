@@ -1,12 +1,14 @@
 //! Coalescing: segments of one flow that arrived one after the other become one super-packet
 //! again, which the kernel takes through its stack once, and cuts again where it must. The rules
-//! are those of the kernel's own GRO (`net/ipv4/tcp_offload.c`, `udp_offload.c`): what a receiver
+//! are those of the kernel's own GRO (`tcp_offload.c` and `udp_offload.c` in `net/ipv4`, `af_inet.c`,
+//! `net/ipv6/ip6_offload.c`): what a receiver
 //! could tell apart is not merged. No payload byte is copied.
 
 use std::ops::Range;
 
 use super::checksum;
-use super::ipv4::{Packet, protocol};
+use super::ip::{Packet, Version, protocol};
+use super::ipv6;
 use super::vnet::{Gso, GsoKind, VnetHdr};
 
 /// Segments of one flow in the order of their arrival, as long as they continue one another. All lie in
@@ -23,6 +25,7 @@ pub struct Coalescer {
 /// What the next segment must look like.
 #[derive(Debug)]
 struct Flow {
+    version: Version,
     kind: GsoKind,
     /// The headers of the first segment.
     headers: [u8; MAX_HEADERS_LEN],
@@ -31,6 +34,8 @@ struct Flow {
     /// Payload bytes of every segment but the last.
     size: usize,
     payload_len: usize,
+    /// Sum of the pseudo-header but for its length.
+    pseudo_sum: u16,
     next_id: u16,
     next_sequence: u32,
     /// Flags that the last segment adds.
@@ -49,7 +54,7 @@ pub struct Merged<'a> {
     pub parts: &'a [Range<usize>],
 }
 
-/// The longest IPv4 header and the longest TCP header.
+/// The longest IP header and the longest TCP header.
 const MAX_HEADERS_LEN: usize = 60 + 60;
 const MAX_PACKET_LEN: usize = 65_535;
 /// As many segments as one datagram of the wire can hold (`UDP_MAX_SEGMENTS`, Linux 6.9).
@@ -113,32 +118,36 @@ impl Flow {
     fn begin(packet: &Packet<'_>, udp: bool) -> Option<Self> {
         let transport = packet.payload();
         let (kind, transport_len) = match packet.protocol() {
-            protocol::TCP if transport.len() > 20 => (GsoKind::Tcp4, usize::from(transport[12] >> 4) * 4),
+            protocol::TCP if transport.len() > 20 => {
+                (GsoKind::tcp(packet.version()), usize::from(transport[12] >> 4) * 4)
+            }
             protocol::UDP if udp && transport.len() > 8 => (GsoKind::Udp, 8),
             _ => return None,
         };
         let size = transport.len().checked_sub(transport_len).filter(|size| *size > 0)?;
         let alone = match kind {
-            GsoKind::Tcp4 => transport_len < 20 || transport[13] & !(CLOSING | ECE) != ACK,
+            GsoKind::Tcp4 | GsoKind::Tcp6 => transport_len < 20 || transport[13] & !(CLOSING | ECE) != ACK,
             // A length that differs from the IP packet's, or no checksum that could be kept.
             GsoKind::Udp => {
                 usize::from(u16::from_be_bytes([transport[4], transport[5]])) != transport.len()
                     || transport[6..8] == [0, 0]
             }
         };
-        if alone || packet.is_fragment() || !is_intact(packet) {
+        if alone || packet.is_fragment() || packet.has_extensions() || !is_intact(packet) {
             return None;
         }
         let headers_len = packet.header_len() + transport_len;
         let mut headers = [0; MAX_HEADERS_LEN];
         headers[..headers_len].copy_from_slice(&packet.bytes()[..headers_len]);
         let mut flow = Self {
+            version: packet.version(),
             kind,
             headers,
             ip_len: packet.header_len(),
             headers_len,
             size,
             payload_len: 0,
+            pseudo_sum: checksum::pseudo_header(packet.src(), packet.dst(), packet.protocol(), 0),
             next_id: 0,
             next_sequence: 0,
             last_flags: 0,
@@ -167,33 +176,38 @@ impl Flow {
         let ours = &self.headers[..self.headers_len];
         let theirs = packet.bytes();
         let same = |range: Range<usize>| ours[range.clone()] == theirs[range];
-        let (ip, l4) = (0, self.ip_len);
-        // Version, header length and type of service; then flags and offset, TTL and protocol;
-        // then addresses and options. Length, identification and checksum follow from the rest.
-        if !(same(ip..ip + 2) && same(ip + 6..ip + 10) && same(ip + 12..l4)) {
+        let l4 = self.ip_len;
+        let same_ip = match self.version {
+            // Version, header length and type of service; then flags and offset, TTL and protocol;
+            // then addresses and options. Length and checksum follow from the rest.
+            Version::V4 => {
+                let id = u16::from_be_bytes([theirs[4], theirs[5]]);
+                // A datagram that is never fragmented needs no identification (RFC 6864), and Linux
+                // gives all of a socket's the same.
+                let any_id = self.kind == GsoKind::Udp && packet.dont_fragment() && same(4..6);
+                (id == self.next_id || any_id) && same(0..2) && same(6..10) && same(12..l4)
+            }
+            // Version, traffic class and flow label; next header, hop limit and addresses.
+            Version::V6 => same(0..4) && same(6..l4),
+        };
+        if !same_ip {
             return false;
         }
-        let id = u16::from_be_bytes([theirs[4], theirs[5]]);
         match self.kind {
             // Ports; acknowledgement number and data offset; window; urgent pointer and options.
-            GsoKind::Tcp4 => {
+            GsoKind::Tcp4 | GsoKind::Tcp6 => {
                 let sequence =
                     u32::from_be_bytes([theirs[l4 + 4], theirs[l4 + 5], theirs[l4 + 6], theirs[l4 + 7]]);
-                id == self.next_id
-                    && sequence == self.next_sequence
+                sequence == self.next_sequence
                     && same(l4..l4 + 4)
                     && same(l4 + 8..l4 + 13)
                     && ours[l4 + 13] & !CLOSING == theirs[l4 + 13] & !CLOSING
                     && same(l4 + 14..l4 + 16)
                     && same(l4 + 18..self.headers_len)
             }
-            // A datagram that is never fragmented needs no identification (RFC 6864), and Linux
-            // gives all of a socket's the same.
             GsoKind::Udp => {
-                let same_id = packet.dont_fragment() && same(4..6);
                 let len = theirs.len() - l4;
-                (same_id || id == self.next_id)
-                    && same(l4..l4 + 4)
+                same(l4..l4 + 4)
                     && usize::from(u16::from_be_bytes([theirs[l4 + 4], theirs[l4 + 5]])) == len
                     && theirs[l4 + 6..l4 + 8] != [0, 0]
             }
@@ -204,9 +218,11 @@ impl Flow {
         let bytes = packet.bytes();
         let payload_len = bytes.len() - self.headers_len;
         self.payload_len += payload_len;
-        self.next_id = u16::from_be_bytes([bytes[4], bytes[5]]).wrapping_add(1);
+        if self.version == Version::V4 {
+            self.next_id = u16::from_be_bytes([bytes[4], bytes[5]]).wrapping_add(1);
+        }
         self.closed = payload_len < self.size;
-        if self.kind == GsoKind::Tcp4 {
+        if self.kind != GsoKind::Udp {
             let l4 = self.ip_len;
             let sequence = u32::from_be_bytes([bytes[l4 + 4], bytes[l4 + 5], bytes[l4 + 6], bytes[l4 + 7]]);
             self.next_sequence = sequence.wrapping_add(payload_len as u32);
@@ -219,17 +235,21 @@ impl Flow {
     fn finish(&mut self) -> VnetHdr {
         let total_len = self.headers_len + self.payload_len;
         let (ip, transport) = self.headers[..self.headers_len].split_at_mut(self.ip_len);
-        ip[2..4].copy_from_slice(&(total_len as u16).to_be_bytes());
-        ip[10..12].fill(0);
-        let sum = !checksum::sum(ip);
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        match self.version {
+            Version::V4 => {
+                ip[2..4].copy_from_slice(&(total_len as u16).to_be_bytes());
+                ip[10..12].fill(0);
+                let sum = !checksum::sum(ip);
+                ip[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            Version::V6 => ip[4..6].copy_from_slice(&((total_len - ipv6::HEADER_LEN) as u16).to_be_bytes()),
+        }
 
         let transport_len = total_len - self.ip_len;
-        let address = |at: usize| std::net::Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
         // The kernel fills the checksum from here, or of each segment if it cuts the packet again.
-        let unfilled = checksum::pseudo_header(address(12), address(16), ip[9], transport_len).to_be_bytes();
+        let unfilled = checksum::add(self.pseudo_sum, transport_len as u16).to_be_bytes();
         let csum_offset = match self.kind {
-            GsoKind::Tcp4 => {
+            GsoKind::Tcp4 | GsoKind::Tcp6 => {
                 transport[13] |= self.last_flags;
                 16
             }
@@ -253,7 +273,7 @@ impl Flow {
 /// packet gets a new one, and that must not cover up what was damaged on the way.
 fn is_intact(packet: &Packet<'_>) -> bool {
     let transport = packet.payload();
-    let pseudo = checksum::pseudo_header(packet.src(), packet.dst(), packet.protocol(), transport.len());
+    let pseudo = packet.pseudo_header();
     let at = if packet.protocol() == protocol::TCP { 16 } else { 6 };
     checksum::add(pseudo, checksum::sum(transport)) == 0xffff || transport[at..at + 2] == pseudo.to_be_bytes()
 }

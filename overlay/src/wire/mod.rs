@@ -4,7 +4,9 @@
 pub mod checksum;
 pub mod coalesce;
 pub mod icmp;
-pub mod ipv4;
+pub mod ip;
+mod ipv4;
+mod ipv6;
 pub mod segment;
 pub mod vnet;
 pub mod vxlan;

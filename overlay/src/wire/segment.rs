@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::checksum;
-use super::ipv4::{Packet, protocol};
+use super::ip::{Packet, Version, protocol};
+use super::ipv6;
 use super::vnet::{Gso, GsoKind, VnetHdr};
 use crate::drops::DropReason;
 
@@ -12,17 +13,20 @@ use crate::drops::DropReason;
 #[derive(Debug)]
 pub struct Segments<'a> {
     packet: &'a [u8],
+    version: Version,
     kind: GsoKind,
     size: usize,
     ip_len: usize,
     headers_len: usize,
     count: usize,
-    /// Sum of the IP header with those words zero that differ between segments.
+    /// Sum of the IPv4 header with those words zero that differ between segments.
     ip_sum: u16,
     /// The same of pseudo-header and transport header.
     transport_sum: u16,
 }
 
+/// The longest IP header, extension headers included, that segments are given a copy of.
+pub const MAX_IP_LEN: usize = 128;
 /// TCP flags that only the last segment keeps: FIN and PSH.
 const LAST_ONLY: u8 = 0x09;
 /// The TCP flag that only the first segment keeps: CWR (RFC 3168, section 6.1.2).
@@ -38,41 +42,47 @@ impl<'a> Segments<'a> {
         let bytes = packet.bytes();
         let ip_len = packet.header_len();
         let transport = packet.payload();
-        let wanted = match gso.kind {
-            GsoKind::Tcp4 => protocol::TCP,
-            GsoKind::Udp => protocol::UDP,
-        };
         let headers_len = headers_len(packet, gso.kind);
-        if packet.protocol() != wanted || bytes.len() <= headers_len || packet.is_fragment() {
+        let whole = gso.kind.fits(packet) && bytes.len() > headers_len && !packet.is_fragment();
+        // With places to go to on the way, the addresses at hand are not those that checksums cover.
+        if !whole || packet.is_routed() || ip_len > MAX_IP_LEN {
             return Err(DropReason::Malformed);
         }
         let transport_len = headers_len - ip_len;
         let size = usize::from(gso.size);
 
-        let mut ip = [0; 60];
-        let ip = &mut ip[..ip_len];
-        ip.copy_from_slice(&bytes[..ip_len]);
-        for varies in [2..6, 10..12] {
-            ip[varies].fill(0);
-        }
+        let ip_sum = match packet.version() {
+            Version::V4 => {
+                let mut ip = [0; 60];
+                let ip = &mut ip[..ip_len];
+                ip.copy_from_slice(&bytes[..ip_len]);
+                // Length, identification, checksum.
+                [2..6, 10..12].into_iter().for_each(|varies| ip[varies].fill(0));
+                checksum::sum(ip)
+            }
+            Version::V6 => 0,
+        };
         let mut header = [0; 60];
         let header = &mut header[..transport_len];
         header.copy_from_slice(&transport[..transport_len]);
         match gso.kind {
             // Sequence number, flags with the data offset, checksum.
-            GsoKind::Tcp4 => [4..8, 12..14, 16..18].into_iter().for_each(|varies| header[varies].fill(0)),
+            GsoKind::Tcp4 | GsoKind::Tcp6 => {
+                [4..8, 12..14, 16..18].into_iter().for_each(|varies| header[varies].fill(0));
+            }
             // Length, checksum.
             GsoKind::Udp => header[4..8].fill(0),
         }
-        let pseudo = checksum::pseudo_header(packet.src(), packet.dst(), wanted, 0);
+        let pseudo = checksum::pseudo_header(packet.src(), packet.dst(), packet.protocol(), 0);
         Ok(Self {
             packet: bytes,
+            version: packet.version(),
             kind: gso.kind,
             size,
             ip_len,
             headers_len,
             count: (bytes.len() - headers_len).div_ceil(size),
-            ip_sum: checksum::sum(ip),
+            ip_sum,
             transport_sum: checksum::add(pseudo, checksum::sum(header)),
         })
     }
@@ -102,17 +112,23 @@ impl<'a> Segments<'a> {
         out.copy_from_slice(&self.packet[..self.headers_len]);
         let (ip, transport) = out.split_at_mut(self.ip_len);
 
-        let total_len = (self.headers_len + payload.len()) as u16;
-        let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(index as u16);
-        put(ip, 2, total_len);
-        put(ip, 4, id);
-        put(ip, 10, !checksum::add(self.ip_sum, checksum::add(total_len, id)));
+        let total_len = self.headers_len + payload.len();
+        match self.version {
+            Version::V4 => {
+                let total_len = total_len as u16;
+                let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(index as u16);
+                put(ip, 2, total_len);
+                put(ip, 4, id);
+                put(ip, 10, !checksum::add(self.ip_sum, checksum::add(total_len, id)));
+            }
+            Version::V6 => put(ip, 4, (total_len - ipv6::HEADER_LEN) as u16),
+        }
 
-        let transport_len = total_len - self.ip_len as u16;
+        let transport_len = (total_len - self.ip_len) as u16;
         let sum = checksum::add(self.transport_sum, transport_len);
         let sum = checksum::add(sum, checksum::sum(&self.packet[payload]));
         match self.kind {
-            GsoKind::Tcp4 => {
+            GsoKind::Tcp4 | GsoKind::Tcp6 => {
                 let first = u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
                 let sequence = first.wrapping_add((index * self.size) as u32);
                 transport[4..8].copy_from_slice(&sequence.to_be_bytes());
@@ -141,8 +157,10 @@ impl<'a> Segments<'a> {
 #[must_use]
 pub fn headers_len(packet: &Packet<'_>, kind: GsoKind) -> usize {
     let transport_len = match kind {
-        GsoKind::Tcp4 => packet.payload().get(12).map_or(0, |offset| usize::from(offset >> 4) * 4).max(20),
         GsoKind::Udp => UDP_HEADER_LEN,
+        GsoKind::Tcp4 | GsoKind::Tcp6 => {
+            packet.payload().get(12).map_or(0, |offset| usize::from(offset >> 4) * 4).max(20)
+        }
     };
     packet.header_len() + transport_len
 }
@@ -198,7 +216,7 @@ mod tests {
     }
 
     fn udp(payload: &[u8]) -> Vec<u8> {
-        super::super::ipv4::tests::udp_packet("10.1.9.3", "10.1.63.2", 64, payload)
+        super::super::ip::tests::udp_packet("10.1.9.3", "10.1.63.2", 64, payload)
     }
 
     /// Cuts `bytes` and checks that every segment is a packet with right checksums.

@@ -1,8 +1,7 @@
 //! The virtio header that stands in front of every packet read from or written to the TUN
 //! (`struct virtio_net_hdr_v1`, `linux/virtio_net.h`, in the machine's byte order).
 
-use super::checksum;
-use super::ipv4::{Packet, protocol};
+use super::ip::{Packet, Version, protocol};
 use crate::drops::DropReason;
 
 /// Length of the header in bytes.
@@ -37,14 +36,37 @@ pub struct Gso {
 pub enum GsoKind {
     /// TCP over IPv4.
     Tcp4,
-    /// UDP datagrams of one flow, since Linux 6.2.
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP datagrams of one flow, over either, since Linux 6.2.
     Udp,
+}
+
+impl GsoKind {
+    /// The kind that TCP segments of that version make.
+    #[must_use]
+    pub const fn tcp(version: Version) -> Self {
+        match version {
+            Version::V4 => Self::Tcp4,
+            Version::V6 => Self::Tcp6,
+        }
+    }
+
+    /// Whether `packet` can be of this kind.
+    #[must_use]
+    pub fn fits(self, packet: &Packet<'_>) -> bool {
+        match self {
+            Self::Udp => packet.protocol() == protocol::UDP,
+            tcp => packet.protocol() == protocol::TCP && tcp == Self::tcp(packet.version()),
+        }
+    }
 }
 
 const UDP_HEADER_LEN: usize = 8;
 const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 /// Set beside the type when the first segment has CWR; segmentation looks at the flag itself.
 const GSO_ECN: u8 = 0x80;
@@ -72,8 +94,7 @@ impl VnetHdr {
         }
         let field = u16::from_be_bytes([payload[csum_offset], payload[csum_offset + 1]]);
         let no_checksum = packet.protocol() == protocol::UDP && field == 0;
-        let unfilled = checksum::pseudo_header(packet.src(), packet.dst(), packet.protocol(), payload.len());
-        if no_checksum || field != unfilled {
+        if no_checksum || field != packet.pseudo_header() {
             return plain;
         }
 
@@ -92,7 +113,8 @@ impl VnetHdr {
             return unfinished;
         }
         let size = (mtu - headers).min(usize::from(u16::MAX)) as u16;
-        Self { gso: Some(Gso { kind: GsoKind::Tcp4, size }), hdr_len: headers as u16, ..unfinished }
+        let kind = GsoKind::tcp(packet.version());
+        Self { gso: Some(Gso { kind, size }), hdr_len: headers as u16, ..unfinished }
     }
 
     /// Its bytes.
@@ -102,6 +124,7 @@ impl VnetHdr {
         if let Some(gso) = self.gso {
             bytes[1] = match gso.kind {
                 GsoKind::Tcp4 => GSO_TCPV4,
+                GsoKind::Tcp6 => GSO_TCPV6,
                 GsoKind::Udp => GSO_UDP_L4,
             };
             bytes[2..4].copy_from_slice(&self.hdr_len.to_ne_bytes());
@@ -124,6 +147,7 @@ impl VnetHdr {
         let kind = match bytes[1] & !GSO_ECN {
             GSO_NONE => None,
             GSO_TCPV4 => Some(GsoKind::Tcp4),
+            GSO_TCPV6 => Some(GsoKind::Tcp6),
             GSO_UDP_L4 => Some(GsoKind::Udp),
             _ => return Err(DropReason::Malformed),
         };
@@ -146,7 +170,8 @@ mod tests {
 
     use etherparse::PacketBuilder;
 
-    use super::super::ipv4::tests::udp_packet;
+    use super::super::checksum;
+    use super::super::ip::tests::udp_packet;
     use super::*;
 
     const SRC: Ipv4Addr = Ipv4Addr::new(10, 1, 9, 3);
@@ -164,7 +189,7 @@ mod tests {
 
     /// Puts the bare pseudo-header sum where the checksum belongs, as an unfinished packet has it.
     fn unfill(bytes: &mut [u8], protocol: u8, offset: usize) {
-        let sum = checksum::pseudo_header(SRC, DST, protocol, bytes.len() - 20);
+        let sum = checksum::pseudo_header(SRC.into(), DST.into(), protocol, bytes.len() - 20);
         bytes[20 + offset..22 + offset].copy_from_slice(&sum.to_be_bytes());
     }
 
