@@ -75,6 +75,7 @@ pub struct Pushed {
 pub struct Run {
     to: SocketAddrV4,
     peer: Arc<PeerState>,
+    header_len: usize,
     slices: Vec<Slice>,
     /// Where each datagram's slices end.
     ends: Vec<usize>,
@@ -205,6 +206,16 @@ impl Batch {
         &self.bytes
     }
 
+    /// The packet of `len` bytes that was pushed last.
+    ///
+    /// # Panics
+    /// If none was pushed.
+    #[must_use]
+    pub fn last(&self, len: usize) -> &[u8] {
+        let start = (self.used - 1) * SLOT_LEN + HEADROOM;
+        &self.bytes[start..start + len]
+    }
+
     /// Frees every slot.
     pub fn clear(&mut self) {
         self.used = 0;
@@ -244,6 +255,7 @@ impl Lane {
             self.runs.push(Run {
                 to: hop.to,
                 peer: Arc::clone(&hop.state),
+                header_len: 0,
                 slices: Vec::with_capacity(2 * MAX_RUN),
                 ends: Vec::with_capacity(MAX_RUN),
                 segment_len,
@@ -256,6 +268,7 @@ impl Lane {
         run.slices.clear();
         run.ends.clear();
         (run.to, run.segment_len, run.len, run.inner_len, run.closed) = (hop.to, segment_len, 0, 0, false);
+        run.header_len = hop.header().len();
         // Mostly it is the peer that the run was for in an earlier batch: then no shared count is touched.
         if !Arc::ptr_eq(&run.peer, &hop.state) {
             run.peer = Arc::clone(&hop.state);
@@ -270,10 +283,22 @@ impl Run {
         !self.closed && len <= self.segment_len && self.ends.len() < MAX_RUN && self.len + len <= MAX_RUN_LEN
     }
 
+    /// Where it goes.
+    #[must_use]
+    pub fn to(&self) -> SocketAddrV4 {
+        self.to
+    }
+
     /// Whom it goes to.
     #[must_use]
     pub fn peer(&self) -> &Arc<PeerState> {
         &self.peer
+    }
+
+    /// Bytes of encapsulation in front of each inner packet.
+    #[must_use]
+    pub fn header_len(&self) -> usize {
+        self.header_len
     }
 
     /// How many datagrams it is.

@@ -13,10 +13,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::answers::Answers;
-use crate::batch::Batch;
+use crate::batch::{Batch, Run};
 use crate::drops::DropReason;
 use crate::idle::Idle;
-use crate::peer_state::{Direction, PeerState, Tally};
+use crate::peer_state::{Direction, Tally};
 use crate::stats::WorkerStats;
 use crate::sys::wake::{StopFlag, Woken};
 use crate::table::{Hop, PeerTable, Route, TableReader};
@@ -27,6 +27,7 @@ use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{Packet, Version, protocol};
 use crate::wire::segment::{self, fill_checksum};
 use crate::wire::vnet::{self, VnetHdr};
+use crate::witness::Witness;
 
 /// One worker from the device to the wire.
 pub struct Egress<D, T> {
@@ -39,7 +40,9 @@ pub struct Egress<D, T> {
     /// Packets in the batch, as many as the wire will see, and their bytes.
     packets: u64,
     bytes: u64,
+    super_packets: u64,
     peers: Tally,
+    witness: Witness,
 }
 
 /// Packets of a batch. Sixty-four are what the kernel's own NAPI budget takes at a time; more
@@ -52,7 +55,15 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
     pub fn new(device: D, wire: T, table: TableReader, answers: Answers, stats: Arc<WorkerStats>) -> Self {
         let batch = Batch::new(BATCH, wire.lanes());
         let peers = Tally::new(Direction::Egress);
-        Self { device, wire, table, answers, stats, batch, packets: 0, bytes: 0, peers }
+        let witness = Witness::new(Direction::Egress, Arc::default(), Vec::new());
+        let (packets, bytes, super_packets) = (0, 0, 0);
+        Self { device, wire, table, answers, stats, batch, packets, bytes, super_packets, peers, witness }
+    }
+
+    /// Shows what it forwards and drops to `witness`.
+    #[must_use]
+    pub fn watched_by(self, witness: Witness) -> Self {
+        Self { witness, ..self }
     }
 
     /// Forwards until `stop` is raised, waiting as `idle` does when there is nothing to forward.
@@ -76,6 +87,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn step(&mut self) -> io::Result<usize> {
+        self.witness.begin();
         let read = self.fill()?;
         self.flush();
         self.peers.settle();
@@ -98,6 +110,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
             read += 1;
             let Some((header, bytes)) = buffer[..len].split_first_chunk_mut::<{ vnet::LEN }>() else {
                 self.stats.dropped(DropReason::Truncated);
+                self.witness.read(None, &[], Some(DropReason::Truncated));
                 continue;
             };
             let parsed = VnetHdr::parse(header).and_then(|header| Ok((header, Packet::parse(bytes)?)));
@@ -105,6 +118,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                 Ok(parsed) => parsed,
                 Err(reason) => {
                     self.stats.dropped(reason);
+                    self.witness.read(None, bytes, Some(reason));
                     continue;
                 }
             };
@@ -112,9 +126,10 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                 Ok(hop) => hop,
                 Err(refusal) => {
                     self.stats.dropped(refusal.reason);
-                    if let Some(peer) = refusal.peer {
-                        self.peers.dropped(peer);
+                    if let Some(hop) = refusal.hop {
+                        self.peers.dropped(&hop.state);
                     }
+                    self.witness.read(refusal.hop.map(|hop| hop.to), packet.bytes(), Some(refusal.reason));
                     if let Some(error) = refusal.tell {
                         self.answers.tell(error, table.local(), &packet, &self.stats);
                     }
@@ -132,12 +147,18 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
             };
             match pushed {
                 Ok(pushed) => {
+                    self.super_packets += u64::from(pushed.packets > 1);
+                    if self.witness.captures() {
+                        self.witness.read(Some(hop.to), self.batch.last(len), None);
+                    }
                     self.packets += pushed.packets as u64;
                     self.bytes += pushed.bytes as u64;
                 }
                 Err(reason) => {
                     self.stats.dropped(reason);
                     self.peers.dropped(&hop.state);
+                    let bytes = &self.batch.next_read()[vnet::LEN..vnet::LEN + len];
+                    self.witness.read(Some(hop.to), bytes, Some(reason));
                 }
             }
         }
@@ -148,27 +169,49 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
         if self.batch.is_empty() {
             return;
         }
-        self.wire.transmit(&self.batch, |Unsent { peer, count, inner_len, error }| {
-            self.packets = self.packets.saturating_sub(count as u64);
-            self.bytes = self.bytes.saturating_sub(inner_len as u64);
-            self.peers.lost(peer, count, inner_len);
+        let Self { wire, batch, peers, stats, witness, packets, bytes, .. } = self;
+        // What the witness has been shown already; nothing, unless somebody captures.
+        let mut failed: Vec<(*const Run, usize)> = Vec::new();
+        wire.transmit(batch, |Unsent { run, first, count, inner_len, error }| {
+            *packets = packets.saturating_sub(count as u64);
+            *bytes = bytes.saturating_sub(inner_len as u64);
+            peers.lost(run.peer(), count, inner_len);
             let reason = match error.raw_os_error() {
                 Some(libc::EMSGSIZE) => DropReason::TooBig,
                 _ => DropReason::SendFailed,
             };
-            for _ in 0..count {
-                self.stats.dropped(reason);
+            for index in first..first + count {
+                stats.dropped(reason);
+                if witness.wants(reason) {
+                    show(witness, batch, run, index, Some(reason));
+                }
+                if witness.captures() {
+                    failed.push((run, index));
+                }
             }
             // It may have taken the whole of the time to send, and the next may, too.
-            self.stats.round();
+            stats.round();
         });
-        self.stats.forwarded(self.packets, self.bytes);
-        for run in (0..self.batch.lanes()).flat_map(|lane| self.batch.runs(lane)) {
-            self.peers.forwarded(run.peer(), run.count(), run.inner_len());
+        for run in (0..batch.lanes()).flat_map(|lane| batch.runs(lane)) {
+            peers.forwarded(run.peer(), run.count(), run.inner_len());
+            if witness.captures() {
+                let sent = (0..run.count()).filter(|index| !failed.contains(&(run as *const Run, *index)));
+                sent.for_each(|index| show(witness, batch, run, index, None));
+            }
         }
-        (self.packets, self.bytes) = (0, 0);
+        stats.forwarded(*packets, *bytes);
+        stats.super_packets(self.super_packets);
+        (self.packets, self.bytes, self.super_packets) = (0, 0, 0);
         self.batch.clear();
     }
+}
+
+/// Shows a datagram of a run to a witness that wants it.
+fn show(witness: &mut Witness, batch: &Batch, run: &Run, index: usize, reason: Option<DropReason>) {
+    let lane = (0..batch.lanes()).find(|lane| batch.runs(*lane).iter().any(|other| std::ptr::eq(other, run)));
+    let Some(message) = run.singly().nth(index) else { return };
+    let slices = message.slices.iter().map(|slice| &batch.bytes()[slice.start..slice.start + slice.len]);
+    witness.sent(lane.unwrap_or(0), run.to(), &slices.collect::<Vec<_>>().concat(), run.header_len(), reason);
 }
 
 /// A number that all packets of a flow share, and that differs between flows: addresses and, for
@@ -204,7 +247,7 @@ fn word(address: IpAddr) -> u32 {
 #[derive(Debug)]
 struct Refusal<'a> {
     reason: DropReason,
-    peer: Option<&'a Arc<PeerState>>,
+    hop: Option<&'a Hop>,
     tell: Option<IcmpError>,
 }
 
@@ -215,7 +258,7 @@ fn admit<'a>(
     table: &'a PeerTable,
 ) -> Result<&'a Hop, Refusal<'a>> {
     let local = table.local();
-    let refuse = |reason, tell| Err(Refusal { reason, peer: None, tell });
+    let refuse = |reason, tell| Err(Refusal { reason, hop: None, tell });
     if !table.carries(packet.version()) {
         return refuse(DropReason::NotIp, None);
     }
@@ -228,7 +271,7 @@ fn admit<'a>(
         }
         Route::None => return refuse(DropReason::NoRoute, Some(IcmpError::NetUnreachable)),
     };
-    let refuse = |reason, tell| Err(Refusal { reason, peer: Some(&hop.state), tell: Some(tell) });
+    let refuse = |reason, tell| Err(Refusal { reason, hop: Some(hop), tell: Some(tell) });
     // Without DF the packet may be cut, and the kernel cuts the outer one where it must.
     let on_the_wire = match header.gso {
         Some(gso) => segment::headers_len(packet, gso.kind) + usize::from(gso.size),
@@ -263,6 +306,7 @@ mod tests {
     use super::*;
     use crate::MacAddr;
     use crate::answers::tests::Sent;
+    use crate::capture::{Filter, Layer, Tap};
     use crate::fake::{FakeDevice, FakeWire};
     use crate::peer_state::Exchanged;
     use crate::table::SharedTable;
@@ -270,6 +314,7 @@ mod tests {
     use crate::wire::ip::tests::udp_packet;
     use crate::wire::vnet::{Gso, GsoKind};
     use crate::wire::vxlan;
+    use crate::witness::Watched;
 
     struct Rig {
         egress: Egress<FakeDevice, FakeWire>,
@@ -470,6 +515,41 @@ mod tests {
             |public_ip: &str| rig.table.current().at(public_ip.parse().unwrap()).unwrap().state.totals();
         assert_eq!(peer("192.168.199.238").egress, Exchanged { packets: 2, bytes: 29 + 32, drops: 2 });
         assert_eq!(peer("192.168.199.7").egress, Exchanged::default());
+    }
+
+    #[test]
+    fn who_captures_sees_what_was_sent_and_what_was_not() {
+        for layer in [Layer::Inner, Layer::Outer] {
+            let mut rig = rig(VXLAN);
+            let (watched, own) = (Arc::<Watched>::default(), "192.168.1.12:40000".parse().unwrap());
+            rig.egress =
+                rig.egress.watched_by(Witness::new(Direction::Egress, Arc::clone(&watched), vec![own]));
+            let filter = Filter { layer, snaplen: 2000, ..Filter::default() };
+            let capturing = Tap::open(&watched, filter).unwrap();
+            let packet = |payload: &[u8]| udp_packet("10.1.9.3", "10.1.63.2", 64, payload);
+            let gso = Some(Gso { kind: GsoKind::Udp, size: 1400 });
+            rig.device
+                .queue_with(VnetHdr { needs_csum: true, gso, ..VnetHdr::default() }, &packet(&[7; 2000]));
+            rig.device.queue(&packet(b"refused"));
+            rig.device.queue(&udp_packet("10.1.9.3", "10.1.8.2", 64, b"nobody's"));
+            rig.wire.refuse(1, libc::ENETUNREACH);
+            rig.egress.step().unwrap();
+            let seen: Vec<_> = capturing.packets.try_iter().map(|c| (c.outer, c.len, c.reason)).collect();
+            let to = Some((own, "192.168.199.238:8472".parse().unwrap()));
+            let (no_route, failed) = (Some(DropReason::NoRoute), Some(DropReason::SendFailed));
+            let expected = match layer {
+                Layer::Inner => {
+                    vec![(None, 2028, None), (None, 35, None), (None, 36, no_route), (None, 35, failed)]
+                }
+                Layer::Outer => {
+                    vec![(None, 36, no_route), (to, 57, failed), (to, 1450, None), (to, 650, None)]
+                }
+            };
+            assert_eq!(seen, expected, "{layer:?}");
+            let offender = watched.offender(Direction::Egress, DropReason::SendFailed).unwrap();
+            assert_eq!((offender.outer, offender.len), (to.map(|to| to.1), 35));
+            assert_eq!(watched.offender(Direction::Egress, DropReason::NoRoute).unwrap().outer, None);
+        }
     }
 
     #[test]

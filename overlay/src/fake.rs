@@ -132,7 +132,7 @@ impl Transmitter for FakeWire {
             if let Some(errno) = state.refused.get(&index) {
                 let error = io::Error::from_raw_os_error(*errno);
                 let (count, inner_len) = (run.count(), run.inner_len());
-                failed(Unsent { peer: run.peer(), count, inner_len, error });
+                failed(Unsent { run, first: 0, count, inner_len, error });
                 continue;
             }
             for message in run.singly() {

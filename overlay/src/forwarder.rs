@@ -16,12 +16,14 @@ use crate::handover::Inherited;
 use crate::idle::Idle;
 use crate::ingress::{Ingress, SourceCheck};
 use crate::offload::Offloads;
+use crate::peer_state::Direction;
 use crate::stats::{Totals, WorkerStats};
 use crate::sys::affinity;
 use crate::sys::wake::StopFlag;
 use crate::table::{PeerTable, SharedTable};
 use crate::tun::TunQueue;
 use crate::underlay::udp::{self, UdpReceiver, UdpTransmitter};
+use crate::witness::{Watched, Witness};
 
 /// What the forwarder stands between, and how strict it is.
 pub struct Config {
@@ -59,6 +61,7 @@ pub struct Forwarder {
     egress: Vec<Arc<WorkerStats>>,
     ingress: Vec<Arc<WorkerStats>>,
     kept: Vec<Kept>,
+    watched: Arc<Watched>,
 }
 
 /// What a pair of workers stands between, to be handed over to a later process.
@@ -102,6 +105,7 @@ impl Forwarder {
             egress: Vec::new(),
             ingress: Vec::new(),
             kept: Vec::new(),
+            watched: Arc::default(),
         };
         for (index, (queue, socket)) in config.queues.into_iter().zip(sockets).enumerate() {
             let queue_in = queue.try_clone().map_err(|source| setup("duplicate a queue", source))?;
@@ -121,8 +125,11 @@ impl Forwarder {
 
             let stats = Arc::<WorkerStats>::default();
             forwarder.egress.push(Arc::clone(&stats));
+            let own = lanes.iter().map(|lane| udp::address(lane).unwrap_or(config.listen)).collect();
+            let witness = Witness::new(Direction::Egress, Arc::clone(&forwarder.watched), own);
             let wire = UdpTransmitter::new(lanes, Arc::clone(&offloads));
-            let egress = Egress::new(queue, wire, config.table.reader(), answers(), stats);
+            let egress =
+                Egress::new(queue, wire, config.table.reader(), answers(), stats).watched_by(witness);
             forwarder
                 .spawn(format!("egress-{index}"), on_failure, move |stop| {
                     settle(index);
@@ -135,8 +142,11 @@ impl Forwarder {
             let wire = UdpReceiver::new(socket);
             let (check, offloads) = (config.source_check, Arc::clone(&offloads));
             let table = config.table.reader();
+            let answers = answers().with_echoes(echoes);
+            let watched = Arc::clone(&forwarder.watched);
+            let witness = Witness::new(Direction::Ingress, watched, vec![config.listen]);
             let ingress =
-                Ingress::new(queue_in, wire, check, table, answers().with_echoes(echoes), stats, offloads);
+                Ingress::new(queue_in, wire, check, table, answers, stats, offloads).watched_by(witness);
             forwarder
                 .spawn(format!("ingress-{index}"), on_failure, move |stop| {
                     ingress.run(Idle::new(awake), stop)
@@ -144,6 +154,12 @@ impl Forwarder {
                 .map_err(|source| setup("start a thread", source))?;
         }
         Ok(forwarder)
+    }
+
+    /// What the workers have seen of packets, and where to capture them.
+    #[must_use]
+    pub fn watched(&self) -> &Arc<Watched> {
+        &self.watched
     }
 
     /// The counters of each worker from the device to the wire.

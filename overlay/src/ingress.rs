@@ -28,6 +28,7 @@ use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{Packet, announced_len};
 use crate::wire::vnet::{Gso, GsoKind, VnetHdr};
 use crate::wire::{Format, vxlan};
+use crate::witness::Witness;
 
 /// How much is asked of the source of a packet from the wire. The form of a packet, its VNI and
 /// its MAC are always checked, and an address of this host is never a valid inner source.
@@ -55,6 +56,7 @@ struct Sink<D> {
     offloads: Arc<Offloads>,
     coalescer: Coalescer,
     peers: Tally,
+    witness: Witness,
     outlet: Outlet<D>,
 }
 
@@ -65,6 +67,7 @@ struct Outlet<D> {
     /// Packets written since the last count, as many as the wire saw, and their bytes.
     packets: u64,
     bytes: u64,
+    super_packets: u64,
 }
 
 impl<D: Device, R: Receiver> Ingress<D, R> {
@@ -79,10 +82,18 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
         stats: Arc<WorkerStats>,
         offloads: Arc<Offloads>,
     ) -> Self {
-        let outlet = Outlet { device, stats, packets: 0, bytes: 0 };
+        let outlet = Outlet { device, stats, packets: 0, bytes: 0, super_packets: 0 };
         let peers = Tally::new(Direction::Ingress);
-        let sink = Sink { check, answers, offloads, coalescer: Coalescer::default(), peers, outlet };
+        let witness = Witness::new(Direction::Ingress, Arc::default(), Vec::new());
+        let sink = Sink { check, answers, offloads, coalescer: Coalescer::default(), peers, witness, outlet };
         Self { wire, table, sink }
+    }
+
+    /// Shows what it forwards and drops to `witness`.
+    #[must_use]
+    pub fn watched_by(mut self, witness: Witness) -> Self {
+        self.sink.witness = witness;
+        self
     }
 
     /// Forwards until `stop` is raised, waiting as `idle` does when there is nothing to forward.
@@ -108,6 +119,7 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
         // An error of the socket (say, an ICMP error for something sent earlier) is cleared by
         // reporting it; there is nothing lost and nothing to do but to receive again.
         let received = wire.receive().unwrap_or(0);
+        sink.witness.begin();
         for index in 0..received {
             let arrival = wire.arrival(index);
             sink.take(wire.bytes(), arrival, table);
@@ -125,6 +137,12 @@ impl<D: Device> Sink<D> {
         let Arrival { from, place, segment_len, truncated } = arrival;
         let outer = *from.ip();
         if truncated || place.is_empty() {
+            self.witness.arrived(
+                from,
+                &bytes[place],
+                table.local().format.header_len(),
+                Some(DropReason::Truncated),
+            );
             return self.dropped(DropReason::Truncated, outer, table);
         }
         let whole = unsegmented(&bytes[place.clone()], segment_len, table.local().format);
@@ -134,9 +152,11 @@ impl<D: Device> Sink<D> {
         };
         for start in place.clone().step_by(step) {
             let datagram = start..(start + step).min(place.end);
-            if let Err(reason) = self.datagram(bytes, datagram, outer, whole, table) {
+            let refused = self.datagram(bytes, datagram.clone(), outer, whole, table).err();
+            if let Some(reason) = refused {
                 self.dropped(reason, outer, table);
             }
+            self.witness.arrived(from, &bytes[datagram], table.local().format.header_len(), refused);
         }
     }
 
@@ -253,6 +273,7 @@ impl<D: Device> Outlet<D> {
     /// long as the first part.
     fn written(&mut self, parts: &[IoSlice<'_>], packets: usize) {
         self.packets += packets as u64;
+        self.super_packets += u64::from(packets > 1);
         let repeated = parts[0].len() * (packets - 1);
         self.bytes += repeated as u64 + parts.iter().map(|part| part.len() as u64).sum::<u64>();
     }
@@ -260,8 +281,9 @@ impl<D: Device> Outlet<D> {
     fn count(&mut self) {
         if self.packets > 0 {
             self.stats.forwarded(self.packets, self.bytes);
+            self.stats.super_packets(self.super_packets);
         }
-        (self.packets, self.bytes) = (0, 0);
+        (self.packets, self.bytes, self.super_packets) = (0, 0, 0);
     }
 }
 
@@ -315,6 +337,7 @@ mod tests {
     use super::*;
     use crate::MacAddr;
     use crate::answers::tests::Sent;
+    use crate::capture::{Filter, Tap};
     use crate::fake::{FakeDevice, FakeWire};
     use crate::peer_state::PeerTotals;
     use crate::table::SharedTable;
@@ -322,6 +345,7 @@ mod tests {
     use crate::wire::ip::Version;
     use crate::wire::ip::tests::udp_packet;
     use crate::wire::vnet;
+    use crate::witness::Watched;
 
     const OURS: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
     const THEIRS: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
@@ -456,6 +480,29 @@ mod tests {
                 assert_eq!((vxlan, udp), (expected, expected), "{outer} {inner} {check:?}");
             }
         }
+    }
+
+    #[test]
+    fn who_captures_sees_each_packet_and_why_it_does_not_go_on() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let (watched, own) = (Arc::<Watched>::default(), "192.168.1.12:8472".parse().unwrap());
+        let witness = Witness::new(Direction::Ingress, Arc::clone(&watched), vec![own]);
+        rig.ingress = rig.ingress.watched_by(witness);
+        let filter = Filter { snaplen: 2000, ..Filter::default() };
+        let capturing = Tap::open(&watched, filter).unwrap();
+        let packet = |src| udp_packet(src, "10.1.9.3", 64, &[7; 100]);
+        let run = frame(&packet("10.1.63.2")).repeat(2);
+        rig.wire.arrive_segmented(MASTER, &run, vxlan::HEADER_LEN + 128);
+        rig.wire.arrive(MASTER, &frame(&packet("10.1.7.2")));
+        rig.wire.arrive(MASTER, &[8; 10]);
+        rig.ingress.step();
+        let seen: Vec<_> =
+            capturing.packets.try_iter().map(|c| (c.outer.is_some(), c.bytes.len(), c.reason)).collect();
+        let refused = [(false, 128, Some(DropReason::WrongSource)), (true, 10, Some(DropReason::Truncated))];
+        assert_eq!(seen, [&[(false, 128, None); 2][..], &refused].concat());
+        let offender = watched.offender(Direction::Ingress, DropReason::WrongSource).unwrap();
+        assert_eq!(offender.outer.unwrap().ip().to_string(), MASTER);
+        assert_eq!(offender.inner.unwrap().src.to_string(), "10.1.7.2");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod answers;
 pub mod batch;
+pub mod capture;
 pub mod drops;
 pub mod echo;
 pub mod egress;
@@ -21,6 +22,7 @@ pub mod table;
 pub mod tun;
 pub mod underlay;
 pub mod wire;
+pub mod witness;
 
 #[cfg(test)]
 mod fake;

@@ -15,6 +15,7 @@ struct Counters {
     packets: AtomicU64,
     bytes: AtomicU64,
     batches: AtomicU64,
+    super_packets: AtomicU64,
     icmp_sent: AtomicU64,
     echoes: AtomicU64,
     rounds: AtomicU64,
@@ -27,6 +28,11 @@ impl WorkerStats {
         add(&self.0.packets, packets);
         add(&self.0.bytes, bytes);
         add(&self.0.batches, 1);
+    }
+
+    /// Counts super-packets, read from the device or written to it, of which those packets were parts.
+    pub fn super_packets(&self, count: u64) {
+        add(&self.0.super_packets, count);
     }
 
     /// Counts a dropped packet.
@@ -62,6 +68,7 @@ impl WorkerStats {
             packets: self.0.packets.load(Relaxed),
             bytes: self.0.bytes.load(Relaxed),
             batches: self.0.batches.load(Relaxed),
+            super_packets: self.0.super_packets.load(Relaxed),
             icmp_sent: self.0.icmp_sent.load(Relaxed),
             echoes: self.0.echoes.load(Relaxed),
             drops: std::array::from_fn(|i| self.0.drops[i].load(Relaxed)),
@@ -83,6 +90,8 @@ pub struct Totals {
     pub bytes: u64,
     /// Batches forwarded; `packets / batches` is the mean size of a batch.
     pub batches: u64,
+    /// Super-packets among them, each of several packets.
+    pub super_packets: u64,
     /// ICMP errors sent to inner senders.
     pub icmp_sent: u64,
     /// Echoes between daemons that ended here: neither forwarded nor dropped.
@@ -104,6 +113,7 @@ impl std::iter::Sum for Totals {
             sum.packets += one.packets;
             sum.bytes += one.bytes;
             sum.batches += one.batches;
+            sum.super_packets += one.super_packets;
             sum.icmp_sent += one.icmp_sent;
             sum.echoes += one.echoes;
             for (total, n) in sum.drops.iter_mut().zip(one.drops) {

@@ -6,10 +6,8 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
-use crate::batch::Batch;
-use crate::peer_state::PeerState;
+use crate::batch::{Batch, Run};
 
 /// Sends encapsulated packets.
 pub trait Transmitter: Send {
@@ -24,8 +22,10 @@ pub trait Transmitter: Send {
 /// Datagrams that could not be sent.
 #[derive(Debug)]
 pub struct Unsent<'a> {
-    /// Whom to.
-    pub peer: &'a Arc<PeerState>,
+    /// The run that they are part of.
+    pub run: &'a Run,
+    /// The first of them there.
+    pub first: usize,
     /// How many.
     pub count: usize,
     /// Bytes of inner packets in them.

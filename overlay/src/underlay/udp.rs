@@ -51,11 +51,16 @@ pub fn inherit(fd: OwnedFd) -> Result<(SocketAddrV4, Socket), OwnedFd> {
     let is_ours = socket.r#type().is_ok_and(|kind| kind == Type::DGRAM)
         && socket.protocol().is_ok_and(|protocol| protocol == Some(Protocol::UDP))
         && socket.reuse_port().unwrap_or(false);
-    let address = socket.local_addr().ok().and_then(|address| address.as_socket_ipv4());
-    match address.filter(|_| is_ours) {
+    match address(&socket).filter(|_| is_ours) {
         Some(address) => Ok((address, socket)),
         None => Err(socket.into()),
     }
+}
+
+/// Where a socket is bound to.
+#[must_use]
+pub fn address(socket: &Socket) -> Option<SocketAddrV4> {
+    socket.local_addr().ok()?.as_socket_ipv4()
 }
 
 /// Opens `count` sockets that share `address`, those that were `inherited` among them; the kernel
@@ -194,7 +199,7 @@ impl Transmitter for UdpTransmitter {
                     }
                     Err(error) => {
                         let (count, inner_len) = (first.count(), first.inner_len());
-                        failed(Unsent { peer: first.peer(), count, inner_len, error });
+                        failed(Unsent { run: first, first: 0, count, inner_len, error });
                         runs = &runs[1..];
                     }
                 }
@@ -219,7 +224,7 @@ fn send_singly(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 let inner_len = run.inner_len() / run.count();
-                failed(Unsent { peer: run.peer(), count: 1, inner_len, error });
+                failed(Unsent { run, first: next, count: 1, inner_len, error });
                 next += 1;
             }
         }

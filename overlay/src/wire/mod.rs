@@ -3,6 +3,7 @@
 
 pub mod checksum;
 pub mod coalesce;
+pub mod glance;
 pub mod icmp;
 pub mod ip;
 mod ipv4;
@@ -26,13 +27,18 @@ pub enum Format {
 }
 
 impl Format {
+    /// Bytes in front of the inner packet in a datagram.
+    #[must_use]
+    pub const fn header_len(&self) -> usize {
+        match self {
+            Self::FlannelUdp => 0,
+            Self::Vxlan { .. } => vxlan::HEADER_LEN,
+        }
+    }
+
     /// Bytes of the underlay's MTU that the encapsulation takes, over an outer IPv4 header.
     #[must_use]
     pub const fn overhead(&self) -> u32 {
-        const OUTER: u32 = 20 + 8;
-        match self {
-            Self::FlannelUdp => OUTER,
-            Self::Vxlan { .. } => OUTER + vxlan::HEADER_LEN as u32,
-        }
+        20 + 8 + self.header_len() as u32
     }
 }

@@ -1,0 +1,297 @@
+//! Copies of packets for who asks for them: filtered by the workers, bounded, and never in their way.
+//!
+//! A [`Tap`] is what the workers look at, one relaxed load a batch. [`Tap::open`] begins a capture, of which there
+//! is one at a time; what it cannot take fast enough is counted, not waited for.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwapOption;
+use crossbeam::channel::{Receiver, Sender, bounded};
+use ipnet::IpNet;
+
+use crate::drops::DropReason;
+use crate::peer_state::Direction;
+use crate::wire::glance::Glance;
+use crate::witness::Watched;
+
+/// Which packets are wanted: those that fit everything that is said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Inner packets as pods see them, or outer ones as the wire does.
+    pub layer: Layer,
+    /// Only those dropped.
+    pub drops_only: bool,
+    /// One direction only.
+    pub direction: Option<Direction>,
+    /// The inner source or destination lies in one of these.
+    pub hosts: Vec<IpNet>,
+    /// The other end on the underlay.
+    pub peer: Option<Ipv4Addr>,
+    /// The inner packet's protocol number.
+    pub protocol: Option<u8>,
+    /// The inner packet's source or destination port.
+    pub port: Option<u16>,
+    /// Bytes of each packet that are kept.
+    pub snaplen: usize,
+}
+
+/// Which packets are seen. A dropped packet is seen in the other layer if it has none in this one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Layer {
+    /// Of the overlay. As the device hands them over and takes them, so a super-packet is one.
+    #[default]
+    Inner,
+    /// Of the underlay. IP and UDP header are made up from the addresses and ports, since the kernel keeps them.
+    Outer,
+}
+
+/// A packet that fitted the filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// When it was seen.
+    pub when: SystemTime,
+    /// Which way it went.
+    pub direction: Direction,
+    /// Why it was dropped, if it was.
+    pub reason: Option<DropReason>,
+    /// For an outer packet, its source and destination; `bytes` are its UDP payload then, else an IP packet.
+    pub outer: Option<(SocketAddrV4, SocketAddrV4)>,
+    /// As much of it as was wanted.
+    pub bytes: Vec<u8>,
+    /// How long it was.
+    pub len: usize,
+}
+
+/// Where captures are asked for.
+#[derive(Debug, Default)]
+pub struct Tap {
+    open: AtomicBool,
+    capture: ArcSwapOption<Capture>,
+}
+
+/// A capture that goes on until this is dropped.
+#[derive(Debug)]
+pub struct Capturing {
+    watched: Arc<Watched>,
+    capture: Arc<Capture>,
+    /// What was captured. Disconnected when the workers end.
+    pub packets: Receiver<Captured>,
+}
+
+/// What the workers hand packets to.
+#[derive(Debug)]
+pub struct Capture {
+    filter: Filter,
+    out: Sender<Captured>,
+    missed: AtomicU64,
+}
+
+/// Where a worker sees a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Read from the overlay device.
+    Read,
+    /// Handed to the wire.
+    Sent,
+    /// Received from the wire.
+    Arrived,
+}
+
+/// A packet as a worker sees it.
+pub(crate) struct Seen<'a> {
+    pub stage: Stage,
+    /// From where to where on the underlay, if it goes there.
+    pub outer: Option<(SocketAddrV4, SocketAddrV4)>,
+    /// The inner packet; behind its encapsulation, unless it was just read.
+    pub payload: &'a [u8],
+    pub header_len: usize,
+    pub reason: Option<DropReason>,
+}
+
+impl Tap {
+    /// Begins a capture of what fits `filter`; `None` while there is another one.
+    #[must_use]
+    pub fn open(watched: &Arc<Watched>, filter: Filter) -> Option<Capturing> {
+        let tap = &watched.tap;
+        if tap.open.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let (out, packets) = bounded(WAITING);
+        let capture = Arc::new(Capture { filter, out, missed: AtomicU64::new(0) });
+        tap.capture.store(Some(Arc::clone(&capture)));
+        Some(Capturing { watched: Arc::clone(watched), capture, packets })
+    }
+
+    /// The capture that packets are wanted for, if there is one.
+    pub(crate) fn current(&self) -> Option<Arc<Capture>> {
+        // One that opens this moment is seen at the next batch.
+        if self.open.load(Ordering::Relaxed) { self.capture.load_full() } else { None }
+    }
+}
+
+impl Capturing {
+    /// Packets that fitted and were lost, since the queue was full.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.capture.missed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Capturing {
+    fn drop(&mut self) {
+        let tap = &self.watched.tap;
+        tap.capture.store(None);
+        tap.open.store(false, Ordering::Release);
+    }
+}
+
+impl Capture {
+    /// Takes a copy of a packet if it is wanted.
+    pub(crate) fn take(&self, direction: Direction, seen: &Seen<'_>) {
+        let filter = &self.filter;
+        let Some(layer) = filter.layer_of(seen) else { return };
+        if filter.drops_only && seen.reason.is_none()
+            || filter.direction.is_some_and(|wanted| wanted != direction)
+        {
+            return;
+        }
+        let inner = seen.payload.get(seen.header_len..).unwrap_or_default();
+        let glance = Glance::of(inner);
+        if !filter.fits(direction, seen, glance.as_ref()) {
+            return;
+        }
+        let (outer, bytes) = match layer {
+            Layer::Inner if glance.is_some() || seen.outer.is_none() => (None, inner),
+            _ => (seen.outer, seen.payload),
+        };
+        let captured = Captured {
+            when: SystemTime::now(),
+            direction,
+            reason: seen.reason,
+            outer,
+            bytes: bytes[..bytes.len().min(filter.snaplen)].to_vec(),
+            len: bytes.len(),
+        };
+        if self.out.try_send(captured).is_err() {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Filter {
+    /// In which layer what was seen is to be shown, if at all: each packet once, and a dropped one always.
+    fn layer_of(&self, seen: &Seen<'_>) -> Option<Layer> {
+        match (self.layer, seen.stage, seen.reason) {
+            (layer, Stage::Arrived, _) => Some(layer),
+            (Layer::Inner, Stage::Read, _) | (_, Stage::Read, Some(_)) => Some(Layer::Inner),
+            (Layer::Outer, Stage::Sent, _) => Some(Layer::Outer),
+            // It was shown when it was read; that it failed after all is news.
+            (Layer::Inner, Stage::Sent, reason) => reason.map(|_| Layer::Inner),
+            (Layer::Outer, Stage::Read, None) => None,
+        }
+    }
+
+    fn fits(&self, direction: Direction, seen: &Seen<'_>, glance: Option<&Glance>) -> bool {
+        let peer = seen.outer.map(|(from, to)| match direction {
+            Direction::Egress => *to.ip(),
+            Direction::Ingress => *from.ip(),
+        });
+        if self.peer.is_some() && peer != self.peer {
+            return false;
+        }
+        let Some(glance) = glance else {
+            return self.hosts.is_empty() && self.protocol.is_none() && self.port.is_none();
+        };
+        let is_host = |address: IpAddr| self.hosts.iter().any(|host| host.contains(&address));
+        (self.hosts.is_empty() || is_host(glance.src) || is_host(glance.dst))
+            && self.protocol.is_none_or(|protocol| protocol == glance.protocol)
+            && self.port.is_none_or(|port| glance.ports.is_some_and(|(src, dst)| src == port || dst == port))
+    }
+}
+
+/// Packets that wait to be written down; of the longest, 32 MiB.
+const WAITING: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ip::tests::udp_packet;
+
+    const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 168, 199, 238), 8472);
+    const OWN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 168, 1, 12), 8472);
+
+    /// What is captured, by its first byte, with this filter, of an egress packet that is read, sent and then
+    /// refused, one that is refused at once, and an ingress one that arrives and cannot be read.
+    fn captured(filter: Filter) -> Vec<(u8, Option<DropReason>)> {
+        let watched = Arc::<Watched>::default();
+        let capturing = Tap::open(&watched, Filter { snaplen: 100, ..filter }).unwrap();
+        let capture = watched.tap.current().unwrap();
+        let inner = udp_packet("10.1.9.3", "10.1.63.2", 64, b"x");
+        let framed = [&[8; 22][..], &inner].concat();
+        let take = |direction, stage, payload: &[u8], header_len, reason| {
+            let outer = match stage {
+                Stage::Read if reason == Some(DropReason::NoRoute) => None,
+                Stage::Read | Stage::Sent => Some((OWN, PEER)),
+                Stage::Arrived => Some((PEER, OWN)),
+            };
+            capture.take(direction, &Seen { stage, outer, payload, header_len, reason });
+        };
+        take(Direction::Egress, Stage::Read, &inner, 0, None);
+        take(Direction::Egress, Stage::Sent, &framed, 22, None);
+        take(Direction::Egress, Stage::Sent, &framed, 22, Some(DropReason::SendFailed));
+        take(Direction::Egress, Stage::Read, &inner, 0, Some(DropReason::NoRoute));
+        take(Direction::Ingress, Stage::Arrived, &[9; 30], 22, Some(DropReason::WrongVni));
+        capturing.packets.try_iter().map(|packet| (packet.bytes[0], packet.reason)).collect()
+    }
+
+    #[test]
+    fn each_layer_shows_a_packet_once_and_every_drop() {
+        use DropReason::{NoRoute, SendFailed, WrongVni};
+        let drops = [(0x45, Some(SendFailed)), (0x45, Some(NoRoute)), (9, Some(WrongVni))];
+        assert_eq!(captured(Filter::default()), [&[(0x45, None)], &drops[..]].concat());
+        assert_eq!(captured(Filter { drops_only: true, ..Filter::default() }), drops);
+        let outer = [(8, None), (8, Some(SendFailed)), (0x45, Some(NoRoute)), (9, Some(WrongVni))];
+        assert_eq!(captured(Filter { layer: Layer::Outer, ..Filter::default() }), outer);
+    }
+
+    #[test]
+    fn a_filter_asks_for_all_that_it_says() {
+        let count = |filter: Filter| captured(filter).len();
+        let host = |host: &str| Filter { hosts: vec![host.parse().unwrap()], ..Filter::default() };
+        assert_eq!(count(host("10.1.63.0/24")), 3, "what cannot be read is nobody's");
+        assert_eq!(count(host("10.1.64.0/24")), 0);
+        let peer = |peer: Ipv4Addr| Filter { peer: Some(peer), ..Filter::default() };
+        assert_eq!(count(peer(*PEER.ip())), 3, "without a route there is no peer");
+        assert_eq!(count(peer(*OWN.ip())), 0);
+        assert_eq!(count(Filter { protocol: Some(17), ..Filter::default() }), 3);
+        assert_eq!(count(Filter { protocol: Some(6), ..Filter::default() }), 0);
+        let ports = Glance::of(&udp_packet("10.1.9.3", "10.1.63.2", 64, b"x")).unwrap().ports.unwrap();
+        assert_eq!(count(Filter { port: Some(ports.1), ..Filter::default() }), 3);
+        assert_eq!(count(Filter { port: Some(9), ..Filter::default() }), 0);
+        assert_eq!(count(Filter { direction: Some(Direction::Ingress), ..Filter::default() }), 1);
+    }
+
+    #[test]
+    fn what_is_not_taken_is_counted_and_one_capture_is_at_a_time() {
+        let watched = Arc::<Watched>::default();
+        assert!(watched.tap.current().is_none());
+        let filter = Filter { snaplen: 10, ..Filter::default() };
+        let capturing = Tap::open(&watched, filter.clone()).unwrap();
+        assert!(Tap::open(&watched, filter.clone()).is_none());
+        let capture = watched.tap.current().unwrap();
+        let seen =
+            Seen { stage: Stage::Read, outer: None, payload: &[0x45; 40], header_len: 0, reason: None };
+        for _ in 0..WAITING + 3 {
+            capture.take(Direction::Egress, &seen);
+        }
+        assert_eq!(capturing.missed(), 3);
+        let first = capturing.packets.recv().unwrap();
+        assert_eq!((first.bytes.len(), first.len), (10, 40));
+        drop(capturing);
+        assert!(watched.tap.current().is_none());
+        assert!(Tap::open(&watched, filter).is_some());
+    }
+}
