@@ -34,6 +34,12 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check whether this host is fit, and say what to do where it is not.
+    ///
+    /// Looks at the daemon, the kernel, the firewall, the bridge and the store, and asks each peer for echoes,
+    /// short and as long as the MTU allows. Where no daemon runs, it says whether one with the flags given behind
+    /// '--' could start. Exits with 0 if all is well, 1 with warnings, 2 with errors, 3 if it could not check.
+    Check(Check),
     /// Ask a node's daemon for an echo, through the overlay's own encapsulation.
     ///
     /// Only overlayd answers: a node that runs flanneld or the kernel's VXLAN ignores it. Beside it, the node's
@@ -50,6 +56,19 @@ pub enum Command {
     /// have been stopped. Containers and the subnet file stay, and so does net.ipv4.ip_forward, which others
     /// may rely on.
     Cleanup(Cleanup),
+}
+
+/// How the host is checked.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// The flags that overlayd is to be started with; for a check where it does not run yet. FLANNELD_* in the
+    /// environment counts, too.
+    #[arg(last = true, value_name = "OVERLAYD'S FLAGS")]
+    pub flags: Vec<OsString>,
 }
 
 /// Who is asked, and how.

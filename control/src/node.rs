@@ -12,6 +12,7 @@ use overlay::forwarder::{self, Forwarder, OnFailure};
 use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
 use overlay::offload::{Offload, Offloads};
+use overlay::peer_state::PeerState;
 use overlay::stats::Totals;
 use overlay::table::{Local, Peer, PeerTable, SharedTable};
 use overlay::underlay::udp;
@@ -216,6 +217,12 @@ impl Tunnel {
         self.pings.ask(&self.forwarder, &self.table.current(), peer, len)
     }
 
+    /// What is known of the node of `lease` beside it.
+    #[must_use]
+    pub fn state(&self, lease: &Lease) -> Option<Arc<PeerState>> {
+        self.table.current().state(lease.subnet, lease.attrs.public_ip).cloned()
+    }
+
     /// The counters of all workers: egress, ingress.
     #[must_use]
     pub fn totals(&self) -> (Totals, Totals) {
@@ -276,6 +283,12 @@ impl Node {
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Whether what enters the overlay from outside the network gets this host's address as its source.
+    #[must_use]
+    pub fn masquerades_return_path(&self) -> bool {
+        self.desired.masquerade.return_path
     }
 
     /// Its tunnel, if its backend has one.

@@ -39,6 +39,9 @@ pub struct Status {
     pub offloads: BTreeMap<String, bool>,
     /// What is asked of sources: `strict`, `loose` or `off`; nothing where there is no tunnel.
     pub source_check: Option<String>,
+    /// Whether what enters the overlay from outside the network gets this host's address as its source.
+    #[serde(default)]
+    pub return_path_masq: bool,
     /// What was forwarded since the data plane started.
     pub counters: Directions<Counters>,
     /// What was dropped since the data plane started, by reason; every reason is listed.
@@ -389,6 +392,7 @@ mod tests {
                 .map(|(name, on)| (name.to_owned(), on))
                 .into(),
             source_check: Some("strict".to_owned()),
+            return_path_masq: true,
             counters: Directions {
                 egress: Counters { packets: 12, bytes: 5 << 20 },
                 ingress: Counters { packets: 3_000, bytes: 900 },

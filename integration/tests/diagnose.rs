@@ -1,11 +1,13 @@
 //! `overlayctl ping`, `trace` and `check`: what they say of a healthy pair of hosts, and of typical trouble.
 
+use std::time::Duration;
+
 use integration::kernel_vxlan::KernelVxlan;
 use integration::netns::{Namespace, output};
 use integration::overlayd::{await_mesh, program};
+use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
 use integration::process::await_until;
 use integration::{Backend, Site, Store};
-use std::time::Duration;
 
 /// What overlayctl, run in a namespace, prints, and whether it exits with 0.
 #[track_caller]
@@ -39,7 +41,7 @@ fn a_peer_answers_in_both_formats_and_a_packet_is_followed() {
         let here = &worker.ns;
         says(here, &format!("ping {} -c 2 -i 0.01", master.public_ip), true, &["2 of 2 answered, 0 % lost"]);
         let largest = format!("ping {} -c 1 -s 9999", m.env().base());
-        says(here, &largest, true, &[&format!("{} bytes: overlay 0.", m.env().mtu)]);
+        says(here, &largest, true, &[&format!("{} bytes: overlay ", m.env().mtu), "1 of 1 answered"]);
         assert_eq!(w.status().all_drops("ingress") + m.status().all_drops("ingress"), 0);
 
         let way = format!("trace {} {} tcp/80", a.address, b.address);
@@ -76,5 +78,137 @@ fn a_kernel_peer_ignores_an_echo() {
         (status.all_drops("ingress"), status.0["counters"]["ingress"]["packets"].as_u64()),
         (0, Some(0))
     );
+    w.stop();
+}
+
+/// Waits until overlayctl says all of `parts`, since the daemon has to notice first.
+#[track_caller]
+fn comes_to_say(ns: &Namespace, arguments: &str, parts: &[&str]) {
+    let mut text = String::new();
+    let limit = Duration::from_secs(15);
+    await_until(limit, &format!("overlayctl {arguments}: {parts:?}"), || {
+        text = overlayctl(ns, arguments).1;
+        parts.iter().all(|part| text.contains(part))
+    });
+    println!("$ overlayctl {arguments}\n{text}");
+}
+
+#[test]
+fn what_is_typically_broken_is_named() {
+    let (site, worker, master) = Site::two_hosts();
+    let mut store = Store::etcd(&site, Backend::Vxlan);
+    let (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+    await_mesh(&[&w, &m]);
+    let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
+    let here = &worker.ns;
+    let way = format!("trace {} {}", a.address, b.address);
+
+    let healthy = overlayctl(here, "check").1;
+    assert!(!healthy.contains("ERROR"), "{healthy}");
+    assert!(healthy.contains(&format!("{} bytes too", w.env().mtu)), "{healthy}");
+
+    // The bridge's MTU is that of a plain link.
+    here.ip("link set docker0 mtu 1500");
+    says(here, "check", false, &["ERROR    bridge", "MTU 1500, more than the overlay's 1450"]);
+    here.ip("link set docker0 mtu 1450");
+
+    // docker0 is that of an earlier lease.
+    here.ip(&format!("address add 10.1.250.1/24 dev docker0\naddress del {} dev docker0", w.env().subnet));
+    says(here, "check", false, &["docker0 has 10.1.250.1/24, which is not in this node's lease", "--bip"]);
+    here.ip(&format!("address del 10.1.250.1/24 dev docker0\naddress add {} dev docker0", w.env().subnet));
+
+    // A firewall of the host's own refuses what is forwarded.
+    here.feed(
+        "nft -f -",
+        "add table inet fw\nadd chain inet fw forward { type filter hook forward priority 0; policy drop; }\n",
+    );
+    says(
+        here,
+        "check",
+        false,
+        &["ERROR    forwarding", "chain inet fw forward", "nft insert rule inet fw forward"],
+    );
+    says(here, &way, false, &["forward      DROPPED", "chain inet fw forward"]);
+    here.ok("nft delete table inet fw");
+    here.ok("iptables -I FORWARD -i docker0 -j DROP");
+    says(here, &way, false, &["forward      DROPPED", "-A FORWARD -i docker0 -j DROP"]);
+    here.ok("iptables -D FORWARD -i docker0 -j DROP");
+
+    // Another route is more specific than the overlay's, or the underlay has none.
+    here.ip(&format!("route add {} via 192.168.1.1", m.env().base_with_length()));
+    says(here, &way, false, &["route        DROPPED", "via 192.168.1.1 dev eth0, not by flannel.1"]);
+    says(here, "check", false, &["ERROR    way", "not by flannel.1"]);
+    here.ip(&format!("route del {} via 192.168.1.1\nroute del default", m.env().base_with_length()));
+    says(here, &way, false, &["underlay     DROPPED", "no way to 192.168.199.238", "unreachable"]);
+    here.ip("route add default via 192.168.1.1");
+
+    // The port is blocked on the way; then the path carries less than its links say, and does not tell.
+    site.router.feed(
+        "nft -f -",
+        "add table inet fw\nadd chain inet fw forward { type filter hook forward priority 0; }\nadd rule inet fw forward udp dport 8472 drop\n",
+    );
+    says(
+        here,
+        "check",
+        false,
+        &["the host is there, but its overlay does not answer", "UDP port 8472 open both ways"],
+    );
+    site.router.feed(
+        "nft -f -",
+        "flush chain inet fw forward\nadd rule inet fw forward udp dport 8472 meta length > 1400 drop\n",
+    );
+    says(here, "check", false, &["answers short packets, but none of 1450 bytes", "lower the MTU"]);
+    site.router.ok("nft delete table inet fw");
+
+    // Somebody pretends to be a pod of the peer's.
+    let sender = Injector::new(&master.ns, worker.public_ip, 8472);
+    let own_mac = w.status().0["backend"]["vtep_mac"].as_str().map(mac).expect("a VTEP MAC");
+    let forged = udp_packet([10, 1, 251, 9].into(), a.address, 9, b"forged");
+    sender.send(&vxlan_frame(1, own_mac, &forged));
+    comes_to_say(here, "status", &["wrong_source"]);
+    says(
+        here,
+        &format!("trace 10.1.251.9 {}", a.address),
+        false,
+        &["DROPPED (wrong_source)", "no node has a lease for"],
+    );
+
+    // Two nodes say that they have one address.
+    let twin = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}}"#;
+    store.put_lease("10.1.252.0-24", twin);
+    comes_to_say(here, "check", &["ERROR    conflict", "192.168.1.12"]);
+    store.delete_lease("10.1.252.0-24");
+
+    // The peer is dead.
+    master.ns.ip("link set eth0 down");
+    says(here, "check", false, &["ERROR    peer", "neither the host nor its overlay answers"]);
+    master.ns.ip("link set eth0 up\nroute add default via 192.168.199.1");
+
+    // etcd is away.
+    store.server().kill();
+    comes_to_say(here, "check", &["ERROR    store", "not connected: forwarding goes on"]);
+    drop((w, m));
+}
+
+#[test]
+fn replies_by_another_way_are_foretold_and_a_host_is_checked_before_its_first_start() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let here = &worker.ns;
+    let flags = store.flags().join(" ");
+    let fit =
+        ["no overlayd runs", "/dev/net/tun is there", "eth0, 192.168.1.12", "device flannel.1", "UDP 8472"];
+    says(here, &format!("check -- --iface=eth0 {flags}"), false, &fit);
+    says(here, &format!("check -- --iface=eth7 {flags}"), false, &["ERROR    interface", "eth0"]);
+    says(
+        here,
+        "check -- --iface=eth0 --etcd-endpoints=http://192.168.1.1:2379",
+        false,
+        &["ERROR    store", "etcd"],
+    );
+
+    let w = worker.overlayd(&store).flag("--return-path-masq=false").start();
+    says(here, "check", false, &["warning  rp_filter", "strict on", "--return-path-masq is off"]);
+    says(here, "check --json", false, &[r#""check":"rp_filter","level":"warning""#]);
     w.stop();
 }

@@ -29,5 +29,5 @@ mod fake;
 
 pub use error::SetupError;
 pub use mac::MacAddr;
-/// Not the data plane's, but its system call stands with the others of the project.
-pub use sys::xtables;
+/// Not the data plane's, but their system calls stand with the others of the project.
+pub use sys::{clock, xtables};

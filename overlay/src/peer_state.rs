@@ -45,6 +45,8 @@ pub enum PeerFlag {
     /// It sends packets whose checksums and segmentation are left to us: a kernel's VXLAN device, with
     /// nothing but virtual wires in between. The same way back carries super-packets whole.
     Unfinished = 1,
+    /// It has answered an echo: it runs overlayd, and silence means something.
+    Answers = 2,
 }
 
 /// A moment's look at a [`PeerState`].

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use control::arguments::{Arguments, Cleanup, Command, Ping, Trace};
+use control::arguments::{Arguments, Check, Cleanup, Command, Ping, Trace};
 use control::cleanup::{self, Leftover, listens};
 use control::diagnose::{self, trace::Question};
 use control::flags::Flags;
@@ -19,10 +19,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments).await {
-        Ok(Answer { text, good }) => match io::stdout().write_all(text.as_bytes()) {
-            Ok(()) if good => ExitCode::SUCCESS,
-            // Or the reader has seen enough, as in `overlayctl status | head`.
-            _ => ExitCode::FAILURE,
+        Ok(Answer { text, code }) => match io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => code,
+            // The reader has seen enough, as in `overlayctl status | head`.
+            Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {
             let _ = writeln!(io::stderr(), "overlayctl: {error}");
@@ -34,13 +34,19 @@ async fn main() -> ExitCode {
 /// What is said to a question.
 struct Answer {
     text: String,
-    /// Whether it is the answer that one hopes for: scripts look at the exit code.
-    good: bool,
+    /// For scripts: 0 if it is the answer that one hopes for.
+    code: ExitCode,
+}
+
+impl Answer {
+    fn hoped_for(text: String, hoped_for: bool) -> Self {
+        Self { text, code: if hoped_for { ExitCode::SUCCESS } else { ExitCode::FAILURE } }
+    }
 }
 
 impl From<String> for Answer {
     fn from(text: String) -> Self {
-        Self { text, good: true }
+        Self { text, code: ExitCode::SUCCESS }
     }
 }
 
@@ -49,10 +55,38 @@ async fn run(arguments: Arguments) -> Result<Answer, String> {
     let socket = || socket.map_or_else(|| find(device.as_deref()), Ok);
     match command {
         Command::Status { json } => status(&socket()?, json).await.map(Answer::from),
+        Command::Check(arguments) => {
+            // Without a daemon there is something to check all the same.
+            let socket = socket().ok().filter(|socket| listens(socket));
+            check(arguments, socket.as_deref()).await.or_else(|error| {
+                let _ = writeln!(io::stderr(), "overlayctl: {error}");
+                Ok(Answer { text: String::new(), code: CANNOT_CHECK.into() })
+            })
+        }
         Command::Ping(arguments) => ping(&arguments, &socket()?).await,
         Command::Trace(arguments) => trace(arguments, &socket()?).await,
         Command::Cleanup(cleanup) => clean_up(cleanup, device.as_deref()).await.map(Answer::from),
     }
+}
+
+/// As monitoring plugins do: 0 to 2 for how bad it is, 3 for "not known".
+const CANNOT_CHECK: u8 = 3;
+
+async fn check(arguments: Check, socket: Option<&Path>) -> Result<Answer, String> {
+    let Check { json: as_json, flags } = arguments;
+    let report = match socket {
+        Some(socket) => {
+            let status: Status = client::get_json(socket, "/v1/status").await.map_err(|e| e.to_string())?;
+            diagnose::check::running(&status, socket).await
+        }
+        None => {
+            let flags = Flags::parse_from(flags, |name| std::env::var_os(name)).map_err(|e| e.to_string())?;
+            diagnose::check::before_start(&flags).await
+        }
+    };
+    let report = report.map_err(|error| error.to_string())?;
+    let text = if as_json { json(&report)? } else { report.to_text() };
+    Ok(Answer { text, code: (report.worst() as u8).into() })
 }
 
 async fn ping(arguments: &Ping, socket: &Path) -> Result<Answer, String> {
@@ -63,7 +97,7 @@ async fn ping(arguments: &Ping, socket: &Path) -> Result<Answer, String> {
     };
     let report = diagnose::ping::run(arguments, socket, tell).await.map_err(|error| error.to_string())?;
     let text = if arguments.json { json(&report)? } else { report.summary() };
-    Ok(Answer { text, good: report.any_answered() })
+    Ok(Answer::hoped_for(text, report.any_answered()))
 }
 
 async fn trace(arguments: Trace, socket: &Path) -> Result<Answer, String> {
@@ -72,7 +106,7 @@ async fn trace(arguments: Trace, socket: &Path) -> Result<Answer, String> {
     let question = Question { src, dst, carries };
     let trace = diagnose::trace::trace(&question, &status).await.map_err(|error| error.to_string())?;
     let text = if as_json { json(&trace)? } else { trace.to_text() };
-    Ok(Answer { text, good: trace.passes() })
+    Ok(Answer::hoped_for(text, trace.passes()))
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, String> {

@@ -127,12 +127,7 @@ async fn serve(flags: Flags, reload: Arc<Notify>) -> Result<(), DaemonError> {
         0 => None,
         port => Some(health.serve((flags.healthz_ip, port).into()).await?),
     };
-    let spec = IfaceSpec {
-        iface: flags.iface.clone(),
-        regex: flags.iface_regex.clone(),
-        can_reach: flags.iface_can_reach,
-        public_ip: flags.public_ip,
-    };
+    let spec = flags.iface_spec();
     let mut changes = HostChanges::subscribe()?;
     let underlay = iface::choose(&spec).await?;
     tell_underlay(&underlay, "interface chosen");

@@ -94,6 +94,7 @@ impl Shared {
                 }
                 .to_owned()
             }),
+            return_path_masq: node.masquerades_return_path(),
             counters: Directions { egress: Counters::from(&egress), ingress: Counters::from(&ingress) },
             drops: Directions {
                 egress: drops(&egress, &DropReason::EGRESS),

@@ -16,6 +16,7 @@ use regex::Regex;
 pub use go::{FlagError, parse_bool};
 
 use crate::host::FirewallKind;
+use crate::iface::IfaceSpec;
 use crate::lease::is_one_host;
 use crate::store::{Access, IdentityFiles, Password, User};
 
@@ -257,6 +258,17 @@ impl Flags {
             true => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
             false => arg,
         })
+    }
+
+    /// Which interface they ask for.
+    #[must_use]
+    pub fn iface_spec(&self) -> IfaceSpec {
+        IfaceSpec {
+            iface: self.iface.clone(),
+            regex: self.iface_regex.clone(),
+            can_reach: self.iface_can_reach,
+            public_ip: self.public_ip,
+        }
     }
 
     /// What the connection to etcd is secured with.

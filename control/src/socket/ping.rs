@@ -10,6 +10,7 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use overlay::echo;
+use overlay::peer_state::PeerFlag;
 use serde::{Deserialize, Serialize};
 
 use super::{Source, being_rebuilt};
@@ -36,6 +37,10 @@ pub struct Answer {
     pub bytes: usize,
     /// The time from question to answer, in microseconds; nothing if there was no answer.
     pub round_trip_us: Option<f64>,
+    /// How long ago a packet of a pod had last come from the node when it was asked, in seconds; nothing if none has.
+    pub last_seen_s: Option<f64>,
+    /// Whether it has ever answered an echo, now included: a node without overlayd never does.
+    pub answers: bool,
 }
 
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -60,6 +65,8 @@ pub(super) async fn ping(
     let overlay_address = lease.subnet.network();
     let bytes = bytes.unwrap_or(0).clamp(echo::MIN_LEN, node.plan().mtu() as usize);
     let patience = patience_ms.map_or(PATIENCE, Duration::from_millis).min(MOST_PATIENCE);
+    let state = tunnel.state(&lease).unwrap_or_default();
+    let last_seen = state.totals().last_seen;
     let asked = tunnel.ping(overlay_address, bytes);
     // Whoever waits must not keep a node that is to be taken down.
     drop(node);
@@ -72,11 +79,16 @@ pub(super) async fn ping(
             return (StatusCode::BAD_GATEWAY, text).into_response();
         }
     };
+    if round_trip.is_some() {
+        state.set(PeerFlag::Answers, true);
+    }
     Json(Answer {
         overlay_address,
         public_ip: lease.attrs.public_ip,
         bytes,
         round_trip_us: round_trip.map(|time| time.as_secs_f64() * 1e6),
+        last_seen_s: last_seen.map(|time| time.as_secs_f64()),
+        answers: state.has(PeerFlag::Answers),
     })
     .into_response()
 }

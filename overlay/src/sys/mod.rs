@@ -5,6 +5,7 @@
 
 pub mod affinity;
 pub mod bpf;
+pub mod clock;
 pub mod listen_fds;
 pub mod mmsg;
 pub mod simd;

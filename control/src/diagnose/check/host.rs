@@ -1,0 +1,146 @@
+//! The kernel's part of a check, with a daemon running.
+
+use std::net::Ipv4Addr;
+
+use super::Finding;
+use crate::diagnose::kernel::{Kernel, rp_filter, sysctl};
+use crate::host::HostError;
+use crate::host::firewall::verdict::{self, Forwarded};
+use crate::status::{DeviceStatus, Status};
+
+pub(super) async fn findings(status: &Status) -> Result<Vec<Finding>, HostError> {
+    let kernel = Kernel::open().await?;
+    let mut findings = Vec::new();
+    findings.extend(device(status, &kernel));
+    findings.extend(forwarding(status).await?);
+    findings.extend(bridge(status, &kernel).await?);
+    findings.extend(reverse_path(status, &kernel));
+    Ok(findings)
+}
+
+fn device(status: &Status, kernel: &Kernel) -> Option<Finding> {
+    let DeviceStatus { name, mtu, address, .. } = status.device.as_ref()?;
+    let Some(link) = kernel.link(name) else {
+        let remedy = "overlayd makes it anew by itself: see the log";
+        return Some(Finding::error("device", format!("{name} is not there"), remedy));
+    };
+    Some(if !link.up {
+        Finding::error("device", format!("{name} is down"), format!("ip link set {name} up"))
+    } else if link.mtu != *mtu {
+        let text = format!("{name} has MTU {}, not {mtu}", link.mtu);
+        Finding::error("device", text, format!("ip link set {name} mtu {mtu}"))
+    } else {
+        Finding::ok("device", format!("{name}, address {address}, MTU {mtu}"))
+    })
+}
+
+/// Whether packets pass between the pods here and those of others.
+async fn forwarding(status: &Status) -> Result<Vec<Finding>, HostError> {
+    if sysctl("net/ipv4/ip_forward").as_deref() != Some("1") {
+        let remedy =
+            "sysctl net.ipv4.ip_forward=1, and find out who switched it off: overlayd switches it on";
+        return Ok(vec![Finding::error("forwarding", "net.ipv4.ip_forward is 0", remedy)]);
+    }
+    let Some(device) = &status.device else { return Ok(vec![Finding::ok("forwarding", "on")]) };
+    let own = pod_of(status.lease.subnet.network());
+    let others = status.peers.first().map_or(status.network.network(), |peer| peer.subnet.network());
+    let out = Forwarded {
+        src: own,
+        dst: pod_of(others),
+        protocol: None,
+        port: None,
+        from_device: BRIDGE.to_owned(),
+        to_device: device.name.clone(),
+    };
+    let back = Forwarded {
+        src: out.dst,
+        dst: out.src,
+        from_device: out.to_device.clone(),
+        to_device: out.from_device.clone(),
+        ..out.clone()
+    };
+    let mut refusals = Vec::new();
+    for packet in [out, back] {
+        let new = verdict::refusals(&packet, status.network, &device.name).await?;
+        refusals.extend(new.into_iter().filter(|refusal| !refusals.contains(refusal)).collect::<Vec<_>>());
+    }
+    if refusals.is_empty() {
+        return Ok(vec![Finding::ok("forwarding", "on, and no firewall refuses it")]);
+    }
+    let refused = refusals.into_iter().map(|refusal| {
+        Finding::error("forwarding", format!("between pods it is dropped by {}", refusal.by), refusal.remedy)
+    });
+    Ok(refused.collect())
+}
+
+/// The bridge that the pods are on.
+async fn bridge(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, HostError> {
+    let subnet = status.lease.subnet;
+    let addresses = kernel.addresses().await?;
+    let overlay = status.device.as_ref().map(|device| device.name.as_str());
+    let on = |name: &str| addresses.iter().filter(|(device, ..)| device == name).collect::<Vec<_>>();
+    let restart = "systemctl restart docker, so that it takes --bip and --mtu from the subnet file; containers of the old subnet must be started again";
+    let docker = on(BRIDGE);
+    if let Some((_, address, len)) = docker.first()
+        && !docker.iter().any(|(_, address, _)| subnet.contains(address))
+    {
+        let text = format!("{BRIDGE} has {address}/{len}, which is not in this node's lease {subnet}");
+        return Ok(vec![Finding::error("bridge", text, restart)]);
+    }
+    let bridge = addresses
+        .iter()
+        .find(|(device, address, _)| subnet.contains(address) && Some(device.as_str()) != overlay);
+    let Some((device, address, len)) = bridge else {
+        let text = format!("no device has an address of {subnet} yet: there are no pods here");
+        return Ok(vec![Finding::warning("bridge", text, "start docker with the subnet file's --bip")]);
+    };
+    let mtu = kernel.link(device).map_or(0, |link| link.mtu);
+    Ok(vec![match &status.device {
+        Some(overlay) if mtu > overlay.mtu => Finding::error(
+            "bridge",
+            format!(
+                "{device} has MTU {mtu}, more than the overlay's {}: pods send what does not fit",
+                overlay.mtu
+            ),
+            restart,
+        ),
+        _ => Finding::ok("bridge", format!("{device}, {address}/{len}, MTU {mtu}")),
+    }])
+}
+
+/// Filters that drop what comes back another way than it went.
+fn reverse_path(status: &Status, kernel: &Kernel) -> Vec<Finding> {
+    if status.device.is_none() {
+        return Vec::new();
+    }
+    let strict: Vec<&str> = kernel
+        .links
+        .iter()
+        .map(|link| link.name.as_str())
+        .filter(|name| *name != "lo" && rp_filter(name) == 1)
+        .collect();
+    vec![if strict.is_empty() {
+        Finding::ok("rp_filter", "not strict")
+    } else if status.return_path_masq {
+        Finding::ok(
+            "rp_filter",
+            format!("strict on {}; replies come back the way requests went", strict.join(", ")),
+        )
+    } else {
+        Finding::warning(
+            "rp_filter",
+            format!(
+                "strict on {}, and --return-path-masq is off: what this host sends into the overlay with an address of its own is answered by the underlay, and the answers are dropped",
+                strict.join(", ")
+            ),
+            "switch --return-path-masq on, or set net.ipv4.conf.*.rp_filter to 2",
+        )
+    }]
+}
+
+/// An address that a pod in the /24 or so at `base` may have.
+fn pod_of(base: Ipv4Addr) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(base) + 2)
+}
+
+const BRIDGE: &str = "docker0";
