@@ -173,21 +173,20 @@ fn what_is_typically_broken_is_named() {
         &["DROPPED (wrong_source)", "no node has a lease for"],
     );
 
-    // Two nodes say that they have one address.
-    let twin = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}}"#;
-    store.put_lease("10.1.252.0-24", twin);
-    comes_to_say(here, "check", &["ERROR    conflict", "192.168.1.12"]);
-    store.delete_lease("10.1.252.0-24");
-
     // The peer is dead.
     master.ns.ip("link set eth0 down");
     says(here, "check", false, &["ERROR    peer", "neither the host nor its overlay answers"]);
     master.ns.ip("link set eth0 up\nroute add default via 192.168.199.1");
 
+    // The other node says that it has our address.
+    m.stop();
+    let twin = master.overlayd(&store).named("twin").flag("--public-ip=192.168.1.12").start();
+    comes_to_say(here, "check", &["ERROR    conflict", "give each node an address of its own"]);
+
     // etcd is away.
     store.server().kill();
     comes_to_say(here, "check", &["ERROR    store", "not connected: forwarding goes on"]);
-    drop((w, m));
+    drop((w, twin));
 }
 
 #[test]
