@@ -13,7 +13,7 @@ PREFIX  ?= /usr/local
 UNITS   := systemd/overlayd.service:/etc/systemd/system/overlayd.service \
     docker/overlayd.conf:/etc/systemd/system/docker.service.d/overlayd.conf
 # What overlay-manuals writes below share/.
-MANUALS := $(addprefix man/man8/,overlayd.8 overlayctl.8 overlayctl-status.8 overlayctl-cleanup.8) \
+MANUALS := man/man8/overlayd.8 man/man8/overlayctl*.8 \
     $(foreach name,overlayd overlayctl,bash-completion/completions/$(name) zsh/site-functions/_$(name) \
     fish/vendor_completions.d/$(name).fish)
 BENCH_bench      := --preset short
