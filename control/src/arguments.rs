@@ -50,6 +50,11 @@ pub enum Command {
     ///
     /// Looks at the daemon and the kernel as they are now; nothing is sent. Exits with 1 if it would be dropped.
     Trace(Trace),
+    /// Write all that whoever helps would ask for into one file, without secrets.
+    ///
+    /// What the daemon says, a check, and what the kernel, the firewall, systemd and the journal say. Passwords,
+    /// tokens and keys are removed; addresses and names are not.
+    Bugreport(Bugreport),
     /// Remove from this host all that overlayd has put there.
     ///
     /// That is the overlay device, routes, firewall rules, control socket and saved state. The daemon must
@@ -121,6 +126,14 @@ pub struct Trace {
     /// As JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Where the report goes.
+#[derive(Debug, Args)]
+pub struct Bugreport {
+    /// The file, which must not exist yet.
+    #[arg(default_value = "overlayd-bugreport.tar.gz")]
+    pub file: PathBuf,
 }
 
 /// How it cleans up.

@@ -211,3 +211,29 @@ fn replies_by_another_way_are_foretold_and_a_host_is_checked_before_its_first_st
     says(here, "check --json", false, &[r#""check":"rp_filter","level":"warning""#]);
     w.stop();
 }
+
+#[test]
+fn a_bug_report_has_it_all_and_no_secret() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let w = worker.overlayd(&store).start();
+    worker.ns.feed(
+        "nft -f -",
+        "add table inet fw\nadd chain inet fw input\nadd rule inet fw input drop comment \"token=hunter2\"\n",
+    );
+    let file = worker.directory().join("report.tar.gz");
+    let line = format!("bugreport {}", file.display());
+    says(&worker.ns, &line, true, &["look into it before"]);
+    says(&worker.ns, &line, false, &["cannot write", "exists"]);
+    let listing = worker.ns.ok(&format!("tar -tzvf {}", file.display()));
+    for part in ["report/check.txt", "report/status.json", "report/nftables.txt", "report/routes.txt"] {
+        assert!(listing.contains(part), "{listing}");
+    }
+    let all = worker.ns.ok(&format!("tar -xzOf {}", file.display()));
+    assert!(
+        all.contains("chain input") && all.contains("token=[removed]") && !all.contains("hunter2"),
+        "{all}"
+    );
+    assert!(all.contains(&w.env().base_with_length()), "{all}");
+    w.stop();
+}

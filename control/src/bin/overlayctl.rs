@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use control::arguments::{Arguments, Check, Cleanup, Command, Ping, Trace};
+use control::arguments::{Arguments, Bugreport, Check, Cleanup, Command, Ping, Trace};
 use control::cleanup::{self, Leftover, listens};
 use control::diagnose::{self, trace::Question};
 use control::flags::Flags;
@@ -65,6 +65,10 @@ async fn run(arguments: Arguments) -> Result<Answer, String> {
         }
         Command::Ping(arguments) => ping(&arguments, &socket()?).await,
         Command::Trace(arguments) => trace(arguments, &socket()?).await,
+        Command::Bugreport(Bugreport { file }) => {
+            let socket = socket().ok().filter(|socket| listens(socket));
+            bugreport(&file, socket.as_deref()).await.map(Answer::from)
+        }
         Command::Cleanup(cleanup) => clean_up(cleanup, device.as_deref()).await.map(Answer::from),
     }
 }
@@ -87,6 +91,14 @@ async fn check(arguments: Check, socket: Option<&Path>) -> Result<Answer, String
     let report = report.map_err(|error| error.to_string())?;
     let text = if as_json { json(&report)? } else { report.to_text() };
     Ok(Answer { text, code: (report.worst() as u8).into() })
+}
+
+async fn bugreport(file: &Path, socket: Option<&Path>) -> Result<String, String> {
+    let check = check(Check { json: false, flags: Vec::new() }, socket).await;
+    let check = check.map_or_else(|error| error, |answer| answer.text);
+    let written = diagnose::bugreport::write(file, socket, &check).await;
+    written.map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+    Ok(format!("{} is written: look into it before you give it away\n", file.display()))
 }
 
 async fn ping(arguments: &Ping, socket: &Path) -> Result<Answer, String> {

@@ -2,6 +2,7 @@
 //! take and where it would be dropped (`trace`), and whether another node's daemon is there (`ping`). They ask the
 //! daemon and the kernel, and change nothing.
 
+pub mod bugreport;
 pub mod check;
 mod icmp;
 mod kernel;
