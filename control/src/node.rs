@@ -288,7 +288,9 @@ impl Node {
     /// Whether what enters the overlay from outside the network gets this host's address as its source.
     #[must_use]
     pub fn masquerades_return_path(&self) -> bool {
-        self.desired.masquerade.return_path
+        let Desired { masquerade, firewall, .. } = &self.desired;
+        // flannel's own rules do that, too.
+        (masquerade.return_path || masquerade.ip_masq) && *firewall != FirewallKind::None
     }
 
     /// Its tunnel, if its backend has one.

@@ -49,6 +49,8 @@ fn a_peer_answers_in_both_formats_and_a_packet_is_followed() {
             ["flannel", "nothing refuses it", "the lease of 192.168.199.238", "via 192.168.1.1 dev eth0"];
         says(here, &way, true, &out);
         says(&master.ns, &way, true, &["the lease of 192.168.1.12", "dev docker0"]);
+        let from_host = format!("trace {} {}", worker.public_ip, b.address);
+        says(here, &from_host, true, &["source       192.168.1.12 becomes", "the source is this host's own"]);
         says(here, &format!("trace {} 10.1.200.1", a.address), false, &["DROPPED (no_route)"]);
         says(here, &format!("ping {}", "10.1.200.1"), false, &["no node has 10.1.200.1"]);
 

@@ -160,6 +160,7 @@ impl Tracer<'_> {
             return Ok(());
         }
         let Some(peer) = peer else { return Ok(()) };
+        self.source(src);
         if peer.way == Way::Direct {
             self.next_hop(&way, peer.public_ip);
             return Ok(());
@@ -258,6 +259,24 @@ impl Tracer<'_> {
         }
     }
 
+    /// Whether a rule of ours gives the packet another source.
+    fn source(&mut self, src: Ipv4Addr) {
+        let Status { network, device, return_path_masq, .. } = self.status;
+        let text = match device {
+            _ if network.contains(&src) => {
+                format!("{src} is kept: what goes from {network} to {network} is bound to its source")
+            }
+            Some(device) if *return_path_masq && src != device.address => {
+                format!(
+                    "{src} becomes {}: it is not in {network}, and is masqueraded so that replies come back this way",
+                    device.address
+                )
+            }
+            _ => format!("{src} is kept: no rule rewrites it"),
+        };
+        self.trace.pass("source", text);
+    }
+
     async fn encapsulate(&mut self, peer: &PeerStatus) {
         let Some(DeviceStatus { mtu, .. }) = self.status.device else { return };
         let how = match &self.status.backend {
@@ -308,22 +327,28 @@ impl Tracer<'_> {
 
     /// What the peer asks of the source.
     fn far_end(&mut self, src: Ipv4Addr) {
-        let Status { lease, network, .. } = self.status;
-        if lease.subnet.contains(&src) || src == lease.public_ip {
+        let Status { lease, network, return_path_masq, .. } = self.status;
+        let (text, remedy) = if *return_path_masq && !network.contains(&src) {
+            self.trace.pass("far end", "the source is this host's own, as the peer's source check asks");
+            return;
+        } else if lease.subnet.contains(&src) || src == lease.public_ip {
             self.trace.pass("far end", format!("{src} is ours, as the peer's source check asks"));
+            return;
         } else if network.contains(&src) {
-            self.trace.drop(
-                "far end",
-                Some("wrong_source"),
+            (
                 format!("{src} is in {network}, but not in our lease {}", lease.subnet),
                 "a container of an earlier subnet, or one with an address of its own choice: start it again",
-            );
+            )
         } else {
-            let text = format!(
-                "{src} is not in {network}: the peer sees this host's address, if it is masqueraded (--return-path-masq, --ip-masq)"
-            );
-            self.trace.pass("far end", text);
-        }
+            (
+                format!(
+                    "{src} is not in our lease {}, nor our public address, and not masqueraded",
+                    lease.subnet
+                ),
+                "switch --return-path-masq on",
+            )
+        };
+        self.trace.drop("far end", Some("wrong_source"), text, remedy);
     }
 
     /// From another node to a pod here.
