@@ -20,7 +20,7 @@ BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
 .PHONY: help demo test test-full soak e2e package manuals lint fmt bench bench-full bench-micro doc install uninstall setup \
-    setup-demo setup-bench setup-lint setup-e2e setup-package clean
+    setup-full setup-demo setup-bench setup-lint setup-e2e setup-package clean
 
 help:
 	@echo 'make demo [BACKEND=vxlan|udp] [STORE=dir|etcd]   two hosts, a router, a pod each, and traffic'
@@ -46,7 +46,7 @@ test: setup
 	$(CARGO) test --workspace --doc
 	$(RUNNER) cargo nextest run --locked --workspace
 
-test-full: setup
+test-full: setup-full
 	$(CARGO) build --bins
 	$(RUNNER) cargo nextest run --locked --workspace --profile full
 
@@ -110,7 +110,7 @@ uninstall:
 	    libexec/flannel/mk-docker-opts.sh $(addprefix share/,$(MANUALS))) \
 	    $(foreach file,$(UNITS),$(DESTDIR)$(lastword $(subst :, ,$(file))))
 
-setup setup-demo setup-bench setup-lint setup-e2e setup-package:
+setup setup-full setup-demo setup-bench setup-lint setup-e2e setup-package:
 	@integration/setup.sh $(patsubst setup%,all%,$@) $(STORE)
 
 clean:

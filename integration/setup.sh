@@ -1,19 +1,23 @@
 #!/bin/bash
 # Installs what building, demonstrating, measuring and testing need: packages of Debian or its
 # relatives, and cargo's tools. What is there already is left alone.
-# Usage: setup.sh all|all-demo|all-bench|all-lint|all-e2e|all-package [STORE]
+# Usage: setup.sh all|all-full|all-demo|all-bench|all-lint|all-e2e|all-package [STORE]
 set -euo pipefail
 
 build=(gcc pkg-config protobuf-compiler libprotobuf-dev)
 demo=(iproute2 iputils-ping iperf3 nftables iptables procps)
 etcd=(etcd-server etcd-client)
-tests=("${demo[@]}" "${etcd[@]}" docker.io tcpdump ethtool)
+tests=("${demo[@]}" "${etcd[@]}" docker.io tcpdump ethtool curl prometheus)
 
 case "${1:-all}" in
 all-demo)
     packages=("${build[@]}" "${demo[@]}")
     if [ "${2:-dir}" = etcd ]; then packages+=("${etcd[@]}"); fi
     tools=()
+    ;;
+all-full)
+    packages=("${build[@]}" "${tests[@]}" chromium)
+    tools=(cargo-nextest)
     ;;
 all-bench)
     packages=("${build[@]}" "${demo[@]}" ethtool)

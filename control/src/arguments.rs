@@ -55,6 +55,8 @@ pub enum Command {
     /// What the daemon says, a check, and what the kernel, the firewall, systemd and the journal say. Passwords,
     /// tokens and keys are removed; addresses and names are not.
     Bugreport(Bugreport),
+    /// Show what the daemon has logged lately that is worth a person's eye: problems, repairs, changes.
+    Events(Events),
     /// Remove from this host all that overlayd has put there.
     ///
     /// That is the overlay device, routes, firewall rules, control socket and saved state. The daemon must
@@ -74,6 +76,18 @@ pub struct Check {
     /// environment counts, too.
     #[arg(last = true, value_name = "OVERLAYD'S FLAGS")]
     pub flags: Vec<OsString>,
+}
+
+/// Which events, and how.
+#[derive(Debug, Args)]
+pub struct Events {
+    /// As JSON; with --follow an event a line.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Go on with those to come.
+    #[arg(short, long)]
+    pub follow: bool,
 }
 
 /// Who is asked, and how.

@@ -16,6 +16,7 @@ use crate::host::link::{self, ROUTE_PROTOCOL};
 use crate::host::netlink::{Link, Netlink, refused};
 use crate::host::{HostError, firewall};
 use crate::lease::LeaseAttrs;
+use crate::metrics::StoreMeter;
 use crate::netconf::NetworkConfig;
 use crate::socket::path;
 use crate::state::SavedState;
@@ -170,7 +171,8 @@ pub async fn release_lease(
             "the saved state is of {served}, not of {device}: name the subnet file of {device} (cleanup --release-lease -- --subnet-file=FILE)"
         ));
     }
-    let (store, usable) = connect_store(flags).await.map_err(|error| error.to_string())?;
+    let (store, usable) =
+        connect_store(flags, &StoreMeter::default()).await.map_err(|error| error.to_string())?;
     usable.map_err(|error| error.to_string())?;
     if store.describe() != state.store {
         return Err(format!(

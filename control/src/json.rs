@@ -112,7 +112,12 @@ impl<'a> Object<'a> {
 
 /// `text`, cut so that a message stays one line.
 pub(crate) fn shorten(text: &str) -> String {
-    match text.char_indices().nth(MESSAGE_CHARS) {
+    cut(text, MESSAGE_CHARS)
+}
+
+/// The first `chars` characters of `text`, with a sign that there were more.
+pub(crate) fn cut(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
         None => text.to_owned(),
         Some((end, _)) => format!("{}…", &text[..end]),
     }

@@ -26,6 +26,7 @@ use crate::json::JsonError;
 use crate::lease::{
     Changes, Choice, Conflict, GRACE, Lease, LeaseAttrs, LeaseBackend, LeaseSet, NetworkFull, Rivals, choose,
 };
+use crate::metrics::Meters;
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::derive_vtep_mac;
 use crate::store::{Entry, Event, LeaseStore, Listing, StoreError, Written};
@@ -102,6 +103,7 @@ pub struct Membership {
     conflicts: Vec<Conflict>,
     /// Asks for the configuration to be read again and applied.
     reload: Arc<Notify>,
+    meters: Meters,
     out: watch::Sender<Option<View>>,
 }
 
@@ -151,6 +153,7 @@ impl Membership {
             full: None,
             rivals: Rivals::default(),
             conflicts: Vec::new(),
+            meters: Meters::default(),
             out,
         }
     }
@@ -168,6 +171,12 @@ impl Membership {
         Self { reload, ..self }
     }
 
+    /// Counts on `meters`.
+    #[must_use]
+    pub fn measured(self, meters: Meters) -> Self {
+        Self { meters, ..self }
+    }
+
     /// Takes part until the task is dropped.
     ///
     /// Returns only if there is no configuration to go by.
@@ -183,7 +192,12 @@ impl Membership {
             let wait = backoff.next();
             // Said once, however long it lasts.
             if last_problem.as_ref() != Some(&problem) {
-                warn!(store = self.store.describe(), %problem, "the lease store does not serve us; trying again, forwarding goes on");
+                let store = self.store.describe();
+                if self.config.is_some() {
+                    warn!(store, %problem, "the lease store does not serve us; trying again, forwarding goes on");
+                } else {
+                    warn!(store, %problem, "the lease store does not serve us; trying again, nothing is forwarded until it does");
+                }
                 last_problem = Some(problem);
             } else {
                 debug!(?wait, "the lease store still does not serve us");
@@ -213,6 +227,7 @@ impl Membership {
         loop {
             // Fused: its end can be seen while a burst is gathered.
             let mut events = self.store.watch(revision).await?.fuse();
+            self.meters.store.watching();
             self.set_connected(true);
             if last_problem.take().is_some() {
                 info!(store = self.store.describe(), "the lease store serves us again");
@@ -279,7 +294,8 @@ impl Membership {
                 None => {}
             }
             if !said {
-                info!(store = self.store.describe(), "waiting for the network configuration");
+                let remedy = self.store.how_to_configure(EXAMPLE_CONFIG);
+                info!(store = self.store.describe(), %remedy, "waiting for the network configuration");
                 said = true;
             }
             sleep(CONFIG_RETRY).await;
@@ -435,6 +451,7 @@ impl Membership {
             warn!(key = held.entry.key, "our lease is gone: taking it again, forwarding goes on");
             self.terms.previous = Some(held.entry.subnet);
             self.lost = true;
+            self.meters.lease.lost();
             self.publish();
         }
         let mut conflicts = Backoff::default();
@@ -475,6 +492,7 @@ impl Membership {
                     }
                     self.rivals.wrote(entry.revision);
                     self.rivals.moved();
+                    self.meters.lease.taken(self.lasts(&entry));
                     self.leases.apply_event(&Event::Put(entry.clone()));
                     self.held = Some(Held { entry, attrs, renew_at: self.terms.next_renewal() });
                 }
@@ -548,6 +566,7 @@ impl Membership {
                 Written::Done(entry) => {
                     self.rivals.wrote(entry.revision);
                     info!(subnet = %entry.subnet, before = %self.terms.public_ip, now = %public_ip, "our lease says our new address");
+                    self.meters.lease.renewed(self.lasts(&entry));
                     self.leases.apply_event(&Event::Put(entry.clone()));
                     self.held = Some(Held { entry, attrs, renew_at: self.terms.next_renewal() });
                     self.terms.public_ip = public_ip;
@@ -592,6 +611,7 @@ impl Membership {
         match self.store.renew(&held.entry, value.as_bytes(), self.terms.ttl).await? {
             Written::Done(entry) => {
                 debug!(key = entry.key, "lease renewed");
+                self.meters.lease.renewed(entry.expiry.map(|_| self.terms.ttl));
                 self.rivals.wrote(entry.revision);
                 self.leases.apply_event(&Event::Put(entry.clone()));
                 held.entry = entry;
@@ -607,6 +627,11 @@ impl Membership {
             }
         }
         Ok(())
+    }
+
+    /// For how long a lease is held from now on; without end if its key has no expiry.
+    fn lasts(&self, entry: &Entry) -> Option<Duration> {
+        entry.expiry.map(|_| self.terms.ttl)
     }
 
     /// Step 4.
@@ -643,6 +668,7 @@ impl Membership {
 
     fn set_connected(&mut self, connected: bool) {
         self.connected = connected;
+        self.meters.store.set_connected(connected);
         self.out.send_if_modified(|view| match view {
             Some(view) if view.connected != connected => {
                 view.connected = connected;
@@ -695,6 +721,8 @@ fn tell(changes: &Changes) {
     }
 }
 
+/// For who has none yet.
+const EXAMPLE_CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// How often a configuration that is not there is looked for; flannel's period.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// A margin that leaves less was meant for leases of another length.

@@ -12,9 +12,9 @@ use overlay::forwarder::{self, Forwarder, OnFailure};
 use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
 use overlay::offload::{Offload, Offloads};
-use overlay::peer_state::PeerState;
+use overlay::peer_state::{PeerState, PeerTotals};
 use overlay::stats::Totals;
-use overlay::table::{Local, Peer, PeerTable, SharedTable};
+use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
 use overlay::underlay::udp;
 use overlay::wire::Format;
 use overlay::{MacAddr, SetupError};
@@ -221,6 +221,14 @@ impl Tunnel {
     #[must_use]
     pub fn state(&self, lease: &Lease) -> Option<Arc<PeerState>> {
         self.table.current().state(lease.subnet, lease.attrs.public_ip).cloned()
+    }
+
+    /// What was exchanged with each peer, by subnet and public address.
+    #[must_use]
+    pub fn exchanged(&self) -> Vec<(Ipv4Net, Ipv4Addr, PeerTotals)> {
+        let table = self.table.current();
+        let exchanged = |(peer, hop): (&Peer, &Hop)| (peer.subnet, peer.public_ip, hop.state.totals());
+        table.peers().iter().zip(table.hops()).map(exchanged).collect()
     }
 
     /// The counters of all workers: egress, ingress.

@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use control::metrics::StoreMeter;
 use control::store::{Access, EtcdStore, Event, LeaseStore, Password, User};
 use etcd_client::{Client, ConnectOptions, Permission};
 use ipnet::Ipv4Net;
@@ -132,7 +133,9 @@ impl Drop for Proxy {
 async fn open(etcd: &Etcd, name: &str, password: &str) -> EtcdStore {
     let user = User { name: name.to_owned(), password: Password(password.to_owned()) };
     let access = Access { user: Some(user), ..Access::default() };
-    EtcdStore::connect_as(vec![etcd.url()], PREFIX.to_owned(), access).await.expect("a store")
+    EtcdStore::connect_as(vec![etcd.url()], PREFIX.to_owned(), access, StoreMeter::default())
+        .await
+        .expect("a store")
 }
 
 /// Turns authentication on, for a user `flannel` who may do everything below `prefix`, and read the

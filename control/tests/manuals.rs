@@ -53,6 +53,7 @@ fn every_flag_is_in_the_pages_and_in_the_completions() {
         (OVERLAYD, None, "overlayd", 33),
         (OVERLAYCTL, None, "overlayctl", 4),
         (OVERLAYCTL, Some("status"), "overlayctl-status", 4),
+        (OVERLAYCTL, Some("events"), "overlayctl-events", 4),
         (OVERLAYCTL, Some("cleanup"), "overlayctl-cleanup", 5),
     ] {
         let flags = flags(&text(Command::new(program).args(subcommand).arg("--help")));

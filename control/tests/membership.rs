@@ -32,6 +32,9 @@ struct Counting {
 
 #[async_trait]
 impl LeaseStore for Counting {
+    fn how_to_configure(&self, config: &str) -> String {
+        self.inner.how_to_configure(config)
+    }
     fn describe(&self) -> String {
         self.inner.describe()
     }

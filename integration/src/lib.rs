@@ -32,6 +32,7 @@ pub mod dockerd;
 pub mod etcd;
 pub mod faults;
 pub mod guard;
+pub mod http;
 pub mod kernel_vxlan;
 pub mod machine;
 pub mod netns;

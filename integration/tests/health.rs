@@ -1,10 +1,9 @@
 //! `/healthz` and `/readyz`, as a watchdog asks them.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::time::Duration;
 
-use integration::{Backend, Host, Pair, Site, Store, await_until, traffic};
+use integration::{Backend, Host, Pair, Site, Store, await_until, http, traffic};
 
 const PORT: u16 = 8081;
 const LIMIT: Duration = Duration::from_secs(15);
@@ -38,9 +37,12 @@ fn a_node_that_cannot_be_put_right_is_not_ready() {
     worker
         .ns
         .ip("link set flannel.1 down\nlink set flannel.1 name elsewhere\nlink add flannel.1 type bridge");
-    await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
-    let (_, text) = get(&worker, "/readyz").unwrap();
-    assert!(text.starts_with("flanneld is not ready yet: ") && text.contains("flannel.1"), "{text}");
+    await_until(LIMIT, "readyz to tell", || {
+        let told = get(&worker, "/readyz");
+        told.is_some_and(|(code, text)| {
+            code == 503 && text.starts_with("flanneld is not ready yet: ") && text.contains("flannel.1")
+        })
+    });
     assert_eq!(get(&worker, "/healthz").map(|(code, _)| code), Some(200));
     worker.ns.ip("link del flannel.1");
     await_until(LIMIT, "readyz", || code(&worker) == Some(200));
@@ -108,12 +110,5 @@ fn code(host: &Host) -> Option<u16> {
 
 /// Code and text; `None` while nobody answers.
 fn get(host: &Host, path: &str) -> Option<(u16, String)> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
-    let mut stream = host.ns.within(|| TcpStream::connect_timeout(&address, LIMIT)).ok()?;
-    stream.set_read_timeout(Some(LIMIT)).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, text) = answer.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, text.to_owned()))
+    http::get(&host.ns, PORT, path).map(|answer| (answer.code, answer.body))
 }

@@ -151,6 +151,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                     if self.witness.captures() {
                         self.witness.read(Some(hop.to), self.batch.last(len), None);
                     }
+                    self.stats.super_packet(pushed.packets as u64);
                     self.packets += pushed.packets as u64;
                     self.bytes += pushed.bytes as u64;
                 }

@@ -272,6 +272,7 @@ impl<D: Device> Outlet<D> {
     /// A packet made of `parts` has been written, which the wire saw as `packets` ones, each with headers as
     /// long as the first part.
     fn written(&mut self, parts: &[IoSlice<'_>], packets: usize) {
+        self.stats.super_packet(packets as u64);
         self.packets += packets as u64;
         self.super_packets += u64::from(packets > 1);
         let repeated = parts[0].len() * (packets - 1);

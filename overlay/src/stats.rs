@@ -20,6 +20,15 @@ struct Counters {
     echoes: AtomicU64,
     rounds: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
+    batch_sizes: SizeCounters,
+    super_packet_sizes: SizeCounters,
+}
+
+/// As [`Sizes`], written by one worker.
+#[derive(Debug, Default)]
+struct SizeCounters {
+    counts: [AtomicU64; SIZE_BUCKETS],
+    sum: AtomicU64,
 }
 
 impl WorkerStats {
@@ -28,6 +37,13 @@ impl WorkerStats {
         add(&self.0.packets, packets);
         add(&self.0.bytes, bytes);
         add(&self.0.batches, 1);
+        self.0.batch_sizes.count(packets);
+    }
+
+    /// Counts what was read from the overlay device, or written to it, at once: on the wire it is so many
+    /// `packets`.
+    pub fn super_packet(&self, packets: u64) {
+        self.0.super_packet_sizes.count(packets);
     }
 
     /// Counts super-packets, read from the device or written to it, of which those packets were parts.
@@ -72,7 +88,20 @@ impl WorkerStats {
             icmp_sent: self.0.icmp_sent.load(Relaxed),
             echoes: self.0.echoes.load(Relaxed),
             drops: std::array::from_fn(|i| self.0.drops[i].load(Relaxed)),
+            batch_sizes: self.0.batch_sizes.load(),
+            super_packet_sizes: self.0.super_packet_sizes.load(),
         }
+    }
+}
+
+impl SizeCounters {
+    fn count(&self, size: u64) {
+        add(&self.counts[Sizes::bucket(size)], 1);
+        add(&self.sum, size);
+    }
+
+    fn load(&self) -> Sizes {
+        Sizes { counts: std::array::from_fn(|i| self.counts[i].load(Relaxed)), sum: self.sum.load(Relaxed) }
     }
 }
 
@@ -96,7 +125,43 @@ pub struct Totals {
     pub icmp_sent: u64,
     /// Echoes between daemons that ended here: neither forwarded nor dropped.
     pub echoes: u64,
+    /// How many packets the batches had.
+    pub batch_sizes: Sizes,
+    /// How many packets on the wire each packet was that the overlay device gave or took.
+    pub super_packet_sizes: Sizes,
     drops: [u64; DropReason::ALL.len()],
+}
+
+/// How often sizes were seen, in buckets that double.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Sizes up to 1, 2, 4, 8 and so on, each not in a bucket before; the last one has all that are larger.
+    pub counts: [u64; SIZE_BUCKETS],
+    /// Of all sizes.
+    pub sum: u64,
+}
+
+/// The last but one is for 4096: a full batch of the smallest usual segments has fewer packets.
+const SIZE_BUCKETS: usize = 14;
+
+impl Sizes {
+    /// The largest size of each bucket but the last.
+    pub fn bounds() -> impl Iterator<Item = u64> {
+        (0..SIZE_BUCKETS - 1).map(|bucket| 1 << bucket)
+    }
+
+    fn bucket(size: u64) -> usize {
+        // The exponent of the next power of two.
+        let exponent = u64::BITS - size.saturating_sub(1).leading_zeros();
+        (exponent as usize).min(SIZE_BUCKETS - 1)
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (total, n) in self.counts.iter_mut().zip(other.counts) {
+            *total += n;
+        }
+        self.sum += other.sum;
+    }
 }
 
 impl Totals {
@@ -119,6 +184,8 @@ impl std::iter::Sum for Totals {
             for (total, n) in sum.drops.iter_mut().zip(one.drops) {
                 *total += n;
             }
+            sum.batch_sizes.add(&one.batch_sizes);
+            sum.super_packet_sizes.add(&one.super_packet_sizes);
             sum
         })
     }
@@ -139,5 +206,21 @@ mod tests {
         assert_eq!((sum.packets, sum.bytes, sum.batches, sum.icmp_sent), (5, 350, 2, 1));
         assert_eq!(sum.drops(DropReason::NoRoute), 1);
         assert_eq!(sum.drops(DropReason::TooBig), 0);
+        assert_eq!((&sum.batch_sizes.counts[..4], sum.batch_sizes.sum), (&[0, 1, 1, 0][..], 5));
+    }
+
+    #[test]
+    fn a_size_is_in_the_first_bucket_that_is_large_enough() {
+        let stats = WorkerStats::default();
+        let bounds: Vec<u64> = Sizes::bounds().collect();
+        assert_eq!((bounds[0], bounds[1], bounds.last()), (1, 2, Some(&4096)));
+        for size in [1, 2, 3, 44, 64, 65, 4096, 4097, 1 << 40] {
+            stats.super_packet(size);
+            let wanted = bounds.iter().position(|bound| size <= *bound).unwrap_or(bounds.len());
+            assert_eq!(Sizes::bucket(size), wanted, "{size}");
+        }
+        let sizes = stats.totals().super_packet_sizes;
+        assert_eq!(sizes.counts.iter().sum::<u64>(), 9);
+        assert_eq!(sizes.sum, 1 + 2 + 3 + 44 + 64 + 65 + 4096 + 4097 + (1 << 40));
     }
 }

@@ -130,7 +130,7 @@ pub fn steer_by_flow(queues: &[TunQueue]) -> io::Result<()> {
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => {
+        Some(libc::ENOENT | libc::ENXIO | libc::ENODEV | libc::ENOTTY) => {
             "/dev/net/tun is missing: load the kernel module 'tun', or give the container that device"
         }
         Some(libc::EPERM | libc::EACCES) => "run with CAP_NET_ADMIN, for instance as root",

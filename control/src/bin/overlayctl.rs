@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use control::arguments::{Arguments, Bugreport, Check, Cleanup, Command, Ping, Trace};
+use control::arguments::{Arguments, Bugreport, Check, Cleanup, Command, Events, Ping, Trace};
 use control::cleanup::{self, Leftover, listens};
 use control::diagnose::{self, trace::Question};
+use control::events::EventList;
 use control::flags::Flags;
 use control::socket::{client, path};
 use control::status::Status;
@@ -69,6 +70,7 @@ async fn run(arguments: Arguments) -> Result<Answer, String> {
             let socket = socket().ok().filter(|socket| listens(socket));
             bugreport(&file, socket.as_deref()).await.map(Answer::from)
         }
+        Command::Events(arguments) => events(&arguments, &socket()?).await.map(Answer::from),
         Command::Cleanup(cleanup) => clean_up(cleanup, device.as_deref()).await.map(Answer::from),
     }
 }
@@ -110,6 +112,29 @@ async fn ping(arguments: &Ping, socket: &Path) -> Result<Answer, String> {
     let report = diagnose::ping::run(arguments, socket, tell).await.map_err(|error| error.to_string())?;
     let text = if arguments.json { json(&report)? } else { report.summary() };
     Ok(Answer::hoped_for(text, report.any_answered()))
+}
+
+async fn events(arguments: &Events, socket: &Path) -> Result<String, String> {
+    let Events { json: as_json, follow } = *arguments;
+    let mut after = 0;
+    loop {
+        let resource = format!("/v1/events?after={after}");
+        let list: EventList = client::get_json(socket, &resource).await.map_err(|error| error.to_string())?;
+        if as_json && !follow {
+            return json(&list);
+        }
+        after = list.events.last().map_or(after, |event| event.number);
+        let line = |event| if as_json { json(event) } else { Ok(format!("{event}\n")) };
+        let text: String = list.events.iter().map(line).collect::<Result<_, _>>()?;
+        if !follow {
+            return Ok(text);
+        }
+        if io::stdout().write_all(text.as_bytes()).is_err() {
+            // The reader has seen enough.
+            return Ok(String::new());
+        }
+        tokio::time::sleep(EVENTS_EVERY).await;
+    }
 }
 
 async fn trace(arguments: Trace, socket: &Path) -> Result<Answer, String> {
@@ -200,3 +225,6 @@ fn none(directory: &Path) -> String {
         directory.display()
     )
 }
+
+/// How often a daemon is asked for events to come.
+const EVENTS_EVERY: std::time::Duration = std::time::Duration::from_millis(500);

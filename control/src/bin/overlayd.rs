@@ -20,12 +20,12 @@ async fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            let _ = writeln!(io::stderr(), "overlayd: {error}");
+            logging::refuse(&error);
             return ExitCode::FAILURE;
         }
     };
-    logging::start(flags.verbosity);
-    match daemon::run(flags).await {
+    let events = logging::start(flags.verbosity, flags.log_format);
+    match daemon::run(flags, events).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

@@ -10,6 +10,7 @@ use super::{Daemon, Revival, tell_underlay};
 use crate::host::HostError;
 use crate::host::events::{Interest, Touched};
 use crate::iface::{self, Underlay};
+use crate::metrics::Repaired;
 use crate::status::LeaseState;
 
 impl Daemon {
@@ -68,7 +69,7 @@ impl Daemon {
             Some(Err(HostError::NoDevice(_))) => self.device_gone().await,
             Some(Ok(put)) => {
                 tell_problem(&mut self.link_problem, None);
-                put.into_iter().for_each(|what| self.restored(what));
+                put.into_iter().for_each(|what| self.restored(Repaired::Link, what));
             }
             Some(Err(error)) => tell_problem(&mut self.link_problem, Some(error.to_string())),
             None => {}
@@ -77,7 +78,7 @@ impl Daemon {
             Some(Ok(put)) => {
                 tell_problem(&mut self.rules_problem, None);
                 if put {
-                    self.restored("the firewall rules".to_owned());
+                    self.restored(Repaired::Rules, "the firewall rules".to_owned());
                 }
             }
             Some(Err(error)) => tell_problem(&mut self.rules_problem, Some(error.to_string())),
@@ -86,7 +87,8 @@ impl Daemon {
         self.tell_health();
     }
 
-    pub(super) fn restored(&self, what: String) {
+    pub(super) fn restored(&self, kind: Repaired, what: String) {
+        self.meters.host.repaired(kind);
         info!(what, "put back what somebody else has removed or changed");
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).host.restored += 1;
     }

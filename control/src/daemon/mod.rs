@@ -15,17 +15,21 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use crate::events::Events;
 use crate::flags::{FlagError, Flags, SourceCheckFlag, StoreKind};
-use crate::health::{Health, HealthError};
+use crate::health::Health;
 use crate::host::firewall::{self, Firewall};
 use crate::host::leftovers::devices_with_rules;
 use crate::host::link::{self, HostChanges};
 use crate::host::{HostError, Masquerade};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
 use crate::lease::LeaseBackend;
+use crate::listen::{self, ListenError};
 use crate::membership::{BadConfig, Membership, Terms, View};
+use crate::metrics::{Meters, Metrics, Repaired, StoreMeter};
 use crate::netconf::NetworkConfig;
 use crate::node::{Node, NodeError, NodeOptions, Plan, Tunnel};
+use crate::page::Page;
 use crate::reconcile::Reconcile;
 use crate::service_manager;
 use crate::socket::{ControlSocket, path};
@@ -38,6 +42,7 @@ use crate::takeover::{self, TakeoverError};
 mod earlier;
 mod host;
 mod report;
+mod serving;
 
 use earlier::{Earlier, remove_stale_rules};
 use report::Shared;
@@ -63,9 +68,9 @@ pub enum DaemonError {
     /// The host cannot be watched.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// Health cannot be served.
+    /// What is to be told over TCP cannot be served.
     #[error(transparent)]
-    Health(#[from] HealthError),
+    Listen(#[from] ListenError),
     /// What flanneld has left cannot be taken over.
     #[error(transparent)]
     Takeover(#[from] TakeoverError),
@@ -90,7 +95,7 @@ pub enum DaemonError {
 /// # Errors
 /// What keeps it from starting or from going on. The host's rules and files stay in place, so that
 /// the next start disturbs as little as it can.
-pub async fn run(flags: Flags) -> Result<(), DaemonError> {
+pub async fn run(flags: Flags, events: Events) -> Result<(), DaemonError> {
     if !flags.without_effect.is_empty() {
         debug!(flags = flags.without_effect.join(", "), "these flags of flanneld's have no effect here");
     }
@@ -98,7 +103,7 @@ pub async fn run(flags: Flags) -> Result<(), DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let reload = Arc::<Notify>::default();
-    let serving = serve(flags, Arc::clone(&reload));
+    let serving = serve(flags, Arc::clone(&reload), events);
     tokio::pin!(serving);
     loop {
         tokio::select! {
@@ -121,20 +126,23 @@ pub async fn run(flags: Flags) -> Result<(), DaemonError> {
     Ok(())
 }
 
-async fn serve(flags: Flags, reload: Arc<Notify>) -> Result<(), DaemonError> {
-    let health = Health::default();
-    let _server = match flags.healthz_port {
-        0 => None,
-        port => Some(health.serve((flags.healthz_ip, port).into()).await?),
-    };
+async fn serve(flags: Flags, reload: Arc<Notify>, events: Events) -> Result<(), DaemonError> {
+    let (health, meters) = (Health::default(), Meters::default());
+    let shared = Arc::<Mutex<Shared>>::default();
+    let source = serving::source(&flags, &meters, &health, &shared);
+    let metrics = Metrics::new(&meters, Arc::clone(&source), flags.metrics_peers);
+    let page = Page::new(source, meters.lease.clone());
+    let services = serving::services(&flags, &health, &metrics, page, &events);
+    let _listeners = listen::serve(services).await?;
     let spec = flags.iface_spec();
     let mut changes = HostChanges::subscribe()?;
     let underlay = iface::choose(&spec).await?;
     tell_underlay(&underlay, "interface chosen");
-    let (store, usable) = connect_store(&flags).await?;
+    let (store, usable) = connect_store(&flags, &meters.store).await?;
     let (failed, mut failures) = mpsc::unbounded_channel();
     let (public_ip, lease_address) = watch::channel(underlay.public_ip);
-    let mut daemon = Daemon::new(flags, spec, underlay, public_ip, store.describe(), failed, health);
+    let told = Told { health, meters: meters.clone(), metrics, events, shared };
+    let mut daemon = Daemon::new(flags, spec, underlay, public_ip, store.describe(), failed, told);
 
     let saved = daemon.saved_view();
     let terms = daemon.terms(saved.as_ref());
@@ -148,8 +156,11 @@ async fn serve(flags: Flags, reload: Arc<Notify>) -> Result<(), DaemonError> {
     }
 
     let (out, mut views) = watch::channel(None);
-    let membership =
-        Membership::new(store, terms, saved, out).following(lease_address).reloading(reload).run();
+    let membership = Membership::new(store, terms, saved, out)
+        .following(lease_address)
+        .reloading(reload)
+        .measured(meters)
+        .run();
     tokio::pin!(membership);
     let mut reconcile = Reconcile::start(daemon.resync_period())?;
     let mut watchdog = service_manager::alive_every().map(interval);
@@ -191,15 +202,16 @@ async fn serve(flags: Flags, reload: Arc<Notify>) -> Result<(), DaemonError> {
 /// It cannot be used at all.
 pub async fn connect_store(
     flags: &Flags,
+    meter: &StoreMeter,
 ) -> Result<(Arc<dyn LeaseStore>, Result<(), StoreError>), DaemonError> {
     Ok(match &flags.store {
         StoreKind::Etcd => {
             let (endpoints, prefix) = (flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone());
-            let store = EtcdStore::connect_as(endpoints, prefix, flags.etcd_access()?).await?;
+            let store = EtcdStore::connect_as(endpoints, prefix, flags.etcd_access()?, meter.clone()).await?;
             let usable = store.check_files().await;
             (Arc::new(store), usable)
         }
-        StoreKind::Dir(path) => (Arc::new(DirStore::open(path)?), Ok(())),
+        StoreKind::Dir(path) => (Arc::new(DirStore::open(path)?.measured(meter.clone())), Ok(())),
     })
 }
 
@@ -226,6 +238,9 @@ struct Daemon {
     /// For the control socket, which answers from the same thread but outlives borrows of the rest.
     shared: Arc<Mutex<Shared>>,
     health: Health,
+    meters: Meters,
+    metrics: Metrics,
+    events: Events,
     /// What the last look at the device and at the rules could not put right.
     link_problem: Option<String>,
     rules_problem: Option<String>,
@@ -239,6 +254,15 @@ struct Daemon {
     inherited: Inherited,
     /// The rounds of the workers when the service manager was last told that they are alive.
     rounds: Vec<(String, u64)>,
+}
+
+/// By what the daemon tells of itself.
+struct Told {
+    health: Health,
+    meters: Meters,
+    metrics: Metrics,
+    events: Events,
+    shared: Arc<Mutex<Shared>>,
 }
 
 struct Running {
@@ -272,9 +296,9 @@ impl Daemon {
         public_ip: watch::Sender<Ipv4Addr>,
         store: String,
         failed: mpsc::UnboundedSender<Failure>,
-        health: Health,
+        Told { health, meters, metrics, events, shared }: Told,
     ) -> Self {
-        let shared = Arc::new(Mutex::new(Shared { store: store.clone(), ..Shared::default() }));
+        shared.lock().unwrap_or_else(PoisonError::into_inner).store.clone_from(&store);
         Self {
             earlier: Earlier::of(&SavedState::path(&flags.subnet_file)),
             flags,
@@ -290,6 +314,9 @@ impl Daemon {
             socket: None,
             shared,
             health,
+            meters,
+            metrics,
+            events,
             link_problem: None,
             rules_problem: None,
             unconfirmed_since: Some(Instant::now()),
@@ -506,6 +533,7 @@ impl Daemon {
         let (backend, port) = (plan.config.backend.name(), plan.wire().map(|(_, port)| port));
         info!(device = plan.device(), backend, subnet = %plan.subnet, mtu = plan.mtu(), port, peers = view.peers.len(), "forwarding");
         let node = Arc::new(node);
+        self.meters.host.built();
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).node = Arc::downgrade(&node);
         Ok(Running { node, firewall })
     }
@@ -550,7 +578,7 @@ impl Daemon {
         match self.rebuild(plan, &view).await {
             Ok(()) => {
                 if let Some(what) = revival.put_back {
-                    self.restored(what);
+                    self.restored(Repaired::Device, what);
                 }
             }
             Err(error) => {
@@ -594,7 +622,8 @@ impl Daemon {
                 return;
             }
         };
-        match ControlSocket::serve(&path, Arc::clone(&self.shared) as _).await {
+        let others = self.metrics.router("/v1/metrics").merge(self.events.router());
+        match ControlSocket::serve(&path, Arc::clone(&self.shared) as _, others).await {
             Ok(socket) => self.socket = Some((device.to_owned(), socket)),
             Err(error) => {
                 warn!(path = %path.display(), %error, "no control socket: overlayctl cannot ask this daemon");

@@ -9,6 +9,7 @@ use overlay::offload::Offload;
 
 use crate::lease::LeaseBackend;
 use crate::membership::View;
+use crate::metrics::{PeerSample, Sample};
 use crate::netconf::Backend;
 use crate::node::{Node, Reached, Tunnel};
 use crate::socket::Source;
@@ -37,6 +38,15 @@ impl Source for Mutex<Shared> {
 }
 
 impl Shared {
+    pub(super) fn sample(&self, offloads: Vec<Offload>) -> Sample {
+        let node = self.node.upgrade();
+        let tunnel = node.as_ref().and_then(|node| node.tunnel());
+        let (totals, peers) = (tunnel.map(Tunnel::totals), tunnel.map(Tunnel::exchanged));
+        let peer = |(subnet, public_ip, totals)| PeerSample { subnet, public_ip, totals };
+        let peers = peers.into_iter().flatten().map(peer).collect();
+        Sample { status: self.status(), totals, peers, offloads, ..Sample::default() }
+    }
+
     fn status(&self) -> Option<Status> {
         let node = self.node.upgrade()?;
         let (view, state) = self.view.as_ref()?;

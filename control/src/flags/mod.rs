@@ -3,7 +3,7 @@
 mod go;
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ pub use go::{FlagError, parse_bool};
 use crate::host::FirewallKind;
 use crate::iface::IfaceSpec;
 use crate::lease::is_one_host;
+use crate::logging::LogFormat;
 use crate::store::{Access, IdentityFiles, Password, User};
 
 /// Userspace overlay router, drop-in for flanneld.
@@ -154,9 +155,28 @@ pub struct Flags {
     #[arg(long, help_heading = "Health", value_name = "ADDRESS", default_value = "0.0.0.0")]
     pub healthz_ip: IpAddr,
 
-    /// Port at which /healthz and /readyz are served; 0 for none.
+    /// Port at which /healthz and /readyz are served, and /metrics unless --metrics-port is given; 0 for
+    /// none.
     #[arg(long, help_heading = "Health", value_name = "PORT", default_value_t = 0)]
     pub healthz_port: u16,
+
+    /// Address at which /metrics is served if --metrics-port is given.
+    #[arg(long, help_heading = "Health", value_name = "ADDRESS", default_value = "0.0.0.0")]
+    pub metrics_ip: IpAddr,
+
+    /// Port at which /metrics is served, for Prometheus; it may be that of --healthz-port. Without it,
+    /// /metrics is beside /healthz; 0 is for not at all.
+    #[arg(long, help_heading = "Health", value_name = "PORT")]
+    pub metrics_port: Option<u16>,
+
+    /// How many peers with traffic have metrics of their own; the others are summed up in one series.
+    #[arg(long, help_heading = "Health", value_name = "N", default_value_t = 100)]
+    pub metrics_peers: usize,
+
+    /// Where a status page for browsers is served, read-only: a port, which only this host can reach, or an
+    /// address with a port, as in 192.168.1.12:8080. What it shows is for whoever can reach it.
+    #[arg(long, help_heading = "Health", value_name = "[ADDRESS:]PORT", value_parser = page_address)]
+    pub http: Option<SocketAddr>,
 
     /// What is asked of the source of packets from the wire: 'strict', a known node and its own
     /// subnet or public address; 'loose', a known node; 'off', neither.
@@ -200,6 +220,18 @@ pub struct Flags {
     /// stderrthreshold, log_dir, logtostderr and their like) are accepted and change nothing.
     #[arg(long = "v", help_heading = "Log", value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
+
+    /// What a line of the log is: 'text' for people, in colours on a terminal; 'json' for programs;
+    /// 'journald', with the priority in front; 'auto', which is 'journald' where standard error is the
+    /// journal, else 'text'.
+    #[arg(
+        long,
+        help_heading = "Log",
+        value_name = "FORMAT",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    pub log_format: LogFormat,
 
     /// The flags, from wherever, that are accepted for flanneld's sake and change nothing.
     #[arg(skip)]
@@ -345,6 +377,16 @@ fn one_host(text: &str) -> Result<Ipv4Addr, String> {
         Ok(address) if is_one_host(address) => Ok(address),
         _ => Err("it is one host's IPv4 address".to_owned()),
     }
+}
+
+/// Without an address, it is for this host alone.
+fn page_address(text: &str) -> Result<SocketAddr, String> {
+    let on_this_host =
+        || text.trim_start_matches(':').parse().ok().map(|port| (Ipv4Addr::LOCALHOST, port).into());
+    let address: Option<SocketAddr> = text.parse().ok().or_else(on_this_host);
+    address.filter(|address| address.port() != 0).ok_or_else(|| {
+        "it is a port, or an address and a port, as in 127.0.0.1:8080 or [::1]:8080".to_owned()
+    })
 }
 
 fn regex(text: &str) -> Result<Regex, String> {

@@ -39,12 +39,12 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Serves what `source` tells at `path`; its directory is made if need be. A socket that a daemon left
-    /// behind when it died is replaced.
+    /// Serves what `source` tells, and what `others` answer, at `path`; its directory is made if need be. A
+    /// socket that a daemon left behind when it died is replaced.
     ///
     /// # Errors
     /// `AddrInUse` if another daemon answers there; otherwise what the file system said.
-    pub async fn serve(path: &Path, source: Arc<dyn Source>) -> io::Result<Self> {
+    pub async fn serve(path: &Path, source: Arc<dyn Source>, others: Router) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             tokio::fs::create_dir_all(directory).await?;
         }
@@ -61,7 +61,8 @@ impl ControlSocket {
         let router = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/ping", get(ping::ping))
-            .with_state(source);
+            .with_state(source)
+            .merge(others);
         let task = tokio::spawn(async move {
             // `serve` ends with the task only: it retries what fails.
             let _ = axum::serve(listener, router).await;
@@ -113,19 +114,19 @@ mod tests {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
 
-        let first = ControlSocket::serve(&path, Arc::new(Nothing)).await.unwrap();
-        let error = ControlSocket::serve(&path, Arc::new(Nothing)).await.unwrap_err();
+        let first = ControlSocket::serve(&path, Arc::new(Nothing), Router::new()).await.unwrap();
+        let error = ControlSocket::serve(&path, Arc::new(Nothing), Router::new()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(first);
         assert!(!path.parent().unwrap().exists(), "the empty directory goes too");
-        ControlSocket::serve(&path, Arc::new(Nothing)).await.unwrap();
+        ControlSocket::serve(&path, Arc::new(Nothing), Router::new()).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_daemon_without_data_plane_says_so() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("flannel0.sock");
-        let _socket = ControlSocket::serve(&path, Arc::new(Nothing)).await.unwrap();
+        let _socket = ControlSocket::serve(&path, Arc::new(Nothing), Router::new()).await.unwrap();
         let error = client::get(&path, "/v1/status").await.unwrap_err().to_string();
         assert!(error.contains("503") && error.contains("rebuilt"), "{error}");
     }

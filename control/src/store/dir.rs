@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 use super::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError, Written};
 use crate::files;
 use crate::lease::{key_of, parse_key};
+use crate::metrics::StoreMeter;
 
 /// A store in a directory.
 #[derive(Debug, Clone)]
@@ -37,6 +38,7 @@ pub struct DirStore {
     path: PathBuf,
     /// The last listing: what a watch from there on compares with. A directory itself has no history.
     listed: Arc<Mutex<Snapshot>>,
+    meter: StoreMeter,
 }
 
 impl DirStore {
@@ -44,11 +46,20 @@ impl DirStore {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
         let opened = std::path::absolute(path).and_then(|path| {
-            let store = Self { path, listed: Arc::default() };
+            let store = Self { path, listed: Arc::default(), meter: StoreMeter::default() };
             files::make_directory(&store.subnets())?;
             Ok(store)
         });
-        opened.map_err(|error| StoreError::new(format!("open dir {}", path.display()), error))
+        opened.map_err(|error| {
+            let reason = format!("{error} (--store=dir:PATH wants a directory that overlayd can write to)");
+            StoreError::new(format!("open dir {}", path.display()), reason)
+        })
+    }
+
+    /// Has requests counted on `meter`.
+    #[must_use]
+    pub fn measured(self, meter: StoreMeter) -> Self {
+        Self { meter, ..self }
     }
 
     fn config_file(&self) -> PathBuf {
@@ -70,9 +81,12 @@ impl DirStore {
         work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let store = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&store)).await;
-        let result = done.unwrap_or_else(|error| Err(io::Error::other(error)));
-        result.map_err(|error| StoreError::new(action, error))
+        let request = async {
+            let done = tokio::task::spawn_blocking(move || work(&store)).await;
+            let result = done.unwrap_or_else(|error| Err(io::Error::other(error)));
+            result.map_err(|error| StoreError::new(action.as_str(), error))
+        };
+        self.meter.time(&action, request).await
     }
 
     /// Holds off all other writers of ours, in this process and others, until dropped.
@@ -111,6 +125,10 @@ impl DirStore {
 impl LeaseStore for DirStore {
     fn describe(&self) -> String {
         format!("dir {}", self.path.display())
+    }
+
+    fn how_to_configure(&self, config: &str) -> String {
+        format!("echo '{config}' > {}", self.config_file().display())
     }
 
     async fn config(&self) -> Result<Option<String>, StoreError> {

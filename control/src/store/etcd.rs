@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError, Written};
 use crate::lease::{key_of, parse_key};
+use crate::metrics::StoreMeter;
 
 mod access;
 mod cluster;
@@ -49,17 +50,18 @@ impl EtcdStore {
     /// keys that begin with `prefix`. Nothing is sent yet: a cluster that is down is no error here,
     /// only a URL that is none, or no endpoint at all.
     pub async fn connect(endpoints: Vec<String>, prefix: String) -> Result<Self, StoreError> {
-        Self::connect_as(endpoints, prefix, Access::default()).await
+        Self::connect_as(endpoints, prefix, Access::default(), StoreMeter::default()).await
     }
 
-    /// The same with certificates, a user, or both. Files are read when they are needed, and again
-    /// when requests fail: see [`check_files`](Self::check_files).
+    /// The same with certificates, a user, or both, counting requests on `meter`. Files are read when they
+    /// are needed, and again when requests fail: see [`check_files`](Self::check_files).
     pub async fn connect_as(
         endpoints: Vec<String>,
         prefix: String,
         access: Access,
+        meter: StoreMeter,
     ) -> Result<Self, StoreError> {
-        let cluster = Arc::new(Cluster::new(endpoints, access).await?);
+        let cluster = Arc::new(Cluster::new(endpoints, access, meter).await?);
         let v2 = V2 { next: Mutex::new(Instant::now()), found: AtomicBool::new(false) };
         Ok(Self { cluster, prefix: normalized(&prefix), v2 })
     }
@@ -193,6 +195,11 @@ impl LeaseStore for EtcdStore {
     fn describe(&self) -> String {
         let urls: Vec<&str> = self.cluster.urls().collect();
         format!("etcd {} {}", urls.join(","), self.prefix)
+    }
+
+    fn how_to_configure(&self, config: &str) -> String {
+        let urls: Vec<&str> = self.cluster.urls().collect();
+        format!("etcdctl --endpoints={} put {} '{config}'", urls.join(","), self.config_key())
     }
 
     async fn config(&self) -> Result<Option<String>, StoreError> {

@@ -92,6 +92,9 @@ pub trait LeaseStore: Send + Sync {
     /// What and where it is, for people: `etcd http://127.0.0.1:2379 /coreos.com/network`, `dir /var/lib/overlay`.
     fn describe(&self) -> String;
 
+    /// What an operator does to put a network configuration there, as a command.
+    fn how_to_configure(&self, config: &str) -> String;
+
     /// The network configuration's text; `None` while nobody has put one.
     async fn config(&self) -> Result<Option<String>, StoreError>;
 

@@ -129,6 +129,10 @@ impl State {
 
 #[async_trait]
 impl LeaseStore for Memory {
+    fn how_to_configure(&self, config: &str) -> String {
+        format!("put {config}")
+    }
+
     fn describe(&self) -> String {
         "memory".to_owned()
     }

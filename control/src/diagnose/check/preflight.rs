@@ -11,6 +11,7 @@ use crate::diagnose::kernel::Kernel;
 use crate::flags::Flags;
 use crate::host::HostError;
 use crate::iface::{self, Underlay};
+use crate::metrics::StoreMeter;
 use crate::netconf::{Backend, NetworkConfig};
 
 pub(super) async fn findings(flags: &Flags) -> Result<Vec<Finding>, HostError> {
@@ -72,7 +73,7 @@ fn programs() -> Finding {
 async fn store(flags: &Flags) -> (Vec<Finding>, Option<NetworkConfig>) {
     let wrong = |error: String, remedy: &str| (vec![Finding::error("store", error, remedy)], None);
     let flags_say = "see --etcd-endpoints, --etcd-prefix, --etcd-cafile and the others; or --store=dir:PATH";
-    let store = match connect_store(flags).await {
+    let store = match connect_store(flags, &StoreMeter::default()).await {
         Ok((store, Ok(()))) => store,
         Ok((_, Err(error))) => return wrong(error.to_string(), flags_say),
         Err(error) => return wrong(error.to_string(), flags_say),

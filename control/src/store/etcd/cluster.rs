@@ -14,6 +14,7 @@ use etcd_client::{Client, ConnectOptions, Error, TlsOptions};
 use tracing::{info, warn};
 
 use super::access::{Access, Material};
+use crate::metrics::StoreMeter;
 use crate::store::StoreError;
 
 /// The endpoints of one cluster.
@@ -24,6 +25,7 @@ pub(super) struct Cluster {
     access: Access,
     /// The certificates that the clients were made with.
     material: Mutex<Option<Material>>,
+    meter: StoreMeter,
 }
 
 struct Endpoint {
@@ -33,7 +35,11 @@ struct Endpoint {
 
 impl Cluster {
     /// The cluster that is reached by any of `urls`. Nothing is sent and no file is read yet.
-    pub(super) async fn new(urls: Vec<String>, access: Access) -> Result<Self, StoreError> {
+    pub(super) async fn new(
+        urls: Vec<String>,
+        access: Access,
+        meter: StoreMeter,
+    ) -> Result<Self, StoreError> {
         if urls.is_empty() {
             return Err(StoreError::new("use etcd", "no endpoint is given"));
         }
@@ -55,6 +61,7 @@ impl Cluster {
             current: AtomicUsize::new(0),
             access,
             material: Mutex::default(),
+            meter,
         })
     }
 
@@ -82,6 +89,17 @@ impl Cluster {
     /// twice, since a connection may have died unnoticed; and all over again if the certificates have
     /// changed. The request is told whether it is repeated.
     pub(super) async fn call<T, F>(
+        &self,
+        action: &str,
+        request: impl Fn(Client, bool) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.meter.time(action, self.call_or_reload(action, request)).await
+    }
+
+    async fn call_or_reload<T, F>(
         &self,
         action: &str,
         request: impl Fn(Client, bool) -> F,
@@ -126,7 +144,11 @@ impl Cluster {
                     return Ok(answer);
                 }
                 Ok(Err(reason)) => reason,
-                Err(_) => format!("{}: no answer within {} s", endpoint.url, TIMEOUT.as_secs()),
+                Err(_) => format!(
+                    "{}: no answer within {} s (is that host up, and does no firewall stand in the way? see --etcd-endpoints)",
+                    endpoint.url,
+                    TIMEOUT.as_secs()
+                ),
             };
             if !reasons.contains(&reason) {
                 reasons.push(reason);
@@ -286,7 +308,9 @@ fn reason(error: &Error) -> String {
 const TOKEN_REFUSED: [&str; 3] =
     ["invalid auth token", "revision of auth store is old", "user name is empty"];
 /// What to do when etcd or TLS say this.
-const REMEDIES: [(&str, &str); 11] = [
+const REMEDIES: [(&str, &str); 13] = [
+    ("Connection refused", "nothing listens there: is etcd running, and is it at --etcd-endpoints?"),
+    ("failed to lookup address", "this host knows no address of that name: see --etcd-endpoints"),
     ("invalid user ID or password", "--etcd-username=USER and --etcd-password are not what etcd knows"),
     (
         "permission denied",

@@ -1,0 +1,196 @@
+//! What was logged lately that is worth a person's eye: `/v1/events` on the control socket, the status page.
+//!
+//! A layer of the log keeps what is of level `info` or more urgent, the last few hundred events and no more, so
+//! that it can be asked for without access to the journal.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::{Query, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tracing::field::{Field, Visit};
+use tracing::{Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+/// The last events of this process. Clones are the same ones.
+#[derive(Debug, Clone, Default)]
+pub struct Events(Arc<Mutex<Ring>>);
+
+#[derive(Debug, Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    /// How many there have been.
+    count: u64,
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts up from 1 since the daemon's start.
+    pub number: u64,
+    /// When, in UTC, as in `2026-11-25T12:00:00.123Z`.
+    pub time: Timestamp,
+    /// `error`, `warn` or `info`.
+    pub level: String,
+    /// What happened.
+    pub message: String,
+    /// And to what, by name.
+    pub fields: BTreeMap<String, String>,
+}
+
+/// The answer of `GET /v1/events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventList {
+    /// Oldest first.
+    pub events: Vec<Event>,
+}
+
+/// What of them is wanted.
+#[derive(Debug, Deserialize)]
+struct Wanted {
+    /// Only those with a higher number.
+    #[serde(default)]
+    after: u64,
+}
+
+impl Events {
+    /// Those with a number higher than `after`, oldest first.
+    #[must_use]
+    pub fn after(&self, after: u64) -> EventList {
+        let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        EventList { events: ring.events.iter().filter(|event| event.number > after).cloned().collect() }
+    }
+
+    /// Serves them at `/v1/events`, and with `?after=NUMBER` those since then.
+    pub fn router(&self) -> Router {
+        let answer = async |State(events): State<Self>, Query(Wanted { after }): Query<Wanted>| {
+            Json(events.after(after))
+        };
+        Router::new().route("/v1/events", get(answer)).with_state(self.clone())
+    }
+
+    fn push(&self, level: Level, message: String, fields: BTreeMap<String, String>) {
+        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.count += 1;
+        if ring.events.len() == KEPT {
+            ring.events.pop_front();
+        }
+        let (number, level) = (ring.count, level.as_str().to_ascii_lowercase());
+        ring.events.push_back(Event { number, time: Timestamp::now(), level, message, fields });
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Events {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        // Libraries have words for those who debug them.
+        let ours = ["control", "overlay"].iter().any(|part| metadata.target().starts_with(part));
+        if ours && *metadata.level() <= Level::INFO {
+            let mut seen = Seen::default();
+            event.record(&mut seen);
+            self.push(*metadata.level(), seen.message, seen.fields);
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    /// For a terminal: one line, whatever is in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { time, level, message, fields, .. } = self;
+        write!(f, "{time:.3} {:>5} {}", level.to_uppercase(), printable(message))?;
+        fields.iter().try_for_each(|(name, value)| write!(f, " {name}={}", printable(value)))
+    }
+}
+
+/// Text from elsewhere must not move a terminal's cursor.
+fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+#[derive(Default)]
+struct Seen {
+    message: String,
+    fields: BTreeMap<String, String>,
+}
+
+impl Seen {
+    fn note(&mut self, field: &Field, value: String) {
+        let value = crate::json::cut(&value, LONGEST);
+        match field.name() {
+            "message" => self.message = value,
+            name => _ = self.fields.insert(name.to_owned(), value),
+        }
+    }
+}
+
+impl Visit for Seen {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.note(field, format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.note(field, value.to_owned());
+    }
+}
+
+/// Weeks of a quiet node, and the whole story of a bad hour.
+const KEPT: usize = 256;
+/// Characters of a message or a field: as much as says what is the matter.
+const LONGEST: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use tracing::{debug, error, info, warn};
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    fn logged(what: impl FnOnce()) -> Events {
+        let events = Events::default();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(events.clone()), what);
+        events
+    }
+
+    #[test]
+    fn events_have_number_level_message_and_fields() {
+        let events = logged(|| {
+            info!(subnet = %"10.1.9.0/24", peers = 2, "forwarding");
+            debug!("not worth an eye");
+            error!(target: "h2::proto", "not ours");
+            warn!(error = "gone", "the store does not answer");
+        });
+        let all = events.after(0).events;
+        let told: Vec<_> = all.iter().map(|e| (e.number, e.level.as_str(), e.message.as_str())).collect();
+        assert_eq!(told, [(1, "info", "forwarding"), (2, "warn", "the store does not answer")]);
+        let fields: Vec<_> = all[0].fields.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(fields, [("peers", "2"), ("subnet", "10.1.9.0/24")]);
+        assert_eq!(events.after(1).events, all[1..]);
+        let json = serde_json::to_string(&events.after(0)).unwrap();
+        assert_eq!(serde_json::from_str::<EventList>(&json).unwrap(), events.after(0));
+    }
+
+    #[test]
+    fn only_the_last_ones_are_kept_and_none_is_too_long() {
+        let events = logged(|| {
+            for number in 0..KEPT + 3 {
+                info!(number, "{}", "ü".repeat(5000));
+            }
+        });
+        let all = events.after(0).events;
+        assert_eq!((all.len(), all[0].number), (KEPT, 4));
+        assert_eq!(all[0].message.chars().count(), LONGEST + 1);
+    }
+
+    #[test]
+    fn a_line_for_the_terminal_holds_no_control_characters() {
+        let events = logged(|| info!(key = "a\u{1b}[2J\nb", "one\nline"));
+        let line = events.after(0).events[0].to_string();
+        assert!(line.ends_with(r" INFO one\nline key=a\u{1b}[2J\nb"), "{line}");
+    }
+}
