@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod netconf;
 pub mod node;
 pub mod page;
+pub mod path_mtu;
 pub mod ping;
 pub mod reconcile;
 pub mod service_manager;

@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use overlay::forwarder::{self, Forwarder, OnFailure};
 use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
 use overlay::offload::{Offload, Offloads};
+use overlay::path_mtu::Prober;
 use overlay::peer_state::{PeerState, PeerTotals};
 use overlay::stats::Totals;
 use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
@@ -19,7 +20,7 @@ use overlay::underlay::udp;
 use overlay::wire::Format;
 use overlay::{MacAddr, SetupError};
 use serde::{Deserialize, Serialize};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::host::firewall::Firewall;
 use crate::host::routes::{self, OffLink, PeerRoute};
@@ -27,6 +28,7 @@ use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link}
 use crate::iface::Underlay;
 use crate::lease::{Lease, LeaseBackend};
 use crate::netconf::{Backend, NetworkConfig};
+use crate::path_mtu::PathMtus;
 use crate::ping::{Ping, Pings};
 
 /// The smallest MTU that IPv4 allows a link to have (RFC 791): with less there is no overlay.
@@ -200,6 +202,7 @@ pub struct Tunnel {
     table: SharedTable,
     forwarder: Forwarder,
     pings: Arc<Pings>,
+    _path_mtus: PathMtus,
 }
 
 impl Tunnel {
@@ -347,7 +350,9 @@ impl Node {
         let peers = others(&self.plan, leases, &addresses);
         if let (Some(tunnel), Some(wire)) = (&self.tunnel, self.plan.wire()) {
             let (local, peers) = network(&self.plan, wire, &peers, addresses);
+            let (begun, count) = (Instant::now(), peers.len());
             tunnel.table.publish(local, peers);
+            debug!(peers = count, built_in_us = begun.elapsed().as_micros(), "table published");
         }
         self.find_ways(peers).await.map(drop)
     }
@@ -488,8 +493,10 @@ impl Tunnel {
             firewall.sync().await?;
             configure(&desired).await?;
         }
+        let path_mtus =
+            PathMtus::watch(Prober::open(plan.underlay.address)?, table.clone(), Arc::clone(&pings));
         let (queues, source_check) = (options.queues, options.source_check);
-        Ok(Self { index, queues, source_check, offloads, table, forwarder, pings })
+        Ok(Self { index, queues, source_check, offloads, table, forwarder, pings, _path_mtus: path_mtus })
     }
 }
 

@@ -40,12 +40,24 @@ impl Pings {
         peer: Ipv4Addr,
         len: usize,
     ) -> io::Result<Ping> {
+        self.ask_by(|token| forwarder.ask(peer, token, len, table), peer)
+    }
+
+    /// Asks `peer` by whatever sends the question with a token.
+    ///
+    /// # Errors
+    /// What sending came to.
+    pub fn ask_by(
+        self: &Arc<Self>,
+        send: impl FnOnce(u64) -> io::Result<()>,
+        peer: Ipv4Addr,
+    ) -> io::Result<Ping> {
         // Not to be guessed: only who has seen the question can answer it.
         let token: u64 = rand::random();
         let (answered, answer) = oneshot::channel();
         self.waiting().insert(token, Waiting { peer, answered });
         let ping = Ping { pings: Arc::clone(self), token, asked: Instant::now(), answer };
-        forwarder.ask(peer, token, len, table)?;
+        send(token)?;
         Ok(ping)
     }
 

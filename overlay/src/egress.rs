@@ -215,6 +215,10 @@ fn show(witness: &mut Witness, batch: &Batch, run: &Run, index: usize, reason: O
     witness.sent(lane.unwrap_or(0), run.to(), &slices.collect::<Vec<_>>().concat(), run.header_len(), reason);
 }
 
+/// No path is narrower (RFC 791: 576 bytes with the encapsulation), and small packets need not look at what is
+/// known of theirs. To a device of a smaller MTU the kernel gives nothing larger.
+const ALWAYS_FITS: usize = 512;
+
 /// A number that all packets of a flow share, and that differs between flows: addresses and, for
 /// TCP and UDP outside fragments, ports.
 fn flow_hash(packet: &Packet<'_>) -> u32 {
@@ -278,10 +282,12 @@ fn admit<'a>(
         Some(gso) => segment::headers_len(packet, gso.kind) + usize::from(gso.size),
         None => packet.bytes().len(),
     };
-    let mtu = local.mtu.max(least_mtu(packet.version()));
-    if on_the_wire > mtu as usize && packet.dont_fragment() {
-        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        return refuse(DropReason::TooBig, IcmpError::FragmentationNeeded { mtu });
+    if on_the_wire > ALWAYS_FITS && packet.dont_fragment() {
+        let mtu = hop.mtu(local).max(least_mtu(packet.version()));
+        if on_the_wire > mtu as usize {
+            let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+            return refuse(DropReason::TooBig, IcmpError::FragmentationNeeded { mtu });
+        }
     }
     if local.format == Format::FlannelUdp {
         if packet.ttl() <= 1 {
@@ -437,6 +443,36 @@ mod tests {
             rig.stats.totals().drops(DropReason::TooBig)
         };
         assert_eq!((tell(1422), tell(1423)), (0, 1));
+    }
+
+    #[test]
+    fn a_narrow_path_counts_for_its_peer_and_no_other() {
+        let mut rig = rig(VXLAN);
+        let state = |rig: &Rig| {
+            let table = rig.table.current();
+            let state = table.state("10.1.63.0/24".parse().unwrap(), "192.168.199.238".parse().unwrap());
+            Arc::clone(state.unwrap())
+        };
+        let told = |rig: &mut Rig, dst: &str, len: usize| {
+            rig.icmp.0.lock().unwrap().clear();
+            rig.device.queue(&udp_packet("10.1.9.3", dst, 64, &vec![7; len - 28]));
+            rig.egress.step().unwrap();
+            let icmp = rig.icmp.0.lock().unwrap();
+            icmp.first().map(|(_, icmp)| u16::from_be_bytes([icmp[26], icmp[27]]))
+        };
+        state(&rig).set_path_mtu(Some(1400));
+        assert_eq!(told(&mut rig, "10.1.63.2", 1350), None);
+        assert_eq!(told(&mut rig, "10.1.63.2", 1351), Some(1350));
+        assert_eq!(told(&mut rig, "10.1.7.2", 1351), None);
+        let gso = Some(Gso { kind: GsoKind::Udp, size: 1323 });
+        let packet = udp_packet("10.1.9.3", "10.1.63.2", 64, &[7; 3000]);
+        rig.device.queue_with(VnetHdr { needs_csum: true, gso, ..VnetHdr::default() }, &packet);
+        rig.egress.step().unwrap();
+        assert_eq!(rig.stats.totals().drops(DropReason::TooBig), 2, "a segment of 1351 bytes");
+        state(&rig).set_path_mtu(Some(9000));
+        assert_eq!(told(&mut rig, "10.1.63.2", 1451), Some(1450), "the device's own MTU counts, too");
+        state(&rig).set_path_mtu(None);
+        assert_eq!(told(&mut rig, "10.1.63.2", 1351), None);
     }
 
     /// Sends one packet and returns why it was dropped and the ICMP type, code and word that told so.

@@ -15,6 +15,7 @@ mod idle;
 pub mod ingress;
 pub mod mac;
 pub mod offload;
+pub mod path_mtu;
 pub mod peer_state;
 pub mod stats;
 mod sys;

@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod clock;
 pub mod listen_fds;
 pub mod mmsg;
+pub mod mtu;
 pub mod simd;
 pub mod tun;
 pub mod wake;

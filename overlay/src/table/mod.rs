@@ -86,6 +86,13 @@ impl Hop {
     pub fn header(&self) -> &[u8] {
         &self.header[..self.header_len]
     }
+
+    /// The largest inner packet, in bytes, that the path to the peer takes in one piece.
+    #[must_use]
+    pub fn mtu(&self, local: &Local) -> u32 {
+        let path = self.state.path_mtu().map(|mtu| mtu.saturating_sub(local.format.overhead()));
+        path.map_or(local.mtu, |mtu| mtu.min(local.mtu))
+    }
 }
 
 /// What the table says about a destination.

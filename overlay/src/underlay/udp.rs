@@ -13,6 +13,7 @@ use crate::batch::{Batch, Run};
 use crate::error::SetupError;
 use crate::offload::{Offload, Offloads, is_gso_broken};
 use crate::sys::mmsg::{self, RecvBatch, SendArrays};
+use crate::sys::mtu::{self, DontFragment};
 
 /// Messages of one `sendmmsg`. More runs than this in a batch are sent by several calls.
 const SEND_BATCH: usize = 64;
@@ -85,6 +86,7 @@ pub fn open_shared(
     }
     for socket in &sockets {
         size_buffers(socket, RECEIVE_BUFFER, SEND_BUFFER);
+        may_be_cut(socket)?;
         limit_wait(socket)?;
         if offloads.is_on(Offload::Gro) && mmsg::set_udp_gro(socket.as_fd(), true).is_err() {
             offloads.switch_off(Offload::Gro);
@@ -104,6 +106,7 @@ pub fn open_lanes(address: Ipv4Addr, count: usize) -> Result<Vec<Socket>, SetupE
     let open = |_| {
         let socket = bind(SocketAddrV4::new(address, 0), false)?;
         size_buffers(&socket, NO_BUFFER, SEND_BUFFER);
+        may_be_cut(&socket)?;
         limit_wait(&socket)?;
         Ok(socket)
     };
@@ -132,6 +135,17 @@ fn size_buffers(socket: &Socket, receive: usize, send: usize) {
         let _ = socket.set_recv_buffer_size(receive);
         let _ = socket.set_send_buffer_size(send);
     }
+}
+
+/// A path that is narrower than the interface costs fragments and no packets, also where its routers do not
+/// say so ([`crate::path_mtu`]). The kernel's VXLAN devices, as flannel makes them, do the same.
+fn may_be_cut(socket: &Socket) -> Result<(), SetupError> {
+    mtu::set_dont_fragment(socket.as_fd(), DontFragment::Never).map_err(|source| SetupError {
+        call: "let packets be fragmented",
+        object: "of a UDP socket".to_owned(),
+        remedy: "see the kernel log",
+        source,
+    })
 }
 
 /// A wire that takes nothing at all must not keep a worker from stopping, or from noticing that its

@@ -1,0 +1,211 @@
+//! Learns how large packets to each peer may be, where the path is narrower than our interface.
+//!
+//! A peer that packets go to is asked once a minute for an echo of full size that must not be cut. If it does
+//! not come, a router on the way has told the kernel what fits, or else has dropped it without a word; then
+//! shorter echoes find out. A peer that answers none at all, as one that does not run overlayd, is left
+//! alone: what is too large for the path is cut on the way. The kernel forgets what it was told after
+//! `net.ipv4.route.mtu_expires` seconds, and then so do we.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use ipnet::Ipv4Net;
+use overlay::path_mtu::Prober;
+use overlay::table::{Peer, PeerTable, SharedTable};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{debug, info};
+
+use crate::ping::Pings;
+
+/// Watches the paths to all peers of a tunnel, until it is dropped.
+#[derive(Debug)]
+pub struct PathMtus(tokio::task::JoinHandle<()>);
+
+impl PathMtus {
+    /// Begins to watch.
+    #[must_use]
+    pub fn watch(prober: Prober, table: SharedTable, pings: Arc<Pings>) -> Self {
+        let watcher = Watcher { prober, table, pings };
+        Self(tokio::spawn(watcher.run()))
+    }
+}
+
+impl Drop for PathMtus {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Watcher {
+    prober: Prober,
+    table: SharedTable,
+    pings: Arc<Pings>,
+}
+
+/// What is remembered of a path between two looks.
+#[derive(Debug, Clone, Copy)]
+struct Path {
+    /// Packets that had gone to the peer at the last look.
+    packets: u64,
+    asked: Option<Instant>,
+    /// Whether it was the kernel that knew how narrow it is.
+    told: bool,
+}
+
+/// What asking has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Packets of full size pass, or there is nobody to say that they do not.
+    Wide,
+    /// No more than so many bytes pass. `told` if the kernel was told so.
+    Narrow { mtu: u32, told: bool },
+}
+
+impl Watcher {
+    async fn run(self) {
+        let mut paths = HashMap::<(Ipv4Net, Ipv4Addr), Path>::new();
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            let table = self.table.current();
+            let now = Instant::now();
+            let again = ASK_AGAIN.min(expiry());
+            let due = table.peers().iter().filter(|peer| {
+                let key = (peer.subnet, peer.public_ip);
+                let packets = sent(&table, peer);
+                let new = Path { packets: 0, asked: None, told: false };
+                let path = paths.entry(key).or_insert(new);
+                let active = std::mem::replace(&mut path.packets, packets) != packets;
+                let forgotten = path.told && self.is_forgotten(&table, peer);
+                let due = path.asked.is_none_or(|asked| now - asked >= again);
+                forgotten || (active && due)
+            });
+            let due: Vec<_> = due.cloned().collect();
+            paths.retain(|(subnet, public_ip), _| table.state(*subnet, *public_ip).is_some());
+            let (watcher, asked) = (&self, &table);
+            let asking = due.into_iter().map(|peer| async move {
+                let found = watcher.explore(asked, &peer).await;
+                (peer, found)
+            });
+            let mut asking = futures::stream::iter(asking).buffer_unordered(AT_ONCE);
+            while let Some((peer, found)) = asking.next().await {
+                if let Some(path) = paths.get_mut(&(peer.subnet, peer.public_ip)) {
+                    path.asked = Some(Instant::now());
+                    path.told = matches!(found, Found::Narrow { told: true, .. });
+                }
+                note(&table, &peer, found);
+            }
+        }
+    }
+
+    /// Whether the kernel takes the path for as wide as the interface again.
+    fn is_forgotten(&self, table: &PeerTable, peer: &Peer) -> bool {
+        let known = table.state(peer.subnet, peer.public_ip).and_then(|state| state.path_mtu());
+        let to = SocketAddrV4::new(peer.public_ip, table.local().port);
+        known.is_some_and(|mtu| self.prober.known(to).is_ok_and(|now| now > mtu))
+    }
+
+    async fn explore(&self, table: &PeerTable, peer: &Peer) -> Found {
+        let full = table.local().mtu + table.local().format.overhead();
+        let passes = |len| self.passes(table, peer, len);
+        let to = SocketAddrV4::new(peer.public_ip, table.local().port);
+        if passes(full).await {
+            // The kernel may have been told earlier; until it has forgotten, it cuts what is longer.
+            return match self.prober.known(to) {
+                Ok(mtu) if mtu < full => Found::Narrow { mtu, told: true },
+                _ => Found::Wide,
+            };
+        }
+        let told = self.prober.known(to).ok().filter(|mtu| *mtu < full);
+        if let Some(mtu) = told
+            && passes(mtu).await
+        {
+            return Found::Narrow { mtu, told: true };
+        }
+        if !passes(SMALLEST).await {
+            // Nobody answers, be it for lack of an overlayd, and what the kernel was told is all there is.
+            return told.map_or(Found::Wide, |mtu| Found::Narrow { mtu, told: true });
+        }
+        let (mut passed, mut lost) = (SMALLEST, told.unwrap_or(full));
+        while lost - passed > 1 {
+            let middle = passed + (lost - passed) / 2;
+            if passes(middle).await {
+                passed = middle;
+            } else {
+                lost = middle;
+            }
+        }
+        Found::Narrow { mtu: passed, told: false }
+    }
+
+    /// Whether an echo comes back for a packet of `len` bytes: one of several, since any may be lost.
+    async fn passes(&self, table: &PeerTable, peer: &Peer, len: u32) -> bool {
+        let overlay_address = peer.subnet.network();
+        for _ in 0..TRIES {
+            let ask = |token| self.prober.ask(overlay_address, token, len, table);
+            match self.pings.ask_by(ask, overlay_address) {
+                Ok(ping) => {
+                    if ping.answer(PATIENCE).await.is_some() {
+                        return true;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Longer than the interface takes, or no way at all: asking again changes nothing.
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+}
+
+/// Packets that have gone to `peer`.
+fn sent(table: &PeerTable, peer: &Peer) -> u64 {
+    table.state(peer.subnet, peer.public_ip).map_or(0, |state| state.totals().egress.packets)
+}
+
+fn note(table: &PeerTable, peer: &Peer, found: Found) {
+    let Some(state) = table.state(peer.subnet, peer.public_ip) else { return };
+    let mtu = match found {
+        Found::Wide => None,
+        Found::Narrow { mtu, .. } => Some(mtu),
+    };
+    let (before, Peer { subnet, public_ip, .. }) = (state.path_mtu(), peer);
+    if before != mtu {
+        match (mtu, found) {
+            (Some(mtu), Found::Narrow { told: true, .. }) => {
+                info!(%subnet, %public_ip, mtu, "the path to a node is narrower than our interface: senders are told");
+            }
+            (Some(mtu), _) => {
+                info!(%subnet, %public_ip, mtu, "the path to a node is narrower than our interface, and no router says so: senders are told");
+            }
+            (None, _) => info!(%subnet, %public_ip, "the path to a node is as wide as our interface again"),
+        }
+        state.set_path_mtu(mtu);
+    } else {
+        debug!(%subnet, %public_ip, ?found, "path asked");
+    }
+}
+
+/// How long the kernel believes what a router has told it.
+fn expiry() -> Duration {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/route/mtu_expires").unwrap_or_default();
+    text.trim().parse().map_or(ASK_AGAIN, |seconds: u64| Duration::from_secs(seconds.max(1)))
+}
+
+/// Between two looks at whom packets go to.
+const LOOK: Duration = Duration::from_secs(1);
+/// A path that is in use is asked about as often.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// The smallest packet that every host takes in one piece (RFC 791): what is narrower is not worth telling.
+const SMALLEST: u32 = 576;
+/// An echo that has not come after so long is lost; one path in a thousand is slower.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Echoes of one length, before it counts as too large.
+const TRIES: usize = 3;
+/// Peers that are asked at the same time.
+const AT_ONCE: usize = 16;
