@@ -19,7 +19,7 @@ use crate::lease::LeaseAttrs;
 use crate::metrics::StoreMeter;
 use crate::netconf::NetworkConfig;
 use crate::socket::path;
-use crate::state::SavedState;
+use crate::state::{LASTING, SavedState};
 use crate::takeover::process_here;
 
 /// The host cannot be cleaned up.
@@ -120,6 +120,10 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
     // With a device named, that of another is not touched.
     if state.exists() && (device.is_none() || saved.is_some()) {
         found.push(Leftover::State(state));
+    }
+    let lasting = SavedState::lasting_path(Path::new(LASTING), subnet_file);
+    if lasting.exists() && (device.is_none() || saved.is_some()) {
+        found.push(Leftover::State(lasting));
     }
     Ok(found)
 }

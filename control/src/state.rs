@@ -68,6 +68,14 @@ impl SavedState {
         path.into()
     }
 
+    /// The file in `directory`, which outlives a reboot, that goes with `subnet_file`: its path with dashes, as in
+    /// `/var/lib/overlayd/run-flannel-subnet.env.state.json`.
+    #[must_use]
+    pub fn lasting_path(directory: &Path, subnet_file: &Path) -> PathBuf {
+        let path = Self::path(subnet_file);
+        directory.join(path.to_string_lossy().trim_matches('/').replace('/', "-"))
+    }
+
     /// Writes the state to `path` in one step, for nobody else to read (0600).
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let saved = Saved {
@@ -149,6 +157,8 @@ impl From<SavedLease> for Lease {
     }
 }
 
+/// The unit's directory for what outlives a reboot.
+pub const LASTING: &str = "/var/lib/overlayd";
 /// Raised with every change of form that an earlier daemon would misread.
 const VERSION: u64 = 1;
 
@@ -181,6 +191,16 @@ mod tests {
             SavedState::path(Path::new("/run/flannel/subnet.env")),
             Path::new("/run/flannel/subnet.env.state.json")
         );
+    }
+
+    #[test]
+    fn what_lasts_lies_apart_for_each_subnet_file() {
+        let path = |file| SavedState::lasting_path(Path::new(LASTING), Path::new(file));
+        assert_eq!(
+            path("/run/flannel/subnet.env"),
+            Path::new("/var/lib/overlayd/run-flannel-subnet.env.state.json")
+        );
+        assert_ne!(path("/run/other/subnet.env"), path("/run/flannel/subnet.env"));
     }
 
     #[test]

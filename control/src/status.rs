@@ -287,7 +287,14 @@ impl Status {
             let _ = writeln!(out, "\nno drops");
         } else {
             let _ = writeln!(out, "\ndrops");
+            let seen = |reason: &&DropReason| drops.iter().any(|row| row[1] == reason.label());
+            let hints: Vec<_> = DropReason::ALL
+                .iter()
+                .filter(seen)
+                .filter_map(|reason| Some(format!("{}: {}\n", reason.label(), reason.hint()?)))
+                .collect();
             out += &table(&["", "REASON", "PACKETS"], &[false, false, true], drops);
+            out += &hints.concat();
         }
         if self.icmp_sent > 0 {
             let _ = writeln!(out, "\n{} ICMP error{} sent", self.icmp_sent, plural(self.icmp_sent as usize));

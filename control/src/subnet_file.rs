@@ -37,6 +37,12 @@ impl SubnetFile {
         files::replace(path, self.text().as_bytes(), 0o644)
     }
 
+    /// Whether `path` says this already.
+    #[must_use]
+    pub fn is_at(&self, path: &Path) -> bool {
+        fs::read_to_string(path).is_ok_and(|text| text == self.text())
+    }
+
     fn text(&self) -> String {
         let first = std::net::Ipv4Addr::from(self.subnet.network().to_bits() + 1);
         format!(

@@ -167,12 +167,12 @@ fn what_is_typically_broken_is_named() {
     let own_mac = w.status().0["backend"]["vtep_mac"].as_str().map(mac).expect("a VTEP MAC");
     let forged = udp_packet([10, 1, 251, 9].into(), a.address, 9, b"forged");
     sender.send(&vxlan_frame(1, own_mac, &forged));
-    comes_to_say(here, "status", &["wrong_source"]);
+    comes_to_say(here, "status", &["stale_source"]);
     says(
         here,
         &format!("trace 10.1.251.9 {}", a.address),
         false,
-        &["DROPPED (wrong_source)", "no node has a lease for"],
+        &["DROPPED (stale_source)", "no node has a lease for"],
     );
 
     // The peer is dead.

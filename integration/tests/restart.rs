@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use integration::datagrams::Order;
-use integration::overlayd::Overlayd;
+use integration::overlayd::{Overlayd, await_mesh};
 use integration::service_manager::ServiceManager;
 use integration::steady::Paced;
-use integration::{Backend, Pair, Site, Store, traffic};
+use integration::{Backend, Pair, Site, Store, await_until, traffic};
 
 #[test]
 fn a_restart_loses_nothing() {
@@ -61,6 +62,42 @@ fn connections_outlive_a_restart_without_anyone_to_keep_the_descriptors() {
     });
     assert_eq!(index(&device()), before, "it is the same device");
     left.stop();
+}
+
+#[test]
+fn after_a_reboot_without_etcd_the_node_comes_up_as_it_was() {
+    let (site, worker, master) = Site::two_hosts();
+    let mut store = Store::etcd(&site, Backend::Vxlan);
+    let lasting = site.directory("var-lib");
+    let place = lasting.display().to_string();
+    let left = worker.overlayd(&store).env("STATE_DIRECTORY", &place).start();
+    let right = master.overlayd(&store).start();
+    await_mesh(&[&left, &right]);
+    let env = left.env();
+    let (a, b) = (worker.bridge_and_pod(&env), master.bridge_and_pod(&right.env()));
+    let subnet_file = left.subnet_file().to_owned();
+    left.stop();
+
+    // What a reboot does: nothing is left in /run and in the kernel.
+    let in_run = std::fs::read_dir(worker.directory()).expect("list the host's files").flatten();
+    for file in in_run.filter(|file| file.file_name().to_string_lossy().starts_with("overlayd.env")) {
+        std::fs::remove_file(file.path()).expect("remove a file of /run");
+    }
+    assert!(!subnet_file.exists());
+    worker.ns.ok("ip link del flannel.1");
+    worker.ns.ok("nft flush ruleset");
+    store.server().kill();
+
+    let left = worker.overlayd(&store).env("STATE_DIRECTORY", &place).start();
+    assert_eq!(left.env(), env, "the subnet file is made from it");
+    traffic::ping(&a.ns, b.address);
+    traffic::ping(&b.ns, a.address);
+    assert_eq!(left.status().0["lease"]["state"], "saved");
+    store.server().run();
+    await_until(Duration::from_secs(30), "the lease to be held again", || {
+        left.status().0["lease"]["state"] == "held"
+    });
+    assert_eq!(left.env(), env);
 }
 
 #[test]

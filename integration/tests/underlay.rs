@@ -37,6 +37,34 @@ fn a_node_behind_a_nat_is_reached_by_its_public_address() {
 }
 
 #[test]
+fn a_node_behind_a_nat_that_does_not_say_so_is_counted_apart_and_told_what_to_do() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    site.router.ip("address add 192.168.199.77/32 dev lan199");
+    site.router.ok(
+        "iptables -t nat -A POSTROUTING -o lan199 -s 192.168.1.12 -p udp -j SNAT --to-source 192.168.199.77",
+    );
+    let (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+    await_mesh(&[&w, &m]);
+    let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
+    for _ in 0..3 {
+        assert!(!traffic::answers(&a.ns, b.address));
+    }
+    await_until(SOON, "it to be counted", || m.status().drops("ingress", "unknown_address") >= 3);
+    assert_eq!(m.status().drops("ingress", "unknown_peer"), 0);
+    await_until(SOON, "a word about it", || m.log().contains("unknown_address"));
+    assert!(!traffic::answers(&a.ns, b.address));
+    let log = m.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("unknown_address")).collect();
+    assert!(told.len() == 1 && told[0].contains("--public-ip"), "{told:?}");
+    let text = master.ns.ok(&format!("{} status", integration::overlayd::program("overlayctl").display()));
+    assert!(
+        text.lines().any(|line| line.starts_with("unknown_address: ") && line.contains("--public-ip")),
+        "{text}"
+    );
+}
+
+#[test]
 fn the_reason_for_the_interface_is_logged() {
     let (site, worker, _master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Udp);
@@ -105,6 +133,45 @@ fn connections_survive_another_address_of_the_host(backend: Backend) {
     let w = worker.overlayd(&store).start();
     assert_eq!(w.env(), env);
     await_until(SOON, "the pods to reach each other", || traffic::answers(&a.ns, b.address));
+}
+
+#[test]
+fn connections_survive_a_link_that_goes_down_and_up() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let pair = Pair::start([&worker, &master], &store, &[]);
+    let mut connection = Connection::open(&pair.a, &pair.b);
+    for _ in 0..3 {
+        // The cable, which leaves routes alone, then the interface, which does not.
+        site.router.ip("link set lan1 down");
+        assert!(!traffic::answers(&pair.a.ns, pair.b.address));
+        site.router.ip("link set lan1 up");
+        connection.check();
+        worker.ns.ip("link set eth0 down");
+        assert!(!traffic::answers(&pair.a.ns, pair.b.address));
+        worker.ns.ip("link set eth0 up\nroute add default via 192.168.1.1");
+        connection.check();
+    }
+    await_until(SOON, "no problem to be left", || {
+        pair.left.status().0["host"]["problems"] == serde_json::json!([])
+    });
+    assert!(!pair.left.log().contains("the node is rebuilt"), "{}", pair.left.log());
+}
+
+#[test]
+fn connections_survive_another_gateway() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let pair = Pair::start([&worker, &master], &store, &[]);
+    let mut connection = Connection::open(&pair.a, &pair.b);
+    site.router.ip("address add 192.168.1.9/24 dev lan1");
+    worker.ns.ip("route replace default via 192.168.1.9");
+    // The first gateway is no more.
+    site.router.ip("address del 192.168.1.1/24 dev lan1");
+    site.router.ip("address replace 192.168.1.9/24 dev lan1");
+    connection.check();
+    traffic::ping(&pair.a.ns, pair.b.address);
+    assert!(!pair.left.log().contains("the node is rebuilt"), "{}", pair.left.log());
 }
 
 #[test]

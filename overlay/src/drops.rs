@@ -32,9 +32,18 @@ drop_reasons! {
     WrongVni = "wrong_vni",
     /// The inner frame is addressed to another VTEP.
     WrongMac = "wrong_mac",
-    /// The outer source is no node of the network.
+    /// The outer source is no node of the network, and the inner source no node's either.
     UnknownPeer = "unknown_peer",
-    /// The inner source belongs neither to the peer's subnet nor is it the peer's public address.
+    /// The outer source is no node of the network, but the inner source belongs to one: it may have several
+    /// addresses or be behind a NAT. A forger can do the same.
+    UnknownAddress = "unknown_address",
+    /// The inner source belongs to another node than the one that the outer source is: a node that has several
+    /// addresses, of which one is another's in the store, or a forger among the nodes.
+    OtherPeersSource = "other_peers_source",
+    /// From a node, but with an inner source of the network that is nobody's: of a subnet that the node had
+    /// earlier, and its containers still have.
+    StaleSource = "stale_source",
+    /// From a node, but with an inner source outside of the network that is not its public address.
     WrongSource = "wrong_source",
     /// The inner source is an address of this host or of its own subnet.
     OwnSource = "own_source",
@@ -54,6 +63,29 @@ drop_reasons! {
 }
 
 impl DropReason {
+    /// What an operator can do, where packets dropped for it need not be somebody's attempt.
+    #[must_use]
+    pub const fn hint(self) -> Option<&'static str> {
+        Some(match self {
+            Self::UnknownAddress => {
+                "if a node has several addresses or is behind a NAT, give it --public-ip with the address that it is seen by (or --iface)"
+            }
+            Self::OtherPeersSource => {
+                "if nodes share an address or have several, give each its own --public-ip; otherwise one of them forges"
+            }
+            Self::StaleSource => {
+                "if a node has changed its subnet, restart its containers (docker), which still have addresses of the earlier one"
+            }
+            Self::WrongSource => {
+                "what does not come from pods should be masqueraded by the sending node (--return-path-masq, --ip-masq)"
+            }
+            Self::OwnSubnet => {
+                "the bridge with this node's subnet is not up: start docker with --bip from the subnet file"
+            }
+            _ => return None,
+        })
+    }
+
     /// What can stop a packet from the overlay device to the wire.
     pub const EGRESS: [Self; 8] = [
         Self::Truncated,
@@ -67,7 +99,7 @@ impl DropReason {
     ];
 
     /// What can stop a packet from the wire to the overlay device.
-    pub const INGRESS: [Self; 11] = [
+    pub const INGRESS: [Self; 14] = [
         Self::Truncated,
         Self::Malformed,
         Self::NotIp,
@@ -75,6 +107,9 @@ impl DropReason {
         Self::WrongVni,
         Self::WrongMac,
         Self::UnknownPeer,
+        Self::UnknownAddress,
+        Self::OtherPeersSource,
+        Self::StaleSource,
         Self::WrongSource,
         Self::OwnSource,
         Self::TtlExpired,

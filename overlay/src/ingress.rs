@@ -9,7 +9,7 @@
 //! What cannot go on is dropped, counted, and where the rules say so, its sender is told.
 
 use std::io::{self, IoSlice};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::offload::{Offload, Offloads, is_super_packet_refused};
 use crate::peer_state::{Direction, Tally};
 use crate::stats::WorkerStats;
 use crate::sys::wake::{StopFlag, Woken};
-use crate::table::{Hop, Origin, PeerTable, TableReader};
+use crate::table::{Hop, Origin, PeerTable, Route, TableReader};
 use crate::tun::Device;
 use crate::underlay::{Arrival, Receiver};
 use crate::wire::coalesce::{Coalescer, MAX_SEGMENTS};
@@ -323,9 +323,18 @@ fn admit<'a>(
     }
     let origin = table.origin(outer, packet.src());
     match origin {
-        Origin::Unknown if check != SourceCheck::Off => Err(DropReason::UnknownPeer),
+        Origin::Unknown if check != SourceCheck::Off => Err(match table.route(packet.src()) {
+            Route::Peer(_) => DropReason::UnknownAddress,
+            _ => DropReason::UnknownPeer,
+        }),
         _ if table.is_own(packet.src()) => Err(DropReason::OwnSource),
-        Origin::Peer(_) if check == SourceCheck::Strict => Err(DropReason::WrongSource),
+        Origin::Peer(_) if check == SourceCheck::Strict => {
+            Err(match (table.route(packet.src()), packet.src()) {
+                (Route::Peer(_), _) => DropReason::OtherPeersSource,
+                (_, IpAddr::V4(src)) if table.local().network.contains(&src) => DropReason::StaleSource,
+                _ => DropReason::WrongSource,
+            })
+        }
         Origin::Owner(hop) | Origin::Peer(hop) => Ok(Some(hop)),
         Origin::Unknown => Ok(None),
     }
@@ -333,8 +342,6 @@ fn admit<'a>(
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::*;
     use crate::MacAddr;
     use crate::answers::tests::Sent;
@@ -462,14 +469,20 @@ mod tests {
 
     #[test]
     fn sources_are_checked_as_far_as_asked() {
-        use DropReason::{OwnSource, UnknownPeer, WrongSource};
+        use DropReason::{
+            OtherPeersSource, OwnSource, StaleSource, UnknownAddress, UnknownPeer, WrongSource,
+        };
         use SourceCheck::{Loose, Off, Strict};
         let cases = [
             (MASTER, "10.1.63.2", [None, None, None]),
             (MASTER, MASTER, [None, None, None]),
-            (MASTER, "10.1.7.2", [Some(WrongSource), None, None]),
+            (MASTER, "10.1.7.2", [Some(OtherPeersSource), None, None]),
+            (MASTER, "192.168.199.7", [Some(WrongSource), None, None]),
+            (MASTER, "10.1.99.2", [Some(StaleSource), None, None]),
             (MASTER, "8.8.8.8", [Some(WrongSource), None, None]),
-            ("192.168.199.99", "10.1.63.2", [Some(UnknownPeer), Some(UnknownPeer), None]),
+            ("192.168.199.99", "10.1.63.2", [Some(UnknownAddress), Some(UnknownAddress), None]),
+            ("192.168.199.99", "10.1.99.2", [Some(UnknownPeer), Some(UnknownPeer), None]),
+            ("192.168.199.99", "192.168.199.99", [Some(UnknownPeer), Some(UnknownPeer), None]),
             (MASTER, "10.1.9.3", [Some(OwnSource); 3]),
             (MASTER, "192.168.1.12", [Some(OwnSource); 3]),
         ];
@@ -499,9 +512,10 @@ mod tests {
         rig.ingress.step();
         let seen: Vec<_> =
             capturing.packets.try_iter().map(|c| (c.outer.is_some(), c.bytes.len(), c.reason)).collect();
-        let refused = [(false, 128, Some(DropReason::WrongSource)), (true, 10, Some(DropReason::Truncated))];
+        let refused =
+            [(false, 128, Some(DropReason::OtherPeersSource)), (true, 10, Some(DropReason::Truncated))];
         assert_eq!(seen, [&[(false, 128, None); 2][..], &refused].concat());
-        let offender = watched.offender(Direction::Ingress, DropReason::WrongSource).unwrap();
+        let offender = watched.offender(Direction::Ingress, DropReason::OtherPeersSource).unwrap();
         assert_eq!(offender.outer.unwrap().ip().to_string(), MASTER);
         assert_eq!(offender.inner.unwrap().src.to_string(), "10.1.7.2");
     }
@@ -528,7 +542,7 @@ mod tests {
         assert_eq!(header.gso, Some(Gso { kind: GsoKind::Udp, size: 100 }));
         assert_eq!(written[0].len(), vnet::LEN + 28 + 390);
         let totals = rig.stats.totals();
-        assert_eq!((totals.packets, totals.drops(DropReason::WrongSource)), (4, 1));
+        assert_eq!((totals.packets, totals.drops(DropReason::OtherPeersSource)), (4, 1));
         let peer = rig.table.current().at(MASTER.parse().unwrap()).unwrap().state.totals();
         assert_eq!((peer.ingress.packets, peer.ingress.bytes), (totals.packets, totals.bytes));
         assert_eq!((peer.ingress.drops, peer.last_seen.is_some()), (1, true));

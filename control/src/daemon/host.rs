@@ -63,6 +63,9 @@ impl Daemon {
     /// What others have taken away is put back. A lasting problem is told once.
     pub(super) async fn sync_host(&mut self, touched: Touched) {
         let Some(running) = &mut self.running else { return };
+        if let Some(tunnel) = running.node.tunnel() {
+            self.hints.look(&tunnel.totals());
+        }
         let link = if touched.link { Some(running.node.sync().await) } else { None };
         let rules = if touched.rules { Some(running.firewall.sync().await) } else { None };
         match link {

@@ -33,19 +33,23 @@ use crate::page::Page;
 use crate::reconcile::Reconcile;
 use crate::service_manager;
 use crate::socket::{ControlSocket, path};
-use crate::state::{SavedState, StateError};
+use crate::state::SavedState;
 use crate::status::LeaseState;
 use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
-use crate::subnet_file::{Previous, SubnetFile};
+use crate::subnet_file::Previous;
 use crate::takeover::{self, TakeoverError};
 
 mod earlier;
+mod hints;
 mod host;
 mod report;
+mod saving;
 mod serving;
 
 use earlier::{Earlier, remove_stale_rules};
+use hints::Hints;
 use report::Shared;
+use saving::Lasting;
 
 /// Why the daemon cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -190,6 +194,9 @@ async fn serve(flags: Flags, reload: Arc<Notify>, events: Events) -> Result<(), 
             () = sleep_until(daemon.save_at.unwrap_or_else(Instant::now)), if daemon.save_at.is_some() => {
                 daemon.save();
             }
+            () = sleep_until(daemon.lasting.due.unwrap_or_else(Instant::now)), if daemon.lasting.due.is_some() => {
+                daemon.save_lasting();
+            }
         }
     }
 }
@@ -248,6 +255,10 @@ struct Daemon {
     unconfirmed_since: Option<Instant>,
     /// When the state is to be written next, if it has changed.
     save_at: Option<Instant>,
+    /// The copy of it that outlives a reboot.
+    lasting: Lasting,
+    /// What has been said about dropped packets.
+    hints: Hints,
     /// When the service manager is told that we are ready, if the store says nothing before.
     ready_at: Option<Instant>,
     /// What an earlier process has left.
@@ -298,6 +309,7 @@ impl Daemon {
         failed: mpsc::UnboundedSender<Failure>,
         Told { health, meters, metrics, events, shared }: Told,
     ) -> Self {
+        let lasting = Lasting::new(&flags.subnet_file);
         shared.lock().unwrap_or_else(PoisonError::into_inner).store.clone_from(&store);
         Self {
             earlier: Earlier::of(&SavedState::path(&flags.subnet_file)),
@@ -321,6 +333,8 @@ impl Daemon {
             rules_problem: None,
             unconfirmed_since: Some(Instant::now()),
             save_at: None,
+            lasting,
+            hints: Hints::default(),
             ready_at: None,
             inherited: inherit(),
             rounds: Vec::new(),
@@ -357,17 +371,7 @@ impl Daemon {
 
     /// The state of an earlier run, if it is of this node and this network and still makes sense.
     fn saved_view(&self) -> Option<View> {
-        let path = SavedState::path(&self.flags.subnet_file);
-        let saved = match SavedState::read(&path) {
-            Ok(saved) => saved,
-            Err(StateError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                return None;
-            }
-            Err(error) => {
-                warn!(%error, "the saved state cannot be used: starting without");
-                return None;
-            }
-        };
+        let (saved, path) = self.read_saved()?;
         if saved.store != self.store || saved.public_ip != self.underlay.public_ip {
             info!(path = %path.display(), "the saved state is of another network or address: starting without");
             return None;
@@ -597,18 +601,6 @@ impl Daemon {
         self.tell_health();
     }
 
-    fn write_subnet_file(&self, plan: &Plan) -> Result<(), DaemonError> {
-        let file = SubnetFile {
-            network: plan.config.network,
-            subnet: plan.subnet,
-            mtu: plan.mtu(),
-            ip_masq: self.flags.ip_masq,
-        };
-        let path = &self.flags.subnet_file;
-        file.write(path)
-            .map_err(|source| DaemonError::SubnetFile { path: path.display().to_string(), source })
-    }
-
     /// Without a control socket the node forwards all the same.
     async fn serve_socket(&mut self, device: &str) {
         if self.socket.as_ref().is_some_and(|(served, _)| served == device) {
@@ -650,37 +642,6 @@ impl Daemon {
             );
         }
         self.rounds = rounds;
-    }
-
-    fn save(&mut self) {
-        self.save_at = None;
-        let view = match &self.shared.lock().unwrap_or_else(PoisonError::into_inner).view {
-            Some((view, _)) => view.clone(),
-            None => return,
-        };
-        let state = SavedState {
-            store: self.store.clone(),
-            public_ip: self.underlay.public_ip,
-            config: view.config_text,
-            lease: view.lease,
-            peers: view.peers,
-        };
-        let path = SavedState::path(&self.flags.subnet_file);
-        match state.write(&path) {
-            Ok(()) => debug!(path = %path.display(), peers = state.peers.len(), "state saved"),
-            Err(error) => {
-                warn!(path = %path.display(), %error, "the state cannot be saved: a restart would wait for the store");
-            }
-        }
-    }
-}
-
-impl Drop for Daemon {
-    /// A change that was not written yet is written before the daemon is gone.
-    fn drop(&mut self) {
-        if self.save_at.is_some() {
-            self.save();
-        }
     }
 }
 

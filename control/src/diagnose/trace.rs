@@ -348,7 +348,12 @@ impl Tracer<'_> {
                 "switch --return-path-masq on",
             )
         };
-        self.trace.drop("far end", Some("wrong_source"), text, remedy);
+        let reason = match (self.peer_of(src), network.contains(&src)) {
+            (Some(_), _) => "other_peers_source",
+            (None, true) => "stale_source",
+            (None, false) => "wrong_source",
+        };
+        self.trace.drop("far end", Some(reason), text, remedy);
     }
 
     /// From another node to a pod here.
@@ -366,9 +371,10 @@ impl Tracer<'_> {
                 self.trace.pass("from", format!("{src}, not in {}", self.status.network));
             }
             None => {
+                let stale = self.status.network.contains(&src);
                 self.trace.drop(
                     "from",
-                    Some("wrong_source"),
+                    Some(if stale { "stale_source" } else { "wrong_source" }),
                     format!("no node has a lease for {src}, nor is it a node's public address"),
                     "the sending host should masquerade it (--return-path-masq), or its lease is missing: see 'overlayctl leases'",
                 );
