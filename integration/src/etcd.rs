@@ -182,6 +182,19 @@ impl Etcd {
         succeed(self.etcdctl().args(["put", "--", key, value]));
     }
 
+    /// Makes several changes in one transaction: each key gets its value, or is removed without one. etcd takes
+    /// 128 of them.
+    #[track_caller]
+    pub fn transact(&self, changes: &[(String, Option<String>)]) {
+        let operation = |(key, value): &(String, Option<String>)| match value {
+            Some(value) => format!("put {key} '{value}'\n"),
+            None => format!("del {key}\n"),
+        };
+        // No conditions, what is done if they hold, and nothing otherwise.
+        let text = format!("\n{}\n\n", changes.iter().map(operation).collect::<String>());
+        crate::netns::feed(self.etcdctl().arg("txn"), &text);
+    }
+
     /// Removes a key, which must be there.
     #[track_caller]
     pub fn delete(&self, key: &str) {

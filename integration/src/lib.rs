@@ -34,6 +34,7 @@ pub mod faults;
 pub mod guard;
 pub mod http;
 pub mod kernel_vxlan;
+pub mod limits;
 pub mod machine;
 pub mod netns;
 pub mod noise;

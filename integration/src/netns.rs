@@ -170,7 +170,7 @@ pub fn succeed(command: &mut Command) -> String {
 }
 
 #[track_caller]
-fn feed(command: &mut Command, text: &str) {
+pub(crate) fn feed(command: &mut Command, text: &str) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
     child.stdin.take().expect("a piped stdin").write_all(text.as_bytes()).expect("write to the command");

@@ -29,6 +29,7 @@ pub struct Launch<'h> {
     flags: Vec<String>,
     environment: Vec<(String, String)>,
     manager: Option<ServiceManager>,
+    subnet_file: Option<PathBuf>,
 }
 
 /// What `overlayctl status --json` printed.
@@ -50,6 +51,7 @@ impl Host {
             flags: Vec::new(),
             environment: Vec::new(),
             manager: None,
+            subnet_file: None,
         }
     }
 }
@@ -70,6 +72,12 @@ impl<'h> Launch<'h> {
     /// Gives the daemon a name of its own, for its files, when the host has several.
     pub fn named(mut self, name: &str) -> Self {
         self.name = name.into();
+        self
+    }
+
+    /// Has it write its subnet file somewhere else.
+    pub fn subnet_file_at(mut self, path: PathBuf) -> Self {
+        self.subnet_file = Some(path);
         self
     }
 
@@ -112,7 +120,8 @@ impl<'h> Launch<'h> {
     }
 
     fn subnet_file(&self) -> PathBuf {
-        self.host.directory().join(format!("{}.env", self.name))
+        let usual = || self.host.directory().join(format!("{}.env", self.name));
+        self.subnet_file.clone().unwrap_or_else(usual)
     }
 
     #[track_caller]
