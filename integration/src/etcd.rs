@@ -187,7 +187,7 @@ impl Etcd {
     #[track_caller]
     pub fn transact(&self, changes: &[(String, Option<String>)]) {
         let operation = |(key, value): &(String, Option<String>)| match value {
-            Some(value) => format!("put {key} '{value}'\n"),
+            Some(value) => format!("put {key} {value:?}\n"),
             None => format!("del {key}\n"),
         };
         // No conditions, what is done if they hold, and nothing otherwise.

@@ -100,7 +100,8 @@ fn a_peer_that_answers_no_echo_gets_fragments() {
     let a = worker.bridge_and_pod(&w.env());
     let kernel = KernelVxlan::start(&master, &store, "10.1.163");
     w.await_peers(&["10.1.163.0/24"]);
-    let peer = master.bridge_and_pod(kernel.env()).address.to_string();
+    let pod = master.bridge_and_pod(kernel.env());
+    let peer = pod.address.to_string();
     await_until(SOON, "small packets to pass", || ping(&a.ns, 100, &peer).contains(" 0% packet loss"));
     let full = 1500 - Backend::Vxlan.overhead();
     for _ in 0..3 {
