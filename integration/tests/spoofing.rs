@@ -129,7 +129,8 @@ fn attempts(
     let own_pod = Ipv4Addr::from(u32::from(w.env().base()) + 77);
     let mut corrupt = packet(peers_pod);
     corrupt[10] ^= 1;
-    let mut version_six = packet(peers_pod);
+    // Long enough to pass for an IPv6 header.
+    let mut version_six = udp_packet(peers_pod, pod, RECORDER, &[0; 64]);
     version_six[0] = 0x60 | (version_six[0] & 0x0f);
 
     let mut attempts = vec![
