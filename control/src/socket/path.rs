@@ -24,10 +24,12 @@ pub fn directory() -> io::Result<PathBuf> {
     let elsewhere = Path::new(DIRECTORY).join(format!("netns-{own}"));
     let is_hosts = match inode("/proc/1/ns/net") {
         _ if own == INITIAL_NAMESPACE => true,
+        // A daemon is known there: one that was confined, as by its unit.
+        _ if elsewhere.exists() => false,
         Ok(hosts) => own == hosts,
-        // A user may not look at process 1, and is on the host unless a daemon is known elsewhere. If
-        // root may not either, it is confined in some way: a directory of its own is always right then.
-        Err(_) => fs::metadata("/proc/self")?.uid() != 0 && !elsewhere.exists(),
+        // A user may not look at process 1, and is on the host. If root may not either, it is confined in
+        // some way: a directory of its own is always right then, and where everybody looks first.
+        Err(_) => fs::metadata("/proc/self")?.uid() != 0,
     };
     Ok(if is_hosts { DIRECTORY.into() } else { elsewhere })
 }
