@@ -1,10 +1,13 @@
 //! What the service manager hears of us (`sd_notify(3)`), and what it keeps for us.
 
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use overlay::forwarder::Forwarder;
 use sd_notify::NotifyState;
+use tokio::time::Instant;
 use tracing::warn;
 
 /// Tells it that the overlay forwards and the subnet file is written.
@@ -20,6 +23,14 @@ pub fn stopping() {
 /// Tells it that we are alive.
 pub fn alive() {
     notify(&[NotifyState::Watchdog], &[]);
+}
+
+/// Waits, if there is a service manager and this process is a young one: it is about to end with an error, and the
+/// next one is started at once, for the sake of crashes. What kept this one from starting takes longer to go away.
+pub async fn pause_before_the_next(started: Instant) {
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        tokio::time::sleep_until(started + PAUSE).await;
+    }
 }
 
 /// How often it wants to hear that: a third of its patience.
@@ -43,6 +54,21 @@ pub fn keep(forwarder: Option<&Forwarder>) {
     }
 }
 
+/// Has it close what it has kept of ours, and waits until it has, for a second at most: while it holds a queue of a
+/// device, nobody else can have that.
+pub fn forget() {
+    keep(None);
+    let Ok((mut ours, its)) = std::io::pipe() else { return };
+    notify(&[NotifyState::Custom("BARRIER=1")], &[its.as_fd()]);
+    drop(its);
+    let (closed, is_closed) = mpsc::channel();
+    // It sends nothing, and closes its end when it has come to our message (`sd_notify_barrier(3)`).
+    std::thread::spawn(move || closed.send(ours.read(&mut [0])));
+    if is_closed.recv_timeout(Duration::from_secs(1)).is_err() {
+        warn!("the service manager does not say that it has closed what we cannot use");
+    }
+}
+
 /// Without a service manager nothing is sent.
 fn notify(state: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
     let sent = match descriptors {
@@ -54,5 +80,7 @@ fn notify(state: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
     }
 }
 
+/// With it, a service manager that gives up after 30 starts in a minute goes on trying.
+const PAUSE: Duration = Duration::from_millis(2100);
 /// Descriptors in one message; the kernel takes 253 (`SCM_MAX_FD`).
 const AT_ONCE: usize = 64;

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::cmsg_space;
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::netns::Namespace;
@@ -55,10 +55,10 @@ impl ServiceManager {
         Self { path: path.into(), store, stop, thread: Some(std::thread::spawn(take_in)), messages }
     }
 
-    /// Keeps descriptors for the next process, as if an earlier one had stored them.
-    pub fn keep(&mut self, descriptors: impl IntoIterator<Item = OwnedFd>) {
+    /// Keeps descriptors for the next process, as if an earlier one had stored them under this name.
+    pub fn keep(&mut self, name: &str, descriptors: impl IntoIterator<Item = OwnedFd>) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        store.extend(descriptors.into_iter().map(|fd| ("kept".to_owned(), fd)));
+        store.extend(descriptors.into_iter().map(|fd| (name.to_owned(), fd)));
     }
 
     /// How many descriptors it keeps.
@@ -83,7 +83,12 @@ impl ServiceManager {
     #[track_caller]
     pub fn command(&self, ns: &Namespace, program: &Path) -> (Command, Vec<OwnedFd>) {
         let program = program.display().to_string();
-        let copy = |(_, fd): &(String, OwnedFd)| rustix::io::dup(fd).expect("duplicate a descriptor");
+        let copy = |(_, fd): &(String, OwnedFd)| {
+            // Far from the numbers that they are moved to.
+            let copy = fcntl_dupfd_cloexec(fd, 200).expect("duplicate a descriptor");
+            fcntl_setfd(&copy, FdFlags::empty()).expect("let a descriptor be inherited");
+            copy
+        };
         let inheritable: Vec<OwnedFd> =
             self.store.lock().unwrap_or_else(PoisonError::into_inner).iter().map(copy).collect();
         let mut command = if inheritable.is_empty() {
@@ -93,7 +98,7 @@ impl ServiceManager {
             let moves: Vec<String> = inheritable
                 .iter()
                 .enumerate()
-                .map(|(index, fd)| format!("{}<&{}", FIRST + index as RawFd, fd.as_raw_fd()))
+                .map(|(index, fd)| format!("{}<&{}-", FIRST + index as RawFd, fd.as_raw_fd()))
                 .collect();
             let mut shell = ns.command("bash");
             shell.arg("-c").arg(format!("exec {}; LISTEN_PID=$$ exec \"$@\"", moves.join(" ")));

@@ -2,14 +2,16 @@
 //! what arrived, and connections do not notice.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use integration::datagrams::Order;
 use integration::overlayd::{Overlayd, await_mesh};
 use integration::service_manager::ServiceManager;
 use integration::steady::Paced;
-use integration::{Backend, Pair, Site, Store, await_until, traffic};
+use integration::{Backend, Host, Pair, Site, Store, await_until, traffic};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use tun_tap::{Iface, Mode};
 
 #[test]
 fn a_restart_loses_nothing() {
@@ -107,7 +109,7 @@ fn descriptors_that_are_not_the_daemons_are_refused() {
     let mut manager = ServiceManager::new(&worker.directory().join("overlayd.notify"));
     let udp = worker.ns.within(|| std::net::UdpSocket::bind("192.168.1.12:9999")).expect("bind a port");
     let file = File::open("/dev/null").expect("open a file");
-    manager.keep([OwnedFd::from(udp.try_clone().expect("a second handle")), OwnedFd::from(file)]);
+    manager.keep("kept", [OwnedFd::from(udp.try_clone().expect("a second handle")), OwnedFd::from(file)]);
     drop(udp);
     let left = worker.overlayd(&store).by(manager).start();
     assert!(left.log().contains("refused=2"), "{}", left.log());
@@ -118,6 +120,82 @@ fn descriptors_that_are_not_the_daemons_are_refused() {
     assert!(left.manager().stored() > 2, "its own are stored");
 }
 
+#[test]
+fn a_queue_of_an_older_kind_is_refused_and_does_not_hold_the_device() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    // One queue, and no header for super-packets: such a device takes no further queues.
+    let older =
+        worker.ns.within(|| Iface::without_packet_info("flannel.1", Mode::Tun)).expect("open a TUN device");
+    let mut manager = ServiceManager::new(&worker.directory().join("overlayd.notify"));
+    manager.keep("tun", [second_handle(&older)]);
+    drop(older);
+    let left = worker.overlayd(&store).by(manager).start();
+    assert!(left.log().contains("refused=1"), "{}", left.log());
+    let right = master.overlayd(&store).start();
+    let (a, b) = (worker.bridge_and_pod(&left.env()), master.bridge_and_pod(&right.env()));
+    left.await_peers(&[&right.env().base_with_length()]);
+    traffic::transfer(&a.ns, &b.ns, b.address, 5);
+}
+
+#[test]
+fn the_next_process_may_have_more_queues_or_fewer() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let Pair { mut left, right, a, b } = Pair::start([&worker, &master], &store, &["--queues=2"]);
+    for queues in [4, 1, 3] {
+        let manager = left.stop_for_restart();
+        left = worker.overlayd(&store).flag(&format!("--queues={queues}")).by(manager).start();
+        assert_eq!(left.status().0["device"]["queues"], queues);
+        // As many sockets share the port.
+        await_until(LIMIT, "queues and sockets to be stored", || left.manager().stored() == 2 * queues);
+        traffic::transfer(&a.ns, &b.ns, b.address, 5);
+        traffic::transfer(&b.ns, &a.ns, a.address, 5);
+    }
+    assert_eq!(left.status().all_drops("ingress"), 0);
+    drop(right);
+}
+
+#[test]
+fn sockets_of_another_port_or_address_are_closed() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let Pair { left, right, a, b } = Pair::start([&worker, &master], &store, &[]);
+    let bound = |what: &str| worker.ns.ok("ss -Huln").contains(what);
+    assert!(bound("192.168.1.12:8472"));
+
+    let managers = [left.stop_for_restart(), right.stop_for_restart()];
+    store.put_config(r#"{"Network":"10.1.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","Port":4789}}"#);
+    let [left, right] = start_both([&worker, &master], &store, managers);
+    assert!(bound("192.168.1.12:4789") && !bound(":8472"));
+    traffic::ping(&a.ns, b.address);
+
+    let manager = left.stop_for_restart();
+    worker.ns.ip("address del 192.168.1.12/24 dev eth0\naddress add 192.168.1.77/24 dev eth0\n\
+         route add default via 192.168.1.1");
+    let left = worker.overlayd(&store).by(manager).start();
+    assert!(bound("192.168.1.77:4789") && !bound("192.168.1.12"));
+    assert!(left.log().contains("going on with the device"), "{}", left.log());
+    drop(right);
+}
+
+/// The crate gives no more than the number of its descriptor.
+fn second_handle(device: &Iface) -> OwnedFd {
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).expect("a descriptor of this process");
+    pidfd_getfd(own, device.as_raw_fd(), PidfdGetfdFlags::empty()).expect("a second handle")
+}
+
+#[track_caller]
+fn start_both<'h>(hosts: [&'h Host; 2], store: &Store, managers: [ServiceManager; 2]) -> [Overlayd<'h>; 2] {
+    let [left, right] = managers;
+    let daemons =
+        [(hosts[0], left), (hosts[1], right)].map(|(host, manager)| host.overlayd(store).by(manager).start());
+    await_mesh(&daemons.each_ref());
+    daemons
+}
+
+/// Longer than any of it takes.
+const LIMIT: Duration = Duration::from_secs(10);
 /// Datagrams a second of each stream.
 const PER_SECOND: u32 = 500;
 const SOME: u64 = 300;

@@ -5,13 +5,15 @@ use std::process::ExitCode;
 
 use control::daemon;
 use control::flags::Flags;
-use control::logging;
+use control::{logging, service_manager};
+use tokio::time::Instant;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    let started = Instant::now();
     let flags = match Flags::parse_from(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
         Ok(flags) => flags,
         Err(text) if text.is_text() => {
@@ -21,6 +23,7 @@ async fn main() -> ExitCode {
         }
         Err(error) => {
             logging::refuse(&error);
+            service_manager::pause_before_the_next(started).await;
             return ExitCode::FAILURE;
         }
     };
@@ -29,6 +32,7 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
+            service_manager::pause_before_the_next(started).await;
             ExitCode::FAILURE
         }
     }

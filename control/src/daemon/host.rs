@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{Daemon, Revival, tell_underlay};
-use crate::host::HostError;
 use crate::host::events::{Interest, Touched};
+use crate::host::{HostError, docker};
 use crate::iface::{self, Underlay};
 use crate::metrics::Repaired;
 use crate::status::LeaseState;
@@ -43,7 +43,24 @@ impl Daemon {
         {
             error!(%error, "this host's addresses and routes cannot be read: the earlier ones count");
         }
+        self.look_at_docker().await;
         self.tell_health();
+    }
+
+    /// Whether docker's bridge is in this node's subnet. Not ours to put right: docker's containers would have to
+    /// be restarted.
+    pub(super) async fn look_at_docker(&mut self) {
+        let Some(running) = &self.running else { return };
+        let plan = running.node.plan();
+        match docker::stranded(plan.config.network, plan.subnet).await {
+            Ok(problem) => {
+                if let Some(problem) = problem.as_ref().filter(|_| self.docker_problem != problem) {
+                    warn!("{problem}");
+                }
+                self.docker_problem = problem;
+            }
+            Err(error) => warn!(%error, "docker's bridge cannot be looked at"),
+        }
     }
 
     /// Makes `underlay` the interface to the other nodes. They learn of it by our lease, which keeps its subnet.
@@ -98,11 +115,12 @@ impl Daemon {
 
     /// Whether this node does what it is there for, and if not, why.
     pub(super) fn tell_health(&self) {
-        let mut problems: Vec<String> = [&self.no_underlay, &self.link_problem, &self.rules_problem]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let mut problems: Vec<String> =
+            [&self.no_underlay, &self.link_problem, &self.rules_problem, &self.docker_problem]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect();
         match &self.revival {
             Some(Revival { problem: Some(problem), .. }) => problems.push(problem.clone()),
             _ if self.running.is_none() => problems.push("nothing is forwarded yet".to_owned()),

@@ -251,6 +251,8 @@ struct Daemon {
     /// What the last look at the device and at the rules could not put right.
     link_problem: Option<String>,
     rules_problem: Option<String>,
+    /// Why docker's containers are not where the other nodes look for them.
+    docker_problem: Option<String>,
     /// Since when the store has not confirmed the lease.
     unconfirmed_since: Option<Instant>,
     /// When the state is to be written next, if it has changed.
@@ -331,6 +333,7 @@ impl Daemon {
             events,
             link_problem: None,
             rules_problem: None,
+            docker_problem: None,
             unconfirmed_since: Some(Instant::now()),
             save_at: None,
             lasting,
@@ -446,6 +449,9 @@ impl Daemon {
             let save_at = Instant::now() + save_after;
             self.save_at = Some(self.save_at.map_or(save_at, |earlier| earlier.min(save_at)));
         }
+        if built != self.generation {
+            self.look_at_docker().await;
+        }
         self.tell_health();
         if state == LeaseState::Saved {
             self.ready_at = Some(Instant::now() + PATIENCE);
@@ -484,7 +490,7 @@ impl Daemon {
             if was == plan.subnet {
                 info!(device, subnet = %was, "the node is rebuilt; connections of its containers go on");
             } else {
-                warn!(device, before = %was, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections, restart docker");
+                warn!(device, before = %was, now = %plan.subnet, "the node is rebuilt: containers of the earlier subnet lose their connections");
             }
             self.take_over_from(before);
         }
@@ -654,6 +660,8 @@ fn inherit() -> Inherited {
     let (queues, sockets, refused) = inherited.counts();
     if refused > 0 {
         warn!(refused, "the service manager hands over descriptors that are not ours: they are not used");
+        // Those of another version may hold the device. What is good is open here, too, and will be kept again.
+        service_manager::forget();
     }
     if queues + sockets > 0 {
         info!(queues, sockets, "going on with the device and the sockets of an earlier process");

@@ -14,6 +14,7 @@ use clap::ValueEnum;
 use ipnet::Ipv4Net;
 
 pub mod blackhole;
+pub mod docker;
 pub mod events;
 pub mod firewall;
 pub mod leftovers;
