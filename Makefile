@@ -10,6 +10,7 @@ HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
 RUNNER  := $(if $(SUDO),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER='$(SUDO)')
 CARGO   := cargo --locked
 PREFIX  ?= /usr/local
+NEXT    := 99.0.0-1
 UNITS   := systemd/overlayd.service:/etc/systemd/system/overlayd.service \
     docker/overlayd.conf:/etc/systemd/system/docker.service.d/overlayd.conf
 # What overlay-manuals writes below share/.
@@ -19,8 +20,8 @@ MANUALS := man/man8/overlayd.8 man/man8/overlayctl*.8 \
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
-.PHONY: help demo test test-full soak e2e package manuals lint fmt bench bench-full bench-micro doc install uninstall setup \
-    setup-full setup-demo setup-bench setup-lint setup-e2e setup-package clean
+.PHONY: help demo test test-full soak e2e package image manuals lint fmt bench bench-full bench-micro doc install uninstall \
+    setup setup-full setup-demo setup-bench setup-lint setup-e2e setup-package setup-image clean
 
 help:
 	@echo 'make demo [BACKEND=vxlan|udp] [STORE=dir|etcd]   two hosts, a router, a pod each, and traffic'
@@ -29,6 +30,7 @@ help:
 	@echo 'make soak [MINUTES=3] [SEED=n] [FLAGS=]           traffic while daemons, etcd, links and leases come and go'
 	@echo 'make e2e                                          whole hosts: systemd, docker, the package, restarts'
 	@echo 'make package                                      the Debian package, in target/debian'
+	@echo 'make image                                        a container image for docker import, in target'
 	@echo 'make manuals                                      manual pages and completions, in target/manuals'
 	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
 	@echo 'make bench                                        overlayd beside kernel VXLAN: three minutes, target/bench.html'
@@ -54,15 +56,23 @@ soak: setup
 	$(CARGO) build --release --bin overlayd --bin overlayctl --bin overlay-soak
 	$(SUDO) env SOAK_MINUTES=$(MINUTES) SOAK_SEED=$(SEED) target/release/overlay-soak $(FLAGS)
 
+# The same programs once more as the next version: what is upgraded to. (cargo-deb clears its own directory.)
 e2e: setup-e2e package
 	$(CARGO) build --release --bin overlay-e2e
 	$(SUDO) integration/root.sh target/e2e/root
-	$(SUDO) target/release/overlay-e2e target/e2e/root target/debian/overlayd_*.deb
+	rm -f target/e2e/*.deb && mv target/debian/overlayd_*.deb target/e2e/
+	cargo deb --locked --no-build --no-strip -p control --deb-version $(NEXT) -o target/e2e/next.deb
+	$(SUDO) deploy/image/build.sh target/e2e/overlayd_*.deb target/overlayd-image.tar
+	$(SUDO) target/release/overlay-e2e target/e2e/root target/e2e/overlayd_*.deb target/e2e/next.deb \
+	    target/overlayd-image.tar
 
 package: setup-package manuals
 	$(CARGO) build --release --bin overlayd --bin overlayctl
 	rm -f target/debian/overlayd_*.deb
 	cargo deb --locked --no-build --no-strip -p control
+
+image: setup-image package
+	$(SUDO) deploy/image/build.sh target/debian/overlayd_*.deb target/overlayd-image.tar
 
 manuals:
 	$(CARGO) build --release --bin overlay-manuals
@@ -74,7 +84,7 @@ lint: setup-lint
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
 	cargo deny --locked check bans licenses sources
-	shellcheck integration/*.sh .ci/run deploy/bin/*
+	shellcheck integration/*.sh .ci/run deploy/bin/* deploy/image/*.sh
 
 fmt:
 	cargo fmt --all
@@ -110,7 +120,7 @@ uninstall:
 	    libexec/flannel/mk-docker-opts.sh $(addprefix share/,$(MANUALS))) \
 	    $(foreach file,$(UNITS),$(DESTDIR)$(lastword $(subst :, ,$(file))))
 
-setup setup-full setup-demo setup-bench setup-lint setup-e2e setup-package:
+setup setup-full setup-demo setup-bench setup-lint setup-e2e setup-package setup-image:
 	@integration/setup.sh $(patsubst setup%,all%,$@) $(STORE)
 
 clean:

@@ -32,8 +32,6 @@ WantedBy=multi-user.target
 EOF
 mkdir -p "$root/etc/systemd/system/multi-user.target.wants" "$root/var/lib/image/bin"
 ln -sf ../cgroups.service "$root/etc/systemd/system/multi-user.target.wants/cgroups.service"
-# Docker is to start when the overlay's package is there.
-systemctl --quiet --root="$root" disable docker.service docker.socket containerd.service
 # The containers' image: busybox alone.
 cp "$root/bin/busybox" "$root/var/lib/image/bin/"
 # Their addresses come with the namespaces they are booted in.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what building, demonstrating, measuring and testing need: packages of Debian or its
 # relatives, and cargo's tools. What is there already is left alone.
-# Usage: setup.sh all|all-full|all-demo|all-bench|all-lint|all-e2e|all-package [STORE]
+# Usage: setup.sh all|all-full|all-demo|all-bench|all-lint|all-e2e|all-package|all-image [STORE]
 set -euo pipefail
 
 build=(gcc pkg-config protobuf-compiler libprotobuf-dev)
@@ -25,6 +25,10 @@ all-bench)
     ;;
 all-e2e)
     packages=("${build[@]}" "${tests[@]}" debootstrap systemd-container)
+    tools=(cargo-deb)
+    ;;
+all-image)
+    packages=("${build[@]}" dpkg debootstrap)
     tools=(cargo-deb)
     ;;
 all-package)
@@ -59,8 +63,8 @@ if [ ${#missing[@]} -gt 0 ]; then
         "${as_root[@]}" chmod +x "$policy"
         trap '"${as_root[@]}" rm -f "$policy"' EXIT
     fi
-    "${as_root[@]}" apt-get update -q
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
+    "${as_root[@]}" apt-get -o DPkg::Lock::Timeout=300 update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -qy --no-install-recommends "${missing[@]}"
 fi
 
 for tool in "${tools[@]}"; do

@@ -1,0 +1,192 @@
+//! Whole hosts: two booted by systemd, each with docker, behind a router with etcd. They are set up by the very
+//! lines that README gives for it, one of them from flanneld. Says what was checked, and for each way to replace
+//! the daemon how long nothing arrived and what was lost.
+//! `overlay-e2e ROOT PACKAGE NEXT-PACKAGE IMAGE`; needs root. Leaves nothing behind.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use integration::machine::{Machine, Off};
+use integration::traffic::{self, Server};
+use integration::{Etcd, Host, Pod, Site, await_until, guard, service};
+
+mod failure;
+mod flanneld;
+mod image;
+mod make_install;
+mod readme;
+mod replace;
+
+use flanneld::Flanneld;
+use readme::Readme;
+
+fn main() -> ExitCode {
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let [root, package, next, image] = arguments.as_slice() else {
+        eprintln!("usage: overlay-e2e ROOT PACKAGE NEXT-PACKAGE IMAGE");
+        return ExitCode::FAILURE;
+    };
+    if let Err(error) = guard::clean_up_whatever_happens("overlay-e2e") {
+        eprintln!("overlay-e2e: cannot watch for signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    let start = Instant::now();
+    make_install::check();
+    said("make install and make uninstall agree on every file");
+    run(root, package, next, image);
+    println!("all is as it should be, in {} s", start.elapsed().as_secs());
+    ExitCode::SUCCESS
+}
+
+fn run(base: &Path, package: &Path, next: &Path, image: &Path) {
+    let readme = Readme::install();
+    let (site, worker, master) = Site::two_hosts();
+    prepare(&site, [&worker, &master]);
+    let mut etcd = Etcd::start(&site);
+    // On the host of etcd.
+    site.router.feed("sh -eu", readme.network);
+
+    let deliver = |root: &Path| {
+        let name = package.file_name().expect("a package's file");
+        std::fs::copy(package, root.join("root").join(name)).expect("copy the package");
+    };
+    let mut worker = Machine::boot(&worker, base, deliver);
+    let mut master = Machine::boot(&master, base, |root| {
+        deliver(root);
+        flanneld::install(root);
+    });
+    let flanneld = Flanneld::started(&master, &etcd);
+    worker.await_active("docker");
+    said(
+        "two hosts are booted by systemd: on one flanneld serves docker, on the other docker knows no overlay",
+    );
+
+    worker.ok(&format!("cd /root\n{}", readme.install));
+    // What there is to see is there.
+    let seen = worker.ok(readme.look);
+    let env = worker.env();
+    assert!(seen.contains(&format!("FLANNEL_SUBNET={}", env.subnet)), "{seen}");
+    assert!(seen.contains(&format!("inet {}", env.subnet)), "docker0 is elsewhere: {seen}");
+    assert!(seen.contains("1 peer"), "{seen}");
+    assert!(entered(&worker, "overlayd") <= entered(&worker, "docker"), "docker was first");
+    let exposure = worker.ok("systemd-analyze security --no-pager overlayd | tail -n 1");
+    let level =
+        exposure.split_once("overlayd.service: ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+    assert!(level.is_some_and(|level: f64| level <= 2.5), "the unit is open to more than it was: {exposure}");
+    let a = container(&worker);
+    let b = container(&master);
+    flanneld.follow(&etcd);
+    check_traffic(&a, &b);
+    said("README's lines install overlayd before docker; its containers reach those of the flanneld node");
+
+    replace::heading();
+    replace::flanneld(&master, &a, &b, &format!("cd /root\n{}", readme.replace));
+    assert_eq!(master.env().base_with_length(), flanneld::SUBNET, "another subnet than flanneld's");
+    check_traffic(&a, &b);
+    check_traffic(&b, &a);
+    said("README's lines replace flanneld on the other, whose containers and their connections go on");
+    let web = Server::http(&b.ns, 8080);
+    service::install(worker.host(), &b);
+    let host = &worker.host().ns;
+    let seen = traffic::fetch(host, service::SERVICE, 80, PATIENCE).expect("the service to answer");
+    said(&format!("a service address answers on the host, which is seen as {seen}"));
+    drop(web);
+
+    replace::heading();
+    replace::all(&worker, &a, &b, next);
+    failure::without_systemd(&worker, &a, &b);
+    failure::stuck_worker(&worker, &a, &b);
+    failure::no_subnet(&worker);
+    let a = failure::other_subnet(&worker, &etcd, a);
+    check_traffic(&a, &b);
+
+    image::run(&worker, image, || {
+        check_traffic(&a, &b);
+        check_traffic(&b, &a);
+    });
+    said("a container of the image forwards as the service does");
+
+    let subnets = [worker.env(), master.env()];
+    drop((a, b));
+    etcd.kill();
+    worker.reboot(Off::InOrder, || {});
+    master.reboot(Off::AtOnce, || {});
+    for machine in [&worker, &master] {
+        await_until(PATIENCE, "overlayd to wait for etcd", || machine.state("overlayd") == "activating");
+        assert_ne!(machine.state("docker"), "active", "docker has started without a subnet");
+    }
+    said(
+        "both hosts boot again, one after a loss of power; overlayd waits for etcd, and docker for overlayd",
+    );
+    etcd.run();
+    for (machine, subnet) in [&worker, &master].into_iter().zip(&subnets) {
+        machine.await_active("docker");
+        assert!(entered(machine, "overlayd") <= entered(machine, "docker"), "docker was first");
+        assert_eq!(machine.env(), *subnet, "another subnet after booting");
+    }
+    let (a, b) = (worker.pod("pod"), master.pod("pod"));
+    check_traffic(&a, &b);
+    check_traffic(&b, &a);
+    said(
+        "etcd is there again: overlayd first, then docker, both with the subnets of before, and the containers",
+    );
+
+    flanneld::unit_runs_overlayd(&worker);
+    check_traffic(&a, &b);
+    said("the unit of a flannel package runs overlayd as it is");
+    master.ok(readme.back);
+    flanneld.goes_on(&etcd);
+    check_traffic(&a, &b);
+    said("README's lines give the node back to flanneld");
+}
+
+/// Gives the site the addresses and the interface that README speaks of.
+fn prepare(site: &Site, hosts: [&Host; 2]) {
+    site.router.ip(&format!("address add {ETCD}/32 dev lo"));
+    for host in hosts {
+        let [a, b, c, _] = host.public_ip.octets();
+        host.ns.ip(&format!(
+            "link set eth0 down\nlink set eth0 name {INTERFACE}\nlink set {INTERFACE} up\n\
+             route add default via {a}.{b}.{c}.1\n\
+             route add {ETCD}/32 via {a}.{b}.{c}.1"
+        ));
+    }
+}
+
+fn container(machine: &Machine<'_>) -> Pod {
+    machine.ok("tar -C /var/lib/image -c . | docker import - base");
+    machine.container("pod")
+}
+
+/// When a unit became active, in microseconds since the start of the machine.
+fn entered(machine: &Machine<'_>, unit: &str) -> u64 {
+    machine.property(unit, "ActiveEnterTimestampMonotonic").parse().expect("microseconds")
+}
+
+/// From one container to another.
+fn check_traffic(from: &Pod, to: &Pod) {
+    traffic::ping(&from.ns, to.address);
+    traffic::transfer(&from.ns, &to.ns, to.address, 20);
+    let _echo = Server::udp_echo(&to.ns, 7);
+    traffic::echo(&from.ns, to.address, 7, 8000);
+    let _dns = Server::dns(&to.ns, service::SERVICE);
+    assert_eq!(traffic::resolve(&from.ns, to.address, "web.default"), Some(service::SERVICE));
+    let _web = Server::http(&to.ns, 8081);
+    assert_eq!(
+        traffic::fetch(&from.ns, to.address, 8081, PATIENCE),
+        Ok(from.address.to_string()),
+        "the server sees the container's own address"
+    );
+}
+
+fn said(what: &str) {
+    println!("ok  {what}");
+}
+
+/// Where etcd is, under which prefix, and the interface to the other nodes, as in README.
+const ETCD: &str = "172.17.8.101";
+const PREFIX: &str = "/kube-centos/network";
+const INTERFACE: &str = "eth2";
+/// More than any of it takes on a machine with two cores.
+const PATIENCE: Duration = integration::machine::PATIENCE;
