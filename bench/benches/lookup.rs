@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use bench::lookup::{DESTINATIONS, destinations, table};
+use bench::lookup::{DESTINATIONS, destinations, table, table_v6};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use overlay::peer_state::{Direction, Tally};
@@ -16,6 +16,12 @@ fn main() {
 #[divan::bench(args = [2, 1_000, 10_000])]
 fn uniform(bencher: Bencher<'_, '_>, leases: u32) {
     lookups(bencher, &table(leases, |_| 24));
+}
+
+/// IPv6 leases of one length.
+#[divan::bench(args = [2, 1_000, 10_000])]
+fn uniform_v6(bencher: Bencher<'_, '_>, leases: u32) {
+    lookups(bencher, &table_v6(leases));
 }
 
 /// Leases of two lengths: the trie.

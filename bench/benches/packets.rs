@@ -10,7 +10,7 @@ use etherparse::PacketBuilder;
 use overlay::batch::Batch;
 use overlay::table::{Hop, PeerTable, Route};
 use overlay::wire::coalesce::Coalescer;
-use overlay::wire::ip::Packet;
+use overlay::wire::ip::{Packet, Version};
 use overlay::wire::segment::Segments;
 use overlay::wire::vnet::{self, Gso, GsoKind};
 
@@ -36,28 +36,28 @@ fn encapsulate(bencher: Bencher<'_, '_>, len: usize) {
 }
 
 /// One super-packet, put into a batch in segments with their encapsulation.
-#[divan::bench]
-fn encapsulate_super_packet(bencher: Bencher<'_, '_>) {
+#[divan::bench(args = VERSIONS)]
+fn encapsulate_super_packet(bencher: Bencher<'_, '_>, version: Version) {
     let table = lookup::table(2, |_| 24);
     let hop = hop(&table);
-    let packet = tcp(0, 0, SUPER_PAYLOAD);
+    let packet = tcp(version, 0, SUPER_PAYLOAD);
     let mut batch = Batch::new(1, 1);
     bencher.counter(BytesCount::new(packet.len())).bench_local(|| {
         batch.clear();
         batch.next_read()[vnet::LEN..vnet::LEN + packet.len()].copy_from_slice(&packet);
-        black_box(batch.push_segments(0, hop, packet.len(), GSO).map(|pushed| pushed.packets))
+        black_box(batch.push_segments(0, hop, packet.len(), gso(version)).map(|pushed| pushed.packets))
     });
 }
 
 /// The headers of all segments of one super-packet, with the checksum over each one's payload.
-#[divan::bench]
-fn segment(bencher: Bencher<'_, '_>) {
-    let mut bytes = tcp(0, 0, SUPER_PAYLOAD);
+#[divan::bench(args = VERSIONS)]
+fn segment(bencher: Bencher<'_, '_>, version: Version) {
+    let mut bytes = tcp(version, 0, SUPER_PAYLOAD);
     let counter = BytesCount::new(bytes.len());
     let packet = Packet::parse(&mut bytes).expect("a packet");
     let mut headers = [0; 120];
     bencher.counter(counter).bench_local(|| {
-        let segments = Segments::new(&packet, GSO).expect("a super-packet");
+        let segments = Segments::new(&packet, gso(version)).expect("a super-packet");
         for index in 0..segments.count() {
             segments.write_headers(index, &mut headers[..segments.headers_len()]);
             black_box(&headers);
@@ -66,10 +66,9 @@ fn segment(bencher: Bencher<'_, '_>) {
 }
 
 /// Segments of one flow, verified and merged.
-#[divan::bench]
-fn coalesce(bencher: Bencher<'_, '_>) {
-    let mut segments: Vec<Vec<u8>> =
-        (0..MERGED).map(|i| tcp(i as u16, (i * SEGMENT) as u32, SEGMENT)).collect();
+#[divan::bench(args = VERSIONS)]
+fn coalesce(bencher: Bencher<'_, '_>, version: Version) {
+    let mut segments: Vec<Vec<u8>> = (0..MERGED).map(|i| tcp(version, i, SEGMENT)).collect();
     let total: usize = segments.iter().map(Vec::len).sum();
     let mut coalescer = Coalescer::default();
     bencher.counter(BytesCount::new(total)).bench_local(|| {
@@ -98,16 +97,26 @@ fn udp(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A segment, or a super-packet. `id` counts segments, `sequence` payload bytes.
-fn tcp(id: u16, sequence: u32, len: usize) -> Vec<u8> {
+/// The `index`th of a flow's segments of that length, or a super-packet.
+fn tcp(version: Version, index: usize, len: usize) -> Vec<u8> {
+    let ip = match version {
+        Version::V4 => PacketBuilder::ipv4(SRC, DST, 64),
+        Version::V6 => PacketBuilder::ipv6([0xfd; 16], [0xfc; 16], 64),
+    };
     let mut bytes = Vec::new();
-    let builder = PacketBuilder::ipv4(SRC, DST, 64).tcp(4000, 80, sequence, 500).ack(77);
+    let builder = ip.tcp(4000, 80, (index * len) as u32, 500).ack(77);
     builder.write(&mut bytes, &vec![0x5a; len]).expect("a vector takes it");
-    bytes[4..6].copy_from_slice(&id.to_be_bytes());
-    bytes[10..12].fill(0);
-    let sum = !overlay::wire::checksum::sum(&bytes[..20]);
-    bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    if version == Version::V4 {
+        bytes[4..6].copy_from_slice(&(index as u16).to_be_bytes());
+        bytes[10..12].fill(0);
+        let sum = !overlay::wire::checksum::sum(&bytes[..20]);
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
     bytes
+}
+
+fn gso(version: Version) -> Gso {
+    Gso { kind: GsoKind::tcp(version), size: SEGMENT as u16 }
 }
 
 const SRC: [u8; 4] = Ipv4Addr::new(10, 0, 0, 2).octets();
@@ -119,4 +128,4 @@ const SEGMENT: usize = 1_410;
 const MERGED: usize = 44;
 /// As much as those segments have together.
 const SUPER_PAYLOAD: usize = SEGMENT * MERGED;
-const GSO: Gso = Gso { kind: GsoKind::Tcp4, size: SEGMENT as u16 };
+const VERSIONS: [Version; 2] = [Version::V4, Version::V6];

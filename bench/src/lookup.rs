@@ -1,13 +1,13 @@
 //! What one lookup in the table of peers costs, with the table at rest and while it changes.
 
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use overlay::MacAddr;
-use overlay::table::{Local, Peer, PeerTable, SharedTable};
+use overlay::table::{Local, LocalV6, Peer, PeerTable, SharedTable};
 use overlay::wire::Format;
 
 use crate::stats::Spread;
@@ -45,6 +45,21 @@ pub fn table(leases: u32, len: impl Fn(u32) -> u8) -> PeerTable {
     PeerTable::new(local, peers)
 }
 
+/// A table of `leases` peers with an IPv6 subnet each beside the other.
+#[must_use]
+pub fn table_v6(leases: u32) -> PeerTable {
+    let subnet = |i: u32| {
+        let address = Ipv6Addr::from(0xfd00 << 112 | u128::from(i) << 64);
+        Ipv6Net::new(address, 64).expect("at most 128 bits")
+    };
+    let (local, mut peers) = network(leases, |_| 24);
+    for (i, peer) in (1..).zip(&mut peers) {
+        peer.subnet_v6 = Some(subnet(i));
+    }
+    let v6 = LocalV6 { subnet: subnet(0), overlay_address: subnet(0).network() };
+    PeerTable::new(Local { v6: Some(v6), ..local }, peers)
+}
+
 fn network(leases: u32, len: impl Fn(u32) -> u8) -> (Local, Vec<Peer>) {
     let subnet = |i: u32| {
         Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 + (i << 8)), len(i)).expect("at most 32 bits").trunc()
@@ -68,15 +83,17 @@ fn network(leases: u32, len: impl Fn(u32) -> u8) -> (Local, Vec<Peer>) {
     (local, peers.collect())
 }
 
-/// Destinations spread over all subnets, in no order that a processor could foresee.
+/// Destinations spread over all subnets, in no order that a processor could foresee: IPv6 where there is
+/// some, else IPv4.
 #[must_use]
 pub fn destinations(table: &PeerTable) -> Vec<IpAddr> {
     let peers = table.peers();
     let step = (peers.len() / DESTINATIONS).max(1);
-    (0..DESTINATIONS)
-        .map(|i| u32::from(peers[i * step * 7919 % peers.len()].subnet.network()) + 2)
-        .map(|address| Ipv4Addr::from(address).into())
-        .collect()
+    let destination = |peer: &Peer| match peer.subnet_v6 {
+        Some(subnet) => Ipv6Addr::from(u128::from(subnet.network()) + 2).into(),
+        None => Ipv4Addr::from(u32::from(peer.subnet.network()) + 2).into(),
+    };
+    (0..DESTINATIONS).map(|i| destination(&peers[i * step * 7919 % peers.len()])).collect()
 }
 
 /// The median over many short spells, so that one in which something else ran does not count.

@@ -1,7 +1,7 @@
 //! UDP as applications send it: in bursts, by the kernel's segmentation, without checksum, numbered.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,14 @@ pub struct Line {
 impl Line {
     /// Joins a socket in `from` to one in `to` at that namespace's `address`.
     #[track_caller]
-    pub fn new(from: &Namespace, to: &Namespace, address: Ipv4Addr) -> Self {
+    pub fn new(from: &Namespace, to: &Namespace, address: impl Into<IpAddr>) -> Self {
+        let address = address.into();
         let receiver = receiver(to, address);
-        let sender = from.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
+        let any: IpAddr = match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let sender = from.within(|| UdpSocket::bind((any, 0))).expect("bind a UDP socket");
         sender.connect(receiver.local_addr().expect("a bound address")).expect("connect a UDP socket");
         Self { sender, receiver }
     }
@@ -159,7 +164,8 @@ pub(crate) fn receive_numbered(socket: &UdpSocket, done: &AtomicBool, counter: &
 
 /// A socket at an address of a namespace, with room for what comes in a burst.
 #[track_caller]
-pub(crate) fn receiver(ns: &Namespace, address: Ipv4Addr) -> UdpSocket {
+pub(crate) fn receiver(ns: &Namespace, address: impl Into<IpAddr>) -> UdpSocket {
+    let address = address.into();
     let socket = ns.within(|| UdpSocket::bind((address, 0))).expect("bind a UDP socket");
     setsockopt(&socket, sockopt::RcvBufForce, &ROOM).expect("set the receive buffer");
     socket.set_read_timeout(Some(PATIENCE)).expect("set a timeout");

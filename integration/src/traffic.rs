@@ -91,7 +91,8 @@ pub fn await_listening(ns: &Namespace, port: u16) {
 
 /// Sends so many MiB of noise over TCP from one namespace to another and compares them, octet for octet.
 #[track_caller]
-pub fn transfer(from: &Namespace, to: &Namespace, address: Ipv4Addr, mebibytes: usize) {
+pub fn transfer(from: &Namespace, to: &Namespace, address: impl Into<IpAddr>, mebibytes: usize) {
+    let address = address.into();
     let listener = to.within(|| TcpListener::bind((address, 0))).expect("bind a TCP listener");
     let target = listener.local_addr().expect("a bound address");
     let stream = from.within(|| TcpStream::connect_timeout(&target, PATIENCE));

@@ -309,6 +309,7 @@ const fn least_mtu(version: Version) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
 
     use super::*;
     use crate::MacAddr;
@@ -316,9 +317,9 @@ mod tests {
     use crate::capture::{Filter, Layer, Tap};
     use crate::fake::{FakeDevice, FakeWire};
     use crate::peer_state::Exchanged;
-    use crate::table::SharedTable;
     use crate::table::tests::{local, peer};
-    use crate::wire::ip::tests::udp_packet;
+    use crate::table::{Local, SharedTable};
+    use crate::wire::ip::tests::{builder, udp_packet};
     use crate::wire::vnet::{Gso, GsoKind};
     use crate::wire::vxlan;
     use crate::witness::Watched;
@@ -333,8 +334,12 @@ mod tests {
     }
 
     fn rig(format: Format) -> Rig {
+        rig_of(local(format))
+    }
+
+    fn rig_of(local: Local) -> Rig {
         let peers = vec![peer("10.1.63.0/24", "192.168.199.238"), peer("10.1.7.0/24", "192.168.199.7")];
-        let table = SharedTable::new(PeerTable::new(local(format), peers));
+        let table = SharedTable::new(PeerTable::new(local, peers));
         let (device, wire, icmp) = (FakeDevice::default(), FakeWire::default(), Sent::default());
         let stats = Arc::new(WorkerStats::default());
         let answers = Answers::new(Box::new(icmp.clone()));
@@ -606,5 +611,118 @@ mod tests {
         let mut rig = rig(VXLAN);
         rig.device.fail(libc::EBADFD);
         assert_eq!(rig.egress.step().unwrap_err().raw_os_error(), Some(libc::EBADFD));
+    }
+
+    const POD_V6: &str = "fd00:0:0:9::3";
+    const THEIRS_V6: &str = "fd00:0:0:63::2";
+
+    #[test]
+    fn ipv6_leaves_as_a_frame_of_its_own_type() {
+        let mut rig = rig(VXLAN);
+        let packet = udp_packet(POD_V6, THEIRS_V6, 64, b"hello");
+        rig.device.queue(&packet);
+        rig.egress.step().unwrap();
+        let (to, frame) = rig.wire.take_sent().remove(0);
+        assert_eq!(to, "192.168.199.238:8472".parse().unwrap());
+        assert_eq!(frame[20..22], [0x86, 0xdd]);
+        assert_eq!(frame[vxlan::HEADER_LEN..], packet, "the packet itself is untouched, its hop limit too");
+        let state = &rig.table.current().at(Ipv4Addr::new(192, 168, 199, 238)).unwrap().state.totals();
+        assert_eq!(state.egress.packets, 1, "a peer is one, whatever is sent to it");
+    }
+
+    #[test]
+    fn flannels_udp_takes_a_hop_off_ipv6_too() {
+        let mut rig = rig(Format::FlannelUdp);
+        rig.device.queue(&udp_packet(POD_V6, "fd00:0:0:7::2", 64, b"hello"));
+        rig.egress.step().unwrap();
+        assert_eq!(rig.wire.take_sent()[0].1, udp_packet(POD_V6, "fd00:0:0:7::2", 63, b"hello"));
+    }
+
+    #[test]
+    fn an_ipv6_super_packet_leaves_in_segments_unless_they_are_too_big() {
+        for (size, count) in [(1390, 3), (1391, 0)] {
+            let mut rig = rig(VXLAN);
+            let mut packet = Vec::new();
+            let tcp = builder(POD_V6, THEIRS_V6, 64).tcp(4000, 80, 7, 500).ack(9);
+            tcp.write(&mut packet, &[7; 3000]).unwrap();
+            let gso = Some(Gso { kind: GsoKind::Tcp6, size });
+            let header = VnetHdr { needs_csum: true, gso, csum_start: 40, csum_offset: 16, hdr_len: 60 };
+            rig.device.queue_with(header, &packet);
+            rig.egress.step().unwrap();
+            let sent = rig.wire.take_sent();
+            assert_eq!(sent.len(), count, "segments of {size}");
+            for (_, mut frame) in sent {
+                let inner = Packet::parse(&mut frame[vxlan::HEADER_LEN..]).unwrap();
+                let sum = crate::wire::checksum::sum(inner.payload());
+                assert_eq!(crate::wire::checksum::add(inner.pseudo_header(), sum), 0xffff);
+            }
+            assert_eq!(rig.stats.totals().drops(DropReason::TooBig), u64::from(count == 0));
+        }
+    }
+
+    /// Sends one IPv6 packet and returns why it was dropped and the ICMPv6 type, code and word that told so.
+    fn refused_v6(format: Format, packet: &[u8]) -> (Vec<DropReason>, Option<(u8, u8, u32)>) {
+        let mut rig = rig(format);
+        rig.device.queue(packet);
+        rig.egress.step().unwrap();
+        assert!(rig.wire.take_sent().is_empty());
+        let totals = rig.stats.totals();
+        let reasons = DropReason::ALL.into_iter().filter(|reason| totals.drops(*reason) == 1).collect();
+        let told = rig.icmp.0.lock().unwrap().first().map(|(to, icmp)| {
+            assert_eq!(*to, POD_V6.parse::<IpAddr>().unwrap());
+            let mut icmp = icmp.clone();
+            let icmp = Packet::parse(&mut icmp).unwrap();
+            assert_eq!(icmp.src(), "fd00:0:0:9::".parse::<IpAddr>().unwrap(), "the overlay device's address");
+            let payload = icmp.payload();
+            (payload[0], payload[1], u32::from_be_bytes(*payload[4..].first_chunk().unwrap()))
+        });
+        (reasons, told)
+    }
+
+    #[test]
+    fn what_cannot_go_on_of_ipv6_is_counted_and_told() {
+        let to = |dst, hops| udp_packet(POD_V6, dst, hops, b"x");
+        let no_route = vec![DropReason::NoRoute];
+        assert_eq!(refused_v6(VXLAN, &to("fd00:0:0:8::2", 64)), (no_route.clone(), Some((1, 0, 0))));
+        assert_eq!(refused_v6(VXLAN, &to("ff02::1", 64)), (no_route, None));
+        assert_eq!(refused_v6(VXLAN, &to("fd00:0:0:9::77", 64)), (vec![DropReason::OwnSubnet], None));
+        let expired = (vec![DropReason::TtlExpired], Some((3, 0, 0)));
+        assert_eq!(refused_v6(Format::FlannelUdp, &to(THEIRS_V6, 1)), expired);
+        let too_big = (vec![DropReason::TooBig], Some((2, 0, 1450)));
+        assert_eq!(refused_v6(VXLAN, &udp_packet(POD_V6, THEIRS_V6, 64, &[0; 1403])), too_big);
+    }
+
+    #[test]
+    fn ipv6_has_1280_bytes_however_small_the_mtu() {
+        let local = Local { mtu: 1000, ..local(VXLAN) };
+        let mut rig = rig_of(local);
+        for len in [1280, 1281] {
+            rig.device.queue(&udp_packet(POD_V6, THEIRS_V6, 64, &vec![0; len - 48]));
+        }
+        rig.egress.step().unwrap();
+        assert_eq!(rig.wire.take_sent().len(), 1, "which the kernel cuts");
+        let told = rig.icmp.0.lock().unwrap().remove(0).1;
+        assert_eq!(told[44..48], 1280u32.to_be_bytes());
+    }
+
+    #[test]
+    fn a_network_without_ipv6_takes_none_and_says_nothing() {
+        let mut rig = rig_of(Local { v6: None, ..local(VXLAN) });
+        rig.device.queue(&udp_packet(POD_V6, THEIRS_V6, 64, b"x"));
+        rig.egress.step().unwrap();
+        assert_eq!(rig.stats.totals().drops(DropReason::NotIp), 1);
+        assert!(rig.wire.take_sent().is_empty() && rig.icmp.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn pods_and_subnets_have_hashes_of_their_own() {
+        let mut seen = std::collections::HashSet::new();
+        for subnet in 0..16 {
+            for pod in 0..16 {
+                let mut packet = udp_packet(POD_V6, &format!("fd00:0:0:{subnet:x}::{pod:x}"), 64, b"x");
+                seen.insert(flow_hash(&Packet::parse(&mut packet).unwrap()));
+            }
+        }
+        assert!(seen.len() > 200, "{} of 256", seen.len());
     }
 }

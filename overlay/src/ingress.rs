@@ -348,8 +348,8 @@ mod tests {
     use crate::capture::{Filter, Tap};
     use crate::fake::{FakeDevice, FakeWire};
     use crate::peer_state::PeerTotals;
-    use crate::table::SharedTable;
     use crate::table::tests::{local, peer};
+    use crate::table::{Local, SharedTable};
     use crate::wire::ip::Version;
     use crate::wire::ip::tests::udp_packet;
     use crate::wire::vnet;
@@ -606,5 +606,105 @@ mod tests {
         rig.ingress.step();
         assert_eq!(rig.stats.totals().drops(DropReason::WriteFailed), 1);
         assert_eq!(rig.stats.totals().packets, 0);
+    }
+
+    #[test]
+    fn sources_of_ipv6_are_checked_as_far_as_asked() {
+        use DropReason::{OtherPeersSource, OwnSource, UnknownAddress, WrongSource};
+        use SourceCheck::{Loose, Off, Strict};
+        let cases = [
+            (MASTER, "fd00:0:0:63::2", [None, None, None]),
+            (MASTER, "fd00:0:0:7::2", [Some(OtherPeersSource), None, None]),
+            (MASTER, "2001:db8::1", [Some(WrongSource), None, None]),
+            (MASTER, "fe80::1", [Some(WrongSource), None, None]),
+            (MASTER, "::ffff:10.1.63.2", [Some(WrongSource), None, None]),
+            ("192.168.199.99", "fd00:0:0:63::2", [Some(UnknownAddress), Some(UnknownAddress), None]),
+            (MASTER, "fd00:0:0:9::3", [Some(OwnSource); 3]),
+            (MASTER, "2001:db8::12", [Some(OwnSource); 3]),
+        ];
+        for (outer, inner, expected) in cases {
+            for (check, expected) in [Strict, Loose, Off].into_iter().zip(expected) {
+                let packet = udp_packet(inner, "fd00:0:0:9::3", 64, b"x");
+                let vxlan = verdict(VXLAN, check, outer, &frame(&packet));
+                let udp = verdict(Format::FlannelUdp, check, outer, &packet);
+                assert_eq!((vxlan, udp), (expected, expected), "{outer} {inner} {check:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_network_without_ipv6_takes_none_whatever_the_source_check() {
+        for check in [SourceCheck::Strict, SourceCheck::Loose, SourceCheck::Off] {
+            let mut rig = rig(VXLAN, check);
+            rig.table.publish(Local { v6: None, ..local(VXLAN) }, vec![peer("10.1.63.0/24", MASTER)]);
+            rig.wire.arrive(MASTER, &frame(&udp_packet("fd00:0:0:63::2", "fd00:0:0:9::3", 64, b"x")));
+            rig.ingress.step();
+            assert!(rig.device.take_written().is_empty());
+            assert_eq!(rig.stats.totals().drops(DropReason::NotIp), 1);
+        }
+    }
+
+    #[test]
+    fn every_truncation_of_an_ipv6_frame_is_dropped() {
+        let whole = frame(&udp_packet("fd00:0:0:63::2", "fd00:0:0:9::3", 64, b"hello"));
+        for len in 0..whole.len() {
+            let verdict = verdict(VXLAN, SourceCheck::Strict, MASTER, &whole[..len]);
+            assert_eq!(verdict, Some(DropReason::Truncated), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn flannels_udp_takes_a_hop_off_ipv6_and_tells_when_none_is_left() {
+        let mut rig = rig(Format::FlannelUdp, SourceCheck::Strict);
+        let packet = |hops| udp_packet("fd00:0:0:63::2", "fd00:0:0:9::3", hops, b"x");
+        rig.wire.arrive(MASTER, &packet(2));
+        rig.wire.arrive(MASTER, &packet(1));
+        rig.ingress.step();
+        let written = rig.device.take_written();
+        assert_eq!(written.len(), 1);
+        assert_eq!(written[0][vnet::LEN..], packet(1));
+        let icmp = rig.icmp.0.lock().unwrap();
+        assert_eq!(icmp[0].0, "fd00:0:0:63::2".parse::<IpAddr>().unwrap());
+        assert_eq!(icmp[0].1[40], 3);
+    }
+
+    #[test]
+    fn ipv6_segments_are_written_as_one_and_fragments_as_they_came() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let whole = udp_packet("fd00:0:0:63::2", "fd00:0:0:9::3", 64, &[7; 100]);
+        let fragment = {
+            let mut bytes = whole.clone();
+            // First of several: the header's next is the fragment header, whose next is UDP.
+            bytes[6] = 44;
+            bytes.splice(40..40, [17, 0, 0, 1, 0, 0, 0, 9]);
+            let len = (bytes.len() - 40) as u16;
+            bytes[4..6].copy_from_slice(&len.to_be_bytes());
+            bytes
+        };
+        for packet in [&whole, &whole, &fragment, &fragment, &whole] {
+            rig.wire.arrive(MASTER, &frame(packet));
+        }
+        rig.ingress.step();
+        let written = rig.device.take_written();
+        let lens: Vec<_> = written.iter().map(|written| written.len() - vnet::LEN).collect();
+        assert_eq!(lens, [48 + 200, fragment.len(), fragment.len(), 148]);
+        let header = VnetHdr::parse(written[0].first_chunk().unwrap()).unwrap();
+        assert_eq!(header.gso, Some(Gso { kind: GsoKind::Udp, size: 100 }));
+        assert_eq!(written[1][vnet::LEN..], fragment);
+        assert_eq!(written[1][..vnet::LEN], [0; vnet::LEN]);
+    }
+
+    #[test]
+    fn an_ipv6_super_packet_that_arrives_uncut_is_cut_by_the_kernel() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let mut packet = udp_packet("fd00:0:0:63::2", "fd00:0:0:9::3", 64, &[7; 3000]);
+        let unfilled = Packet::parse(&mut packet).unwrap().pseudo_header();
+        packet[46..48].copy_from_slice(&unfilled.to_be_bytes());
+        rig.wire.arrive_segmented(MASTER, &frame(&packet), 1000);
+        rig.ingress.step();
+        let written = rig.device.take_written();
+        assert_eq!(written[0][vnet::LEN..], packet);
+        let header = VnetHdr::parse(written[0].first_chunk().unwrap()).unwrap();
+        assert_eq!(header.gso, Some(Gso { kind: GsoKind::Udp, size: 1000 }));
     }
 }

@@ -4,7 +4,7 @@
 use etherparse::PacketBuilder;
 use overlay::wire::checksum;
 use overlay::wire::coalesce::Coalescer;
-use overlay::wire::ip::Packet;
+use overlay::wire::ip::{Packet, Version, protocol};
 use overlay::wire::segment::{Segments, fill_checksum};
 use overlay::wire::vnet::{Gso, GsoKind};
 use proptest::prelude::*;
@@ -13,11 +13,16 @@ use proptest::prelude::*;
 #[derive(Debug, Clone)]
 struct Spec {
     flow: u8,
+    v6: bool,
     udp: bool,
     len: usize,
     flags: u8,
     tos: u8,
     ttl: u8,
+    /// IPv6's flow label.
+    label: u8,
+    /// Whether there is an IPv6 extension header.
+    extension: bool,
     timestamp: u8,
     window: u8,
     /// How far sequence and identification jump ahead of where they should be.
@@ -29,19 +34,34 @@ struct Spec {
 fn specs() -> impl Strategy<Value = Vec<Spec>> {
     let mostly = |usual: u8, all: std::ops::RangeInclusive<u8>| prop_oneof![9 => Just(usual), 1 => all];
     let spec = (
-        (mostly(0, 0..=1), prop::bool::weighted(0.3), prop_oneof![6 => Just(100usize), 1 => 0usize..100]),
+        (
+            mostly(0, 0..=1),
+            prop::bool::weighted(0.3),
+            prop::bool::weighted(0.3),
+            prop_oneof![6 => Just(100usize), 1 => 0usize..100],
+        ),
         (prop_oneof![8 => Just(0x10u8), 2 => any::<u8>()], mostly(0, 0..=3), mostly(64, 1..=64)),
         (mostly(1, 0..=3), mostly(9, 0..=9), mostly(0, 0..=2)),
         (prop::bool::weighted(0.05), prop::bool::weighted(0.1)),
+        (mostly(5, 4..=5), prop::bool::weighted(0.05)),
     );
     let spec = spec.prop_map(
-        |((flow, udp, len), (flags, tos, ttl), (timestamp, window, jump), (damaged, unfilled))| Spec {
+        |(
+            (flow, udp, v6, len),
+            (flags, tos, ttl),
+            (timestamp, window, jump),
+            (damaged, unfilled),
+            (label, extension),
+        )| Spec {
             flow,
+            v6,
             udp,
             len,
             flags,
             tos,
             ttl,
+            label,
+            extension,
             timestamp,
             window,
             jump,
@@ -54,16 +74,21 @@ fn specs() -> impl Strategy<Value = Vec<Spec>> {
 
 /// The packets of the stream, finished as a sender's kernel would send them, but for those marked.
 fn packets(specs: &[Spec]) -> Vec<Vec<u8>> {
-    let (mut sequence, mut id) = ([u32::MAX - 500; 4], [65_530u16; 4]);
+    let (mut sequence, mut id) = ([u32::MAX - 500; 8], [65_530u16; 8]);
     specs
         .iter()
         .enumerate()
         .map(|(i, spec)| {
-            let flow = usize::from(spec.flow) + if spec.udp { 2 } else { 0 };
+            let flow = usize::from(spec.flow) + if spec.udp { 2 } else { 0 } + if spec.v6 { 4 } else { 0 };
             sequence[flow] = sequence[flow].wrapping_add(u32::from(spec.jump));
             id[flow] = id[flow].wrapping_add(1 + u16::from(spec.jump));
             let payload: Vec<u8> = (0..spec.len).map(|at| (at + i) as u8).collect();
-            let ip = PacketBuilder::ipv4([10, 1, 63, 2], [10, 1, 9, 3], spec.ttl);
+            let ip = if spec.v6 {
+                PacketBuilder::ipv6([0xfd; 16], [0xfc; 16], spec.ttl)
+            } else {
+                PacketBuilder::ipv4([10, 1, 63, 2], [10, 1, 9, 3], spec.ttl)
+            };
+            let ip_len = if spec.v6 { 40 } else { 20 };
             let mut bytes = Vec::new();
             if spec.udp {
                 ip.udp(4000 + u16::from(spec.flow), 53).write(&mut bytes, &payload).unwrap();
@@ -75,14 +100,19 @@ fn packets(specs: &[Spec]) -> Vec<Vec<u8>> {
                     .unwrap()
                     .write(&mut bytes, &payload)
                     .unwrap();
-                bytes[33] = spec.flags;
+                bytes[ip_len + 13] = spec.flags;
                 sequence[flow] = sequence[flow].wrapping_add(spec.len as u32);
             }
-            bytes[1] = spec.tos;
-            bytes[4..6].copy_from_slice(&id[flow].to_be_bytes());
-            bytes[10..12].fill(0);
-            let sum = !checksum::sum(&bytes[..20]);
-            bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+            if spec.v6 {
+                bytes[..4].copy_from_slice(&[0x60 | spec.tos >> 4, spec.tos << 4, 0, spec.label]);
+            } else {
+                bytes[1] = spec.tos;
+                bytes[4..6].copy_from_slice(&id[flow].to_be_bytes());
+            }
+            if spec.v6 && spec.extension {
+                extend(&mut bytes);
+            }
+            finish_ip(&mut bytes);
             fill(&mut bytes, spec.unfilled);
             if spec.damaged {
                 *bytes.last_mut().unwrap() ^= 0x40;
@@ -92,17 +122,36 @@ fn packets(specs: &[Spec]) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// Puts destination options, which are padding, between the IPv6 header and the rest.
+fn extend(bytes: &mut Vec<u8>) {
+    let options = [bytes[6], 0, 1, 4, 0, 0, 0, 0];
+    bytes[6] = 60;
+    bytes.splice(40..40, options);
+}
+
+/// Makes the lengths those of the packet, and the IPv4 header's checksum right.
+fn finish_ip(bytes: &mut [u8]) {
+    let len = bytes.len() as u16;
+    if bytes[0] >> 4 == 6 {
+        bytes[4..6].copy_from_slice(&(len - 40).to_be_bytes());
+    } else {
+        bytes[2..4].copy_from_slice(&len.to_be_bytes());
+        bytes[10..12].fill(0);
+        let sum = !checksum::sum(&bytes[..20]);
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
 /// Puts the transport checksum, or leaves it for later as a virtual wire does.
 fn fill(bytes: &mut [u8], unfilled: bool) {
-    let offset = if bytes[9] == 6 { 16 } else { 6 };
     let mut packet = Packet::parse(bytes).unwrap();
-    let len = packet.payload().len();
-    let pseudo = checksum::pseudo_header(packet.src(), packet.dst(), packet.protocol(), len);
-    packet.bytes_mut()[20 + offset..22 + offset].copy_from_slice(&pseudo.to_be_bytes());
+    let offset = if packet.protocol() == protocol::TCP { 16 } else { 6 };
+    let (start, pseudo) = (packet.header_len(), packet.pseudo_header());
+    packet.bytes_mut()[start + offset..start + offset + 2].copy_from_slice(&pseudo.to_be_bytes());
     if !unfilled {
         let header = overlay::wire::vnet::VnetHdr {
             needs_csum: true,
-            csum_start: 20,
+            csum_start: start as u16,
             csum_offset: offset as u16,
             ..Default::default()
         };
@@ -188,48 +237,124 @@ proptest! {
     fn a_super_packet_comes_out_as_it_went_in(
         payload in prop::collection::vec(any::<u8>(), 101..8000),
         size in 100u16..1500,
-        udp in any::<bool>(),
+        (udp, v6, extension) in any::<(bool, bool, bool)>(),
         flags in prop::sample::select(vec![0x10u8, 0x18, 0x11, 0x50]),
     ) {
         prop_assume!(payload.len() > usize::from(size));
         prop_assume!(payload.len() / usize::from(size) < 100);
         let spec = Spec {
-            flow: 0, udp, len: 0, flags, tos: 0, ttl: 64, timestamp: 1, window: 9, jump: 0, damaged: false, unfilled: false,
+            v6, udp, len: 0, flags, extension, ..PLAIN
         };
         let mut whole = packets(&[spec]).remove(0);
         whole.extend(&payload);
-        let len = whole.len() as u16;
-        whole[2..4].copy_from_slice(&len.to_be_bytes());
+        finish_ip(&mut whole);
         if udp {
-            whole[24..26].copy_from_slice(&(len - 20).to_be_bytes());
+            let start = Packet::parse(&mut whole).unwrap().header_len();
+            let len = (whole.len() - start) as u16;
+            whole[start + 4..start + 6].copy_from_slice(&len.to_be_bytes());
         }
-        whole[10..12].fill(0);
-        let sum = !checksum::sum(&whole[..20]);
-        whole[10..12].copy_from_slice(&sum.to_be_bytes());
         fill(&mut whole, true);
-        let gso = Gso { kind: if udp { GsoKind::Udp } else { GsoKind::Tcp4 }, size };
-        prop_assert_eq!(coalesce(&cut(&whole, gso)), [(whole, Some(gso))]);
+        let tcp = if v6 { GsoKind::tcp(Version::V6) } else { GsoKind::tcp(Version::V4) };
+        let gso = Gso { kind: if udp { GsoKind::Udp } else { tcp }, size };
+        let cut = cut(&whole, gso);
+        if v6 && extension {
+            // Cut like any other, but not joined again.
+            let alone: Vec<_> = cut.iter().map(|segment| (segment.clone(), None)).collect();
+            prop_assert_eq!(coalesce(&cut), alone);
+        } else {
+            prop_assert_eq!(coalesce(&cut), [(whole, Some(gso))]);
+        }
     }
+}
+
+const PLAIN: Spec = Spec {
+    flow: 0,
+    v6: false,
+    udp: false,
+    len: 100,
+    flags: 0x10,
+    tos: 0,
+    ttl: 64,
+    label: 5,
+    extension: false,
+    timestamp: 1,
+    window: 9,
+    jump: 0,
+    damaged: false,
+    unfilled: false,
+};
+
+/// What makes a packet one of another kind.
+type Change = fn(&mut Spec);
+
+/// How many segments each packet that leaves is made of.
+fn runs(specs: &[Spec]) -> Vec<usize> {
+    let (mut arrived, mut sent) = (coalesce(&packets(specs)), specs.len());
+    let runs = arrived.drain(..).map(|(bytes, gso)| gso.map_or(1, |gso| cut(&bytes, gso).len()));
+    let runs: Vec<_> = runs.inspect(|run| sent -= run).collect();
+    assert_eq!(sent, 0);
+    runs
 }
 
 #[test]
 fn a_plain_run_is_merged_whole() {
-    let spec = Spec {
-        flow: 0,
-        udp: false,
-        len: 100,
-        flags: 0x10,
-        tos: 0,
-        ttl: 64,
-        timestamp: 1,
-        window: 9,
-        jump: 0,
-        damaged: false,
-        unfilled: false,
-    };
-    for udp in [false, true] {
-        let merged = coalesce(&packets(&vec![Spec { udp, ..spec.clone() }; 40]));
+    for (udp, v6) in [(false, false), (false, true), (true, false), (true, true)] {
+        let merged = coalesce(&packets(&vec![Spec { udp, v6, ..PLAIN }; 40]));
         assert_eq!(merged.len(), 1);
         assert_eq!(merged[0].1.unwrap().size, 100);
+    }
+}
+
+#[test]
+fn nothing_is_merged_across_a_boundary() {
+    let boundaries: [(&str, bool, Change); 11] = [
+        ("flow", true, |spec| spec.flow = 1),
+        ("version", true, |spec| spec.v6 = !spec.v6),
+        ("protocol", true, |spec| spec.udp = !spec.udp),
+        ("ECN", true, |spec| spec.tos = 3),
+        ("traffic class", true, |spec| spec.tos = 0xb8),
+        ("hop limit", true, |spec| spec.ttl = 63),
+        ("damage", true, |spec| spec.damaged = true),
+        ("timestamp", false, |spec| spec.timestamp = 2),
+        ("window", false, |spec| spec.window = 8),
+        ("ECE", false, |spec| spec.flags = 0x50),
+        ("a gap", false, |spec| spec.jump = 1),
+    ];
+    for v6 in [false, true] {
+        for udp in [false, true] {
+            let plain = Spec { v6, udp, ..PLAIN };
+            for (name, of_udp, change) in boundaries {
+                if udp && !of_udp {
+                    continue;
+                }
+                let mut other = plain.clone();
+                change(&mut other);
+                let specs = [plain.clone(), plain.clone(), other, plain.clone(), plain.clone()];
+                // A jump goes on from where it has landed.
+                let expected: &[usize] = if name == "a gap" { &[2, 3] } else { &[2, 1, 2] };
+                assert_eq!(runs(&specs), expected, "{name}, IPv6: {v6}, UDP: {udp}");
+            }
+        }
+    }
+    for (name, change) in [
+        ("flow label", (|spec: &mut Spec| spec.label = 4) as Change),
+        ("an extension header", |spec| spec.extension = true),
+    ] {
+        let plain = Spec { v6: true, ..PLAIN };
+        let mut other = plain.clone();
+        change(&mut other);
+        let specs = [plain.clone(), plain.clone(), other, plain.clone(), plain.clone()];
+        assert_eq!(runs(&specs), [2, 1, 2], "{name}");
+    }
+}
+
+#[test]
+fn a_shorter_segment_ends_its_run() {
+    for v6 in [false, true] {
+        for udp in [false, true] {
+            let plain = Spec { v6, udp, ..PLAIN };
+            let short = Spec { len: 60, ..plain.clone() };
+            assert_eq!(runs(&[plain.clone(), short.clone(), short, plain.clone(), plain]), [2, 1, 2]);
+        }
     }
 }

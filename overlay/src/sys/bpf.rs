@@ -30,24 +30,49 @@ const AND_IMM: u8 = 0x57;
 const LSH_IMM: u8 = 0x67;
 const RSH_IMM: u8 = 0x77;
 const MUL32_IMM: u8 = 0x24;
+const JUMP: u8 = 0x05;
 const JEQ_IMM: u8 = 0x15;
 const JNE_IMM: u8 = 0x55;
 const JSET_IMM: u8 = 0x45;
 const EXIT: u8 = 0x95;
 
 /// A hash of addresses and, for TCP and UDP outside fragments, ports. Fragments of one datagram
-/// all go by addresses alone: they stay together. R6 holds the packet, R7 the hash, R8 what was
+/// all go by addresses alone, as does IPv6 with any extension header: they stay together. R6 holds the packet, R7 the hash, R8 what was
 /// read; loads put their result into R0 and take R6 for granted.
 const STEER: &[Instruction] = &[
     op(MOV_REG, 6, 1, 0, 0),
-    // Anything but IPv4: queue 0.
+    // Anything but IP: queue 0.
     op(LOAD_ABS_BYTE, 0, 0, 0, 0),
     op(MOV_REG, 8, 0, 0, 0),
     op(RSH_IMM, 0, 0, 0, 4),
-    op(JEQ_IMM, 0, 0, 2, 4),
+    op(JEQ_IMM, 0, 0, 24, 4),
+    op(JEQ_IMM, 0, 0, 2, 6),
     op(MOV_IMM, 0, 0, 0, 0),
     op(EXIT, 0, 0, 0, 0),
-    // Addresses.
+    // IPv6: addresses.
+    op(LOAD_ABS_WORD, 0, 0, 0, 8),
+    op(MOV_REG, 7, 0, 0, 0),
+    op(LOAD_ABS_WORD, 0, 0, 0, 12),
+    op(ADD_REG, 7, 0, 0, 0),
+    op(LOAD_ABS_WORD, 0, 0, 0, 16),
+    op(ADD_REG, 7, 0, 0, 0),
+    op(LOAD_ABS_WORD, 0, 0, 0, 20),
+    op(ADD_REG, 7, 0, 0, 0),
+    op(LOAD_ABS_WORD, 0, 0, 0, 24),
+    op(ADD_REG, 7, 0, 0, 0),
+    op(LOAD_ABS_WORD, 0, 0, 0, 28),
+    op(ADD_REG, 7, 0, 0, 0),
+    op(LOAD_ABS_WORD, 0, 0, 0, 32),
+    op(ADD_REG, 7, 0, 0, 0),
+    op(LOAD_ABS_WORD, 0, 0, 0, 36),
+    op(ADD_REG, 7, 0, 0, 0),
+    // Ports, if they follow at once.
+    op(MOV_IMM, 8, 0, 0, 40),
+    op(LOAD_ABS_BYTE, 0, 0, 0, 6),
+    op(JEQ_IMM, 0, 0, 13, 6),
+    op(JEQ_IMM, 0, 0, 12, 17),
+    op(JUMP, 0, 0, 13, 0),
+    // IPv4: addresses.
     op(LOAD_ABS_WORD, 0, 0, 0, 12),
     op(MOV_REG, 7, 0, 0, 0),
     op(LOAD_ABS_WORD, 0, 0, 0, 16),

@@ -224,24 +224,29 @@ pub fn announced_len(bytes: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use etherparse::PacketBuilder;
+    use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 
     use super::*;
 
     /// A UDP packet between two addresses of one version, as etherparse builds it.
     pub(crate) fn udp_packet(src: &str, dst: &str, ttl: u8, payload: &[u8]) -> Vec<u8> {
-        let builder = match (src.parse().unwrap(), dst.parse().unwrap()) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => PacketBuilder::ipv4(src.octets(), dst.octets(), ttl),
-            (IpAddr::V6(src), IpAddr::V6(dst)) => PacketBuilder::ipv6(src.octets(), dst.octets(), ttl),
-            mixed => panic!("{mixed:?}"),
-        };
         let mut bytes = Vec::new();
-        builder.udp(4000, 53).write(&mut bytes, payload).unwrap();
+        builder(src, dst, ttl).udp(4000, 53).write(&mut bytes, payload).unwrap();
         bytes
     }
 
-    /// An address of each version on our side, and on the other.
-    const ENDS: [(&str, &str); 2] = [("10.1.9.3", "10.1.63.2"), ("fd00:0:0:9::3", "fd00:0:0:63::2")];
+    /// A packet between two addresses of one version, so far.
+    pub(crate) fn builder(src: &str, dst: &str, ttl: u8) -> PacketBuilderStep<IpHeaders> {
+        match (src.parse().unwrap(), dst.parse().unwrap()) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => PacketBuilder::ipv4(src.octets(), dst.octets(), ttl),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => PacketBuilder::ipv6(src.octets(), dst.octets(), ttl),
+            mixed => panic!("{mixed:?}"),
+        }
+    }
+
+    /// Addresses of each version on our side, and on the other.
+    pub(crate) const ENDS: [(&str, &str); 2] =
+        [("10.1.9.3", "10.1.63.2"), ("fd00:0:0:9::3", "fd00:0:0:63::2")];
 
     #[test]
     fn fields_are_those_etherparse_wrote() {

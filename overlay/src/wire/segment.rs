@@ -196,13 +196,17 @@ fn put(bytes: &mut [u8], at: usize, word: u16) {
 
 #[cfg(test)]
 mod tests {
-    use etherparse::{PacketBuilder, TcpHeaderSlice};
+    use etherparse::TcpHeaderSlice;
 
+    use super::super::ip::tests::{ENDS, builder, udp_packet};
+    use super::super::ipv6::tests::with_extensions;
     use super::*;
 
-    fn tcp(payload: &[u8]) -> Vec<u8> {
+    type Ends = (&'static str, &'static str);
+
+    fn tcp((src, dst): Ends, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        PacketBuilder::ipv4([10, 1, 9, 3], [10, 1, 63, 2], 64)
+        builder(src, dst, 64)
             .tcp(4000, 80, 0xffff_fff0, 500)
             .ack(77)
             .psh()
@@ -215,8 +219,8 @@ mod tests {
         bytes
     }
 
-    fn udp(payload: &[u8]) -> Vec<u8> {
-        super::super::ip::tests::udp_packet("10.1.9.3", "10.1.63.2", 64, payload)
+    fn udp((src, dst): Ends, payload: &[u8]) -> Vec<u8> {
+        udp_packet(src, dst, 64, payload)
     }
 
     /// Cuts `bytes` and checks that every segment is a packet with right checksums.
@@ -228,14 +232,10 @@ mod tests {
                 let mut out = vec![0; segments.headers_len()];
                 segments.write_headers(index, &mut out);
                 out.extend(&packet.bytes()[segments.payload(index)]);
+                let len = out.len();
                 let segment = Packet::parse(&mut out).unwrap();
-                let pseudo = checksum::pseudo_header(
-                    segment.src(),
-                    segment.dst(),
-                    segment.protocol(),
-                    segment.payload().len(),
-                );
-                assert_eq!(checksum::add(pseudo, checksum::sum(segment.payload())), 0xffff);
+                assert_eq!(segment.bytes().len(), len);
+                assert_eq!(checksum::add(segment.pseudo_header(), checksum::sum(segment.payload())), 0xffff);
                 out
             })
             .collect()
@@ -244,63 +244,103 @@ mod tests {
     #[test]
     fn tcp_segments_carry_sequence_flags_and_checksums() {
         let payload: Vec<u8> = (0..3001u32).map(|i| i as u8).collect();
-        let segments = cut(tcp(&payload), GsoKind::Tcp4, 1000);
-        assert_eq!(segments.len(), 4);
-        let mut joined: Vec<u8> = Vec::new();
-        for (index, segment) in segments.iter().enumerate() {
-            let header = TcpHeaderSlice::from_slice(&segment[20..]).unwrap();
-            assert_eq!(header.sequence_number(), 0xffff_fff0u32.wrapping_add(1000 * index as u32));
-            assert_eq!(header.acknowledgment_number(), 77);
-            assert_eq!((header.psh(), header.fin()), (index == 3, index == 3));
-            assert_eq!(header.cwr(), index == 0);
-            assert_eq!(u16::from_be_bytes([segment[4], segment[5]]), index as u16);
-            joined.extend(&segment[52..]);
+        for (ends, kind, ip_len) in [(ENDS[0], GsoKind::Tcp4, 20), (ENDS[1], GsoKind::Tcp6, 40)] {
+            let whole = tcp(ends, &payload);
+            let segments = cut(whole.clone(), kind, 1000);
+            assert_eq!(segments.len(), 4);
+            let mut joined: Vec<u8> = Vec::new();
+            for (index, segment) in segments.iter().enumerate() {
+                let header = TcpHeaderSlice::from_slice(&segment[ip_len..]).unwrap();
+                assert_eq!(header.sequence_number(), 0xffff_fff0u32.wrapping_add(1000 * index as u32));
+                assert_eq!(header.acknowledgment_number(), 77);
+                assert_eq!((header.psh(), header.fin()), (index == 3, index == 3));
+                assert_eq!(header.cwr(), index == 0);
+                match kind {
+                    GsoKind::Tcp6 => {
+                        assert_eq!((&segment[..4], &segment[6..40]), (&whole[..4], &whole[6..40]));
+                    }
+                    _ => assert_eq!(u16::from_be_bytes([segment[4], segment[5]]), index as u16),
+                }
+                joined.extend(&segment[ip_len + 32..]);
+            }
+            assert_eq!(joined, payload);
         }
-        assert_eq!(joined, payload);
     }
 
     #[test]
     fn udp_segments_are_datagrams() {
-        let segments = cut(udp(&[7; 250]), GsoKind::Udp, 100);
+        for (ends, headers_len) in ENDS.into_iter().zip([28, 48]) {
+            let segments = cut(udp(ends, &[7; 250]), GsoKind::Udp, 100);
+            assert_eq!(segments.len(), 3);
+            assert_eq!(segments[0], udp(ends, &[7; 100]));
+            assert_eq!(segments[2].len(), headers_len + 50);
+        }
+    }
+
+    #[test]
+    fn extension_headers_stand_in_every_segment() {
+        let options: (u8, &[u8]) = (60, &[0, 1, 4, 9, 9, 9, 9]);
+        let segments = cut(with_extensions(&[options], &[7; 250]), GsoKind::Udp, 100);
         assert_eq!(segments.len(), 3);
         assert_eq!(segments[0], {
-            let mut first = udp(&[7; 100]);
-            first[4..6].copy_from_slice(&segments[0][4..6]);
+            let mut first = with_extensions(&[options], &[7; 100]);
+            // etherparse has computed the checksum for the same addresses and protocol.
+            let udp = udp(ENDS[1], &[7; 100]);
+            first[48..56].copy_from_slice(&udp[40..48]);
             first
         });
-        assert_eq!(segments[2].len(), 28 + 50);
+        assert_eq!(segments[2].len(), 40 + 8 + 8 + 50);
+    }
+
+    fn refused(mut bytes: Vec<u8>, kind: GsoKind) -> DropReason {
+        Segments::new(&Packet::parse(&mut bytes).unwrap(), Gso { kind, size: 100 }).unwrap_err()
     }
 
     #[test]
     fn what_is_no_super_packet_is_refused() {
-        let refused = |mut bytes: Vec<u8>, kind| {
-            Segments::new(&Packet::parse(&mut bytes).unwrap(), Gso { kind, size: 100 }).unwrap_err()
-        };
-        assert_eq!(refused(udp(&[1; 300]), GsoKind::Tcp4), DropReason::Malformed);
-        assert_eq!(refused(tcp(&[1; 300]), GsoKind::Udp), DropReason::Malformed);
-        assert_eq!(refused(tcp(&[]), GsoKind::Tcp4), DropReason::Malformed);
-        let mut offset_beyond = tcp(&[]);
-        offset_beyond[32] = 0xf0;
-        assert_eq!(refused(offset_beyond, GsoKind::Tcp4), DropReason::Malformed);
+        let kinds = [(GsoKind::Tcp4, GsoKind::Tcp6), (GsoKind::Tcp6, GsoKind::Tcp4)];
+        for (ends, (kind, other)) in ENDS.into_iter().zip(kinds) {
+            assert_eq!(refused(udp(ends, &[1; 300]), kind), DropReason::Malformed);
+            assert_eq!(refused(tcp(ends, &[1; 300]), GsoKind::Udp), DropReason::Malformed);
+            assert_eq!(refused(tcp(ends, &[1; 300]), other), DropReason::Malformed);
+            assert_eq!(refused(tcp(ends, &[]), kind), DropReason::Malformed);
+            let mut offset_beyond = tcp(ends, &[]);
+            let at = offset_beyond.len() - 32 + 12;
+            offset_beyond[at] = 0xf0;
+            assert_eq!(refused(offset_beyond, kind), DropReason::Malformed);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_cut_rightly_is_refused() {
+        let fragment: (u8, &[u8]) = (44, &[0, 0, 1, 0, 0, 0, 7]);
+        let routing: (u8, &[u8]) = (43, &[0, 4, 1, 0, 0, 0, 0]);
+        let long: (u8, &[u8]) = (60, &[15; 127]);
+        for extension in [fragment, routing, long] {
+            let reason = refused(with_extensions(&[extension], &[1; 300]), GsoKind::Udp);
+            assert_eq!(reason, DropReason::Malformed, "{extension:?}");
+        }
     }
 
     #[test]
     fn a_checksum_is_filled_where_the_header_says() {
-        for (good, offset) in [(tcp(b"hello"), 16), (udp(b"hello"), 6)] {
-            let mut bytes = good.clone();
-            let len = bytes.len() - 20;
-            let pseudo = checksum::pseudo_header([10, 1, 9, 3].into(), [10, 1, 63, 2].into(), bytes[9], len);
-            put(&mut bytes, 20 + offset, pseudo);
-            let header = VnetHdr {
-                needs_csum: true,
-                csum_start: 20,
-                csum_offset: offset as u16,
-                ..VnetHdr::default()
-            };
-            fill_checksum(&mut Packet::parse(&mut bytes).unwrap(), &header).unwrap();
-            assert_eq!(bytes, good);
-            let beyond = VnetHdr { csum_start: 60, csum_offset: 60, ..header };
-            assert!(fill_checksum(&mut Packet::parse(&mut bytes).unwrap(), &beyond).is_err());
+        for ends in ENDS {
+            for (good, offset) in [(tcp(ends, b"hello"), 16), (udp(ends, b"hello"), 6)] {
+                let mut bytes = good.clone();
+                let packet = Packet::parse(&mut bytes).unwrap();
+                let (start, pseudo) = (packet.header_len(), packet.pseudo_header());
+                put(&mut bytes, start + offset, pseudo);
+                let header = VnetHdr {
+                    needs_csum: true,
+                    csum_start: start as u16,
+                    csum_offset: offset as u16,
+                    ..VnetHdr::default()
+                };
+                fill_checksum(&mut Packet::parse(&mut bytes).unwrap(), &header).unwrap();
+                assert_eq!(bytes, good);
+                let beyond = VnetHdr { csum_start: 80, csum_offset: 80, ..header };
+                assert!(fill_checksum(&mut Packet::parse(&mut bytes).unwrap(), &beyond).is_err());
+            }
         }
     }
 }

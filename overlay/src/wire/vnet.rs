@@ -166,31 +166,26 @@ impl VnetHdr {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
-    use etherparse::PacketBuilder;
-
     use super::super::checksum;
-    use super::super::ip::tests::udp_packet;
+    use super::super::ip::tests::{ENDS, builder, udp_packet};
+    use super::super::ipv6::tests::with_extensions;
     use super::*;
 
-    const SRC: Ipv4Addr = Ipv4Addr::new(10, 1, 9, 3);
-    const DST: Ipv4Addr = Ipv4Addr::new(10, 1, 63, 2);
-
-    fn tcp_packet(len: usize) -> Vec<u8> {
+    fn tcp_packet((src, dst): (&str, &str), len: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
-        PacketBuilder::ipv4(SRC.octets(), DST.octets(), 64)
-            .tcp(80, 4000, 1, 500)
-            .ack(7)
-            .write(&mut bytes, &vec![0x5a; len])
-            .unwrap();
+        let tcp = builder(src, dst, 64).tcp(80, 4000, 1, 500).ack(7);
+        tcp.write(&mut bytes, &vec![0x5a; len]).unwrap();
         bytes
     }
 
-    /// Puts the bare pseudo-header sum where the checksum belongs, as an unfinished packet has it.
-    fn unfill(bytes: &mut [u8], protocol: u8, offset: usize) {
-        let sum = checksum::pseudo_header(SRC.into(), DST.into(), protocol, bytes.len() - 20);
-        bytes[20 + offset..22 + offset].copy_from_slice(&sum.to_be_bytes());
+    /// Puts the bare pseudo-header sum where the checksum belongs, as an unfinished packet has it, and returns
+    /// where that is.
+    fn unfill(bytes: &mut [u8]) -> (u16, u16) {
+        let packet = Packet::parse(bytes).unwrap();
+        let offset = if packet.protocol() == protocol::TCP { 16 } else { 6 };
+        let (start, pseudo) = (packet.header_len(), packet.pseudo_header());
+        bytes[start + offset..start + offset + 2].copy_from_slice(&pseudo.to_be_bytes());
+        (start as u16, offset as u16)
     }
 
     fn header_for(bytes: &mut [u8]) -> VnetHdr {
@@ -199,46 +194,40 @@ mod tests {
 
     #[test]
     fn a_finished_packet_is_left_alone() {
-        assert_eq!(header_for(&mut tcp_packet(100)), VnetHdr::default());
-        assert_eq!(header_for(&mut tcp_packet(4000)), VnetHdr::default());
-        assert_eq!(header_for(&mut udp_packet("10.1.9.3", "10.1.63.2", 9, b"abc")), VnetHdr::default());
+        for ends in ENDS {
+            assert_eq!(header_for(&mut tcp_packet(ends, 100)), VnetHdr::default());
+            assert_eq!(header_for(&mut tcp_packet(ends, 4000)), VnetHdr::default());
+            assert_eq!(header_for(&mut udp_packet(ends.0, ends.1, 9, b"abc")), VnetHdr::default());
+        }
     }
 
     #[test]
     fn an_unfilled_checksum_is_to_be_filled() {
-        let mut tcp = tcp_packet(0);
-        unfill(&mut tcp, protocol::TCP, 16);
-        let header = header_for(&mut tcp);
-        assert_eq!(
-            header,
-            VnetHdr { needs_csum: true, csum_start: 20, csum_offset: 16, ..Default::default() }
-        );
-
-        let mut udp = udp_packet("10.1.9.3", "10.1.63.2", 9, b"abc");
-        unfill(&mut udp, protocol::UDP, 6);
-        let header = header_for(&mut udp);
-        assert_eq!(
-            header,
-            VnetHdr { needs_csum: true, csum_start: 20, csum_offset: 6, ..Default::default() }
-        );
+        let options: (u8, &[u8]) = (60, &[0, 1, 4, 0, 0, 0, 0]);
+        let udp = ENDS.map(|(src, dst)| udp_packet(src, dst, 9, b"abc"));
+        let tcp = ENDS.map(|ends| tcp_packet(ends, 0));
+        for mut packet in [&udp[..], &tcp[..], &[with_extensions(&[options], b"abc")]].concat() {
+            let (csum_start, csum_offset) = unfill(&mut packet);
+            let expected = VnetHdr { needs_csum: true, csum_start, csum_offset, ..Default::default() };
+            assert_eq!(header_for(&mut packet), expected);
+        }
     }
 
     #[test]
     fn a_large_unfinished_segment_is_to_be_cut_to_the_mtu() {
-        let mut tcp = tcp_packet(60_000);
-        unfill(&mut tcp, protocol::TCP, 16);
-        let expected = VnetHdr {
-            needs_csum: true,
-            gso: Some(Gso { kind: GsoKind::Tcp4, size: 1410 }),
-            hdr_len: 40,
-            csum_start: 20,
-            csum_offset: 16,
-        };
-        assert_eq!(header_for(&mut tcp), expected);
-        let bytes = expected.to_bytes();
-        assert_eq!(bytes[..2], [1, 1]);
-        assert_eq!(bytes[4..6], 1410u16.to_ne_bytes());
-        assert_eq!(VnetHdr::parse(&bytes), Ok(expected));
+        let kinds = [(GsoKind::Tcp4, 1, 40), (GsoKind::Tcp6, 4, 60)];
+        for (ends, (kind, number, hdr_len)) in ENDS.into_iter().zip(kinds) {
+            let mut tcp = tcp_packet(ends, 60_000);
+            let (csum_start, csum_offset) = unfill(&mut tcp);
+            let size = 1450 - hdr_len;
+            let gso = Some(Gso { kind, size });
+            let expected = VnetHdr { needs_csum: true, gso, hdr_len, csum_start, csum_offset };
+            assert_eq!(header_for(&mut tcp), expected);
+            let bytes = expected.to_bytes();
+            assert_eq!(bytes[..2], [1, number]);
+            assert_eq!(bytes[4..6], size.to_ne_bytes());
+            assert_eq!(VnetHdr::parse(&bytes), Ok(expected));
+        }
     }
 
     #[test]
@@ -248,11 +237,16 @@ mod tests {
         assert_eq!(header_for(&mut udp), VnetHdr::default());
 
         let mut fragment = udp_packet("10.1.9.3", "10.1.63.2", 9, b"abc");
-        unfill(&mut fragment, protocol::UDP, 6);
+        unfill(&mut fragment);
         fragment[6] = 0x20;
         fragment[10..12].fill(0);
         let sum = !checksum::sum(&fragment[..20]);
         fragment[10..12].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(header_for(&mut fragment), VnetHdr::default());
+
+        let first: (u8, &[u8]) = (44, &[0, 0, 1, 0, 0, 0, 7]);
+        let mut fragment = with_extensions(&[first], b"abc");
+        unfill(&mut fragment);
         assert_eq!(header_for(&mut fragment), VnetHdr::default());
     }
 }
