@@ -16,7 +16,7 @@ use overlay::path_mtu::Prober;
 use overlay::peer_state::{PeerState, PeerTotals};
 use overlay::stats::Totals;
 use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
-use overlay::underlay::udp;
+use overlay::underlay::{udp, whole};
 use overlay::wire::Format;
 use overlay::{MacAddr, SetupError};
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,15 @@ impl Plan {
             Backend::Udp { port } => Some((Format::FlannelUdp, port)),
             Backend::Vxlan { vni, port, .. } => Some((Format::Vxlan { vni, vtep_mac: self.vtep_mac }, port)),
             Backend::HostGw | Backend::Alloc => None,
+        }
+    }
+
+    /// The name of the TAP by which super-packets leave whole; `None` if the backend's do not.
+    #[must_use]
+    pub fn tap(&self) -> Option<String> {
+        match self.config.backend {
+            Backend::Vxlan { vni, .. } => Some(format!("overlay.{vni}")),
+            _ => None,
         }
     }
 
@@ -325,6 +334,16 @@ impl Node {
     /// The step that the kernel refused; [`HostError::NoDevice`] if the device is gone: then only a new
     /// node helps.
     pub async fn sync(&self) -> Result<Vec<String>, HostError> {
+        if let Some(Tunnel { offloads, .. }) = &self.tunnel
+            && offloads.is_on(Offload::TunnelGso)
+            && !whole::passes(&self.plan.underlay.name)
+        {
+            info!(
+                underlay = self.plan.underlay.name,
+                "super-packets leave cut from now on: the interface does not pass them"
+            );
+            offloads.switch_off(Offload::TunnelGso);
+        }
         let mut put = match &self.tunnel {
             Some(tunnel) if link::index_of(&self.desired.device).await? != tunnel.index => {
                 return Err(HostError::NoDevice(self.desired.device.clone()));
@@ -473,6 +492,14 @@ impl Tunnel {
         let peers = others(plan, leases, &addresses);
         let (local, peers) = network(plan, wire, &peers, addresses);
         let table = SharedTable::new(PeerTable::new(local, peers));
+        let taps = match plan.tap() {
+            Some(name) => whole::open(&name, options.queues, &plan.underlay.name, &offloads),
+            None => Vec::new(),
+        };
+        if taps.is_empty() {
+            // Also where the backend has no use for one.
+            offloads.switch_off(Offload::TunnelGso);
+        }
         let pings = Arc::<Pings>::default();
         let forwarder = Forwarder::start(
             forwarder::Config {
@@ -483,6 +510,7 @@ impl Tunnel {
                 table: table.clone(),
                 offloads: Arc::clone(&offloads),
                 spread_source_ports: options.spread_source_ports,
+                taps,
                 stay_awake: options.stay_awake,
                 pin: options.pin,
                 on_answer: pings.on_answer(),

@@ -45,5 +45,5 @@ fn carries_traffic(pair: &Pair<'_>) {
     pair.assert_nothing_dropped();
 }
 
-/// Sorted, as the daemon reports them.
+/// Sorted, as the daemon reports them. (`tunnel-gso` is for peers of another kind: see `tunnel_gso.rs`.)
 const ALL: [&str; 4] = ["gro", "gso", "tso", "uso"];

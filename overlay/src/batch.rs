@@ -13,6 +13,7 @@ use crate::sys::mmsg::{Outgoing, Slice};
 use crate::table::Hop;
 use crate::wire::ip::Packet;
 use crate::wire::segment::{MAX_IP_LEN, Segments};
+use crate::wire::tunnel::SuperPacket;
 use crate::wire::vnet::{self, Gso};
 use crate::wire::vxlan;
 
@@ -32,9 +33,9 @@ const ARENA_LEN: usize = 2 * MAX_SEGMENTS * MAX_HEADERS_LEN;
 /// A batch is full with this many bytes: more would leave the processor's cache before it is sent.
 const FULL: usize = 256 * 1024;
 /// Datagrams of one run (`UDP_MAX_SEGMENTS` before Linux 6.9).
-const MAX_RUN: usize = 64;
+pub const MAX_RUN: usize = 64;
 /// Bytes of one run: the largest UDP payload over IPv4.
-const MAX_RUN_LEN: usize = 65_507;
+pub const MAX_RUN_LEN: usize = 65_507;
 /// How many of a lane's last runs are looked at for one that a packet continues: with more peers
 /// than that, taking turns packet by packet, runs are short.
 const OPEN_RUNS: usize = 8;
@@ -70,7 +71,7 @@ pub struct Pushed {
     pub bytes: usize,
 }
 
-/// Datagrams to one peer, all of one length but for the last.
+/// Datagrams to one peer, all of one length but for the last; or one super-packet that is to leave whole.
 #[derive(Debug)]
 pub struct Run {
     to: SocketAddrV4,
@@ -83,6 +84,7 @@ pub struct Run {
     len: usize,
     inner_len: usize,
     closed: bool,
+    super_packet: Option<SuperPacket>,
 }
 
 impl Batch {
@@ -190,6 +192,27 @@ impl Batch {
         Ok(pushed)
     }
 
+    /// Takes the slot last read into: its super-packet goes by `lane` and `hop`, whole. It counts as its
+    /// segments.
+    ///
+    /// # Panics
+    /// As [`push`](Self::push).
+    pub fn push_whole(&mut self, lane: usize, hop: &Hop, packet: SuperPacket) -> Pushed {
+        let header = hop.header();
+        let start = self.next_packet() - header.len();
+        self.bytes[start..start + header.len()].copy_from_slice(header);
+        let len = header.len() + packet.len();
+        let pushed = Pushed { packets: packet.segments(), bytes: packet.segments_len() };
+        let run = self.lanes[lane].begin(hop, len);
+        run.slices.push(Slice { start, len });
+        run.ends.push(1);
+        (run.len, run.inner_len, run.closed) = (len, pushed.bytes, true);
+        run.super_packet = Some(packet);
+        self.gathered += packet.len();
+        self.used += 1;
+        pushed
+    }
+
     /// The runs that go by `lane`, in order.
     ///
     /// # Panics
@@ -262,6 +285,7 @@ impl Lane {
                 len: 0,
                 inner_len: 0,
                 closed: false,
+                super_packet: None,
             });
         }
         let run = &mut self.runs[self.used];
@@ -269,6 +293,7 @@ impl Lane {
         run.ends.clear();
         (run.to, run.segment_len, run.len, run.inner_len, run.closed) = (hop.to, segment_len, 0, 0, false);
         run.header_len = hop.header().len();
+        run.super_packet = None;
         // Mostly it is the peer that the run was for in an earlier batch: then no shared count is touched.
         if !Arc::ptr_eq(&run.peer, &hop.state) {
             run.peer = Arc::clone(&hop.state);
@@ -283,12 +308,6 @@ impl Run {
         !self.closed && len <= self.segment_len && self.ends.len() < MAX_RUN && self.len + len <= MAX_RUN_LEN
     }
 
-    /// Where it goes.
-    #[must_use]
-    pub fn to(&self) -> SocketAddrV4 {
-        self.to
-    }
-
     /// Whom it goes to.
     #[must_use]
     pub fn peer(&self) -> &Arc<PeerState> {
@@ -301,10 +320,22 @@ impl Run {
         self.header_len
     }
 
-    /// How many datagrams it is.
+    /// How many datagrams it is, or would be if it were cut.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.ends.len()
+        self.super_packet.map_or(self.ends.len(), |packet| packet.segments())
+    }
+
+    /// The super-packet that it is, which lies behind its encapsulation where the first slice says.
+    #[must_use]
+    pub fn super_packet(&self) -> Option<(SuperPacket, Slice)> {
+        Some((self.super_packet?, *self.slices.first()?))
+    }
+
+    /// Where it goes.
+    #[must_use]
+    pub fn to(&self) -> SocketAddrV4 {
+        self.to
     }
 
     /// Bytes of inner packets in it.
@@ -316,7 +347,7 @@ impl Run {
     /// All of it as one message, which the kernel cuts.
     #[must_use]
     pub fn whole(&self) -> Outgoing<'_> {
-        let segment_len = (self.count() > 1).then_some(self.segment_len as u16);
+        let segment_len = (self.ends.len() > 1).then_some(self.segment_len as u16);
         Outgoing { to: self.to, slices: &self.slices, segment_len }
     }
 

@@ -16,17 +16,18 @@ use crate::answers::Answers;
 use crate::batch::{Batch, Run};
 use crate::drops::DropReason;
 use crate::idle::Idle;
-use crate::peer_state::{Direction, Tally};
+use crate::peer_state::{Direction, PeerFlag, Tally};
 use crate::stats::WorkerStats;
 use crate::sys::wake::{StopFlag, Woken};
 use crate::table::{Hop, PeerTable, Route, TableReader};
 use crate::tun::Device;
 use crate::underlay::{Transmitter, Unsent};
-use crate::wire::Format;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{Packet, Version, protocol};
 use crate::wire::segment::{self, fill_checksum};
+use crate::wire::tunnel::SuperPacket;
 use crate::wire::vnet::{self, VnetHdr};
+use crate::wire::{Format, vxlan};
 use crate::witness::Witness;
 
 /// One worker from the device to the wire.
@@ -97,6 +98,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
     fn fill(&mut self) -> io::Result<usize> {
         let table = self.table.load();
         let lanes = self.batch.lanes();
+        let takes_super_packets = self.wire.takes_super_packets();
         let mut read = 0;
         // Packets that are dropped fill no batch, and yet what was read before them must go out.
         while read < BATCH && !self.batch.is_full() {
@@ -138,12 +140,14 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
             };
             let len = packet.bytes().len();
             let lane = flow_hash(&packet) as usize % lanes;
-            let pushed = match header.gso {
-                Some(gso) => self.batch.push_segments(lane, hop, len, gso),
-                None if header.needs_csum => {
+            let whole = if takes_super_packets { leaves_whole(&packet, &header, hop) } else { None };
+            let pushed = match (header.gso, whole) {
+                (_, Some(whole)) => Ok(self.batch.push_whole(lane, hop, whole)),
+                (Some(gso), None) => self.batch.push_segments(lane, hop, len, gso),
+                (None, None) if header.needs_csum => {
                     fill_checksum(&mut packet, &header).map(|()| self.batch.push(lane, hop, len))
                 }
-                None => Ok(self.batch.push(lane, hop, len)),
+                (None, None) => Ok(self.batch.push(lane, hop, len)),
             };
             match pushed {
                 Ok(pushed) => {
@@ -248,6 +252,17 @@ fn word(address: IpAddr) -> u32 {
     }
 }
 
+/// Whether `packet` is a super-packet that leaves uncut: to a kernel's VXLAN device behind virtual wires, which
+/// otherwise would take a run apart, look into each datagram, and join them again.
+fn leaves_whole(packet: &Packet<'_>, header: &VnetHdr, hop: &Hop) -> Option<SuperPacket> {
+    if header.gso.is_none() || !hop.state.has(PeerFlag::Unfinished) || hop.header().len() != vxlan::HEADER_LEN
+    {
+        return None;
+    }
+    let fits = |whole: &SuperPacket| hop.state.path_mtu().is_none_or(|mtu| whole.outer_len() <= mtu as usize);
+    SuperPacket::of(packet, header).filter(fits)
+}
+
 /// Why a packet does not go on, whom it was for, and what its sender is told.
 #[derive(Debug)]
 struct Refusal<'a> {
@@ -320,8 +335,8 @@ mod tests {
     use crate::table::tests::{local, peer};
     use crate::table::{Local, SharedTable};
     use crate::wire::ip::tests::{builder, udp_packet};
+    use crate::wire::tunnel::tests::{super_packet, vnet as tunnel_vnet};
     use crate::wire::vnet::{Gso, GsoKind};
-    use crate::wire::vxlan;
     use crate::witness::Watched;
 
     struct Rig {
@@ -421,6 +436,37 @@ mod tests {
         }
         assert_eq!(rig.stats.totals().packets, 3);
         assert_eq!(rig.stats.totals().bytes, 3000 + 3 * 28);
+    }
+
+    #[test]
+    fn a_super_packet_leaves_whole_to_who_sends_unfinished_ones_and_in_its_place() {
+        let mut rig = rig(VXLAN);
+        let state = Arc::clone(&rig.table.current().at("192.168.199.238".parse().unwrap()).unwrap().state);
+        let packet = super_packet(3000);
+        let mut frames = || {
+            rig.device.queue(&udp_packet("10.1.9.3", "10.1.63.2", 64, b"before"));
+            rig.device.queue_with(tunnel_vnet(1400), &packet);
+            rig.device.queue(&udp_packet("10.1.9.3", "10.1.63.2", 64, b"after!"));
+            rig.egress.step().unwrap();
+            rig.wire.take_sent().iter().map(|(_, frame)| frame.len() - vxlan::HEADER_LEN).collect::<Vec<_>>()
+        };
+        let (cut, whole) = (vec![34, 1440, 1440, 240, 34], vec![34, 3040, 34]);
+        assert_eq!(frames(), cut);
+        state.set(PeerFlag::Unfinished, true);
+        assert_eq!(frames(), cut, "the wire does not take it");
+        rig.wire.take_super_packets();
+        assert_eq!(frames(), whole);
+        state.set_path_mtu(Some(1490));
+        assert_eq!(frames(), whole);
+        state.set_path_mtu(Some(1489));
+        assert_eq!(frames(), cut);
+        state.set_path_mtu(None);
+        state.set(PeerFlag::Unfinished, false);
+        assert_eq!(frames(), cut);
+
+        let expected = (6 * 5, 6 * (34 + 34 + 3000 + 3 * 40));
+        assert_eq!((rig.stats.totals().packets, rig.stats.totals().bytes), expected, "they count the same");
+        assert_eq!((state.totals().egress.packets, state.totals().egress.bytes), expected);
     }
 
     #[test]

@@ -91,6 +91,7 @@ pub(crate) struct FakeWire {
 struct WireState {
     sent: Vec<(SocketAddrV4, Vec<u8>)>,
     refused: HashMap<usize, i32>,
+    takes_super_packets: bool,
     arrived: VecDeque<(SocketAddrV4, Vec<u8>, Option<usize>)>,
 }
 
@@ -103,6 +104,11 @@ impl FakeWire {
     /// The run of that index fails in every batch.
     pub(crate) fn refuse(&self, index: usize, errno: i32) {
         self.state.lock().unwrap().refused.insert(index, errno);
+    }
+
+    /// It takes super-packets whole from now on.
+    pub(crate) fn take_super_packets(&self) {
+        self.state.lock().unwrap().takes_super_packets = true;
     }
 
     /// Has `payload` received next, from a random port of `outer`.
@@ -124,6 +130,10 @@ impl FakeWire {
 impl Transmitter for FakeWire {
     fn lanes(&self) -> usize {
         1
+    }
+
+    fn takes_super_packets(&self) -> bool {
+        self.state.lock().unwrap().takes_super_packets
     }
 
     fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent<'_>)) {

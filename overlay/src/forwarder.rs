@@ -23,6 +23,7 @@ use crate::sys::wake::StopFlag;
 use crate::table::{PeerTable, SharedTable};
 use crate::tun::TunQueue;
 use crate::underlay::udp::{self, UdpReceiver, UdpTransmitter};
+use crate::underlay::whole::TapQueue;
 use crate::witness::{Watched, Witness};
 
 /// What the forwarder stands between, and how strict it is.
@@ -42,6 +43,8 @@ pub struct Config {
     /// Whether flows leave by different source ports, so that routers and network cards on the way
     /// can tell them apart and spread them. Otherwise all leave by the port of `listen`.
     pub spread_source_ports: bool,
+    /// The TAP by which super-packets leave whole, a queue for each worker; none if they do not.
+    pub taps: Vec<TapQueue>,
     /// How long a worker looks for more before it sleeps; zero for not at all.
     pub stay_awake: Duration,
     /// Whether the workers of a queue are tied to one processor.
@@ -107,6 +110,7 @@ impl Forwarder {
             kept: Vec::new(),
             watched: Arc::default(),
         };
+        let mut taps = config.taps.into_iter();
         for (index, (queue, socket)) in config.queues.into_iter().zip(sockets).enumerate() {
             let queue_in = queue.try_clone().map_err(|source| setup("duplicate a queue", source))?;
             let kept = Kept {
@@ -128,6 +132,10 @@ impl Forwarder {
             let own = lanes.iter().map(|lane| udp::address(lane).unwrap_or(config.listen)).collect();
             let witness = Witness::new(Direction::Egress, Arc::clone(&forwarder.watched), own);
             let wire = UdpTransmitter::new(lanes, Arc::clone(&offloads));
+            let wire = match taps.next() {
+                Some(tap) => wire.with_tap(tap),
+                None => wire,
+            };
             let egress =
                 Egress::new(queue, wire, config.table.reader(), answers(), stats).watched_by(witness);
             forwarder

@@ -25,7 +25,7 @@ use crate::tun::Device;
 use crate::underlay::{Arrival, Receiver};
 use crate::wire::coalesce::{Coalescer, MAX_SEGMENTS};
 use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{Packet, announced_len};
+use crate::wire::ip::{Packet, announced_len, protocol};
 use crate::wire::vnet::{Gso, GsoKind, VnetHdr};
 use crate::wire::{Format, vxlan};
 use crate::witness::Witness;
@@ -198,6 +198,11 @@ impl<D: Device> Sink<D> {
 
         let end = start + packet.bytes().len();
         let header = VnetHdr::for_arrival(&packet, local.mtu as usize, whole);
+        if let Some(hop) = peer
+            && (header.needs_csum || packet.protocol() == protocol::TCP)
+        {
+            self.peers.judged(&hop.state, header.needs_csum);
+        }
         let tso = self.offloads.is_on(Offload::Tso) && header.gso.is_none();
         let uso = self.offloads.is_on(Offload::Uso);
         if tso && self.coalescer.offer(start, &packet, uso) {

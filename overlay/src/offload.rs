@@ -15,11 +15,14 @@ pub enum Offload {
     Gso,
     /// UDP sockets deliver runs of datagrams as one (`UDP_GRO`, Linux 5.0).
     Gro,
+    /// TCP super-packets leave whole, as a kernel's VXLAN device sends them, to peers that do so (a TAP with
+    /// tunnel GSO, Linux 6.17, on an underlay that passes them).
+    TunnelGso,
 }
 
 impl Offload {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Tso, Self::Uso, Self::Gso, Self::Gro];
+    pub const ALL: [Self; 5] = [Self::Tso, Self::Uso, Self::Gso, Self::Gro, Self::TunnelGso];
 
     /// Its name on the command line and in `overlayctl`.
     #[must_use]
@@ -29,6 +32,7 @@ impl Offload {
             Self::Uso => "uso",
             Self::Gso => "gso",
             Self::Gro => "gro",
+            Self::TunnelGso => "tunnel-gso",
         }
     }
 }
@@ -70,6 +74,14 @@ pub fn is_gso_broken(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
 }
 
+/// Whether `error`, from writing a super-packet to the TAP that sends it whole, says that this cannot be any
+/// more: `EINVAL` for a header that is not understood, `EIO` from a device that is down, `EBADFD` from one
+/// that has been deleted (`tun_get_user`, drivers/net/tun.c).
+#[must_use]
+pub fn is_tunnel_gso_broken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EBADFD))
+}
+
 /// Whether `error`, from writing a super-packet to the overlay device, says that the device does not
 /// know that kind: `EINVAL` from `virtio_net_hdr_to_skb` (`linux/virtio_net.h`; UDP before 6.2).
 #[must_use]
@@ -85,8 +97,8 @@ mod tests {
     fn offloads_go_off_one_by_one() {
         let offloads = Offloads::new(&[Offload::Gso, Offload::Tso]);
         let on = |offloads: &Offloads| Offload::ALL.map(|offload| offloads.is_on(offload));
-        assert_eq!(on(&offloads), [true, false, true, false]);
+        assert_eq!(on(&offloads), [true, false, true, false, false]);
         offloads.switch_off(Offload::Gso);
-        assert_eq!(on(&offloads), [true, false, false, false]);
+        assert_eq!(on(&offloads), [true, false, false, false, false]);
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub struct PeerState {
     egress: Line<Egress>,
-    ingress: Line<Counters>,
+    ingress: Line<Ingress>,
 }
 
 /// A cache line of its own, for tens of thousands of them: [`crossbeam::utils::CachePadded`] takes two.
@@ -27,6 +27,14 @@ struct Egress {
     /// 0: none known.
     path_mtu: AtomicU32,
     flags: AtomicU32,
+}
+
+/// Written by workers from the wire.
+#[derive(Debug, Default)]
+struct Ingress {
+    counters: Counters,
+    /// By how many the packets that arrived unfinished are ahead of finished ones, from 0 to [`CERTAIN`].
+    unfinished: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -78,11 +86,11 @@ impl PeerState {
     #[must_use]
     pub fn totals(&self) -> PeerTotals {
         let Egress { counters, path_mtu, .. } = &self.egress.0;
-        let last = self.ingress.0.last.load(Relaxed);
+        let last = self.ingress.0.counters.last.load(Relaxed);
         let mtu = path_mtu.load(Relaxed);
         PeerTotals {
             egress: counters.exchanged(),
-            ingress: self.ingress.0.exchanged(),
+            ingress: self.ingress.0.counters.exchanged(),
             last_seen: (last > 0).then(|| Duration::from_millis(now().saturating_sub(last))),
             path_mtu: (mtu > 0).then_some(mtu),
         }
@@ -122,7 +130,23 @@ impl PeerState {
     fn counters(&self, direction: Direction) -> &Counters {
         match direction {
             Direction::Egress => &self.egress.0.counters,
-            Direction::Ingress => &self.ingress.0,
+            Direction::Ingress => &self.ingress.0.counters,
+        }
+    }
+
+    /// Learns from `unfinished` and `finished` packets of a batch what the peer is. One of 65,536 finished
+    /// ones looks unfinished by chance, and a kernel also passes finished ones on: so the many count.
+    fn learn(&self, unfinished: u32, finished: u32) {
+        let ahead = self.ingress.0.unfinished.load(Relaxed);
+        let now = ahead.saturating_add(unfinished).saturating_sub(finished).min(CERTAIN);
+        if now != ahead {
+            // Should two workers do this at once, one batch goes uncounted.
+            self.ingress.0.unfinished.store(now, Relaxed);
+        }
+        if now == 0 {
+            self.set(PeerFlag::Unfinished, false);
+        } else if now == CERTAIN {
+            self.set(PeerFlag::Unfinished, true);
         }
     }
 }
@@ -162,6 +186,8 @@ struct Entry {
     packets: u64,
     bytes: u64,
     drops: u64,
+    unfinished: u32,
+    finished: u32,
 }
 
 impl Tally {
@@ -192,13 +218,20 @@ impl Tally {
         self.entry(peer).drops += 1;
     }
 
+    /// Notes whether a packet from `peer` had a checksum that is left to us to fill.
+    pub fn judged(&mut self, peer: &Arc<PeerState>, unfinished: bool) {
+        let entry = self.entry(peer);
+        entry.unfinished += u32::from(unfinished);
+        entry.finished += u32::from(!unfinished);
+    }
+
     /// Adds what was gathered to the peers: at the end of each batch.
     pub fn settle(&mut self) {
         if self.used == 0 {
             return;
         }
         let now = now();
-        for Entry { peer, packets, bytes, drops } in &mut self.entries[..self.used] {
+        for Entry { peer, packets, bytes, drops, unfinished, finished } in &mut self.entries[..self.used] {
             let counters = peer.counters(self.direction);
             // Another worker may be at it, so additions are atomic: a few for each peer and batch.
             if *packets > 0 {
@@ -209,7 +242,11 @@ impl Tally {
             if *drops > 0 {
                 counters.drops.fetch_add(*drops, Relaxed);
             }
+            if *unfinished > 0 || *finished > 0 {
+                peer.learn(*unfinished, *finished);
+            }
             (*packets, *bytes, *drops) = (0, 0, 0);
+            (*unfinished, *finished) = (0, 0);
         }
         self.used = 0;
     }
@@ -227,10 +264,16 @@ impl Tally {
         match self.entries.get_mut(index) {
             Some(entry) if Arc::ptr_eq(&entry.peer, peer) => {}
             Some(entry) => entry.peer = Arc::clone(peer),
-            None => self.entries.push(Entry { peer: Arc::clone(peer), packets: 0, bytes: 0, drops: 0 }),
+            None => self.entries.push(Entry::new(peer)),
         }
         self.used += 1;
         &mut self.entries[index]
+    }
+}
+
+impl Entry {
+    fn new(peer: &Arc<PeerState>) -> Self {
+        Self { peer: Arc::clone(peer), packets: 0, bytes: 0, drops: 0, unfinished: 0, finished: 0 }
     }
 }
 
@@ -241,6 +284,10 @@ fn now() -> u64 {
 
 /// When this process first asked for the time.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// So many unfinished packets more than finished ones make a peer [`PeerFlag::Unfinished`]; when they have been
+/// made up for, it is that no more.
+const CERTAIN: u32 = 16;
 
 /// A batch is 64 packets to the wire, and mostly of fewer senders from it; with more peers it is settled twice.
 const ENTRIES: usize = 64;
@@ -319,6 +366,26 @@ mod tests {
         peer.set_path_mtu(None);
         peer.set(PeerFlag::Unfinished, false);
         assert_eq!((peer.path_mtu(), peer.has(PeerFlag::Unfinished)), (None, false));
+    }
+
+    #[test]
+    fn what_a_peer_sends_unfinished_is_learned_from_many_packets_and_unlearned() {
+        let [peer] = peers();
+        let mut tally = Tally::new(Direction::Ingress);
+        let mut batch = |unfinished: u32, finished: u32| {
+            (0..unfinished).for_each(|_| tally.judged(&peer, true));
+            (0..finished).for_each(|_| tally.judged(&peer, false));
+            tally.settle();
+            peer.has(PeerFlag::Unfinished)
+        };
+        assert!((0..1000).all(|_| !batch(1, 2)), "by chance");
+        assert!(!batch(CERTAIN - 1, 0));
+        assert!(batch(1, 0));
+        assert!(batch(100, 0));
+        assert!((0..1000).all(|_| batch(2, 2)), "a kernel that forwards finished packets, too");
+        assert!(batch(0, CERTAIN - 1));
+        assert!(!batch(0, 1));
+        assert!(!batch(CERTAIN - 1, 0));
     }
 
     #[test]

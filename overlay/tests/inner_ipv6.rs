@@ -211,6 +211,7 @@ impl End {
                 table: SharedTable::new(PeerTable::new(local, vec![peer])),
                 offloads,
                 spread_source_ports: true,
+                taps: Vec::new(),
                 stay_awake: Duration::from_micros(50),
                 pin: false,
                 on_answer: Arc::new(|_, _, _| {}),

@@ -190,7 +190,8 @@ pub struct Flags {
 
     /// What the kernel is asked to do for the data plane: 'auto', all that it can; 'off', nothing; or a
     /// list of 'tso' (TCP super-packets by the overlay device), 'uso' (UDP ones), 'gso' (segmentation
-    /// by the sockets), 'gro' (joining by the sockets).
+    /// by the sockets), 'gro' (joining by the sockets), 'tunnel-gso' (TCP super-packets whole, to peers with
+    /// the kernel's VXLAN on virtual wires).
     #[arg(long, help_heading = "Data plane", value_name = "LIST", default_value = "auto", value_parser = offload)]
     pub offload: OffloadFlag,
 
@@ -401,7 +402,7 @@ fn regex(text: &str) -> Result<Regex, String> {
 fn offload(text: &str) -> Result<OffloadFlag, String> {
     let find = |name: &str| {
         Offload::ALL.into_iter().find(|offload| offload.label() == name).ok_or_else(|| {
-            format!("there is no offload '{name}': it is 'auto', 'off', or of tso, uso, gso, gro, separated by commas")
+            format!("there is no offload '{name}': it is 'auto', 'off', or of tso, uso, gso, gro, tunnel-gso, separated by commas")
         })
     };
     match text {
@@ -534,7 +535,7 @@ mod tests {
             (&["--etcd-endpoints=http://e:2379,"], &["--etcd-endpoints", "http://HOST:PORT"]),
             (&["--etcd-endpoints=e:2379"], &["--etcd-endpoints", "'e:2379'", "http://HOST:PORT"]),
             (&["--store=zookeeper"], &["--store", "zookeeper", "dir:PATH"]),
-            (&["--offload=tso,lro"], &["--offload", "lro", "tso, uso, gso, gro"]),
+            (&["--offload=tso,lro"], &["--offload", "lro", "tso, uso, gso, gro, tunnel-gso"]),
             (&["--source-port-spread=maybe"], &["--source-port-spread", "maybe", "'on' or 'off'"]),
             (&["--healthz-port=70000"], &["--healthz-port", "70000"]),
             (&["--healthz-ip=everywhere"], &["--healthz-ip", "everywhere"]),

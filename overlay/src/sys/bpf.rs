@@ -1,19 +1,21 @@
-//! A program of our own in the kernel: which queue of the overlay device a packet goes to.
+//! Programs of our own in the kernel: here, which queue of the overlay device a packet goes to; and what
+//! `redirect.rs` needs to bring another one in.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// One eBPF instruction (`struct bpf_insn`, `linux/bpf.h`).
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Instruction {
+pub(super) struct Instruction {
     code: u8,
     registers: u8,
     offset: i16,
     immediate: i32,
 }
 
-const fn op(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Instruction {
+pub(super) const fn op(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Instruction {
     Instruction { code, registers: src << 4 | dst, offset, immediate }
 }
 
@@ -22,19 +24,19 @@ const LOAD_ABS_WORD: u8 = 0x20;
 const LOAD_ABS_HALF: u8 = 0x28;
 const LOAD_ABS_BYTE: u8 = 0x30;
 const LOAD_IND_WORD: u8 = 0x40;
-const MOV_REG: u8 = 0xbf;
-const MOV_IMM: u8 = 0xb7;
-const ADD_REG: u8 = 0x0f;
+pub(super) const MOV_REG: u8 = 0xbf;
+pub(super) const MOV_IMM: u8 = 0xb7;
+pub(super) const ADD_REG: u8 = 0x0f;
 const XOR_REG: u8 = 0xaf;
 const AND_IMM: u8 = 0x57;
-const LSH_IMM: u8 = 0x67;
+pub(super) const LSH_IMM: u8 = 0x67;
 const RSH_IMM: u8 = 0x77;
 const MUL32_IMM: u8 = 0x24;
 const JUMP: u8 = 0x05;
 const JEQ_IMM: u8 = 0x15;
-const JNE_IMM: u8 = 0x55;
+pub(super) const JNE_IMM: u8 = 0x55;
 const JSET_IMM: u8 = 0x45;
-const EXIT: u8 = 0x95;
+pub(super) const EXIT: u8 = 0x95;
 
 /// A hash of addresses and, for TCP and UDP outside fragments, ports. Fragments of one datagram
 /// all go by addresses alone, as does IPv6 with any extension header: they stay together. R6 holds the packet, R7 the hash, R8 what was
@@ -96,7 +98,13 @@ const STEER: &[Instruction] = &[
 ];
 
 const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+/// Kinds of programs (`enum bpf_prog_type`).
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(super) enum Kind {
+    SocketFilter = 1,
+    SchedCls = 3,
+}
 
 /// The first fields of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes the rest as zero.
 #[repr(C)]
@@ -112,21 +120,32 @@ struct LoadAttributes {
 /// # Errors
 /// `EPERM` without `CAP_BPF` or `CAP_SYS_ADMIN` where unprivileged BPF is off, `ENOSYS` without BPF.
 pub fn load_steering() -> io::Result<OwnedFd> {
+    load(Kind::SocketFilter, STEER, c"Apache-2.0")
+}
+
+/// Loads a program.
+///
+/// # Errors
+/// As [`load_steering`]; `EINVAL` or `EACCES` if the kernel does not accept it.
+pub(super) fn load(kind: Kind, program: &[Instruction], license: &CStr) -> io::Result<OwnedFd> {
     let attributes = LoadAttributes {
-        program_type: BPF_PROG_TYPE_SOCKET_FILTER,
-        instruction_count: STEER.len() as u32,
-        instructions: STEER.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
+        program_type: kind as u32,
+        instruction_count: program.len() as u32,
+        instructions: program.as_ptr() as u64,
+        license: license.as_ptr() as u64,
     };
-    // SAFETY: the attributes, the instructions and the licence they point to outlive the call,
-    // which reads them only; the size is that of the attributes.
+    // SAFETY: the attributes, the instructions and the licence they point to outlive the call.
+    unsafe { call(BPF_PROG_LOAD, &attributes) }
+}
+
+/// The system call, for those of its commands that return a new descriptor.
+///
+/// # Safety
+/// `attributes` are the first fields of what `command` reads; what they point to is valid for it.
+pub(super) unsafe fn call<A>(command: libc::c_long, attributes: &A) -> io::Result<OwnedFd> {
+    // SAFETY: the caller vouches for the attributes, which are only read; the size is theirs.
     let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const attributes,
-            size_of::<LoadAttributes>() as libc::c_long,
-        )
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<A>() as libc::c_long)
     };
     let fd = libc::c_int::try_from(fd).unwrap_or(-1);
     if fd < 0 {

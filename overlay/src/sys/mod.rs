@@ -6,9 +6,11 @@
 pub mod affinity;
 pub mod bpf;
 pub mod clock;
+pub mod ethtool;
 pub mod listen_fds;
 pub mod mmsg;
 pub mod mtu;
+pub mod redirect;
 pub mod simd;
 pub mod tun;
 pub mod wake;

@@ -19,20 +19,66 @@ pub const VNET_HDR_LEN: usize = 12;
 /// single-queue device, `EINVAL` if `name` belongs to a device that is no multi-queue TUN,
 /// `EPERM` without `CAP_NET_ADMIN`, `E2BIG` beyond the kernel's 256 queues.
 pub fn open_queue(name: &str) -> io::Result<OwnedFd> {
+    open(name, libc::IFF_TUN, VNET_HDR_LEN)
+}
+
+/// Size of the `virtio_net_hdr_v1_hash_tunnel` in front of every frame of a TAP for whole tunnel packets.
+pub const TUNNEL_VNET_HDR_LEN: usize = 24;
+
+/// Opens one queue of the TAP device `name`, non-blocking, which takes frames that hold a TCP super-packet in
+/// a UDP tunnel, behind a virtio header of [`TUNNEL_VNET_HDR_LEN`] bytes. Creates the device, which goes with
+/// its last queue.
+///
+/// # Errors
+/// As [`open_queue`]; `EINVAL` also before Linux 6.17.
+pub fn open_tunnel_tap(name: &str) -> io::Result<OwnedFd> {
+    let fd = open(name, libc::IFF_TAP, TUNNEL_VNET_HDR_LEN)?;
+    let bits = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO_ECN | TUN_F_UDP_TUNNEL_GSO | TUN_F_UDP_TUNNEL_GSO_CSUM;
+    // SAFETY: TUNSETOFFLOAD takes its bits by value.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, bits) })?;
+    Ok(fd)
+}
+
+fn open(name: &str, kind: c_int, header_len: usize) -> io::Result<OwnedFd> {
     let file =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     let fd = OwnedFd::from(file);
 
     let mut request = request(name)?;
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    let flags = kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
     request.ifr_ifru.ifru_flags = flags as c_short;
     // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which `request` is.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
 
-    let size = VNET_HDR_LEN as c_int;
+    let size = header_len as c_int;
     // SAFETY: TUNSETVNETHDRSZ reads one int, which `size` is.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })?;
     Ok(fd)
+}
+
+/// Brings the device `name` up as one that sends nothing by itself: without ARP, and with an MTU too small for
+/// IPv6, which so is not there (`addrconf_notify`, net/ipv6/addrconf.c). Returns its index and MAC address.
+///
+/// # Errors
+/// `ENODEV` if there is no such device, `EPERM`.
+pub fn bring_up_mute(name: &str) -> io::Result<(u32, [u8; 6])> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let ask = |call: libc::Ioctl, request: &mut libc::ifreq| {
+        // SAFETY: each of the calls below reads and writes one `ifreq`, which `request` is.
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), call, std::ptr::from_mut(request)) })
+    };
+    let mut mtu = request(name)?;
+    mtu.ifr_ifru.ifru_mtu = 68;
+    ask(libc::SIOCSIFMTU, &mut mtu)?;
+    let mut flags = request(name)?;
+    flags.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_NOARP) as c_short;
+    ask(libc::SIOCSIFFLAGS, &mut flags)?;
+    let (mut index, mut address) = (request(name)?, request(name)?);
+    ask(libc::SIOCGIFINDEX, &mut index)?;
+    ask(libc::SIOCGIFHWADDR, &mut address)?;
+    // SAFETY: these calls have set the index and the address; any bits are a valid value of them.
+    let (index, address) = unsafe { (index.ifr_ifru.ifru_ifindex, address.ifr_ifru.ifru_hwaddr.sa_data) };
+    Ok((index.cast_unsigned(), std::array::from_fn(|i| address[i].cast_unsigned())))
 }
 
 /// The device that `fd` is a queue of; `None` if it is none such as [`open_queue`] opens, or its
@@ -103,7 +149,7 @@ pub fn set_offloads(queue: BorrowedFd<'_>, tso: bool, uso: bool) -> io::Result<(
 }
 
 /// A request about the device `name`.
-fn request(name: &str) -> io::Result<libc::ifreq> {
+pub(super) fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: `ifreq` is plain data for which all zeros is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.is_empty() || name.len() >= request.ifr_name.len() {
@@ -135,7 +181,9 @@ const TUN_F_TSO6: libc::c_uint = 0x04;
 const TUN_F_TSO_ECN: libc::c_uint = 0x08;
 const TUN_F_USO4: libc::c_uint = 0x20;
 const TUN_F_USO6: libc::c_uint = 0x40;
+const TUN_F_UDP_TUNNEL_GSO: libc::c_uint = 0x80;
+const TUN_F_UDP_TUNNEL_GSO_CSUM: libc::c_uint = 0x100;
 
-fn check(result: c_int) -> io::Result<()> {
+pub(super) fn check(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,6 +1,7 @@
 //! The way to the wire and back: UDP payloads to and from the other nodes.
 
 pub mod udp;
+pub mod whole;
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -13,6 +14,9 @@ use crate::batch::{Batch, Run};
 pub trait Transmitter: Send {
     /// How many lanes there are to send by: each has an outer source port of its own.
     fn lanes(&self) -> usize;
+
+    /// Whether it takes super-packets whole, to peers that do so themselves.
+    fn takes_super_packets(&self) -> bool;
 
     /// Sends all of `batch`, each lane in order, waiting while the kernel's buffers are full. What
     /// cannot be sent is handed to `failed`; the rest goes on.

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::whole::{Cutter, TapQueue};
 use super::{Arrival, Receiver, Transmitter, Unsent};
-use crate::batch::{Batch, Run};
+use crate::batch::{Batch, MAX_RUN, MAX_RUN_LEN, Run};
 use crate::error::SetupError;
-use crate::offload::{Offload, Offloads, is_gso_broken};
-use crate::sys::mmsg::{self, RecvBatch, SendArrays};
+use crate::offload::{Offload, Offloads, is_gso_broken, is_tunnel_gso_broken};
+use crate::sys::mmsg::{self, Outgoing, RecvBatch, SendArrays, Slice};
 use crate::sys::mtu::{self, DontFragment};
+use crate::wire::tunnel::SuperPacket;
 
 /// Messages of one `sendmmsg`. More runs than this in a batch are sent by several calls.
 const SEND_BATCH: usize = 64;
@@ -170,11 +172,20 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// The sending side: a socket a lane.
+/// The sending side: a socket a lane, and a TAP's queue for what leaves whole.
 pub struct UdpTransmitter {
     lanes: Vec<Socket>,
     arrays: SendArrays,
     offloads: Arc<Offloads>,
+    whole: Option<Whole>,
+}
+
+/// What it takes to send super-packets whole.
+struct Whole {
+    tap: TapQueue,
+    /// The lanes' addresses and ports, and the time to live that they give.
+    from: Vec<(SocketAddrV4, u8)>,
+    cutter: Cutter,
 }
 
 impl UdpTransmitter {
@@ -182,7 +193,16 @@ impl UdpTransmitter {
     /// waits, and the packets behind wait in the overlay device's queue.
     #[must_use]
     pub fn new(lanes: Vec<Socket>, offloads: Arc<Offloads>) -> Self {
-        Self { lanes, arrays: SendArrays::new(SEND_BATCH), offloads }
+        Self { lanes, arrays: SendArrays::new(SEND_BATCH), offloads, whole: None }
+    }
+
+    /// Sends super-packets whole by `tap`, with the source ports of their lanes.
+    #[must_use]
+    pub fn with_tap(mut self, tap: TapQueue) -> Self {
+        let as_sent = |lane: &Socket| Some((address(lane)?, u8::try_from(lane.ttl_v4().ok()?).ok()?));
+        let from: Option<Vec<_>> = self.lanes.iter().map(as_sent).collect();
+        self.whole = from.map(|from| Whole { tap, from, cutter: Cutter::default() });
+        self
     }
 }
 
@@ -191,17 +211,34 @@ impl Transmitter for UdpTransmitter {
         self.lanes.len()
     }
 
+    fn takes_super_packets(&self) -> bool {
+        self.whole.is_some() && self.offloads.is_on(Offload::TunnelGso)
+    }
+
     fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent<'_>)) {
-        let Self { lanes, arrays, offloads } = self;
+        let Self { lanes, arrays, offloads, whole } = self;
         for (lane, socket) in lanes.iter().enumerate() {
             let mut runs = batch.runs(lane);
             while let Some(first) = runs.first() {
+                if let (Some((packet, place)), Some(whole)) = (first.super_packet(), whole.as_mut()) {
+                    let bytes = &batch.bytes()[place.start..place.start + place.len];
+                    if let Err(error) = whole.tap.send(packet, bytes, whole.from[lane], first.to()) {
+                        if is_tunnel_gso_broken(&error) {
+                            offloads.switch_off(Offload::TunnelGso);
+                        }
+                        let cut = whole.cutter.cut(packet, bytes);
+                        send_cut(arrays, socket, offloads, first, packet, cut, &mut failed);
+                    }
+                    runs = &runs[1..];
+                    continue;
+                }
                 if !offloads.is_on(Offload::Gso) {
                     send_singly(arrays, socket, batch, first, &mut failed);
                     runs = &runs[1..];
                     continue;
                 }
-                match arrays.send(socket.as_fd(), batch.bytes(), runs.iter().map(Run::whole)) {
+                let until_whole = runs.iter().take_while(|run| run.super_packet().is_none());
+                match arrays.send(socket.as_fd(), batch.bytes(), until_whole.map(Run::whole)) {
                     Ok(sent) => runs = &runs[sent..],
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) if first.count() > 1 && is_gso_broken(&error) => {
@@ -240,6 +277,41 @@ fn send_singly(
                 let inner_len = run.inner_len() / run.count();
                 failed(Unsent { run, first: next, count: 1, inner_len, error });
                 next += 1;
+            }
+        }
+    }
+}
+
+/// Sends the segments of `run`, a super-packet, as runs: of as many as may be, and one by one where the kernel
+/// does not take these.
+fn send_cut(
+    arrays: &mut SendArrays,
+    socket: &Socket,
+    offloads: &Offloads,
+    run: &Run,
+    packet: SuperPacket,
+    (bytes, step): (&[u8], usize),
+    failed: &mut impl FnMut(Unsent<'_>),
+) {
+    let mut most = if offloads.is_on(Offload::Gso) { (MAX_RUN_LEN / step).clamp(1, MAX_RUN) } else { 1 };
+    let mut rest = 0..bytes.len();
+    while !rest.is_empty() {
+        let slices = [Slice { start: rest.start, len: rest.len().min(most * step) }];
+        let segment_len = (slices[0].len > step).then_some(step as u16);
+        let message = Outgoing { to: run.to(), slices: &slices, segment_len };
+        match arrays.send(socket.as_fd(), bytes, std::iter::once(message)) {
+            Ok(_) => rest.start += slices[0].len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if segment_len.is_some() => {
+                if is_gso_broken(&error) {
+                    offloads.switch_off(Offload::Gso);
+                }
+                most = 1;
+            }
+            Err(error) => {
+                let inner_len = packet.segments_len() / packet.segments();
+                failed(Unsent { run, first: rest.start / step, count: 1, inner_len, error });
+                rest.start += slices[0].len;
             }
         }
     }

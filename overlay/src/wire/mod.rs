@@ -9,6 +9,7 @@ pub mod ip;
 mod ipv4;
 mod ipv6;
 pub mod segment;
+pub mod tunnel;
 pub mod vnet;
 pub mod vxlan;
 

@@ -1,0 +1,273 @@
+//! Super-packets leave whole to a kernel's VXLAN device behind virtual wires, as that device's own do: the
+//! way of the host's own packets, past the rules for what it forwards, and only as long as it pays.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use integration::capture::Capture;
+use integration::kernel_vxlan::KernelVxlan;
+use integration::{Backend, Host, Overlayd, Pair, Pod, Site, Store, Wire, await_until, traffic};
+
+#[test]
+fn super_packets_leave_whole_behind_a_router() {
+    let (site, worker, master) = Site::two_hosts();
+    // As docker leaves a host, and more: nothing that is forwarded passes by itself.
+    for host in [&worker, &master] {
+        host.ns.ok("iptables -P FORWARD DROP");
+    }
+    let pods = Pods::start(&site, &worker, &master, &[]);
+    master.ns.ok("iptables -A FORWARD -s 10.1.0.0/16 -d 10.1.0.0/16 -j ACCEPT");
+    super_packets_leave_whole(&pods);
+}
+
+#[test]
+fn super_packets_leave_whole_on_one_link() {
+    let (site, worker, master) = Site::two_hosts_on_one_link(Wire::Virtual);
+    super_packets_leave_whole(&Pods::start(&site, &worker, &master, &[]));
+}
+
+fn super_packets_leave_whole(pods: &Pods<'_>) {
+    if !pods.kernel_can() {
+        return;
+    }
+    pods.both_ways(8);
+    let before = pods.daemon.status().0["counters"]["egress"].clone();
+    let sent = pods.capture(32);
+    let after = pods.daemon.status().0["counters"]["egress"].clone();
+    let whole = sent.iter().filter(|packet| packet.is_whole()).count();
+    let octets: usize = sent.iter().filter(|packet| packet.is_whole()).map(|packet| packet.payload).sum();
+    println!("{whole} of {} left whole, with {octets} octets", sent.len());
+    assert!(octets > 30 << 20, "{octets} octets left whole");
+
+    // One as the other: in order, by one port that is not the backend's, as the sockets send.
+    assert_order(&sent);
+    let headers: BTreeSet<_> = sent.iter().map(|p| (p.source_port, p.ttl, p.tos, p.fragment_bits)).collect();
+    assert_eq!(headers.len(), 1, "{headers:?}");
+    assert!(sent.iter().all(|packet| packet.source_port != 8472 && packet.has_outer_checksum), "{headers:?}");
+    // They count as the segments that they would be.
+    let count = |of: &serde_json::Value, what: &str| of[what].as_u64().unwrap();
+    let packets = count(&after, "packets") - count(&before, "packets");
+    let bytes = count(&after, "bytes") - count(&before, "bytes");
+    assert!(packets > (32 << 20) / 1450 && bytes > 33 << 20, "{packets} packets, {bytes} bytes");
+    assert_eq!(pods.dropped(), 0);
+}
+
+#[test]
+fn without_it_and_on_a_plain_wire_segments_leave() {
+    for (wire, flags) in [
+        (Wire::Virtual, &["--offload=tso,uso,gso,gro"][..]),
+        (Wire::Plain, &[]),
+        (Wire::Virtual, &["--offload=off"]),
+    ] {
+        let (site, worker, master) = Site::two_hosts_on(wire);
+        let pods = Pods::start(&site, &worker, &master, flags);
+        pods.both_ways(8);
+        assert!(pods.capture(4).iter().all(|packet| !packet.is_whole()), "{wire:?} {flags:?}");
+        assert_eq!(pods.dropped(), 0, "{wire:?} {flags:?}");
+        assert!(!pods.daemon.status().offloads().contains(&"tunnel-gso"), "{wire:?} {flags:?}");
+        assert!(!pods.has_tap(), "a TAP that nobody wants: {wire:?} {flags:?}");
+    }
+}
+
+#[test]
+fn the_way_is_the_hosts_own_also_when_it_changes() {
+    let (site, worker, master) = Site::two_hosts();
+    let pods = Pods::start(&site, &worker, &master, &[]);
+    let leaves_whole = |what: &str| {
+        pods.both_ways(4);
+        let whole = pods.capture(8).iter().any(Packet::is_whole);
+        assert_eq!(whole, pods.kernel_can(), "{what}");
+    };
+    leaves_whole("at first");
+    site.router.ip("link set lan1 address 02:00:00:00:01:77");
+    worker.ns.ip("neigh flush dev eth0");
+    leaves_whole("with another address of the gateway's port");
+    site.router.ip("address add 192.168.1.2/24 dev lan1");
+    worker.ns.ip("route replace default via 192.168.1.2");
+    leaves_whole("by another gateway");
+    worker.ns.ip("link add other type veth peer name other1\nlink set other up\nlink set other1 up\n\
+         address add 192.168.77.1/24 dev other\nroute add 192.168.199.238/32 via 192.168.77.2 dev other");
+    worker.ns.ip("route del 192.168.199.238/32");
+    leaves_whole("after a way that led nowhere");
+    assert_eq!(pods.dropped(), 0);
+
+    // What the way does not carry whole is cut, and what fits it not at all goes in fragments.
+    worker.ns.ip("route replace 192.168.199.0/24 via 192.168.1.1 mtu lock 1400");
+    pods.both_ways(4);
+    assert!(pods.capture(1).iter().all(|packet| !packet.is_whole()), "a way with an MTU of 1400");
+    assert_eq!(pods.dropped(), 0);
+    worker.ns.ip("route replace 192.168.199.0/24 via 192.168.1.1");
+    leaves_whole("with the full MTU again");
+}
+
+#[test]
+fn nothing_is_sent_whole_to_who_finishes_what_he_sends() {
+    let (site, worker, master) = Site::two_hosts();
+    let mut pods = Pods::start(&site, &worker, &master, &[]);
+    pods.both_ways(4);
+    assert_eq!(pods.capture(8).iter().any(Packet::is_whole), pods.kernel_can());
+
+    // The peer's own port becomes one that finishes checksums and cuts.
+    master.ns.ok("ethtool -K eth0 tx off tso off gso off tx-udp_tnl-segmentation off");
+    pods.both_ways(1);
+    assert!(pods.capture(8).iter().all(|packet| !packet.is_whole()), "to a plain port");
+    master.ns.ok("ethtool -K eth0 tx on tso on gso on tx-udp_tnl-segmentation on");
+    pods.both_ways(1);
+    assert_eq!(pods.capture(8).iter().any(Packet::is_whole), pods.kernel_can(), "to a virtual port again");
+
+    // Our own port does not pass them any more.
+    worker.ns.ok("ethtool -K eth0 tx-udp_tnl-csum-segmentation off");
+    let daemon = &pods.daemon;
+    await_until(Duration::from_secs(10), "the offload to be given up", || {
+        !daemon.status().offloads().contains(&"tunnel-gso")
+    });
+    assert!(pods.capture(8).iter().all(|packet| !packet.is_whole()), "by a port that cannot");
+    assert_eq!(pods.dropped(), 0);
+
+    // Also the TAP can go; the next daemon makes another one.
+    worker.ns.ok("ethtool -K eth0 tx-udp_tnl-csum-segmentation on");
+    pods = pods.restart(&worker);
+    pods.both_ways(4);
+    assert_eq!(pods.capture(8).iter().any(Packet::is_whole), pods.kernel_can(), "after a restart");
+    if pods.has_tap() {
+        worker.ns.ip("link del overlay.1");
+        pods.both_ways(4);
+        assert!(!pods.daemon.status().offloads().contains(&"tunnel-gso"));
+        assert_eq!(pods.dropped(), 0);
+    }
+}
+
+#[test]
+fn between_two_daemons_segments_leave_and_the_tap_goes_with_its_daemon() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let pair = Pair::start([&worker, &master], &store, &[]);
+    traffic::transfer(&pair.b.ns, &pair.a.ns, pair.a.address, 8);
+    let wire = Capture::start(&worker.ns, "eth0", FILTER, worker.directory());
+    traffic::transfer(&pair.a.ns, &pair.b.ns, pair.b.address, 8);
+    assert!(wire.stop().iter().filter_map(|frame| Packet::read(frame)).all(|packet| !packet.is_whole()));
+    pair.assert_nothing_dropped();
+    pair.left.stop();
+    assert!(!worker.ns.run("ip link show overlay.1").status.success());
+}
+
+/// The daemon on the worker, the kernel on the master, and a pod on each.
+struct Pods<'h> {
+    worker: &'h Host,
+    store: Store,
+    daemon: Overlayd<'h>,
+    a: Pod,
+    b: Pod,
+}
+
+impl<'h> Pods<'h> {
+    fn start(site: &Site, worker: &'h Host, master: &Host, flags: &[&str]) -> Self {
+        let store = Store::dir(site, Backend::Vxlan);
+        let mut kernel = KernelVxlan::start(master, &store, "10.1.163");
+        let launch = flags.iter().fold(worker.overlayd(&store), |launch, flag| launch.flag(flag));
+        let daemon = launch.start();
+        daemon.await_peers(&["10.1.163.0/24"]);
+        kernel.follow(&store);
+        let (a, b) = (worker.bridge_and_pod(&daemon.env()), master.bridge_and_pod(kernel.env()));
+        Self { worker, store, daemon, a, b }
+    }
+
+    fn restart(self, worker: &'h Host) -> Self {
+        let Self { store, daemon, a, b, .. } = self;
+        daemon.stop();
+        let daemon = worker.overlayd(&store).start();
+        Self { worker, store, daemon, a, b }
+    }
+
+    fn both_ways(&self, mebibytes: usize) {
+        traffic::transfer(&self.b.ns, &self.a.ns, self.a.address, mebibytes);
+        traffic::transfer(&self.a.ns, &self.b.ns, self.b.address, mebibytes);
+    }
+
+    /// What leaves the worker for the kernel while so many MiB are sent to it.
+    fn capture(&self, mebibytes: usize) -> Vec<Packet> {
+        let wire = Capture::start(&self.worker.ns, "eth0", FILTER, self.worker.directory());
+        traffic::transfer(&self.a.ns, &self.b.ns, self.b.address, mebibytes);
+        wire.stop().iter().filter_map(|frame| Packet::read(frame)).collect()
+    }
+
+    fn dropped(&self) -> u64 {
+        let status = self.daemon.status();
+        status.all_drops("egress") + status.all_drops("ingress")
+    }
+
+    fn has_tap(&self) -> bool {
+        self.worker.ns.run("ip link show overlay.1").status.success()
+    }
+
+    /// Whether this kernel takes such packets from a TAP: since Linux 6.17.
+    fn kernel_can(&self) -> bool {
+        let release = self.worker.ns.ok("uname -r");
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(6), Some(17))
+    }
+}
+
+/// TCP in a frame to the kernel peer.
+#[derive(Debug)]
+struct Packet {
+    source_port: u16,
+    tos: u8,
+    ttl: u8,
+    fragment_bits: u16,
+    has_outer_checksum: bool,
+    flow: [u8; 12],
+    sequence: u32,
+    /// Octets of TCP payload.
+    payload: usize,
+}
+
+impl Packet {
+    /// Reads an outer frame: Ethernet, IPv4, UDP, VXLAN, Ethernet, IPv4, TCP.
+    fn read(frame: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
+        let tcp = INNER + 20;
+        if *frame.get(INNER + 9)? != 6 {
+            return None;
+        }
+        let headers = 20 + usize::from(*frame.get(tcp + 12)? >> 4) * 4;
+        let mut flow = [0; 12];
+        flow[..8].copy_from_slice(frame.get(INNER + 12..INNER + 20)?);
+        flow[8..].copy_from_slice(frame.get(tcp..tcp + 4)?);
+        Some(Self {
+            source_port: word(34)?,
+            tos: *frame.get(15)?,
+            ttl: *frame.get(22)?,
+            fragment_bits: word(20)?,
+            has_outer_checksum: word(40)? != 0,
+            flow,
+            sequence: u32::from_be_bytes(frame.get(tcp + 4..tcp + 8)?.try_into().ok()?),
+            payload: usize::from(word(INNER + 2)?) - headers,
+        })
+    }
+
+    /// Whether it holds more than a segment. (A run of segments, too, is one frame here, but each of them has
+    /// headers of its own.)
+    fn is_whole(&self) -> bool {
+        self.payload > 1450
+    }
+}
+
+/// No packet is overtaken by a later one of its flow; one that is sent again may come at any time.
+#[track_caller]
+fn assert_order(packets: &[Packet]) {
+    let mut flows = BTreeMap::<_, (u32, BTreeSet<u32>)>::new();
+    for packet in packets.iter().filter(|packet| packet.payload > 0) {
+        let (next, seen) = flows.entry(packet.flow).or_insert((packet.sequence, BTreeSet::new()));
+        let is_late = packet.sequence.wrapping_sub(*next) > u32::MAX / 2;
+        assert!(!is_late || seen.contains(&packet.sequence), "{packet:?} after {next}");
+        seen.insert(packet.sequence);
+        if !is_late {
+            *next = packet.sequence.wrapping_add(u32::try_from(packet.payload).unwrap());
+        }
+    }
+}
+
+const FILTER: &str = "udp dst port 8472 and (src host 192.168.1.12)";
+/// Where the inner IPv4 header stands.
+const INNER: usize = 14 + 20 + 8 + 8 + 14;

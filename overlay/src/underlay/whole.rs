@@ -1,0 +1,156 @@
+//! Super-packets that leave whole: by a TAP of ours, from where a program in the kernel sends them on to the
+//! next hop (`sys/redirect.rs`), so that nobody has to cut them on a way that carries them as they are.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+
+use crate::offload::{Offload, Offloads};
+use crate::sys::redirect::Redirect;
+use crate::sys::{ethtool, tun};
+use crate::wire::ip::Packet;
+use crate::wire::segment::Segments;
+use crate::wire::tunnel::{Outer, SuperPacket};
+
+/// One worker's queue of the TAP.
+#[derive(Debug)]
+pub struct TapQueue {
+    queue: File,
+    mac: [u8; 6],
+    writer: u8,
+    /// The next packet's identification: the socket's packets, too, may be cut on the way.
+    next_id: u16,
+    /// What the program has refused of this writer, as far as we know.
+    refused: u64,
+    redirect: Arc<Redirect>,
+}
+
+/// What an underlay's device must pass, by the names that `ethtool -k` has for them.
+const FEATURES: [&str; 2] = ["tx-tcp-segmentation", "tx-udp_tnl-csum-segmentation"];
+
+/// Opens the TAP `name` with a queue for each of `count` workers, whose packets leave by the device `underlay`;
+/// none if that is not wanted, or not to be had. The device goes with its last queue.
+#[must_use]
+pub fn open(name: &str, count: usize, underlay: &str, offloads: &Offloads) -> Vec<TapQueue> {
+    if !offloads.is_on(Offload::TunnelGso) || !passes(underlay) {
+        return Vec::new();
+    }
+    // An older kernel, or rights that we do not have, are no reason not to forward.
+    try_open(name, count).unwrap_or_default()
+}
+
+/// Whether the device `underlay` passes super-packets in tunnels on as they are. If it does not, the kernel
+/// cuts them, at a higher cost than that of runs.
+#[must_use]
+pub fn passes(underlay: &str) -> bool {
+    ethtool::has_features(underlay, &FEATURES).unwrap_or(false)
+}
+
+fn try_open(name: &str, count: usize) -> io::Result<Vec<TapQueue>> {
+    let files =
+        (0..count).map(|_| tun::open_tunnel_tap(name).map(File::from)).collect::<io::Result<Vec<_>>>()?;
+    let (index, mac) = tun::bring_up_mute(name)?;
+    let redirect = Arc::new(Redirect::attach(index)?);
+    let queue = |(writer, queue)| TapQueue {
+        queue,
+        mac,
+        writer,
+        next_id: 0,
+        refused: 0,
+        redirect: Arc::clone(&redirect),
+    };
+    // More workers than a byte can name are more than a TUN has queues.
+    Ok((0..=u8::MAX).zip(files).map(queue).collect())
+}
+
+impl TapQueue {
+    /// Sends `packet`, which lies in `bytes` behind its VXLAN header, from an address with that time to live.
+    ///
+    /// # Errors
+    /// `HostUnreachable` if there is no way for it now, be it that there is no route or one with too small an
+    /// MTU; what the kernel said of the TAP. It has not left then.
+    pub fn send(
+        &mut self,
+        packet: SuperPacket,
+        bytes: &[u8],
+        (from, ttl): (SocketAddrV4, u8),
+        to: SocketAddrV4,
+    ) -> io::Result<()> {
+        let outer = Outer { from, to, ttl, id: self.next_id };
+        self.next_id = self.next_id.wrapping_add(packet.segments() as u16);
+        let headers = packet.headers(outer, self.mac, self.writer);
+        self.queue.write_vectored(&[IoSlice::new(&headers), IoSlice::new(bytes)]).map(drop)?;
+        // The program has run when the call returns.
+        let refused = self.redirect.refused(self.writer);
+        if refused != self.refused {
+            self.refused = refused;
+            return Err(io::ErrorKind::HostUnreachable.into());
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a super-packet that could not leave whole after all. Its memory is touched only then.
+#[derive(Debug, Default)]
+pub struct Cutter {
+    packet: Vec<u8>,
+    segments: Vec<u8>,
+}
+
+impl Cutter {
+    /// Cuts `packet`, which lies in `bytes` behind an encapsulation. Returns the encapsulated segments, one
+    /// behind the other, and the length of each but the last.
+    pub fn cut(&mut self, packet: SuperPacket, bytes: &[u8]) -> (&[u8], usize) {
+        let (encapsulation, inner) = bytes.split_at(bytes.len() - packet.len());
+        self.packet.clear();
+        self.packet.extend_from_slice(inner);
+        self.segments.clear();
+        let parsed = Packet::parse(&mut self.packet);
+        let segments = parsed.as_ref().ok().and_then(|parsed| Segments::new(parsed, packet.gso()).ok());
+        // What is no such packet has not been taken for one.
+        let Some(segments) = segments else { return (&[], 1) };
+        for index in 0..segments.count() {
+            self.segments.extend_from_slice(encapsulation);
+            let headers_at = self.segments.len();
+            self.segments.resize(headers_at + segments.headers_len(), 0);
+            segments.write_headers(index, &mut self.segments[headers_at..]);
+            self.segments.extend_from_slice(&inner[segments.payload(index)]);
+        }
+        let step = encapsulation.len() + segments.headers_len() + usize::from(packet.gso().size);
+        (&self.segments, step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::tunnel::tests::{super_packet, vnet};
+    use crate::wire::{checksum, vxlan};
+
+    #[test]
+    fn what_is_cut_are_the_segments_behind_their_encapsulation() {
+        let mut inner = super_packet(3000);
+        let packet = SuperPacket::of(&Packet::parse(&mut inner).unwrap(), &vnet(1000)).unwrap();
+        let encapsulation = [7; vxlan::HEADER_LEN];
+        let mut cutter = Cutter::default();
+        for _ in 0..2 {
+            let bytes = [&encapsulation[..], &inner].concat();
+            let (cut, step) = cutter.cut(packet, &bytes);
+            let segments: Vec<_> = cut.chunks(step).map(<[u8]>::to_vec).collect();
+            assert_eq!(segments.len(), packet.segments());
+            assert_eq!(cut.len(), packet.segments_len() + 3 * encapsulation.len());
+            let mut payload = Vec::new();
+            for mut segment in segments {
+                assert_eq!(segment[..encapsulation.len()], encapsulation);
+                let segment = Packet::parse(&mut segment[encapsulation.len()..]).unwrap();
+                let sum = checksum::sum(segment.payload());
+                let pseudo =
+                    checksum::pseudo_header(segment.src(), segment.dst(), 6, segment.payload().len());
+                assert_eq!(checksum::add(sum, pseudo), 0xffff);
+                payload.extend_from_slice(&segment.payload()[20..]);
+            }
+            assert_eq!(payload, inner[40..]);
+        }
+    }
+}
