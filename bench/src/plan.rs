@@ -33,6 +33,8 @@ pub enum Subject {
     OverlaydUdp,
     /// overlayd in VXLAN
     OverlaydVxlan,
+    /// overlayd in VXLAN, by AF_XDP: --io=xdp
+    OverlaydXdp,
     /// overlayd on the client's host, kernel VXLAN on the server's
     OverlaydKernel,
     /// The program given by --peer
@@ -195,7 +197,7 @@ impl Subject {
     /// Whether overlayd has a part in it.
     #[must_use]
     pub fn uses_overlayd(self) -> bool {
-        matches!(self, Self::OverlaydUdp | Self::OverlaydVxlan | Self::OverlaydKernel)
+        matches!(self, Self::OverlaydUdp | Self::OverlaydVxlan | Self::OverlaydXdp | Self::OverlaydKernel)
     }
 }
 

@@ -59,6 +59,10 @@ impl<'g> Running<'g> {
             Subject::KernelVxlan => kernel_vxlan(ground),
             Subject::OverlaydUdp => overlayd(ground, Backend::Udp, &settings.overlayd_flags),
             Subject::OverlaydVxlan => overlayd(ground, Backend::Vxlan, &settings.overlayd_flags),
+            Subject::OverlaydXdp => {
+                let flags = [&settings.overlayd_flags[..], &["--io=xdp".to_owned()]].concat();
+                overlayd(ground, Backend::Vxlan, &flags)
+            }
             Subject::OverlaydKernel => overlayd_and_kernel(ground, &settings.overlayd_flags),
             Subject::Peer => {
                 peer(ground, settings.peer.as_ref().expect("a plan with a peer has its settings"))

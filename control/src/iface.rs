@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use overlay::MacAddr;
 use regex::Regex;
 
 use crate::host::HostError;
@@ -31,6 +32,8 @@ pub struct Underlay {
     pub index: u32,
     /// Its MTU, in bytes of outer IP packet.
     pub mtu: u32,
+    /// Its link-layer address, if it is an Ethernet's.
+    pub mac: Option<MacAddr>,
     /// Its address that we send from and listen on.
     pub address: Ipv4Addr,
     /// The address that our lease tells the others.
@@ -92,6 +95,7 @@ pub async fn choose(spec: &IfaceSpec) -> Result<Underlay, IfaceError> {
         name: link.name.clone(),
         index: link.index,
         mtu: link.mtu,
+        mac: link.mac,
         address,
         public_ip: spec.public_ip.unwrap_or(address),
         reason,
@@ -107,7 +111,7 @@ pub async fn choose_again(spec: &IfaceSpec, before: &Underlay) -> Result<Underla
     let host = Host::ask(&Netlink::open()?).await?;
     let link = host.links.iter().find(|link| link.name == before.name);
     match link.filter(|link| host.owner(before.address).is_some_and(|owner| owner.index == link.index)) {
-        Some(link) => Ok(Underlay { index: link.index, mtu: link.mtu, ..before.clone() }),
+        Some(link) => Ok(Underlay { index: link.index, mtu: link.mtu, mac: link.mac, ..before.clone() }),
         None => choose(spec).await,
     }
 }

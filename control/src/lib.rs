@@ -10,6 +10,7 @@ pub mod flags;
 pub mod health;
 pub mod host;
 pub mod iface;
+pub mod io;
 pub mod json;
 pub mod lease;
 pub mod listen;

@@ -2,7 +2,6 @@
 //! with its workers; built from a plan and taken down again when it is dropped.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,16 +15,18 @@ use overlay::path_mtu::Prober;
 use overlay::peer_state::{PeerState, PeerTotals};
 use overlay::stats::Totals;
 use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
-use overlay::underlay::{udp, whole};
+use overlay::underlay::{port, udp, whole};
 use overlay::wire::Format;
 use overlay::{MacAddr, SetupError};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info, warn};
 
 use crate::host::firewall::Firewall;
+use crate::host::nexthop::{By, NextHops};
 use crate::host::routes::{self, OffLink, PeerRoute};
 use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link};
 use crate::iface::Underlay;
+use crate::io::{self, Io};
 use crate::lease::{Lease, LeaseBackend};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::path_mtu::PathMtus;
@@ -135,6 +136,8 @@ pub struct NodeOptions {
     pub stay_awake: Duration,
     /// Whether the workers of a queue are tied to one processor.
     pub pin: bool,
+    /// Which way packets take to the wire.
+    pub io: Io,
 }
 
 /// A node could not be built.
@@ -210,6 +213,9 @@ pub struct Tunnel {
     pub offloads: Arc<Offloads>,
     table: SharedTable,
     forwarder: Forwarder,
+    next_hops: Option<NextHops>,
+    /// Why there are no rings, if there were to be.
+    pub without_port: Option<String>,
     pings: Arc<Pings>,
     _path_mtus: PathMtus,
 }
@@ -221,11 +227,24 @@ impl Tunnel {
         &self.forwarder
     }
 
+    /// Peers whose next hop by the interface is known.
+    #[must_use]
+    pub fn next_hops(&self) -> usize {
+        self.table.current().hops().filter(|hop| hop.state.next_hop().is_some()).count()
+    }
+
+    /// Whether the rings are no longer those of the interface, which has another number of queues now.
+    #[must_use]
+    pub fn has_outdated_rings(&self) -> bool {
+        let interface = self.forwarder.port().map(|port| &port.interface);
+        interface.is_some_and(|interface| port::receive_queues(&interface.name) != interface.queues)
+    }
+
     /// Asks the daemon of the node whose overlay device has the address `peer` for an echo of `len` bytes.
     ///
     /// # Errors
     /// As [`Pings::ask`].
-    pub fn ping(&self, peer: Ipv4Addr, len: usize) -> io::Result<Ping> {
+    pub fn ping(&self, peer: Ipv4Addr, len: usize) -> std::io::Result<Ping> {
         self.pings.ask(&self.forwarder, &self.table.current(), peer, len)
     }
 
@@ -372,6 +391,9 @@ impl Node {
             let (begun, count) = (Instant::now(), peers.len());
             tunnel.table.publish(local, peers);
             debug!(peers = count, built_in_us = begun.elapsed().as_micros(), "table published");
+            if let Some(next_hops) = &tunnel.next_hops {
+                next_hops.peers_changed();
+            }
         }
         self.find_ways(peers).await.map(drop)
     }
@@ -501,11 +523,14 @@ impl Tunnel {
             offloads.switch_off(Offload::TunnelGso);
         }
         let pings = Arc::<Pings>::default();
+        let (port, without_port) = io::open(options.io, &plan.underlay, listen).await;
+        let next_hops = port.is_some().then(|| NextHops::follow(by(&plan.underlay), table.clone()));
         let forwarder = Forwarder::start(
             forwarder::Config {
                 queues,
                 listen,
                 inherited: sockets,
+                port,
                 source_check: options.source_check,
                 table: table.clone(),
                 offloads: Arc::clone(&offloads),
@@ -524,8 +549,23 @@ impl Tunnel {
         let path_mtus =
             PathMtus::watch(Prober::open(plan.underlay.address)?, table.clone(), Arc::clone(&pings));
         let (queues, source_check) = (options.queues, options.source_check);
-        Ok(Self { index, queues, source_check, offloads, table, forwarder, pings, _path_mtus: path_mtus })
+        Ok(Self {
+            index,
+            queues,
+            source_check,
+            offloads,
+            table,
+            forwarder,
+            next_hops,
+            without_port,
+            pings,
+            _path_mtus: path_mtus,
+        })
     }
+}
+
+fn by(underlay: &Underlay) -> By {
+    By { interface: underlay.index, mtu: underlay.mtu, source: underlay.address }
 }
 
 /// The flag counts; without it, flannel's key in the network configuration.
@@ -615,6 +655,7 @@ mod tests {
                 name: "eth0".to_owned(),
                 index: 2,
                 mtu: 1500,
+                mac: None,
                 address,
                 public_ip: address,
                 reason: String::new(),

@@ -37,6 +37,9 @@ pub struct Status {
     pub conflicts: Vec<String>,
     /// What the kernel does for the data plane, by name, and whether it does.
     pub offloads: BTreeMap<String, bool>,
+    /// Which way packets take to the wire; nothing where there is no tunnel.
+    #[serde(default)]
+    pub io: Option<IoStatus>,
     /// What is asked of sources: `strict`, `loose` or `off`; nothing where there is no tunnel.
     pub source_check: Option<String>,
     /// Whether what enters the overlay from outside the network gets this host's address as its source.
@@ -50,6 +53,56 @@ pub struct Status {
     pub icmp_sent: u64,
     /// Device, routes and rules.
     pub host: HostStatus,
+}
+
+/// Which way packets take to the wire.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct IoStatus {
+    /// The rings of the interface, if they are used.
+    pub rings: Option<RingStatus>,
+    /// Why they are not, if they were to be.
+    pub fallback: Option<String>,
+}
+
+/// The underlay's interface, with rings beside the sockets.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RingStatus {
+    /// The interface.
+    pub interface: String,
+    /// Where the XDP program is: `native`, in the driver, or `generic`.
+    pub mode: String,
+    /// Whether the card itself reads and writes the frames.
+    pub zero_copy: bool,
+    /// Rings in each direction, one for each receive queue.
+    pub queues: u32,
+    /// Peers whose next hop is known: the others are reached by sockets.
+    pub next_hops: usize,
+    /// Datagrams by the rings.
+    pub datagrams: Directions<u64>,
+    /// Datagrams by the sockets (from the wire: runs of them).
+    pub by_sockets: Directions<u64>,
+    /// Datagrams lost by the rings, by reason; every reason is listed.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl IoStatus {
+    fn to_text(&self) -> String {
+        let Some(rings) = &self.rings else {
+            let why = self.fallback.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+            return format!("udp sockets{why}");
+        };
+        let RingStatus { interface, mode, queues, datagrams, by_sockets, .. } = rings;
+        let copy = if rings.zero_copy { "zero-copy" } else { "copying" };
+        let lost: u64 = rings.drops.values().sum();
+        format!(
+            "xdp on {interface} ({mode}, {copy}), {queues} queue{}; {} datagrams out, {} in, {lost} lost; by sockets {} out, {} in",
+            plural(usize::try_from(*queues).unwrap_or(usize::MAX)),
+            datagrams.egress,
+            datagrams.ingress,
+            by_sockets.egress,
+            by_sockets.ingress
+        )
+    }
 }
 
 /// What this host's kernel has been brought to.
@@ -154,7 +207,7 @@ pub struct PeerStatus {
 }
 
 /// Something for each direction.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Directions<T> {
     /// From the overlay device to the wire.
     pub egress: T,
@@ -217,6 +270,9 @@ impl Status {
         ];
         for (name, value) in rows {
             let _ = writeln!(out, "{name:<13} {value}");
+        }
+        if let Some(io) = &self.io {
+            let _ = writeln!(out, "{:<13} {}", "wire", io.to_text());
         }
         if let Some(source_check) = &self.source_check {
             let _ = writeln!(out, "{:<13} {}", "offloads", self.offloads_text());
@@ -398,6 +454,17 @@ mod tests {
             offloads: [("gso", true), ("tso", true), ("uso", false)]
                 .map(|(name, on)| (name.to_owned(), on))
                 .into(),
+            io: Some(IoStatus {
+                rings: Some(RingStatus {
+                    interface: "eth0".to_owned(),
+                    mode: "native".to_owned(),
+                    queues: 1,
+                    datagrams: Directions { egress: 5, ingress: 6 },
+                    drops: [("ring_full".to_owned(), 2)].into(),
+                    ..RingStatus::default()
+                }),
+                fallback: None,
+            }),
             source_check: Some("strict".to_owned()),
             return_path_masq: true,
             counters: Directions {
@@ -441,6 +508,7 @@ mod tests {
         for line in [
             "device        flannel.1, address 10.1.9.0, MTU 1450, 2 queues",
             "offloads      gso, tso (uso off)",
+            "wire          xdp on eth0 (native, copying), 1 queue; 5 datagrams out, 6 in, 2 lost; by sockets 0 out, 0 in",
             "conflict      two nodes",
             "  10.1.63.0/24  192.168.199.238  02:00:00:00:00:09  tunnel",
             "  egress        12  5.0 MiB",

@@ -320,6 +320,12 @@ impl Run {
         self.header_len
     }
 
+    /// How long each of its datagrams is, but for the last, which may be shorter.
+    #[must_use]
+    pub fn segment_len(&self) -> usize {
+        self.segment_len
+    }
+
     /// How many datagrams it is, or would be if it were cut.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -20,10 +20,14 @@ use crate::peer_state::Direction;
 use crate::stats::{Totals, WorkerStats};
 use crate::sys::affinity;
 use crate::sys::wake::StopFlag;
+use crate::sys::xdp_prog::Attached;
 use crate::table::{PeerTable, SharedTable};
 use crate::tun::TunQueue;
+use crate::underlay::Way;
+use crate::underlay::port::{Port, PortState};
 use crate::underlay::udp::{self, UdpReceiver, UdpTransmitter};
 use crate::underlay::whole::TapQueue;
+use crate::underlay::xdp::Rings;
 use crate::witness::{Watched, Witness};
 
 /// What the forwarder stands between, and how strict it is.
@@ -34,6 +38,8 @@ pub struct Config {
     pub listen: SocketAddrV4,
     /// Sockets of an earlier process that share it.
     pub inherited: Vec<Socket>,
+    /// The underlay's interface, if its rings are used beside the sockets.
+    pub port: Option<Port>,
     /// What is asked of sources.
     pub source_check: SourceCheck,
     /// The network's state; the forwarder follows what is published there.
@@ -65,6 +71,8 @@ pub struct Forwarder {
     ingress: Vec<Arc<WorkerStats>>,
     kept: Vec<Kept>,
     watched: Arc<Watched>,
+    /// Kept for its program to stay attached.
+    port: Option<(Attached, Arc<PortState>)>,
 }
 
 /// What a pair of workers stands between, to be handed over to a later process.
@@ -109,8 +117,14 @@ impl Forwarder {
             ingress: Vec::new(),
             kept: Vec::new(),
             watched: Arc::default(),
+            port: None,
         };
         let mut taps = config.taps.into_iter();
+        let mut rings = config.port.map(|port| {
+            let (attached, state, rings) = Rings::deal(port, count);
+            forwarder.port = Some((attached, state));
+            rings
+        });
         for (index, (queue, socket)) in config.queues.into_iter().zip(sockets).enumerate() {
             let queue_in = queue.try_clone().map_err(|source| setup("duplicate a queue", source))?;
             let kept = Kept {
@@ -127,17 +141,25 @@ impl Forwarder {
             let by = socket.try_clone().map_err(|source| setup("duplicate a socket", source))?;
             let echoes = Echoes::new(Box::new(by), Arc::clone(&config.on_answer));
 
+            let own = lanes.iter().map(|lane| udp::address(lane).unwrap_or(config.listen)).collect();
+            let transmitter = UdpTransmitter::new(lanes, Arc::clone(&offloads));
+            let transmitter = match taps.next() {
+                Some(tap) => transmitter.with_tap(tap),
+                None => transmitter,
+            };
+            let receiver = UdpReceiver::new(socket);
+            let (transmitter, receiver) = match &mut rings {
+                Some(rings) => rings
+                    .join(index, transmitter, receiver)
+                    .map_err(|source| setup("have rings beside the sockets", source))?,
+                None => (Way::Sockets(transmitter), Way::Sockets(receiver)),
+            };
+
             let stats = Arc::<WorkerStats>::default();
             forwarder.egress.push(Arc::clone(&stats));
-            let own = lanes.iter().map(|lane| udp::address(lane).unwrap_or(config.listen)).collect();
             let witness = Witness::new(Direction::Egress, Arc::clone(&forwarder.watched), own);
-            let wire = UdpTransmitter::new(lanes, Arc::clone(&offloads));
-            let wire = match taps.next() {
-                Some(tap) => wire.with_tap(tap),
-                None => wire,
-            };
             let egress =
-                Egress::new(queue, wire, config.table.reader(), answers(), stats).watched_by(witness);
+                Egress::new(queue, transmitter, config.table.reader(), answers(), stats).watched_by(witness);
             forwarder
                 .spawn(format!("egress-{index}"), on_failure, move |stop| {
                     settle(index);
@@ -147,14 +169,13 @@ impl Forwarder {
 
             let stats = Arc::<WorkerStats>::default();
             forwarder.ingress.push(Arc::clone(&stats));
-            let wire = UdpReceiver::new(socket);
             let (check, offloads) = (config.source_check, Arc::clone(&offloads));
             let table = config.table.reader();
             let answers = answers().with_echoes(echoes);
             let watched = Arc::clone(&forwarder.watched);
             let witness = Witness::new(Direction::Ingress, watched, vec![config.listen]);
             let ingress =
-                Ingress::new(queue_in, wire, check, table, answers, stats, offloads).watched_by(witness);
+                Ingress::new(queue_in, receiver, check, table, answers, stats, offloads).watched_by(witness);
             forwarder
                 .spawn(format!("ingress-{index}"), on_failure, move |stop| {
                     ingress.run(Idle::new(awake), stop)
@@ -216,6 +237,12 @@ impl Forwarder {
         self.kept.iter().map(|kept| &kept.socket)
     }
 
+    /// The interface whose rings are used, if they are.
+    #[must_use]
+    pub fn port(&self) -> Option<&Arc<PortState>> {
+        self.port.as_ref().map(|(_, state)| state)
+    }
+
     /// How often each worker has been round its loop, by name: one that stands still is stuck.
     #[must_use]
     pub fn rounds(&self) -> Vec<(String, u64)> {
@@ -247,6 +274,9 @@ impl Forwarder {
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
+        // First of all what comes goes to the sockets again, which may be handed over. What is in the rings is
+        // forwarded before the workers stop.
+        self.port = None;
         self.stop.raise();
         for thread in self.threads.drain(..) {
             // A worker that panicked has said so itself, and there is nothing left to stop.

@@ -109,6 +109,9 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
                 break;
             }
         }
+        while self.wire.is_pending() {
+            self.step();
+        }
         Ok(())
     }
 

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use crate::MacAddr;
+
 /// What changes about one peer while it is one. What the two directions write lies on cache lines of their own.
 #[derive(Debug, Default)]
 pub struct PeerState {
@@ -27,6 +29,8 @@ struct Egress {
     /// 0: none known.
     path_mtu: AtomicU32,
     flags: AtomicU32,
+    /// The address, and above it whether there is one.
+    next_hop: AtomicU64,
 }
 
 /// Written by workers from the wire.
@@ -107,6 +111,22 @@ impl PeerState {
     /// Notes the path's MTU, or that it is not known any more.
     pub fn set_path_mtu(&self, mtu: Option<u32>) {
         self.egress.0.path_mtu.store(mtu.unwrap_or(0), Relaxed);
+    }
+
+    /// What frames to the peer are addressed to on the underlay's interface; `None` while it is not known that
+    /// they leave by this one, or to whom.
+    #[must_use]
+    pub fn next_hop(&self) -> Option<MacAddr> {
+        let [known, _, mac @ ..] = self.egress.0.next_hop.load(Relaxed).to_be_bytes();
+        (known != 0).then_some(MacAddr(mac))
+    }
+
+    /// Notes the next hop, or that there is none known any more.
+    pub fn set_next_hop(&self, mac: Option<MacAddr>) {
+        let word = mac.map_or(0, |MacAddr([a, b, c, d, e, f])| u64::from_be_bytes([1, 0, a, b, c, d, e, f]));
+        if self.egress.0.next_hop.load(Relaxed) != word {
+            self.egress.0.next_hop.store(word, Relaxed);
+        }
     }
 
     /// Whether `flag` is set.
@@ -386,6 +406,18 @@ mod tests {
         assert!(batch(0, CERTAIN - 1));
         assert!(!batch(0, 1));
         assert!(!batch(CERTAIN - 1, 0));
+    }
+
+    #[test]
+    fn the_next_hop_is_known_or_not() {
+        let [peer] = peers();
+        assert_eq!(peer.next_hop(), None);
+        for mac in [MacAddr([0; 6]), MacAddr([2, 3, 4, 5, 6, 255])] {
+            peer.set_next_hop(Some(mac));
+            assert_eq!(peer.next_hop(), Some(mac));
+        }
+        peer.set_next_hop(None);
+        assert_eq!(peer.next_hop(), None);
     }
 
     #[test]

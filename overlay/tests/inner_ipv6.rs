@@ -207,6 +207,7 @@ impl End {
                 queues,
                 listen: SocketAddrV4::new(host.public_ip, 8472),
                 inherited: Vec::new(),
+                port: None,
                 source_check: SourceCheck::Strict,
                 table: SharedTable::new(PeerTable::new(local, vec![peer])),
                 offloads,

@@ -11,6 +11,7 @@ use crate::host::events::{Interest, Touched};
 use crate::host::{HostError, docker};
 use crate::iface::{self, Underlay};
 use crate::metrics::Repaired;
+use crate::node::Tunnel;
 use crate::status::LeaseState;
 
 impl Daemon {
@@ -79,6 +80,11 @@ impl Daemon {
 
     /// What others have taken away is put back. A lasting problem is told once.
     pub(super) async fn sync_host(&mut self, touched: Touched) {
+        let outdated = self.running.as_ref().and_then(|running| running.node.tunnel());
+        if outdated.is_some_and(Tunnel::has_outdated_rings) {
+            info!(interface = self.underlay.name, "the interface has another number of queues");
+            self.build_again(None).await;
+        }
         let Some(running) = &mut self.running else { return };
         if let Some(tunnel) = running.node.tunnel() {
             self.hints.look(&tunnel.totals());

@@ -369,6 +369,7 @@ impl Daemon {
             spread_source_ports: self.flags.source_port_spread,
             stay_awake: Duration::from_micros(u64::from(self.flags.spin)),
             pin: self.flags.pin,
+            io: self.flags.io,
         }
     }
 

@@ -1,11 +1,13 @@
 //! What the control socket tells of the daemon.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use overlay::drops::DropReason;
 use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
+use overlay::underlay::port::Attach;
 
 use crate::lease::LeaseBackend;
 use crate::membership::View;
@@ -14,8 +16,8 @@ use crate::netconf::Backend;
 use crate::node::{Node, Reached, Tunnel};
 use crate::socket::Source;
 use crate::status::{
-    BackendStatus, Counters, DeviceStatus, Directions, HostStatus, LeaseState, LeaseStatus, PeerStatus,
-    Status, StoreStatus, drops,
+    BackendStatus, Counters, DeviceStatus, Directions, HostStatus, IoStatus, LeaseState, LeaseStatus,
+    PeerStatus, RingStatus, Status, StoreStatus, drops,
 };
 
 /// What there is to tell. It is kept for the socket, which answers at any time.
@@ -96,6 +98,7 @@ impl Shared {
                     .map(|offload| (offload.label().to_owned(), tunnel.offloads.is_on(offload)))
                     .collect()
             }),
+            io: node.tunnel().map(io),
             source_check: node.tunnel().map(|tunnel| {
                 match tunnel.source_check {
                     SourceCheck::Strict => "strict",
@@ -114,4 +117,39 @@ impl Shared {
             host: self.host.clone(),
         })
     }
+}
+
+/// Which way packets of `tunnel` take to the wire.
+fn io(tunnel: &Tunnel) -> IoStatus {
+    let rings = tunnel.forwarder().port().map(|port| {
+        let (counts, kernel) = (&port.counts, port.dropped());
+        let drops = [
+            ("malformed", counts.malformed.load(Relaxed)),
+            ("interface_full", counts.refused.load(Relaxed)),
+            ("no_frame", kernel.no_frame),
+            ("ring_full", kernel.ring_full),
+            ("kernel", kernel.other + kernel.invalid),
+        ];
+        RingStatus {
+            interface: port.interface.name.clone(),
+            mode: match port.attach {
+                Attach::Native => "native",
+                Attach::Generic => "generic",
+            }
+            .to_owned(),
+            zero_copy: port.zero_copy,
+            queues: port.interface.queues,
+            next_hops: tunnel.next_hops(),
+            datagrams: Directions {
+                egress: counts.sent.load(Relaxed),
+                ingress: counts.received.load(Relaxed),
+            },
+            by_sockets: Directions {
+                egress: counts.sent_by_socket.load(Relaxed),
+                ingress: counts.received_by_socket.load(Relaxed),
+            },
+            drops: drops.map(|(name, count)| (name.to_owned(), count)).into(),
+        }
+    });
+    IoStatus { rings, fallback: tunnel.without_port.clone() }
 }

@@ -17,6 +17,7 @@ pub use go::{FlagError, parse_bool};
 
 use crate::host::FirewallKind;
 use crate::iface::IfaceSpec;
+use crate::io::Io;
 use crate::lease::is_one_host;
 use crate::logging::LogFormat;
 use crate::store::{Access, IdentityFiles, Password, User};
@@ -199,6 +200,18 @@ pub struct Flags {
     /// 'off' sends from the backend's own port, for firewalls that want it.
     #[arg(long, help_heading = "Data plane", value_name = "on|off", default_value = "on", value_parser = on_or_off, action = ArgAction::Set)]
     pub source_port_spread: bool,
+
+    /// Which way packets take to the wire: 'udp', sockets; 'xdp', past the kernel's stack by AF_XDP where the
+    /// interface's driver can, else sockets; 'auto', the former only where the card itself reads and writes
+    /// the frames (zero-copy); 'xdp-generic', with any driver, to try it out.
+    #[arg(
+        long,
+        help_heading = "Data plane",
+        value_name = "WAY",
+        default_value = "udp",
+        hide_possible_values = true
+    )]
+    pub io: Io,
 
     /// Tie the threads of each queue to one processor.
     #[arg(long, help_heading = "Data plane", value_name = "BOOL", default_value_t = false, value_parser = parse_bool, action = ArgAction::Set)]
@@ -535,6 +548,7 @@ mod tests {
             (&["--etcd-endpoints=http://e:2379,"], &["--etcd-endpoints", "http://HOST:PORT"]),
             (&["--etcd-endpoints=e:2379"], &["--etcd-endpoints", "'e:2379'", "http://HOST:PORT"]),
             (&["--store=zookeeper"], &["--store", "zookeeper", "dir:PATH"]),
+            (&["--io=dpdk"], &["--io", "dpdk", "udp", "xdp", "auto"]),
             (&["--offload=tso,lro"], &["--offload", "lro", "tso, uso, gso, gro, tunnel-gso"]),
             (&["--source-port-spread=maybe"], &["--source-port-spread", "maybe", "'on' or 'off'"]),
             (&["--healthz-port=70000"], &["--healthz-port", "70000"]),

@@ -19,6 +19,7 @@ pub mod events;
 pub mod firewall;
 pub mod leftovers;
 pub mod link;
+pub mod nexthop;
 pub mod routes;
 
 mod command;

@@ -11,7 +11,7 @@ use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
@@ -112,8 +112,20 @@ impl Netlink {
 
     /// Which way the kernel sends what goes to `address`; `None` if it does not.
     pub(crate) async fn way_to(&self, address: Ipv4Addr) -> Result<Option<Way>, HostError> {
-        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
-        match self.handle.route().get(query).execute().try_next().await {
+        self.way_from(None, address).await
+    }
+
+    /// The same for what has this source address already.
+    pub(crate) async fn way_from(
+        &self,
+        source: Option<Ipv4Addr>,
+        address: Ipv4Addr,
+    ) -> Result<Option<Way>, HostError> {
+        let mut query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32);
+        if let Some(source) = source {
+            query = query.source_prefix(source, 32);
+        }
+        match self.handle.route().get(query.build()).execute().try_next().await {
             Ok(route) => Ok(route.as_ref().and_then(Way::from_message)),
             // Unreachable, prohibited, or no route at all.
             Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
@@ -135,6 +147,8 @@ pub(crate) struct Link {
     pub(crate) name: String,
     /// In bytes; 0 if the kernel does not tell.
     pub(crate) mtu: u32,
+    /// Its address, if it is an Ethernet's.
+    pub(crate) mac: Option<MacAddr>,
     pub(crate) up: bool,
     /// Whether it is a TUN or TAP.
     pub(crate) tun: bool,
@@ -148,6 +162,7 @@ impl From<&LinkMessage> for Link {
             index: message.header.index,
             name: String::new(),
             mtu: 0,
+            mac: None,
             up: message.header.flags.contains(LinkFlags::Up),
             tun: false,
             carrier: false,
@@ -156,6 +171,7 @@ impl From<&LinkMessage> for Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(MacAddr),
                 LinkAttribute::Carrier(carrier) => link.carrier = *carrier != 0,
                 LinkAttribute::LinkInfo(infos) => {
                     link.tun = infos.contains(&LinkInfo::Kind(InfoKind::Tun));
@@ -296,6 +312,10 @@ pub(crate) struct Way {
     pub(crate) source: Option<Ipv4Addr>,
     /// Whether the destination is on the link itself, without a gateway.
     pub(crate) on_link: bool,
+    /// The gateway, if it is one by IPv4.
+    pub(crate) gateway: Option<Ipv4Addr>,
+    /// The path's MTU, if it is another than the device's.
+    pub(crate) mtu: Option<u32>,
     /// Whether it is this host's own address.
     pub(crate) local: bool,
 }
@@ -303,16 +323,29 @@ pub(crate) struct Way {
 impl Way {
     fn from_message(message: &RouteMessage) -> Option<Self> {
         let (mut device, mut source, mut on_link) = (None, None, true);
+        let (mut gateway, mut mtu) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Oif(index) => device = Some(*index),
                 RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
-                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => on_link = false,
+                RouteAttribute::Gateway(via) => {
+                    on_link = false;
+                    if let RouteAddress::Inet(via) = via {
+                        gateway = Some(*via);
+                    }
+                }
+                RouteAttribute::Via(_) => on_link = false,
+                RouteAttribute::Metrics(metrics) => {
+                    mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
                 _ => {}
             }
         }
         let local = message.header.kind == RouteType::Local;
-        Some(Self { device: device?, source, on_link, local })
+        Some(Self { device: device?, source, on_link, gateway, mtu, local })
     }
 }
 

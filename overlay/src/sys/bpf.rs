@@ -19,6 +19,15 @@ pub(super) const fn op(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) 
     Instruction { code, registers: src << 4 | dst, offset, immediate }
 }
 
+impl Instruction {
+    /// Has a jump whose distance was left open as `mark` go `distance` instructions further than the next.
+    pub(super) fn resolve(&mut self, mark: i16, distance: i16) {
+        if self.offset == mark {
+            self.offset = distance;
+        }
+    }
+}
+
 // Opcodes (Documentation/bpf/standardization/instruction-set.rst).
 const LOAD_ABS_WORD: u8 = 0x20;
 const LOAD_ABS_HALF: u8 = 0x28;
@@ -28,7 +37,7 @@ pub(super) const MOV_REG: u8 = 0xbf;
 pub(super) const MOV_IMM: u8 = 0xb7;
 pub(super) const ADD_REG: u8 = 0x0f;
 const XOR_REG: u8 = 0xaf;
-const AND_IMM: u8 = 0x57;
+pub(super) const AND_IMM: u8 = 0x57;
 pub(super) const LSH_IMM: u8 = 0x67;
 const RSH_IMM: u8 = 0x77;
 const MUL32_IMM: u8 = 0x24;
@@ -104,6 +113,7 @@ const BPF_PROG_LOAD: libc::c_long = 5;
 pub(super) enum Kind {
     SocketFilter = 1,
     SchedCls = 3,
+    Xdp = 6,
 }
 
 /// The first fields of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes the rest as zero.
@@ -143,16 +153,25 @@ pub(super) fn load(kind: Kind, program: &[Instruction], license: &CStr) -> io::R
 /// # Safety
 /// `attributes` are the first fields of what `command` reads; what they point to is valid for it.
 pub(super) unsafe fn call<A>(command: libc::c_long, attributes: &A) -> io::Result<OwnedFd> {
-    // SAFETY: the caller vouches for the attributes, which are only read; the size is theirs.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<A>() as libc::c_long)
-    };
-    let fd = libc::c_int::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // SAFETY: the caller vouches for the attributes.
+    let fd = unsafe { ask(command, attributes) }?;
     // SAFETY: the descriptor is new and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The system call.
+///
+/// # Safety
+/// As for [`call`].
+pub(super) unsafe fn ask<A>(command: libc::c_long, attributes: &A) -> io::Result<libc::c_int> {
+    // SAFETY: the caller vouches for the attributes, which are only read; the size is theirs.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<A>() as libc::c_long)
+    };
+    match libc::c_int::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has the kernel ask `program` for the queue of each packet that goes out by the TUN device.

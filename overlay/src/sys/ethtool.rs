@@ -44,6 +44,21 @@ pub fn has_features(device: &str, wanted: &[&str]) -> io::Result<bool> {
     Ok(wanted.iter().all(is_on))
 }
 
+/// The receive queues in use of the device.
+///
+/// # Errors
+/// `EOPNOTSUPP` if its driver does not tell, as drivers of one queue; `ENODEV` if there is no such device.
+pub fn receive_queues(device: &str) -> io::Result<u32> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // struct ethtool_channels: command, four maxima, then receive, send, other and combined ones.
+    let mut channels = [ETHTOOL_GCHANNELS, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut request = request(device)?;
+    request.ifr_ifru.ifru_data = channels.as_mut_ptr().cast();
+    // SAFETY: the call reads the `ifreq` and writes the nine words that its data points to.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
+    Ok(channels[5] + channels[8])
+}
+
 /// `struct ethtool_sset_info` for one set.
 #[repr(C)]
 struct SetInfo {
@@ -55,6 +70,7 @@ struct SetInfo {
 
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
 const ETH_SS_FEATURES: u32 = 4;

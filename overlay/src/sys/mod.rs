@@ -14,4 +14,6 @@ pub mod redirect;
 pub mod simd;
 pub mod tun;
 pub mod wake;
+pub mod xdp_prog;
+pub mod xsk;
 pub mod xtables;

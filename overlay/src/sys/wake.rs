@@ -79,6 +79,31 @@ pub fn wait_readable(fd: BorrowedFd<'_>, stop: &StopFlag) -> io::Result<Woken> {
     }
 }
 
+/// A descriptor that is readable while any of `fds` is.
+///
+/// # Errors
+/// `EMFILE` or `ENFILE` when there is no descriptor to be had.
+pub fn any_of<'a>(fds: impl Iterator<Item = BorrowedFd<'a>>) -> io::Result<OwnedFd> {
+    // SAFETY: epoll_create1 takes no pointer; the result is checked before it is used.
+    let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    if epoll < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
+    for fd in fds {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        // SAFETY: the event outlives the call, which reads it.
+        let added = unsafe {
+            libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event)
+        };
+        if added < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(epoll)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +119,17 @@ mod tests {
             assert_eq!(sleeper.join().unwrap(), Woken::Stopped);
         });
         assert_eq!(wait_readable(quiet.as_fd(), &stop).unwrap(), Woken::Stopped);
+    }
+
+    #[test]
+    fn any_of_several_wakes_a_sleeper() {
+        use std::io::Write;
+        let (quiet, _writer) = io::pipe().unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let stop = StopFlag::new().unwrap();
+        writer.write_all(b"x").unwrap();
+        let both = any_of([quiet.as_fd(), reader.as_fd()].into_iter()).unwrap();
+        assert_eq!(wait_readable(both.as_fd(), &stop).unwrap(), Woken::Readable);
     }
 
     #[test]

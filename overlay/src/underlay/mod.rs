@@ -1,7 +1,13 @@
-//! The way to the wire and back: UDP payloads to and from the other nodes.
+//! The way to the wire and back: UDP payloads to and from the other nodes, by sockets ([`udp`]) or by the rings of
+//! the interface ([`xdp`]).
 
+pub mod frame;
+pub mod ledger;
+pub mod port;
+pub mod rings;
 pub mod udp;
 pub mod whole;
+pub mod xdp;
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -71,4 +77,77 @@ pub trait Receiver: Send {
 
     /// What to sleep on until there is something to receive.
     fn readiness(&self) -> BorrowedFd<'_>;
+
+    /// Whether something has been received that is lost with this receiver.
+    fn is_pending(&mut self) -> bool {
+        false
+    }
+}
+
+/// One of two ways to do the same, chosen when the workers start.
+pub enum Way<S, R> {
+    /// By sockets alone.
+    Sockets(S),
+    /// By rings, with sockets beside them.
+    Rings(R),
+}
+
+impl<S: Transmitter, R: Transmitter> Transmitter for Way<S, R> {
+    fn lanes(&self) -> usize {
+        match self {
+            Self::Sockets(way) => way.lanes(),
+            Self::Rings(way) => way.lanes(),
+        }
+    }
+
+    fn takes_super_packets(&self) -> bool {
+        match self {
+            Self::Sockets(way) => way.takes_super_packets(),
+            Self::Rings(way) => way.takes_super_packets(),
+        }
+    }
+
+    fn transmit(&mut self, batch: &Batch, failed: impl FnMut(Unsent<'_>)) {
+        match self {
+            Self::Sockets(way) => way.transmit(batch, failed),
+            Self::Rings(way) => way.transmit(batch, failed),
+        }
+    }
+}
+
+impl<S: Receiver, R: Receiver> Receiver for Way<S, R> {
+    fn receive(&mut self) -> io::Result<usize> {
+        match self {
+            Self::Sockets(way) => way.receive(),
+            Self::Rings(way) => way.receive(),
+        }
+    }
+
+    fn arrival(&self, index: usize) -> Arrival {
+        match self {
+            Self::Sockets(way) => way.arrival(index),
+            Self::Rings(way) => way.arrival(index),
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::Sockets(way) => way.bytes(),
+            Self::Rings(way) => way.bytes(),
+        }
+    }
+
+    fn readiness(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Sockets(way) => way.readiness(),
+            Self::Rings(way) => way.readiness(),
+        }
+    }
+
+    fn is_pending(&mut self) -> bool {
+        match self {
+            Self::Sockets(way) => way.is_pending(),
+            Self::Rings(way) => way.is_pending(),
+        }
+    }
 }

@@ -216,43 +216,65 @@ impl Transmitter for UdpTransmitter {
     }
 
     fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent<'_>)) {
+        for lane in 0..self.lanes.len() {
+            self.send(lane, batch.runs(lane), batch, &mut failed);
+        }
+    }
+}
+
+impl UdpTransmitter {
+    /// The sockets, by lane.
+    #[must_use]
+    pub fn sockets(&self) -> &[Socket] {
+        &self.lanes
+    }
+
+    /// Sends `runs`, of `batch`, by a lane.
+    ///
+    /// # Panics
+    /// If there is no such lane.
+    pub fn send(
+        &mut self,
+        lane: usize,
+        mut runs: &[Run],
+        batch: &Batch,
+        failed: &mut impl FnMut(Unsent<'_>),
+    ) {
         let Self { lanes, arrays, offloads, whole } = self;
-        for (lane, socket) in lanes.iter().enumerate() {
-            let mut runs = batch.runs(lane);
-            while let Some(first) = runs.first() {
-                if let (Some((packet, place)), Some(whole)) = (first.super_packet(), whole.as_mut()) {
-                    let bytes = &batch.bytes()[place.start..place.start + place.len];
-                    if let Err(error) = whole.tap.send(packet, bytes, whole.from[lane], first.to()) {
-                        if is_tunnel_gso_broken(&error) {
-                            offloads.switch_off(Offload::TunnelGso);
-                        }
-                        let cut = whole.cutter.cut(packet, bytes);
-                        send_cut(arrays, socket, offloads, first, packet, cut, &mut failed);
+        let socket = &lanes[lane];
+        while let Some(first) = runs.first() {
+            if let (Some((packet, place)), Some(whole)) = (first.super_packet(), whole.as_mut()) {
+                let bytes = &batch.bytes()[place.start..place.start + place.len];
+                if let Err(error) = whole.tap.send(packet, bytes, whole.from[lane], first.to()) {
+                    if is_tunnel_gso_broken(&error) {
+                        offloads.switch_off(Offload::TunnelGso);
                     }
-                    runs = &runs[1..];
-                    continue;
+                    let cut = whole.cutter.cut(packet, bytes);
+                    send_cut(arrays, socket, offloads, first, packet, cut, failed);
                 }
-                if !offloads.is_on(Offload::Gso) {
-                    send_singly(arrays, socket, batch, first, &mut failed);
-                    runs = &runs[1..];
-                    continue;
+                runs = &runs[1..];
+                continue;
+            }
+            if !offloads.is_on(Offload::Gso) {
+                send_singly(arrays, socket, batch, first, failed);
+                runs = &runs[1..];
+                continue;
+            }
+            let until_whole = runs.iter().take_while(|run| run.super_packet().is_none());
+            match arrays.send(socket.as_fd(), batch.bytes(), until_whole.map(Run::whole)) {
+                Ok(sent) => runs = &runs[sent..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if first.count() > 1 && is_gso_broken(&error) => {
+                    offloads.switch_off(Offload::Gso);
                 }
-                let until_whole = runs.iter().take_while(|run| run.super_packet().is_none());
-                match arrays.send(socket.as_fd(), batch.bytes(), until_whole.map(Run::whole)) {
-                    Ok(sent) => runs = &runs[sent..],
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) if first.count() > 1 && is_gso_broken(&error) => {
-                        offloads.switch_off(Offload::Gso);
-                    }
-                    Err(error) if first.count() > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) => {
-                        send_singly(arrays, socket, batch, first, &mut failed);
-                        runs = &runs[1..];
-                    }
-                    Err(error) => {
-                        let (count, inner_len) = (first.count(), first.inner_len());
-                        failed(Unsent { run: first, first: 0, count, inner_len, error });
-                        runs = &runs[1..];
-                    }
+                Err(error) if first.count() > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    send_singly(arrays, socket, batch, first, failed);
+                    runs = &runs[1..];
+                }
+                Err(error) => {
+                    let (count, inner_len) = (first.count(), first.inner_len());
+                    failed(Unsent { run: first, first: 0, count, inner_len, error });
+                    runs = &runs[1..];
                 }
             }
         }

@@ -1,0 +1,230 @@
+//! Whole frames, Ethernet, IPv4 and UDP around a payload: built, and taken apart, as the kernel's UDP does it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
+
+use crate::MacAddr;
+use crate::sys::mmsg::Slice;
+use crate::wire::checksum;
+use crate::wire::ip::protocol;
+
+/// Ethernet, IPv4 without options, UDP.
+pub const HEADERS_LEN: usize = UDP + UDP_LEN;
+/// What counts against the MTU of it.
+pub const IP_AND_UDP_LEN: usize = HEADERS_LEN - IP;
+
+/// Where the IPv4 header begins, and the UDP header.
+const IP: usize = 14;
+const UDP: usize = 34;
+const UDP_LEN: usize = 8;
+/// The EtherType of IPv4 (RFC 894).
+const IPV4: [u8; 2] = [0x08, 0x00];
+/// Version 4, five words of header.
+const PLAIN: u8 = 0x45;
+const DONT_FRAGMENT: u8 = 0x40;
+
+/// What is the same in all frames from one source port.
+#[derive(Debug, Clone)]
+pub struct Template {
+    headers: [u8; HEADERS_LEN],
+    /// Sum of the words of the IP header that stay.
+    ip_sum: u16,
+    /// The same of the pseudo-header and the UDP header.
+    udp_sum: u16,
+    /// The next frame's identification.
+    id: u16,
+}
+
+impl Template {
+    /// Frames from `mac` and `source`, with this TTL and type of service.
+    #[must_use]
+    pub fn new(mac: MacAddr, source: SocketAddrV4, ttl: u8, tos: u8) -> Self {
+        let mut headers = [0; HEADERS_LEN];
+        headers[6..12].copy_from_slice(&mac.0);
+        headers[12..IP].copy_from_slice(&IPV4);
+        headers[IP] = PLAIN;
+        headers[IP + 1] = tos;
+        headers[IP + 6] = DONT_FRAGMENT;
+        headers[IP + 8] = ttl;
+        headers[IP + 9] = protocol::UDP;
+        headers[IP + 12..IP + 16].copy_from_slice(&source.ip().octets());
+        headers[UDP..UDP + 2].copy_from_slice(&source.port().to_be_bytes());
+        let address_sum = checksum::sum(&source.ip().octets());
+        let udp_sum = checksum::add(checksum::add(address_sum, u16::from(protocol::UDP)), source.port());
+        Self { ip_sum: checksum::sum(&headers[IP..UDP]), udp_sum, headers, id: 0 }
+    }
+
+    /// Writes a frame to `to`, whose next hop has the address `mac`, with the payload of `slices` of `bytes`; returns
+    /// its length.
+    ///
+    /// # Panics
+    /// If it does not fit `out`, or a slice lies outside `bytes`.
+    pub fn write(
+        &mut self,
+        out: &mut [u8],
+        mac: MacAddr,
+        to: SocketAddrV4,
+        bytes: &[u8],
+        slices: &[Slice],
+    ) -> usize {
+        let mut end = HEADERS_LEN;
+        for Slice { start, len } in slices {
+            out[end..end + len].copy_from_slice(&bytes[*start..start + len]);
+            end += len;
+        }
+        let payload_sum = checksum::sum(&out[HEADERS_LEN..end]);
+        let headers = &mut out[..HEADERS_LEN];
+        headers.copy_from_slice(&self.headers);
+        headers[..6].copy_from_slice(&mac.0);
+        let (total_len, udp_len) = ((end - IP) as u16, (end - UDP) as u16);
+        // A number for each, as the kernel gives it where a router may have to cut (IP_PMTUDISC_WANT).
+        self.id = self.id.wrapping_add(1);
+        let address_sum = checksum::sum(&to.ip().octets());
+        let ip_sum =
+            checksum::add(checksum::add(self.ip_sum, address_sum), checksum::add(total_len, self.id));
+        put(headers, IP + 2, total_len);
+        put(headers, IP + 4, self.id);
+        put(headers, IP + 10, !ip_sum);
+        headers[IP + 16..UDP].copy_from_slice(&to.ip().octets());
+        put(headers, UDP + 2, to.port());
+        put(headers, UDP + 4, udp_len);
+        // The length stands in the pseudo-header as well.
+        let lens = checksum::add(udp_len, udp_len);
+        let udp_sum = checksum::add(checksum::add(self.udp_sum, address_sum), checksum::add(lens, to.port()));
+        let udp_sum = !checksum::add(udp_sum, payload_sum);
+        // Zero would say that there is none (RFC 768).
+        put(headers, UDP + 6, if udp_sum == 0 { 0xffff } else { udp_sum });
+        end
+    }
+}
+
+/// The sender of a frame for `local`, and where in it the UDP payload lies; `None` if it is none, or not whole.
+///
+/// The UDP checksum is not looked at: on a virtual wire it is not filled in yet, what is inside has its own, and
+/// a tunnel's end need not (RFC 7348, section 5).
+#[must_use]
+pub fn parse(frame: &[u8], local: SocketAddrV4) -> Option<(SocketAddrV4, Range<usize>)> {
+    let headers: &[u8; HEADERS_LEN] = frame.first_chunk()?;
+    let half = |at: usize| u16::from_be_bytes([headers[at], headers[at + 1]]);
+    let address = |at: usize| Ipv4Addr::new(headers[at], headers[at + 1], headers[at + 2], headers[at + 3]);
+    let ours = headers[12..IP] == IPV4
+        && headers[IP] == PLAIN
+        && half(IP + 6) & FRAGMENT == 0
+        && headers[IP + 9] == protocol::UDP
+        && address(IP + 16) == *local.ip()
+        && half(UDP + 2) == local.port()
+        && checksum::sum(&headers[IP..UDP]) == 0xffff;
+    let (total_len, udp_len) = (usize::from(half(IP + 2)), usize::from(half(UDP + 4)));
+    // The frame may be padded, and so may the packet.
+    let whole = IP + total_len <= frame.len() && UDP_LEN <= udp_len && UDP - IP + udp_len <= total_len;
+    (ours && whole).then(|| {
+        let from = SocketAddrV4::new(address(IP + 12), half(UDP));
+        (from, HEADERS_LEN..UDP + udp_len)
+    })
+}
+
+/// More fragments, or an offset.
+const FRAGMENT: u16 = 0x3fff;
+
+fn put(bytes: &mut [u8], at: usize, word: u16) {
+    bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LOCAL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 168, 1, 12), 8472);
+
+    fn template() -> Template {
+        let source = SocketAddrV4::new(Ipv4Addr::new(192, 168, 199, 238), 51_234);
+        Template::new(MacAddr([2, 0, 0, 0, 0, 1]), source, 64, 0)
+    }
+
+    fn build(template: &mut Template, payload: &[u8]) -> Vec<u8> {
+        let mut out = vec![0xaa; HEADERS_LEN + payload.len() + 5];
+        // In two slices, as a segment's headers and payload come.
+        let middle = payload.len() / 4 * 2;
+        let slices = [Slice { start: 0, len: middle }, Slice { start: middle, len: payload.len() - middle }];
+        let len = template.write(&mut out, MacAddr([2, 0, 0, 0, 0, 9]), LOCAL, payload, &slices);
+        out.truncate(len);
+        out
+    }
+
+    #[test]
+    fn a_frame_is_what_etherparse_would_build() {
+        let mut template = template();
+        for (id, len) in [1usize, 2, 3].into_iter().zip([0, 7, 1450]) {
+            let payload: Vec<u8> = (0..len).map(|i| i as u8).collect();
+            let frame = build(&mut template, &payload);
+            let mut expected = Vec::new();
+            let mut ip = etherparse::Ipv4Header::new(
+                (8 + len) as u16,
+                64,
+                etherparse::IpNumber::UDP,
+                [192, 168, 199, 238],
+                [192, 168, 1, 12],
+            )
+            .unwrap();
+            ip.identification = id as u16;
+            ip.dont_fragment = true;
+            PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 9])
+                .ip(etherparse::IpHeaders::Ipv4(ip, Default::default()))
+                .udp(51_234, 8472)
+                .write(&mut expected, &payload)
+                .unwrap();
+            assert_eq!(frame, expected, "{len} bytes");
+            assert!(matches!(
+                SlicedPacket::from_ethernet(&frame).unwrap().transport,
+                Some(TransportSlice::Udp(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn what_is_built_is_taken_apart_and_padding_is_cut_off() {
+        let mut frame = build(&mut template(), b"payload");
+        frame.extend([0; 20]);
+        let (from, place) = parse(&frame, LOCAL).unwrap();
+        assert_eq!(from, "192.168.199.238:51234".parse().unwrap());
+        assert_eq!(&frame[place], b"payload");
+    }
+
+    #[test]
+    fn what_is_not_ours_or_not_whole_is_left_alone() {
+        let good = build(&mut template(), b"payload");
+        for len in 0..good.len() {
+            assert_eq!(parse(&good[..len], LOCAL), None, "{len} bytes");
+        }
+        // Type, version, total length, fragment, protocol, checksum, destination, port, UDP length.
+        for at in [12, 14, 17, 20, 23, 24, 33, 37, 39] {
+            let mut bad = good.clone();
+            bad[at] ^= 0x24;
+            assert_eq!(parse(&bad, LOCAL), None, "byte {at}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_within_the_frame(
+            mut frame in proptest::collection::vec(any::<u8>(), 0..200),
+            whole in any::<bool>(),
+            changes in proptest::collection::vec((0..60usize, any::<u8>()), 0..4),
+        ) {
+            if whole {
+                frame = build(&mut template(), &frame);
+            }
+            for (at, value) in changes {
+                if let Some(byte) = frame.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            if let Some((_, place)) = parse(&frame, LOCAL) {
+                prop_assert!(place.start == HEADERS_LEN && place.start <= place.end && place.end <= frame.len());
+            }
+        }
+    }
+}
