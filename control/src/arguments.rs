@@ -1,10 +1,11 @@
 //! The command line of `overlayctl`.
 
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 
 use crate::diagnose::trace::Carries;
 
@@ -29,11 +30,29 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show lease, peers, device, traffic and drops.
-    Status {
-        /// As JSON, with every counter.
-        #[arg(long)]
-        json: bool,
-    },
+    Status(Show),
+    /// Show the other nodes: which way they are reached, when they were last heard of, traffic and drops.
+    Peers(Show),
+    /// Show all leases as the store has them now: owner, expiry, reservations, conflicts.
+    Leases(Show),
+    /// Show the kernel's routes for the network, and those that are missing.
+    Routes(Show),
+    /// Show what was dropped, by reason, and the last packet seen of each.
+    Drops(Show),
+    /// Show the threads that forward: packets, batches, super-packets, processor time.
+    Stats(Show),
+    /// Show the flags in effect and the network configuration, without secrets.
+    Config(Show),
+    /// Show what the kernel does for the data plane.
+    Offloads(Show),
+    /// Show workers and peers on a live screen: rates, drops, processor time.
+    Top(Top),
+    /// Write packets to a file that Wireshark opens, with the reason for each that was dropped.
+    ///
+    /// Inner packets are those of the containers, a TCP or UDP super-packet as one; outer ones what the wire
+    /// sees, with IP and UDP header made up from the addresses and ports. All conditions given must hold.
+    /// Ends with the bounds, or by Ctrl-C.
+    Capture(Capture),
     /// Check whether this host is fit, and say what to do where it is not.
     ///
     /// Looks at the daemon, the kernel, the firewall, the bridge and the store, and asks each peer for echoes,
@@ -88,6 +107,92 @@ pub struct Events {
     /// Go on with those to come.
     #[arg(short, long)]
     pub follow: bool,
+}
+
+/// How something is shown.
+#[derive(Debug, Clone, Args)]
+pub struct Show {
+    /// As JSON, with every counter.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Again and again, every so many seconds.
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
+    pub watch: Option<f64>,
+}
+
+/// How often the screen is renewed.
+#[derive(Debug, Clone, Args)]
+pub struct Top {
+    /// Seconds from one look to the next.
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub interval: f64,
+}
+
+/// Which packets are captured, and how many.
+#[derive(Debug, Clone, Args)]
+pub struct Capture {
+    /// The file to write, in pcapng; '-' for standard output.
+    pub file: PathBuf,
+
+    /// Outer packets instead of inner ones.
+    #[arg(long)]
+    pub outer: bool,
+
+    /// Only packets that were dropped.
+    #[arg(long)]
+    pub drops: bool,
+
+    /// One direction only: to the wire (egress) or from it (ingress).
+    #[arg(long, value_name = "DIRECTION", value_parser = ["egress", "ingress"])]
+    pub direction: Option<String>,
+
+    /// Inner source or destination, an address or a subnet.
+    #[arg(long, value_name = "ADDRESS", value_parser = host)]
+    pub host: Option<IpNet>,
+
+    /// The other node, by its public address.
+    #[arg(long, value_name = "ADDRESS")]
+    pub peer: Option<Ipv4Addr>,
+
+    /// What the inner packet carries: tcp, udp, icmp, icmp6 or a protocol number.
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
+    pub protocol: Option<u8>,
+
+    /// The inner packet's source or destination port.
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+
+    /// Bytes kept of each packet; all of it without this.
+    #[arg(short, long, value_name = "BYTES")]
+    pub snaplen: Option<usize>,
+
+    /// End after so many packets.
+    #[arg(short, long, value_name = "N")]
+    pub count: Option<u64>,
+
+    /// End before the file is larger than this many bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
+    pub bytes: u64,
+
+    /// End after so many seconds.
+    #[arg(short = 't', long, value_name = "SECONDS", value_parser = seconds)]
+    pub seconds: Option<f64>,
+}
+
+fn host(text: &str) -> Result<IpNet, String> {
+    let alone = text.parse::<IpAddr>().map(IpNet::from);
+    alone.or_else(|_| text.parse()).map_err(|_| "not an address or a subnet, as in 10.1.9.0/24".to_owned())
+}
+
+fn protocol(text: &str) -> Result<u8, String> {
+    match text {
+        "icmp" => Ok(1),
+        "tcp" => Ok(6),
+        "udp" => Ok(17),
+        "icmp6" => Ok(58),
+        _ => text.parse().map_err(|_| "not tcp, udp, icmp, icmp6 or a number up to 255".to_owned()),
+    }
 }
 
 /// Who is asked, and how.

@@ -1,6 +1,7 @@
 //! The control plane of `overlayd`: who owns which subnet, and what this host needs for it.
 
 pub mod arguments;
+pub mod ask;
 pub mod cleanup;
 pub mod daemon;
 pub mod diagnose;
@@ -21,9 +22,11 @@ pub mod netconf;
 pub mod node;
 pub mod page;
 pub mod path_mtu;
+pub mod pcapng;
 pub mod ping;
 pub mod reconcile;
 pub mod service_manager;
+pub mod show;
 pub mod socket;
 pub mod state;
 pub mod status;

@@ -2,6 +2,7 @@
 //! with its workers; built from a plan and taken down again when it is dropped.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -179,6 +180,16 @@ pub enum Way {
     Direct,
     /// Nowhere, as far as we are concerned.
     None,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tunnel => "tunnel",
+            Self::Direct => "direct",
+            Self::None => "none",
+        })
+    }
 }
 
 /// Another node, and the way to it.

@@ -10,6 +10,7 @@ use overlay::stats::Totals;
 use serde::{Deserialize, Serialize};
 
 use crate::node::Way;
+use crate::show::{Align, plural, size, table};
 
 /// The whole state of one daemon at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -308,14 +309,12 @@ impl Status {
         let _ = writeln!(out, "\n{} peer{}", self.peers.len(), plural(self.peers.len()));
         let peers = self.peers.iter().map(|peer| {
             let mac = peer.vtep_mac.clone().unwrap_or_else(|| "-".to_owned());
-            let way = match peer.way {
-                Way::Tunnel => "tunnel",
-                Way::Direct => "direct",
-                Way::None => "none",
-            };
-            vec![peer.subnet.to_string(), peer.public_ip.to_string(), mac, way.to_owned()]
+            vec![peer.subnet.to_string(), peer.public_ip.to_string(), mac, peer.way.to_string()]
         });
-        out += &table(&["SUBNET", "PUBLIC IP", "VTEP MAC", "WAY"], &[false; 4], peers.collect());
+        out += &table(
+            &["SUBNET", "PUBLIC IP", "VTEP MAC", "WAY"].map(|name| (name, Align::Left)),
+            peers.collect(),
+        );
         for (peer, problem) in self.peers.iter().filter_map(|peer| Some((peer, peer.problem.as_ref()?))) {
             let _ = writeln!(out, "\n{}: {problem}", peer.subnet);
         }
@@ -328,7 +327,8 @@ impl Status {
         let traffic = traffic.map(|(name, counters)| {
             vec![name.to_owned(), counters.packets.to_string(), size(counters.bytes)]
         });
-        out += &table(&["", "PACKETS", "BYTES"], &[false, true, true], traffic.into());
+        out +=
+            &table(&[("", Align::Left), ("PACKETS", Align::Right), ("BYTES", Align::Right)], traffic.into());
 
         let drops = [("egress", &self.drops.egress), ("ingress", &self.drops.ingress)];
         let drops: Vec<_> = drops
@@ -349,7 +349,7 @@ impl Status {
                 .filter(seen)
                 .filter_map(|reason| Some(format!("{}: {}\n", reason.label(), reason.hint()?)))
                 .collect();
-            out += &table(&["", "REASON", "PACKETS"], &[false, false, true], drops);
+            out += &table(&[("", Align::Left), ("REASON", Align::Left), ("PACKETS", Align::Right)], drops);
             out += &hints.concat();
         }
         if self.icmp_sent > 0 {
@@ -373,47 +373,11 @@ impl Status {
     }
 }
 
-fn plural(count: usize) -> &'static str {
-    if count == 1 { "" } else { "s" }
-}
-
-/// Columns as wide as their widest cell; `right` says which are aligned to the right.
-fn table(head: &[&str], right: &[bool], rows: Vec<Vec<String>>) -> String {
-    if rows.is_empty() {
-        return String::new();
-    }
-    let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
-    let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-    let widths: Vec<usize> =
-        (0..right.len()).map(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0)).collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::from(" ");
-        for ((cell, width), right) in row.iter().zip(&widths).zip(right) {
-            let _ = if *right { write!(line, " {cell:>width$} ") } else { write!(line, " {cell:<width$} ") };
-        }
-        let _ = writeln!(out, "{}", line.trim_end());
-    }
-    out
-}
-
-/// Bytes in the unit a person would use.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn example() -> Status {
+    pub(crate) fn example() -> Status {
         let mut ingress = drops(&Totals::default(), &DropReason::INGRESS);
         ingress.insert("wrong_vni".to_owned(), 7);
         Status {

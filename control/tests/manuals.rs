@@ -52,7 +52,9 @@ fn every_flag_is_in_the_pages_and_in_the_completions() {
     for (program, subcommand, page, least) in [
         (OVERLAYD, None, "overlayd", 33),
         (OVERLAYCTL, None, "overlayctl", 4),
-        (OVERLAYCTL, Some("status"), "overlayctl-status", 4),
+        (OVERLAYCTL, Some("status"), "overlayctl-status", 5),
+        (OVERLAYCTL, Some("top"), "overlayctl-top", 4),
+        (OVERLAYCTL, Some("capture"), "overlayctl-capture", 14),
         (OVERLAYCTL, Some("events"), "overlayctl-events", 4),
         (OVERLAYCTL, Some("cleanup"), "overlayctl-cleanup", 5),
     ] {

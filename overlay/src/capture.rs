@@ -77,7 +77,7 @@ pub struct Tap {
 pub struct Capturing {
     watched: Arc<Watched>,
     capture: Arc<Capture>,
-    /// What was captured. Disconnected when the workers end.
+    /// What was captured.
     pub packets: Receiver<Captured>,
 }
 
@@ -133,6 +133,12 @@ impl Tap {
 }
 
 impl Capturing {
+    /// Whether the workers have ended: then no more will come.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        Arc::strong_count(&self.watched) == 1
+    }
+
     /// Packets that fitted and were lost, since the queue was full.
     #[must_use]
     pub fn missed(&self) -> u64 {
@@ -212,8 +218,8 @@ impl Filter {
     }
 }
 
-/// Packets that wait to be written down; of the longest, 32 MiB.
-const WAITING: usize = 512;
+/// Packets that wait to be written down; of the longest, 64 MiB.
+const WAITING: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -287,7 +293,7 @@ mod tests {
         for _ in 0..WAITING + 3 {
             capture.take(Direction::Egress, &seen);
         }
-        assert_eq!(capturing.missed(), 3);
+        assert_eq!((capturing.missed(), capturing.is_over()), (3, false));
         let first = capturing.packets.recv().unwrap();
         assert_eq!((first.bytes.len(), first.len), (10, 40));
         drop(capturing);

@@ -3,13 +3,22 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
-use control::arguments::{Arguments, Bugreport, Check, Cleanup, Command, Events, Ping, Trace};
+use control::arguments::{Arguments, Bugreport, Check, Cleanup, Command, Events, Ping, Top, Trace};
+use control::ask;
 use control::cleanup::{self, Leftover, listens};
 use control::diagnose::{self, trace::Question};
 use control::events::EventList;
 use control::flags::Flags;
+use control::show::config::Config;
+use control::show::drops::Drops;
+use control::show::leases::Leases;
+use control::show::offloads::OffloadStates;
+use control::show::peers::Peers;
+use control::show::routes::Routes;
+use control::show::stats::Stats;
 use control::socket::{client, path};
 use control::status::Status;
 
@@ -55,7 +64,20 @@ async fn run(arguments: Arguments) -> Result<Answer, String> {
     let Arguments { device, socket, command } = arguments;
     let socket = || socket.map_or_else(|| find(device.as_deref()), Ok);
     match command {
-        Command::Status { json } => status(&socket()?, json).await.map(Answer::from),
+        Command::Status(options) => ask::show::<Status>(&socket()?, &options).await.map(Answer::from),
+        Command::Peers(options) => ask::show::<Peers>(&socket()?, &options).await.map(Answer::from),
+        Command::Leases(options) => ask::show::<Leases>(&socket()?, &options).await.map(Answer::from),
+        Command::Routes(options) => ask::show::<Routes>(&socket()?, &options).await.map(Answer::from),
+        Command::Drops(options) => ask::show::<Drops>(&socket()?, &options).await.map(Answer::from),
+        Command::Stats(options) => ask::show::<Stats>(&socket()?, &options).await.map(Answer::from),
+        Command::Config(options) => ask::show::<Config>(&socket()?, &options).await.map(Answer::from),
+        Command::Offloads(options) => {
+            ask::show::<OffloadStates>(&socket()?, &options).await.map(Answer::from)
+        }
+        Command::Top(Top { interval }) => {
+            ask::top(&socket()?, Duration::from_secs_f64(interval)).await.map(Answer::from)
+        }
+        Command::Capture(options) => ask::capture(&socket()?, options).await.map(Answer::from),
         Command::Check(arguments) => {
             // Without a daemon there is something to check all the same.
             let socket = socket().ok().filter(|socket| listens(socket));
@@ -148,17 +170,6 @@ async fn trace(arguments: Trace, socket: &Path) -> Result<Answer, String> {
 
 fn json(value: &impl serde::Serialize) -> Result<String, String> {
     serde_json::to_string(value).map(|text| text + "\n").map_err(|error| error.to_string())
-}
-
-async fn status(socket: &Path, json: bool) -> Result<String, String> {
-    let body = client::get(socket, "/v1/status").await.map_err(|error| error.to_string())?;
-    if json {
-        return Ok(String::from_utf8_lossy(&body).into_owned() + "\n");
-    }
-    let status: Status = serde_json::from_slice(&body).map_err(|error| {
-        format!("the daemon's answer is not understood: {error} (is it of another version? try --json)")
-    })?;
-    Ok(status.to_text())
 }
 
 /// Goes through to its end, whatever fails.

@@ -32,7 +32,7 @@ use crate::node::{Node, NodeError, NodeOptions, Plan, Tunnel};
 use crate::page::Page;
 use crate::reconcile::Reconcile;
 use crate::service_manager;
-use crate::socket::{ControlSocket, path};
+use crate::socket::{ControlSocket, Facts, path};
 use crate::state::SavedState;
 use crate::status::LeaseState;
 use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
@@ -146,7 +146,7 @@ async fn serve(flags: Flags, reload: Arc<Notify>, events: Events) -> Result<(), 
     let (failed, mut failures) = mpsc::unbounded_channel();
     let (public_ip, lease_address) = watch::channel(underlay.public_ip);
     let told = Told { health, meters: meters.clone(), metrics, events, shared };
-    let mut daemon = Daemon::new(flags, spec, underlay, public_ip, store.describe(), failed, told);
+    let mut daemon = Daemon::new(flags, spec, underlay, public_ip, Arc::clone(&store), failed, told);
 
     let saved = daemon.saved_view();
     let terms = daemon.terms(saved.as_ref());
@@ -307,12 +307,23 @@ impl Daemon {
         spec: IfaceSpec,
         underlay: Underlay,
         public_ip: watch::Sender<Ipv4Addr>,
-        store: String,
+        leases: Arc<dyn LeaseStore>,
         failed: mpsc::UnboundedSender<Failure>,
         Told { health, meters, metrics, events, shared }: Told,
     ) -> Self {
         let lasting = Lasting::new(&flags.subnet_file);
-        shared.lock().unwrap_or_else(PoisonError::into_inner).store.clone_from(&store);
+        let store = leases.describe();
+        let facts = Arc::new(Facts {
+            started: std::time::Instant::now(),
+            store: leases,
+            settings: flags.settings.clone(),
+            offloads: flags.offload.0.clone(),
+        });
+        {
+            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.store.clone_from(&store);
+            shared.facts = Some(facts);
+        }
         Self {
             earlier: Earlier::of(&SavedState::path(&flags.subnet_file)),
             flags,

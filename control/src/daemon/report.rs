@@ -14,7 +14,7 @@ use crate::membership::View;
 use crate::metrics::{PeerSample, Sample};
 use crate::netconf::Backend;
 use crate::node::{Node, Reached, Tunnel};
-use crate::socket::Source;
+use crate::socket::{Facts, Source};
 use crate::status::{
     BackendStatus, Counters, DeviceStatus, Directions, HostStatus, IoStatus, LeaseState, LeaseStatus,
     PeerStatus, RingStatus, Status, StoreStatus, drops,
@@ -23,6 +23,7 @@ use crate::status::{
 /// What there is to tell. It is kept for the socket, which answers at any time.
 #[derive(Default)]
 pub(super) struct Shared {
+    pub(super) facts: Option<Arc<Facts>>,
     pub(super) node: Weak<Node>,
     pub(super) view: Option<(View, LeaseState)>,
     pub(super) store: String,
@@ -36,6 +37,14 @@ impl Source for Mutex<Shared> {
 
     fn node(&self) -> Option<Arc<Node>> {
         self.lock().unwrap_or_else(PoisonError::into_inner).node.upgrade()
+    }
+
+    fn view(&self) -> Option<View> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).view.as_ref().map(|(view, _)| view.clone())
+    }
+
+    fn facts(&self) -> Option<Arc<Facts>> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).facts.clone()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line and environment of `overlayd`, exactly as given: flanneld's flags, and ours.
 
 mod go;
+mod settings;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,6 +21,7 @@ use crate::iface::IfaceSpec;
 use crate::io::Io;
 use crate::lease::is_one_host;
 use crate::logging::LogFormat;
+use crate::show::config::Setting;
 use crate::store::{Access, IdentityFiles, Password, User};
 
 /// Userspace overlay router, drop-in for flanneld.
@@ -250,6 +252,10 @@ pub struct Flags {
     /// The flags, from wherever, that are accepted for flanneld's sake and change nothing.
     #[arg(skip)]
     pub without_effect: Vec<&'static str>,
+
+    /// Every flag as it is in effect, for people; without secrets.
+    #[arg(skip)]
+    pub settings: Vec<Setting>,
 }
 
 /// The value of `--etcd-endpoints`: at least one URL.
@@ -292,7 +298,8 @@ impl Flags {
         let command = Self::definition();
         let go::Translated { args, without_effect } = go::to_clap(&command, args, env)?;
         let matches = command.try_get_matches_from(args)?;
-        let flags = Self { without_effect, ..Self::from_arg_matches(&matches)? };
+        let settings = settings::of(&Self::definition(), &matches);
+        let flags = Self { without_effect, settings, ..Self::from_arg_matches(&matches)? };
         flags.etcd_access()?;
         Ok(flags)
     }
@@ -490,6 +497,26 @@ mod tests {
         assert_eq!(flags.etcd_endpoints.0, ["http://b:1"]);
         assert_eq!(flags.iface, ["eth1", "eth2"]);
         assert_eq!(flags.verbosity, 2);
+    }
+
+    #[test]
+    fn settings_tell_what_is_given_and_no_secret() {
+        let env = [("FLANNELD_ETCD_PASSWORD", "hush"), ("FLANNELD_ETCD_USERNAME", "flannel")];
+        let args =
+            ["-etcd-endpoints=http://a:1,http://me:hush@b:2", "-iface=eth1", "-iface=eth2", "-ip-masq"];
+        let settings = parse(&args, &env).unwrap().settings;
+        let told = |name: &str| {
+            let setting = settings.iter().find(|setting| setting.name == name).unwrap();
+            (setting.value.as_deref(), setting.given)
+        };
+        assert_eq!(told("etcd-endpoints"), (Some("http://a:1,http://***@b:2"), true));
+        assert_eq!(told("etcd-password"), (Some("***"), true));
+        assert_eq!(told("etcd-username"), (Some("flannel"), true));
+        assert_eq!(told("iface"), (Some("eth1,eth2"), true));
+        assert_eq!(told("ip-masq"), (Some("true"), true));
+        assert_eq!((told("queues"), told("spin")), ((None, false), (Some("50"), false)));
+        assert!(settings.iter().all(|setting| !matches!(setting.name.as_str(), "version" | "help")));
+        assert!(!format!("{settings:?}").contains("hush"));
     }
 
     #[test]

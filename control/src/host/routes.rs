@@ -62,6 +62,43 @@ pub async fn on_link(nodes: &[Ipv4Addr], device: u32) -> Result<Vec<Result<(), O
     Ok(answers)
 }
 
+/// A route of the kernel's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Where to.
+    pub destination: Ipv4Net,
+    /// By which gateway, if there is one.
+    pub gateway: Option<Ipv4Addr>,
+    /// Through which device; none for a blackhole and its like.
+    pub device: Option<String>,
+    /// Its metric.
+    pub metric: u32,
+    /// Whether it carries our protocol.
+    pub ours: bool,
+}
+
+/// The main table's routes that lie in `network` or cover it, but for the default route.
+///
+/// # Errors
+/// [`HostError::Netlink`] if the kernel cannot be asked.
+pub async fn within(network: Ipv4Net) -> Result<Vec<Seen>, HostError> {
+    let netlink = Netlink::open()?;
+    let names: HashMap<u32, String> =
+        netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+    let concerns = |route: &Route| {
+        let destination = route.destination;
+        destination.prefix_len() > 0 && (network.contains(&destination) || destination.contains(&network))
+    };
+    let seen = |route: Route| Seen {
+        ours: is_ours(&route),
+        destination: route.destination,
+        gateway: route.gateway,
+        device: route.device.and_then(|index| names.get(&index).cloned()),
+        metric: route.metric,
+    };
+    Ok(netlink.routes().await?.into_iter().filter(concerns).map(seen).collect())
+}
+
 /// Makes `wanted` the only routes of ours inside `network`; with a `tunnel`, the route to all of `network`,
 /// which its device has, stays too. First what is missing is put, then what is left over goes. A route of
 /// somebody else stays; one that says the same becomes ours, as when flanneld made it.

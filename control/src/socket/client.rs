@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -50,23 +51,30 @@ pub async fn get_json<T: DeserializeOwned>(path: &Path, resource: &str) -> Resul
 /// # Errors
 /// Nobody listens there, the conversation broke off, or the answer is an error.
 pub async fn get(path: &Path, resource: &str) -> Result<Bytes, ClientError> {
+    Ok(open(path, resource).await?.collect().await?.to_bytes())
+}
+
+/// The same body, piece by piece as it comes.
+///
+/// # Errors
+/// As [`get`].
+pub async fn open(path: &Path, resource: &str) -> Result<Incoming, ClientError> {
     let stream = UnixStream::connect(path)
         .await
         .map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // Its end shows in the request too, where it is reported.
-    let connection = tokio::spawn(connection);
+    // Its end shows in the body too, where it is reported.
+    tokio::spawn(connection);
     let request = Request::get(resource)
         .header(hyper::header::HOST, "localhost")
         .body(Empty::<Bytes>::new())
         .expect("a resource of this project is a valid path");
     let response = sender.send_request(request).await?;
     let code = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
-    connection.abort();
     if !code.is_success() {
+        let body = response.into_body().collect().await?.to_bytes();
         let text = String::from_utf8_lossy(&body).into_owned();
         return Err(ClientError::Answer { code: code.as_u16(), text });
     }
-    Ok(body)
+    Ok(response.into_body())
 }

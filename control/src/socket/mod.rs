@@ -2,6 +2,8 @@
 //!
 //! `curl --unix-socket /run/overlayd/flannel0.sock http://localhost/v1/status` works too.
 
+mod answers;
+pub mod capture;
 pub mod client;
 pub mod path;
 pub mod ping;
@@ -10,17 +12,20 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::extract::State;
+use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
+use overlay::offload::Offload;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
+use crate::membership::View;
 use crate::node::Node;
+use crate::show::config::Setting;
 use crate::status::Status;
+use crate::store::LeaseStore;
 
 /// Where the answers come from: `None` while the data plane is being rebuilt.
 pub trait Source: Send + Sync {
@@ -29,6 +34,24 @@ pub trait Source: Send + Sync {
 
     /// The running node, for what takes longer than a look.
     fn node(&self) -> Option<Arc<Node>>;
+
+    /// What the store said last.
+    fn view(&self) -> Option<View>;
+
+    /// What does not change while the daemon runs.
+    fn facts(&self) -> Option<Arc<Facts>>;
+}
+
+/// What a daemon was started with.
+pub struct Facts {
+    /// When it started.
+    pub started: Instant,
+    /// Where leases live.
+    pub store: Arc<dyn LeaseStore>,
+    /// Its flags.
+    pub settings: Vec<Setting>,
+    /// The offloads that were asked for.
+    pub offloads: Vec<Offload>,
 }
 
 /// A control socket being served. Dropping it ends the service and removes the file.
@@ -58,11 +81,7 @@ impl ControlSocket {
         let listener = UnixListener::bind(path)?;
         // What it tells is for the host's administrators.
         tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).await?;
-        let router = Router::new()
-            .route("/v1/status", get(status))
-            .route("/v1/ping", get(ping::ping))
-            .with_state(source)
-            .merge(others);
+        let router = answers::router(source).merge(others);
         let task = tokio::spawn(async move {
             // `serve` ends with the task only: it retries what fails.
             let _ = axum::serve(listener, router).await;
@@ -83,10 +102,6 @@ impl Drop for ControlSocket {
     }
 }
 
-async fn status(State(source): State<Arc<dyn Source>>) -> Response {
-    source.status().map_or_else(being_rebuilt, |status| Json(status).into_response())
-}
-
 fn being_rebuilt() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "the data plane is being rebuilt").into_response()
 }
@@ -103,6 +118,14 @@ mod tests {
         }
 
         fn node(&self) -> Option<Arc<Node>> {
+            None
+        }
+
+        fn view(&self) -> Option<View> {
+            None
+        }
+
+        fn facts(&self) -> Option<Arc<Facts>> {
             None
         }
     }
@@ -127,7 +150,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("flannel0.sock");
         let _socket = ControlSocket::serve(&path, Arc::new(Nothing), Router::new()).await.unwrap();
-        let error = client::get(&path, "/v1/status").await.unwrap_err().to_string();
-        assert!(error.contains("503") && error.contains("rebuilt"), "{error}");
+        for noun in ["status", "peers", "leases", "routes", "drops", "stats", "config", "offloads", "capture"]
+        {
+            let error = client::get(&path, &format!("/v1/{noun}")).await.unwrap_err().to_string();
+            assert!(error.contains("503") && error.contains("rebuilt"), "{noun}: {error}");
+        }
     }
 }

@@ -192,6 +192,18 @@ impl EtcdStore {
 
 #[async_trait]
 impl LeaseStore for EtcdStore {
+    async fn expires_in(&self, held: &Entry) -> Result<Option<Duration>, StoreError> {
+        let Some(lease) = held.expiry else { return Ok(None) };
+        let ask = |mut client: Client, _| async move { client.lease_time_to_live(lease, None).await };
+        let left = self.call(&format!("look at lease {lease:x}"), ask).await?.ttl();
+        // -1 if it has ended meanwhile.
+        Ok(Some(Duration::from_secs(u64::try_from(left).unwrap_or(0))))
+    }
+
+    fn knows_expiry(&self) -> bool {
+        true
+    }
+
     fn describe(&self) -> String {
         let urls: Vec<&str> = self.cluster.urls().collect();
         format!("etcd {} {}", urls.join(","), self.prefix)

@@ -113,6 +113,16 @@ pub trait LeaseStore: Send + Sync {
     /// since; otherwise nothing is removed, and the answer is `false`.
     async fn release(&self, held: &Entry) -> Result<bool, StoreError>;
 
+    /// How long `held` has until it ends by itself, unless it is renewed; `None` if it does not.
+    async fn expires_in(&self, _held: &Entry) -> Result<Option<Duration>, StoreError> {
+        Ok(None)
+    }
+
+    /// Whether leases end here by themselves, so that one without an end is a reservation.
+    fn knows_expiry(&self) -> bool {
+        false
+    }
+
     /// Follows all changes after `from`, the revision of a listing or of an event. The stream ends
     /// with `Relist` or with an error, never silently. After an error, watching again from the last
     /// revision seen loses nothing; what cannot be made up for is told as `Relist`.

@@ -1,0 +1,181 @@
+//! The workers: `GET /v1/stats`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::Duration;
+
+use overlay::drops::DropReason;
+use overlay::stats::Totals;
+use serde::{Deserialize, Serialize};
+
+use super::{Align, Show, bits, count, rate, share, table};
+use crate::node::Tunnel;
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// When it was given, since the daemon's start.
+    pub at_ms: u64,
+    /// The threads that forward; none without a tunnel.
+    pub workers: Vec<Worker>,
+}
+
+/// A thread that forwards in one direction, and what it has done since it started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Worker {
+    /// The thread's name, as in `egress-0`.
+    pub name: String,
+    /// Inner packets forwarded, as many as the wire sees.
+    pub packets: u64,
+    /// Their bytes, without encapsulation.
+    pub bytes: u64,
+    /// Batches that they were forwarded in.
+    pub batches: u64,
+    /// Super-packets read from the device, or written to it.
+    pub super_packets: u64,
+    /// Packets dropped.
+    pub drops: u64,
+    /// ICMP errors sent to inner senders.
+    pub icmp_sent: u64,
+    /// Processor time of the thread; nothing if the kernel does not tell.
+    pub cpu_ms: Option<u64>,
+}
+
+impl Stats {
+    /// Those of a tunnel's workers.
+    #[must_use]
+    pub fn of(tunnel: Option<&Tunnel>, at_ms: u64) -> Self {
+        let Some(tunnel) = tunnel else { return Self { at_ms, workers: Vec::new() } };
+        let cpu = cpu_times();
+        let worker = |direction: &str, index: usize, totals: Totals| {
+            let name = format!("{direction}-{index}");
+            let cpu = cpu.get(&name);
+            Worker {
+                packets: totals.packets,
+                bytes: totals.bytes,
+                batches: totals.batches,
+                super_packets: totals.super_packets,
+                drops: DropReason::ALL.iter().map(|reason| totals.drops(*reason)).sum(),
+                icmp_sent: totals.icmp_sent,
+                cpu_ms: cpu.map(|cpu| u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX)),
+                name,
+            }
+        };
+        let (egress, ingress) = (tunnel.forwarder().egress(), tunnel.forwarder().ingress());
+        let egress = egress.into_iter().enumerate().map(|(index, totals)| worker("egress", index, totals));
+        let ingress = ingress.into_iter().enumerate().map(|(index, totals)| worker("ingress", index, totals));
+        Self { at_ms, workers: egress.chain(ingress).collect() }
+    }
+
+    /// The workers by name, to compare with.
+    pub(crate) fn by_name(&self) -> HashMap<&str, &Worker> {
+        self.workers.iter().map(|worker| (worker.name.as_str(), worker)).collect()
+    }
+}
+
+impl Worker {
+    /// Packets and bytes a second, and the part of a processor, since `before`.
+    pub(crate) fn rates(&self, before: Option<&Self>, elapsed_ms: u64) -> (f64, f64, Option<f64>) {
+        let rate = |now: u64, before: Option<u64>| rate(before.unwrap_or(0), now, elapsed_ms);
+        let cpu = self.cpu_ms.map(|now| rate(now, before.and_then(|before| before.cpu_ms)) / 1000.0);
+        (
+            rate(self.packets, before.map(|before| before.packets)),
+            rate(self.bytes, before.map(|before| before.bytes)),
+            cpu,
+        )
+    }
+}
+
+/// The processor time of each of our threads, by name (`/proc/PID/task/TID/schedstat`, in nanoseconds).
+fn cpu_times() -> HashMap<String, Duration> {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return HashMap::new() };
+    let time = |task: fs::DirEntry| {
+        let name = fs::read_to_string(task.path().join("comm")).ok()?.trim().to_owned();
+        let schedstat = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        Some((name, Duration::from_nanos(schedstat.split(' ').next()?.parse().ok()?)))
+    };
+    tasks.flatten().filter_map(time).collect()
+}
+
+impl Show for Stats {
+    const RESOURCE: &'static str = "/v1/stats";
+    const HAS_RATES: bool = true;
+
+    fn to_text(&self, earlier: Option<&Self>) -> String {
+        if self.workers.is_empty() {
+            return "no workers: this backend has no tunnel\n".to_owned();
+        }
+        let before = earlier.map(Self::by_name).unwrap_or_default();
+        let elapsed = self.at_ms.saturating_sub(earlier.map_or(0, |earlier| earlier.at_ms));
+        let rows = self.workers.iter().map(|worker| {
+            let before = before.get(worker.name.as_str()).copied();
+            let (packets, bytes, cpu) = worker.rates(before, elapsed);
+            let mean = worker.packets as f64 / worker.batches.max(1) as f64;
+            vec![
+                worker.name.clone(),
+                bits(bytes),
+                count(packets),
+                cpu.map_or_else(|| "-".to_owned(), share),
+                worker.packets.to_string(),
+                worker.batches.to_string(),
+                format!("{mean:.1}"),
+                worker.super_packets.to_string(),
+                worker.drops.to_string(),
+                worker.cpu_ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.2} s", ms as f64 / 1000.0)),
+            ]
+        });
+        const COLUMNS: [(&str, Align); 10] = [
+            ("WORKER", Align::Left),
+            ("RATE", Align::Right),
+            ("PACKET RATE", Align::Right),
+            ("CPU", Align::Right),
+            ("PACKETS", Align::Right),
+            ("BATCHES", Align::Right),
+            ("PER BATCH", Align::Right),
+            ("SUPER-PACKETS", Align::Right),
+            ("DROPS", Align::Right),
+            ("CPU TIME", Align::Right),
+        ];
+        table(&COLUMNS, rows.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_found_by_name() {
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().name("egress-77".into()).spawn(move || wait.recv()).unwrap();
+        while !cpu_times().contains_key("egress-77") {
+            std::thread::yield_now();
+        }
+        drop(end);
+        let _ = thread.join().unwrap();
+    }
+
+    #[test]
+    fn rates_and_means_are_told() {
+        let stats = |at_ms, packets| Stats {
+            at_ms,
+            workers: vec![Worker {
+                name: "egress-0".into(),
+                packets,
+                bytes: packets * 1000,
+                batches: packets / 4,
+                super_packets: 5,
+                drops: 6,
+                icmp_sent: 0,
+                cpu_ms: Some(at_ms / 2),
+            }],
+        };
+        let text = stats(3_000, 3_000).to_text(Some(&stats(1_000, 1_000)));
+        let row: Vec<&str> =
+            text.lines().nth(1).unwrap().split("  ").map(str::trim).filter(|c| !c.is_empty()).collect();
+        assert_eq!(
+            row,
+            ["egress-0", "8.0 Mbit/s", "1.0 k/s", "50 %", "3000", "750", "4.0", "5", "6", "1.50 s"]
+        );
+    }
+}

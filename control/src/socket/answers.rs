@@ -1,0 +1,93 @@
+//! What can be asked, noun by noun; the shapes are in [`crate::show`].
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+
+use super::{Facts, Source, being_rebuilt, capture, ping};
+use crate::node::Node;
+use crate::show::config::Config;
+use crate::show::drops::Drops;
+use crate::show::leases::Leases;
+use crate::show::offloads::OffloadStates;
+use crate::show::peers::Peers;
+use crate::show::routes::Routes;
+use crate::show::stats::Stats;
+
+type Asked = State<Arc<dyn Source>>;
+
+/// Everything below `/v1`.
+pub(super) fn router(source: Arc<dyn Source>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/peers", get(peers))
+        .route("/v1/leases", get(leases))
+        .route("/v1/routes", get(routes))
+        .route("/v1/drops", get(drops))
+        .route("/v1/stats", get(stats))
+        .route("/v1/config", get(config))
+        .route("/v1/offloads", get(offloads))
+        .route("/v1/ping", get(ping::ping))
+        .route("/v1/capture", get(capture::capture))
+        .with_state(source)
+}
+
+async fn status(State(source): Asked) -> Response {
+    source.status().map_or_else(being_rebuilt, |status| Json(status).into_response())
+}
+
+async fn peers(State(source): Asked) -> Response {
+    of_node(source.as_ref(), |node, facts| Peers::of(node, at_ms(facts)))
+}
+
+async fn leases(State(source): Asked) -> Response {
+    let (Some(view), Some(facts)) = (source.view(), source.facts()) else { return being_rebuilt() };
+    or_bad_gateway(Leases::of(facts.store.as_ref(), &view).await)
+}
+
+async fn routes(State(source): Asked) -> Response {
+    let Some(node) = source.node() else { return being_rebuilt() };
+    or_bad_gateway(Routes::of(&node).await)
+}
+
+async fn drops(State(source): Asked) -> Response {
+    of_node(source.as_ref(), |node, _| Drops::of(node.tunnel()))
+}
+
+async fn stats(State(source): Asked) -> Response {
+    of_node(source.as_ref(), |node, facts| Stats::of(node.tunnel(), at_ms(facts)))
+}
+
+async fn config(State(source): Asked) -> Response {
+    let (Some(view), Some(facts)) = (source.view(), source.facts()) else { return being_rebuilt() };
+    let network = serde_json::from_str(&view.config_text).unwrap_or_default();
+    let flags = facts.settings.clone();
+    Json(Config { version: env!("CARGO_PKG_VERSION").to_owned(), flags, network }).into_response()
+}
+
+async fn offloads(State(source): Asked) -> Response {
+    of_node(source.as_ref(), |node, facts| OffloadStates::of(node.tunnel(), &facts.offloads))
+}
+
+fn of_node<T: serde::Serialize>(source: &dyn Source, answer: impl FnOnce(&Node, &Facts) -> T) -> Response {
+    match (source.node(), source.facts()) {
+        (Some(node), Some(facts)) => Json(answer(&node, &facts)).into_response(),
+        _ => being_rebuilt(),
+    }
+}
+
+fn or_bad_gateway<T: serde::Serialize>(answer: Result<T, impl Display>) -> Response {
+    match answer {
+        Ok(answer) => Json(answer).into_response(),
+        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+    }
+}
+
+fn at_ms(facts: &Facts) -> u64 {
+    u64::try_from(facts.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
