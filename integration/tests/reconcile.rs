@@ -204,7 +204,8 @@ fn restored(daemon: &integration::Overlayd<'_>) -> u64 {
 }
 
 /// The device, its address and its route, and forwarding. What is another with each device of the name,
-/// its number and its place in the lists, is left out.
+/// its number and its place in the lists, is left out; and so is the TAP of whole super-packets, which is each
+/// forwarder's own.
 fn state(host: &Host) -> String {
     let looks = [
         "ip -o -4 address show",
@@ -213,7 +214,8 @@ fn state(host: &Host) -> String {
         "sysctl net.ipv4.ip_forward",
     ];
     let text = looks.map(|line| host.ns.ok(line)).concat();
-    sorted(text.lines().map(|line| match line.split_once(": ") {
+    let lines = text.lines().filter(|line| !line.contains("overlay."));
+    sorted(lines.map(|line| match line.split_once(": ") {
         Some((number, rest)) if number.parse::<u32>().is_ok() => rest,
         _ => line,
     }))

@@ -37,7 +37,8 @@ fn super_packets_leave_whole(pods: &Pods<'_>) {
     let whole = sent.iter().filter(|packet| packet.is_whole()).count();
     let octets: usize = sent.iter().filter(|packet| packet.is_whole()).map(|packet| packet.payload).sum();
     println!("{whole} of {} left whole, with {octets} octets", sent.len());
-    assert!(octets > 30 << 20, "{octets} octets left whole");
+    // All but what the capture missed, or what went before the first answers told what the peer is.
+    assert!(octets > 24 << 20, "{octets} octets left whole");
 
     // One as the other: in order, by one port that is not the backend's, as the sockets send.
     assert_order(&sent);
