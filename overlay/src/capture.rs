@@ -119,7 +119,7 @@ impl Tap {
         if tap.open.swap(true, Ordering::AcqRel) {
             return None;
         }
-        let (out, packets) = bounded(waiting(filter.snaplen));
+        let (out, packets) = bounded(WAITING);
         let capture = Arc::new(Capture { filter, out, missed: AtomicU64::new(0) });
         tap.capture.store(Some(Arc::clone(&capture)));
         Some(Capturing { watched: Arc::clone(watched), capture, packets })
@@ -218,17 +218,8 @@ impl Filter {
     }
 }
 
-/// How many packets of so many bytes may wait to be written down.
-fn waiting(snaplen: usize) -> usize {
-    (WAITING_LEN / snaplen.max(1)).clamp(FEWEST, MOST)
-}
-
-/// Bytes of packets that wait, at most.
-const WAITING_LEN: usize = 64 << 20;
-/// As many as come while the one who writes them down waits for a processor.
-const FEWEST: usize = 1024;
-/// What a queue of short ones costs beside their bytes is bounded, too.
-const MOST: usize = 16 << 10;
+/// Packets that wait to be written down; of the longest, 64 MiB.
+const WAITING: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -299,7 +290,7 @@ mod tests {
         let capture = watched.tap.current().unwrap();
         let seen =
             Seen { stage: Stage::Read, outer: None, payload: &[0x45; 40], header_len: 0, reason: None };
-        for _ in 0..waiting(10) + 3 {
+        for _ in 0..WAITING + 3 {
             capture.take(Direction::Egress, &seen);
         }
         assert_eq!((capturing.missed(), capturing.is_over()), (3, false));
