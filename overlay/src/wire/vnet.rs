@@ -109,7 +109,8 @@ impl VnetHdr {
             return unfinished;
         }
         let headers = ip_len + usize::from(payload[12] >> 4) * 4;
-        if headers >= mtu || headers >= packet.bytes().len() {
+        // What has no header of its own length nobody can cut, and the kernel drops it.
+        if headers < ip_len + min_len || headers >= mtu || headers >= packet.bytes().len() {
             return unfinished;
         }
         let size = (mtu - headers).min(usize::from(u16::MAX)) as u16;
@@ -227,6 +228,8 @@ mod tests {
             assert_eq!(bytes[..2], [1, number]);
             assert_eq!(bytes[4..6], size.to_ne_bytes());
             assert_eq!(VnetHdr::parse(&bytes), Ok(expected));
+            tcp[usize::from(csum_start) + 12] = 0x40;
+            assert_eq!(header_for(&mut tcp).gso, None, "a header shorter than a TCP header is");
         }
     }
 
