@@ -15,7 +15,8 @@ use tokio::process::Command;
 use crate::socket::client;
 
 /// What the daemon tells.
-const RESOURCES: [&str; 1] = ["status"];
+const RESOURCES: [&str; 9] =
+    ["status", "peers", "leases", "routes", "drops", "stats", "config", "offloads", "events"];
 
 /// What programs tell; one that is not installed says so in its file.
 const COMMANDS: [(&str, &str); 19] = [
