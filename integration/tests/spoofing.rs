@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use etherparse::{IpNumber, Ipv4Header, UdpHeader};
 use integration::overlayd::await_mesh;
 use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
 use integration::traffic::{self, Server};
@@ -13,6 +14,8 @@ use integration::{Backend, Overlayd, Site, Store, await_until};
 
 /// A pod's port where everything that arrives is written down and nothing is answered.
 const RECORDER: u16 = 9;
+/// The group that every host of a link belongs to.
+const MULTICAST: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 /// An address of the overlay that belongs to no peer.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 1, 254, 2);
 
@@ -133,6 +136,9 @@ fn attempts(
     let mut version_six = udp_packet(peers_pod, pod, RECORDER, &[0; 64]);
     version_six[0] = 0x60 | (version_six[0] & 0x0f);
 
+    let towards =
+        |destination| encapsulate(backend, w, &udp_packet(peers_pod, destination, RECORDER, b"false"));
+    let source_routed = source_routed(peers_pod, own_public, pod);
     let mut attempts = vec![
         attempt(
             "an unknown sender",
@@ -147,6 +153,13 @@ fn attempts(
             [Some("unknown_peer"), Some("unknown_peer"), None],
         ),
         attempt("an address of an earlier subnet", Peer, wrapped(NOBODY), [Some("stale_source"), None, None]),
+        attempt("a loopback source", Peer, wrapped(Ipv4Addr::LOCALHOST), always("martian_source")),
+        attempt("a multicast source", Peer, wrapped(Ipv4Addr::new(224, 0, 0, 5)), always("martian_source")),
+        attempt("the broadcast as source", Peer, wrapped(Ipv4Addr::BROADCAST), always("martian_source")),
+        attempt("a loopback destination", Peer, towards(Ipv4Addr::LOCALHOST), always("martian_destination")),
+        attempt("a multicast destination", Peer, towards(MULTICAST), always("martian_destination")),
+        attempt("a broadcast to all", Peer, towards(Ipv4Addr::BROADCAST), always("martian_destination")),
+        attempt("a source route", Peer, encapsulate(backend, w, &source_routed), always("source_route")),
         attempt("an own pod's address", Peer, wrapped(own_pod), always("own_source")),
         attempt("the pod's own address", Peer, wrapped(pod), always("own_source")),
         attempt("the host's overlay address", Peer, wrapped(w.env().base()), always("own_source")),
@@ -168,6 +181,21 @@ fn attempts(
         ]);
     }
     attempts
+}
+
+/// A packet that is to go on from `via` to `pod`, strictly by itself (RFC 791, section 3.1).
+fn source_routed(source: Ipv4Addr, via: Ipv4Addr, pod: Ipv4Addr) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let options = [&[137, 7, 4][..], &pod.octets(), &[0]].concat();
+    let header = Ipv4Header {
+        options: options.as_slice().try_into().expect("eight octets of options"),
+        ..Ipv4Header::new(8, 64, IpNumber::UDP, source.octets(), via.octets()).expect("a short packet")
+    };
+    header.write(&mut packet).expect("write to a vector");
+    packet.extend(
+        UdpHeader { source_port: 40_000, destination_port: RECORDER, length: 8, checksum: 0 }.to_bytes(),
+    );
+    packet
 }
 
 #[test]

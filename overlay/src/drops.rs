@@ -47,6 +47,14 @@ drop_reasons! {
     WrongSource = "wrong_source",
     /// The inner source is an address of this host or of its own subnet.
     OwnSource = "own_source",
+    /// The inner source is no host's address: loopback, link-local, multicast, broadcast and the like.
+    MartianSource = "martian_source",
+    /// The inner destination is no host's address.
+    MartianDestination = "martian_destination",
+    /// The sender says by which hosts the packet is to go.
+    SourceRoute = "source_route",
+    /// A tunnel's packet is to go into the tunnel: the way to a peer's public address leads through the overlay.
+    Recursion = "recursion",
     /// The time to live has run out (flannel's UDP format counts each end of the tunnel as a hop).
     TtlExpired = "ttl_expired",
     /// No node owns the destination.
@@ -87,10 +95,11 @@ impl DropReason {
     }
 
     /// What can stop a packet from the overlay device to the wire.
-    pub const EGRESS: [Self; 8] = [
+    pub const EGRESS: [Self; 9] = [
         Self::Truncated,
         Self::Malformed,
         Self::NotIp,
+        Self::Recursion,
         Self::TtlExpired,
         Self::NoRoute,
         Self::OwnSubnet,
@@ -99,7 +108,7 @@ impl DropReason {
     ];
 
     /// What can stop a packet from the wire to the overlay device.
-    pub const INGRESS: [Self; 14] = [
+    pub const INGRESS: [Self; 17] = [
         Self::Truncated,
         Self::Malformed,
         Self::NotIp,
@@ -112,6 +121,9 @@ impl DropReason {
         Self::StaleSource,
         Self::WrongSource,
         Self::OwnSource,
+        Self::MartianSource,
+        Self::MartianDestination,
+        Self::SourceRoute,
         Self::TtlExpired,
         Self::WriteFailed,
     ];

@@ -291,6 +291,9 @@ fn admit<'a>(
         }
         Route::None => return refuse(DropReason::NoRoute, Some(IcmpError::NetUnreachable)),
     };
+    if hop.holds_tunnel_end && is_tunnel(packet, table) {
+        return Err(Refusal { reason: DropReason::Recursion, hop: Some(hop), tell: None });
+    }
     let refuse = |reason, tell| Err(Refusal { reason, hop: Some(hop), tell: Some(tell) });
     // Without DF the packet may be cut, and the kernel cuts the outer one where it must.
     let on_the_wire = match header.gso {
@@ -311,6 +314,17 @@ fn admit<'a>(
         packet.decrement_ttl();
     }
     Ok(hop)
+}
+
+/// Whether `packet` is one that this node has encapsulated itself. (Of fragments, the first one tells, and
+/// without it the others are nothing.)
+fn is_tunnel(packet: &Packet<'_>, table: &PeerTable) -> bool {
+    let port = table.local().port.to_be_bytes();
+    let to_port = matches!(packet.payload(), [_, _, a, b, ..] if [*a, *b] == port);
+    packet.protocol() == protocol::UDP
+        && !packet.is_later_fragment()
+        && to_port
+        && table.is_tunnel(packet.src(), packet.dst())
 }
 
 /// What every link carries, if need be in pieces (RFC 791, section 3.2; RFC 8200, section 5): the kernel cuts
@@ -638,6 +652,32 @@ mod tests {
             assert_eq!((offender.outer, offender.len), (to.map(|to| to.1), 35));
             assert_eq!(watched.offender(Direction::Egress, DropReason::NoRoute).unwrap().outer, None);
         }
+    }
+
+    #[test]
+    fn the_tunnels_own_packets_never_go_into_the_tunnel() {
+        // Both peers' public addresses are in the first one's subnet, and the host routes them to the overlay.
+        let peers = vec![peer("10.1.63.0/24", "10.1.63.200"), peer("10.1.7.0/24", "10.1.63.201")];
+        let mut rig = rig(VXLAN);
+        rig.table.publish(local(VXLAN), peers);
+        let tunnel = |src: &str, dst: &str, port: u16| {
+            let mut packet = udp_packet(src, dst, 64, b"x");
+            packet[22..24].copy_from_slice(&port.to_be_bytes());
+            packet
+        };
+        for dst in ["10.1.63.200", "10.1.63.201"] {
+            rig.device.queue(&tunnel("192.168.1.12", dst, 8472));
+        }
+        rig.egress.step().unwrap();
+        assert_eq!(rig.stats.totals().drops(DropReason::Recursion), 2);
+        assert!(rig.wire.take_sent().is_empty() && rig.icmp.0.lock().unwrap().is_empty());
+        // Other ports, other senders and other receivers are not the tunnel's.
+        rig.device.queue(&tunnel("192.168.1.12", "10.1.63.200", 53));
+        rig.device.queue(&tunnel("10.1.9.3", "10.1.63.200", 8472));
+        rig.device.queue(&tunnel("192.168.1.12", "10.1.63.2", 8472));
+        rig.egress.step().unwrap();
+        assert_eq!(rig.stats.totals().drops(DropReason::Recursion), 2);
+        assert_eq!(rig.wire.take_sent().len(), 3);
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Forwarder {
             } else {
                 vec![socket.try_clone().map_err(|source| setup("duplicate a socket", source))?]
             };
-            let answers = || Answers::new(Box::new(icmp.clone()));
+            let answers = || Answers::new(Box::new(icmp.clone())).shared_by(2 * count);
             let by = socket.try_clone().map_err(|source| setup("duplicate a socket", source))?;
             let echoes = Echoes::new(Box::new(by), Arc::clone(&config.on_answer));
 

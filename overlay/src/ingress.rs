@@ -2,7 +2,8 @@
 //!
 //! 1. receive a batch with one system call; the kernel joins datagrams of one sender and length
 //! 2. check the form: encapsulation, VNI and MAC ours, a whole IP packet inside
-//! 3. check the source: sent by a known peer, and the inner source belongs to that peer
+//! 3. check the source: sent by a known peer, and the inner source belongs to that peer; and the destination, so
+//!    far as no router would forward to it
 //! 4. take off the encapsulation, and join the segments of one flow, over the whole batch, to a super-packet
 //! 5. write it to the device
 //!
@@ -26,6 +27,7 @@ use crate::underlay::{Arrival, Receiver};
 use crate::wire::coalesce::{Coalescer, MAX_SEGMENTS};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{Packet, announced_len, protocol};
+use crate::wire::martian;
 use crate::wire::vnet::{Gso, GsoKind, VnetHdr};
 use crate::wire::{Format, vxlan};
 use crate::witness::Witness;
@@ -335,6 +337,9 @@ fn admit<'a>(
             Route::Peer(_) => DropReason::UnknownAddress,
             _ => DropReason::UnknownPeer,
         }),
+        Origin::Peer(_) | Origin::Unknown if martian::is_martian(packet.src()) => {
+            Err(DropReason::MartianSource)
+        }
         _ if table.is_own(packet.src()) => Err(DropReason::OwnSource),
         Origin::Peer(_) if check == SourceCheck::Strict => {
             Err(match (table.route(packet.src()), packet.src()) {
@@ -343,8 +348,8 @@ fn admit<'a>(
                 _ => DropReason::WrongSource,
             })
         }
-        Origin::Owner(hop) | Origin::Peer(hop) => Ok(Some(hop)),
-        Origin::Unknown => Ok(None),
+        Origin::Owner(hop) | Origin::Peer(hop) => martian::check(packet).map(|()| Some(hop)),
+        Origin::Unknown => martian::check(packet).map(|()| None),
     }
 }
 
@@ -411,6 +416,34 @@ mod tests {
         assert_eq!(reasons.next(), None, "counted once");
         assert_eq!(rig.device.take_written().len(), usize::from(reason.is_none()));
         reason
+    }
+
+    #[test]
+    fn martians_and_source_routes_are_dropped_whatever_is_asked_of_sources() {
+        let cases = [
+            ("127.0.0.1", "10.1.9.3", DropReason::MartianSource),
+            ("224.0.0.5", "10.1.9.3", DropReason::MartianSource),
+            ("169.254.1.1", "10.1.9.3", DropReason::MartianSource),
+            ("255.255.255.255", "10.1.9.3", DropReason::MartianSource),
+            ("fe80::1", "fd00:0:0:9::3", DropReason::MartianSource),
+            ("10.1.63.2", "127.0.0.1", DropReason::MartianDestination),
+            ("10.1.63.2", "224.0.0.1", DropReason::MartianDestination),
+            ("10.1.63.2", "255.255.255.255", DropReason::MartianDestination),
+            ("fd00:0:0:63::2", "ff02::1", DropReason::MartianDestination),
+        ];
+        for check in [SourceCheck::Strict, SourceCheck::Loose, SourceCheck::Off] {
+            for (src, dst, reason) in cases {
+                let mut rig = rig(VXLAN, check);
+                rig.wire.arrive(MASTER, &frame(&udp_packet(src, dst, 64, b"x")));
+                rig.ingress.step();
+                assert_eq!(rig.stats.totals().drops(reason), 1, "{src} to {dst}");
+                assert!(rig.device.take_written().is_empty());
+            }
+        }
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        rig.wire.arrive(MASTER, &frame(&martian::tests::with_options(&[131, 7, 4, 10, 1, 7, 2])));
+        rig.ingress.step();
+        assert_eq!(rig.stats.totals().drops(DropReason::SourceRoute), 1);
     }
 
     #[test]
@@ -618,13 +651,13 @@ mod tests {
 
     #[test]
     fn sources_of_ipv6_are_checked_as_far_as_asked() {
-        use DropReason::{OtherPeersSource, OwnSource, UnknownAddress, WrongSource};
+        use DropReason::{MartianSource, OtherPeersSource, OwnSource, UnknownAddress, WrongSource};
         use SourceCheck::{Loose, Off, Strict};
         let cases = [
             (MASTER, "fd00:0:0:63::2", [None, None, None]),
             (MASTER, "fd00:0:0:7::2", [Some(OtherPeersSource), None, None]),
             (MASTER, "2001:db8::1", [Some(WrongSource), None, None]),
-            (MASTER, "fe80::1", [Some(WrongSource), None, None]),
+            (MASTER, "fe80::1", [Some(MartianSource); 3]),
             (MASTER, "::ffff:10.1.63.2", [Some(WrongSource), None, None]),
             ("192.168.199.99", "fd00:0:0:63::2", [Some(UnknownAddress), Some(UnknownAddress), None]),
             (MASTER, "fd00:0:0:9::3", [Some(OwnSource); 3]),

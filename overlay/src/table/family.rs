@@ -38,6 +38,14 @@ impl<N: Prefix + Copy> Family<N> {
         }
     }
 
+    /// The way to the peer that has `dst`.
+    pub fn route_mut(&mut self, dst: N::R) -> Option<&mut Hop> {
+        match self.routes.lookup(dst) {
+            Target::Peer(index) => self.hops.get_mut(index),
+            Target::Own | Target::None => None,
+        }
+    }
+
     /// The way to each of the peers, in their order.
     pub fn hops(&self) -> &[Hop] {
         &self.hops

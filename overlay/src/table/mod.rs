@@ -76,6 +76,8 @@ pub struct Hop {
     pub to: SocketAddrV4,
     /// What is known of the peer beside its lease.
     pub state: Arc<PeerState>,
+    /// Whether a peer's public address lies in the subnet: the tunnel's own packets could be routed into it.
+    pub holds_tunnel_end: bool,
     header: [u8; vxlan::HEADER_LEN],
     header_len: usize,
 }
@@ -151,7 +153,12 @@ impl PeerTable {
             IpAddr::V4(address) => Some(u32::from(*address)),
             IpAddr::V6(_) => None,
         });
-        let v4 = Family::new(local.subnet, addresses, subnets);
+        let mut v4 = Family::new(local.subnet, addresses, subnets);
+        for peer in &peers {
+            if let Some(hop) = v4.route_mut(peer.public_ip.into()) {
+                hop.holds_tunnel_end = true;
+            }
+        }
         let v6 = local.v6.map(|v6| {
             let subnets = peers.iter().zip(v4.hops()).filter_map(|(peer, v4)| {
                 Some((peer.subnet_v6?, hop(&local, peer, Version::V6, Arc::clone(&v4.state))))
@@ -228,6 +235,12 @@ impl PeerTable {
         (*hop.to.ip() == public_ip).then_some(&hop.state)
     }
 
+    /// Whether a UDP packet with these addresses is the tunnel's own, from this host to a peer.
+    #[must_use]
+    pub fn is_tunnel(&self, src: IpAddr, dst: IpAddr) -> bool {
+        matches!(dst, IpAddr::V4(dst) if self.at(dst).is_some()) && self.local.addresses.contains(&src)
+    }
+
     /// Whether `address` is this host's own or in its own subnet.
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
@@ -244,9 +257,9 @@ fn hop(local: &Local, peer: &Peer, version: Version, state: Arc<PeerState>) -> H
     match (local.format, peer.vtep_mac) {
         (Format::Vxlan { vni, vtep_mac }, Some(dst)) => {
             let header = vxlan::header(version, vni, vtep_mac, dst);
-            Hop { to, state, header, header_len: vxlan::HEADER_LEN }
+            Hop { to, state, holds_tunnel_end: false, header, header_len: vxlan::HEADER_LEN }
         }
-        _ => Hop { to, state, header: [0; vxlan::HEADER_LEN], header_len: 0 },
+        _ => Hop { to, state, holds_tunnel_end: false, header: [0; vxlan::HEADER_LEN], header_len: 0 },
     }
 }
 

@@ -8,6 +8,7 @@ pub mod icmp;
 pub mod ip;
 mod ipv4;
 mod ipv6;
+pub mod martian;
 pub mod segment;
 pub mod tunnel;
 pub mod vnet;
