@@ -24,6 +24,7 @@ pub mod page;
 pub mod path_mtu;
 pub mod pcapng;
 pub mod ping;
+pub mod privileges;
 pub mod reconcile;
 pub mod service_manager;
 pub mod show;

@@ -37,7 +37,8 @@ pub fn start(verbosity: u8, format: LogFormat) -> Events {
         0 => "info",
         1 => "info,control=debug",
         2 => "debug,h2=info,hyper=info,tower=info",
-        _ => "trace",
+        // What those see is what goes to etcd and comes from there: passwords and tokens.
+        _ => "trace,h2=info,hyper=info,tower=info,tonic=info,rustls=info",
     });
     let format = match format {
         LogFormat::Auto if is_journal() => LogFormat::Journald,

@@ -66,7 +66,9 @@ impl Previous {
         }
     }
 
-    fn parse(text: &str) -> Self {
+    /// Reads its text; lines that say nothing of use are passed over.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
         let mut previous = Self::default();
         for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
             let net = value.trim().trim_matches(['"', '\'']).parse::<Ipv4Net>().ok();

@@ -140,6 +140,10 @@ pub struct Flags {
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
     pub iptables_forward_rules: bool,
 
+    /// Give up, once started, the capabilities that are not needed, and the way to get them back.
+    #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
+    pub drop_privileges: bool,
+
     /// Drop here what is sent to this node's subnet and to none of its containers.
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = false, value_parser = parse_bool, action = ArgAction::Set)]
     pub ip_blackhole_route: bool,

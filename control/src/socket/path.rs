@@ -5,6 +5,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::{fs, io};
 
 /// Where all control sockets are.
@@ -19,6 +20,17 @@ const INITIAL_NAMESPACE: u64 = 0xEFFF_FFF9;
 /// # Errors
 /// `/proc` is not there.
 pub fn directory() -> io::Result<PathBuf> {
+    // Found out once: a process keeps its network namespace, but not what it may look at.
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    match FOUND.get() {
+        Some(found) => Ok(found.clone()),
+        None => find_directory().inspect(|found| {
+            let _ = FOUND.set(found.clone());
+        }),
+    }
+}
+
+fn find_directory() -> io::Result<PathBuf> {
     let inode = |path: &str| fs::metadata(path).map(|namespace| namespace.ino());
     let own = inode("/proc/self/ns/net")?;
     let elsewhere = Path::new(DIRECTORY).join(format!("netns-{own}"));
