@@ -3,6 +3,7 @@
 
 BACKEND ?= vxlan
 STORE   ?= dir
+FUZZ_MINUTES ?= 10
 # Network namespaces need root: programs under test run through sudo, cargo itself never does.
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -20,8 +21,8 @@ MANUALS := man/man8/overlayd.8 man/man8/overlayctl*.8 \
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
-.PHONY: help demo test test-full soak e2e package image manuals lint fmt bench bench-full bench-micro doc install uninstall \
-    setup setup-full setup-demo setup-bench setup-lint setup-e2e setup-package setup-image clean
+.PHONY: help demo test test-full soak e2e package image manuals lint fmt fuzz-smoke fuzz bench bench-full bench-micro doc install \
+    uninstall setup setup-full setup-demo setup-bench setup-fuzz setup-lint setup-e2e setup-package setup-image clean
 
 help:
 	@echo 'make demo [BACKEND=vxlan|udp] [STORE=dir|etcd]   two hosts, a router, a pod each, and traffic'
@@ -33,6 +34,8 @@ help:
 	@echo 'make image                                        a container image for docker import, in target'
 	@echo 'make manuals                                      manual pages and completions, in target/manuals'
 	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
+	@echo 'make fuzz-smoke                                   every fuzz target for 15 seconds'
+	@echo 'make fuzz [FUZZ_MINUTES=10]                       the same for longer, with a sanitizer (and a nightly compiler)'
 	@echo 'make bench                                        overlayd beside kernel VXLAN: three minutes, target/bench.html'
 	@echo 'make bench-full                                   everything, held against the goals: 40 minutes'
 	@echo 'make bench-micro                                  lookup, checksum, encapsulation, segmentation, coalescing'
@@ -81,6 +84,12 @@ manuals:
 
 lint: setup-lint
 	cargo fmt --all --check
+	for package in overlay control; do \
+	    cargo fmt --manifest-path $$package/fuzz/Cargo.toml --check && \
+	    $(CARGO) clippy --manifest-path $$package/fuzz/Cargo.toml --target-dir target -- -D warnings && \
+	    cargo deny --locked --manifest-path $$package/fuzz/Cargo.toml --config deny.toml \
+	        check bans licenses sources || exit; \
+	done
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
 	cargo deny --locked check bans licenses sources
@@ -88,6 +97,13 @@ lint: setup-lint
 
 fmt:
 	cargo fmt --all
+	for package in overlay control; do cargo fmt --manifest-path $$package/fuzz/Cargo.toml; done
+
+fuzz-smoke: setup-fuzz
+	integration/fuzz.sh 15
+
+fuzz: setup-fuzz
+	integration/fuzz.sh $$(($(FUZZ_MINUTES) * 60)) address
 
 bench bench-full: setup-bench
 	$(CARGO) build --release --bin overlayd --bin overlayctl --bin overlay-bench
@@ -120,7 +136,7 @@ uninstall:
 	    libexec/flannel/mk-docker-opts.sh $(addprefix share/,$(MANUALS))) \
 	    $(foreach file,$(UNITS),$(DESTDIR)$(lastword $(subst :, ,$(file))))
 
-setup setup-full setup-demo setup-bench setup-lint setup-e2e setup-package setup-image:
+setup setup-full setup-demo setup-bench setup-fuzz setup-lint setup-e2e setup-package setup-image:
 	@integration/setup.sh $(patsubst setup%,all%,$@) $(STORE)
 
 clean:

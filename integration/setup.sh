@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what building, demonstrating, measuring and testing need: packages of Debian or its
 # relatives, and cargo's tools. What is there already is left alone.
-# Usage: setup.sh all|all-full|all-demo|all-bench|all-lint|all-e2e|all-package|all-image [STORE]
+# Usage: setup.sh all|all-full|all-demo|all-bench|all-fuzz|all-lint|all-e2e|all-package|all-image [STORE]
 set -euo pipefail
 
 build=(gcc pkg-config protobuf-compiler libprotobuf-dev)
@@ -22,6 +22,10 @@ all-full)
 all-bench)
     packages=("${build[@]}" "${demo[@]}" ethtool)
     tools=()
+    ;;
+all-fuzz)
+    packages=("${build[@]}" g++)
+    tools=(cargo-fuzz)
     ;;
 all-e2e)
     packages=("${build[@]}" "${tests[@]}" debootstrap systemd-container)

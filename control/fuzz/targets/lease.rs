@@ -1,0 +1,38 @@
+//! Leases as a store has them, one line a key or a value, and the set that is made of them.
+#![no_main]
+
+use control::lease::{BackendKind, LeaseAttrs, LeaseSet, key_of, parse_key};
+use control::store::{Entry, Event, Listing};
+use libfuzzer_sys::fuzz_target;
+use tokio::time::Instant;
+
+fuzz_target!(|data: &[u8]| {
+    let mut set = LeaseSet::default();
+    let mut listing = Listing::default();
+    let mut lines = data.split(|byte| *byte == b'\n');
+    while let Some(key) = lines.next() {
+        let value = lines.next().unwrap_or_default();
+        let key = String::from_utf8_lossy(key).into_owned();
+        if let Ok(attrs) = LeaseAttrs::from_json(value) {
+            let again = LeaseAttrs::from_json(attrs.to_json().as_bytes());
+            assert_eq!(again, Ok(attrs.clone()), "what we write we read");
+            assert_eq!(LeaseAttrs::public_ip_of(value), Some(attrs.public_ip));
+        }
+        let Ok(subnet) = parse_key(&key) else {
+            set.apply_event(&Event::Delete(key));
+            continue;
+        };
+        assert!(key.starts_with(&key_of(subnet)) && subnet == subnet.trunc());
+        let entry = Entry { key, subnet, value: value.to_vec(), revision: 1, expiry: None };
+        set.apply_event(&Event::Put(entry.clone()));
+        listing.entries.push(entry);
+    }
+    set.apply(&listing, Instant::now());
+    let own = "10.1.9.0/24".parse().expect("a subnet");
+    for kind in [BackendKind::Udp, BackendKind::Vxlan] {
+        let peers = set.peers(own, kind);
+        assert!(peers.leases.windows(2).all(|two| two[0].subnet < two[1].subnet), "each once, in order");
+        assert!(peers.leases.iter().all(|lease| lease.subnet != own));
+    }
+    set.conflicts().count();
+});

@@ -1,0 +1,12 @@
+//! `subnet.env`, as anybody may have left it.
+#![no_main]
+
+use control::subnet_file::Previous;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let previous = Previous::parse(&String::from_utf8_lossy(data));
+    for net in [previous.network, previous.subnet].into_iter().flatten() {
+        assert_eq!(net, net.trunc());
+    }
+});
