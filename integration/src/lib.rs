@@ -31,6 +31,7 @@ pub mod datagrams;
 pub mod dockerd;
 pub mod etcd;
 pub mod faults;
+pub mod flood;
 pub mod frozen;
 pub mod guard;
 pub mod http;
