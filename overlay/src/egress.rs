@@ -488,8 +488,7 @@ mod tests {
         let mut rig = rig(VXLAN);
         let finished = udp_packet("10.1.9.3", "10.1.63.2", 64, b"hello");
         let mut packet = finished.clone();
-        let (src, dst) = ([10, 1, 9, 3].into(), [10, 1, 63, 2].into());
-        let unfilled = crate::wire::checksum::pseudo_header(src, dst, protocol::UDP, 13);
+        let unfilled = Packet::parse(&mut packet).unwrap().pseudo_header();
         packet[26..28].copy_from_slice(&unfilled.to_be_bytes());
         let header = VnetHdr { needs_csum: true, csum_start: 20, csum_offset: 6, ..VnetHdr::default() };
         rig.device.queue_with(header, &packet);

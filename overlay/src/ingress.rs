@@ -628,8 +628,7 @@ mod tests {
     fn a_udp_super_packet_that_arrives_uncut_is_cut_by_the_kernel() {
         let mut rig = rig(VXLAN, SourceCheck::Strict);
         let mut packet = udp_packet("10.1.63.2", "10.1.9.3", 64, &[7; 3000]);
-        let (src, dst) = ([10, 1, 63, 2].into(), [10, 1, 9, 3].into());
-        let unfilled = crate::wire::checksum::pseudo_header(src, dst, 17, 3008);
+        let unfilled = Packet::parse(&mut packet).unwrap().pseudo_header();
         packet[26..28].copy_from_slice(&unfilled.to_be_bytes());
         rig.wire.arrive_segmented(MASTER, &frame(&packet), 1000);
         rig.ingress.step();

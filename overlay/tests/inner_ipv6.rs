@@ -52,6 +52,8 @@ fn carries(shape: Shape, wire: Wire, offloads: &[Offload]) {
     let a = End::start(&worker, shape, WORKER, (MASTER, &master), offloads);
     let b = End::start(&master, shape, MASTER, (WORKER, &worker), offloads);
     let (near, far) = (pod(&worker, WORKER, shape.mtu()), pod(&master, MASTER, shape.mtu()));
+    let whole = worker.ns.ok("ethtool -k ov").contains("tx-tcp6-segmentation: on");
+    assert_eq!(whole, !offloads.is_empty(), "super-packets pass the device");
     exchange(&near, &far, shape.mtu());
     for flow in 0..32 {
         // A socket and so a source port of its own for each.

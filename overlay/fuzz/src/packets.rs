@@ -198,13 +198,11 @@ fn field_at(kind: u8) -> Option<usize> {
 }
 
 fn pseudo_header(bytes: &[u8], header_len: usize, kind: u8) -> u16 {
-    let array = |at: usize| <[u8; 16]>::try_from(&bytes[at..at + 16]).expect("sixteen bytes");
-    let v4 = |at: usize| IpAddr::from([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let (src, dst) = match bytes[0] >> 4 {
-        6 => (array(8).into(), array(24).into()),
-        _ => (v4(12), v4(16)),
-    };
-    checksum::pseudo_header(src, dst, kind, bytes.len() - header_len)
+    let len = bytes.len() - header_len;
+    match bytes[0] >> 4 {
+        6 => checksum::pseudo_header::<32>(bytes[8..40].try_into().expect("two addresses"), kind, len),
+        _ => checksum::pseudo_header::<8>(bytes[12..20].try_into().expect("two addresses"), kind, len),
+    }
 }
 
 fn fill_transport(bytes: &mut [u8], unfilled: bool) {

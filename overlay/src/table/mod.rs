@@ -194,6 +194,7 @@ impl PeerTable {
     }
 
     /// Which way `dst` goes.
+    #[inline]
     #[must_use]
     pub fn route(&self, dst: IpAddr) -> Route<'_> {
         match (dst, &self.v6) {

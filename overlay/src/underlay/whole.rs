@@ -145,9 +145,7 @@ mod tests {
                 assert_eq!(segment[..encapsulation.len()], encapsulation);
                 let segment = Packet::parse(&mut segment[encapsulation.len()..]).unwrap();
                 let sum = checksum::sum(segment.payload());
-                let pseudo =
-                    checksum::pseudo_header(segment.src(), segment.dst(), 6, segment.payload().len());
-                assert_eq!(checksum::add(sum, pseudo), 0xffff);
+                assert_eq!(checksum::add(sum, segment.pseudo_header()), 0xffff);
                 payload.extend_from_slice(&segment.payload()[20..]);
             }
             assert_eq!(payload, inner[40..]);

@@ -1,7 +1,5 @@
 //! The Internet checksum (RFC 1071).
 
-use std::net::IpAddr;
-
 use crate::sys::simd;
 
 /// The one's complement sum of `data` as big-endian 16-bit words, folded to 16 bits, not inverted.
@@ -13,22 +11,15 @@ pub fn sum(data: &[u8]) -> u16 {
 }
 
 /// The sum, not inverted, of the pseudo-header that TCP and UDP put in front of a segment of
-/// `len` bytes (RFC 9293, section 3.1; RFC 8200, section 8.1). An unfilled checksum field holds
-/// just this.
+/// `len` bytes (RFC 9293, section 3.1; RFC 8200, section 8.1), from source and destination as they
+/// stand in the IP header. An unfilled checksum field holds just this.
+#[inline]
 #[must_use]
-pub fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> u16 {
-    fold(address(src) + address(dst) + u64::from(protocol) + len as u64)
-}
-
-/// The sum of an address, not folded: some 32-bit words, which count as two of 16 bits each.
-fn address(address: IpAddr) -> u64 {
-    match address {
-        IpAddr::V4(address) => u64::from(u32::from(address)),
-        IpAddr::V6(address) => {
-            let bits = u128::from(address);
-            (0..4).map(|word| (bits >> (32 * word)) as u64 & 0xffff_ffff).sum()
-        }
-    }
+pub fn pseudo_header<const N: usize>(addresses: &[u8; N], protocol: u8, len: usize) -> u16 {
+    // A word of 32 bits counts as two of 16.
+    let words = addresses.as_chunks::<4>().0.iter();
+    let addresses: u64 = words.map(|word| u64::from(u32::from_be_bytes(*word))).sum();
+    fold(addresses + u64::from(protocol) + len as u64)
 }
 
 /// The sum of two sums.

@@ -147,7 +147,7 @@ impl Flow {
             headers_len,
             size,
             payload_len: 0,
-            pseudo_sum: checksum::pseudo_header(packet.src(), packet.dst(), packet.protocol(), 0),
+            pseudo_sum: packet.pseudo_header_of(0),
             next_id: 0,
             next_sequence: 0,
             last_flags: 0,

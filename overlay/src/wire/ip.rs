@@ -78,6 +78,7 @@ impl<'a> Packet<'a> {
     /// [`DropReason::Truncated`] if there are fewer bytes than the header says,
     /// [`DropReason::NotIp`] for an unknown version, [`DropReason::Malformed`] for a header that
     /// contradicts itself.
+    #[inline]
     pub fn parse(bytes: &'a mut [u8]) -> Result<Self, DropReason> {
         let (header, total_len) = match bytes.first().map(|first| first >> 4) {
             None => return Err(DropReason::Truncated),
@@ -155,9 +156,20 @@ impl<'a> Packet<'a> {
 
     /// The sum, not inverted, of the pseudo-header in front of the payload: what the field of a
     /// TCP or UDP checksum holds that is left for later.
+    #[inline]
     #[must_use]
     pub fn pseudo_header(&self) -> u16 {
-        checksum::pseudo_header(self.src(), self.dst(), self.protocol(), self.payload().len())
+        self.pseudo_header_of(self.payload().len())
+    }
+
+    /// The same of a payload of `len` bytes.
+    #[inline]
+    #[must_use]
+    pub fn pseudo_header_of(&self, len: usize) -> u16 {
+        match self.header.version {
+            Version::V4 => checksum::pseudo_header::<8>(&self.array(12), self.protocol(), len),
+            Version::V6 => checksum::pseudo_header::<32>(&self.array(8), self.protocol(), len),
+        }
     }
 
     /// Hops left: IPv4's time to live, IPv6's hop limit.

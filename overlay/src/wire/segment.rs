@@ -73,7 +73,7 @@ impl<'a> Segments<'a> {
             // Length, checksum.
             GsoKind::Udp => header[4..8].fill(0),
         }
-        let pseudo = checksum::pseudo_header(packet.src(), packet.dst(), packet.protocol(), 0);
+        let pseudo = packet.pseudo_header_of(0);
         Ok(Self {
             packet: bytes,
             version: packet.version(),

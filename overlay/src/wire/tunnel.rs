@@ -160,7 +160,8 @@ impl SuperPacket {
         put(udp, 2, to.port());
         put(udp, 4, udp_len as u16);
         // Unfilled, as that of the inner packet.
-        put(udp, 6, checksum::pseudo_header((*from.ip()).into(), (*to.ip()).into(), protocol::UDP, udp_len));
+        let addresses = (u64::from(from.ip().to_bits()) << 32 | u64::from(to.ip().to_bits())).to_be_bytes();
+        put(udp, 6, checksum::pseudo_header(&addresses, protocol::UDP, udp_len));
         bytes
     }
 }
