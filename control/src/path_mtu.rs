@@ -112,35 +112,9 @@ impl Watcher {
 
     async fn explore(&self, table: &PeerTable, peer: &Peer) -> Found {
         let full = table.local().mtu + table.local().format.overhead();
-        let passes = |len| self.passes(table, peer, len);
         let to = SocketAddrV4::new(peer.public_ip, table.local().port);
-        if passes(full).await {
-            // The kernel may have been told earlier; until it has forgotten, it cuts what is longer.
-            return match self.prober.known(to) {
-                Ok(mtu) if mtu < full => Found::Narrow { mtu, told: true },
-                _ => Found::Wide,
-            };
-        }
-        let told = self.prober.known(to).ok().filter(|mtu| *mtu < full);
-        if let Some(mtu) = told
-            && passes(mtu).await
-        {
-            return Found::Narrow { mtu, told: true };
-        }
-        if !passes(SMALLEST).await {
-            // Nobody answers, be it for lack of an overlayd, and what the kernel was told is all there is.
-            return told.map_or(Found::Wide, |mtu| Found::Narrow { mtu, told: true });
-        }
-        let (mut passed, mut lost) = (SMALLEST, told.unwrap_or(full));
-        while lost - passed > 1 {
-            let middle = passed + (lost - passed) / 2;
-            if passes(middle).await {
-                passed = middle;
-            } else {
-                lost = middle;
-            }
-        }
-        Found::Narrow { mtu: passed, told: false }
+        let told = || self.prober.known(to).ok().filter(|mtu| *mtu < full);
+        explore(full, told, |len| self.passes(table, peer, len)).await
     }
 
     /// Whether an echo comes back for a packet of `len` bytes: one of several, since any may be lost.
@@ -160,6 +134,53 @@ impl Watcher {
             }
         }
         false
+    }
+}
+
+/// Finds out how large packets of up to `full` bytes may be: `told` is what the kernel was told of the path, if
+/// anything, and `passes` tries one of a length.
+async fn explore<F: Future<Output = bool>>(
+    full: u32,
+    told: impl Fn() -> Option<u32>,
+    passes: impl Fn(u32) -> F,
+) -> Found {
+    let by_router = |mtu| Found::Narrow { mtu, told: true };
+    if passes(full).await {
+        // The kernel may have been told earlier; until it has forgotten, it cuts what is longer.
+        return told().map_or(Found::Wide, by_router);
+    }
+    let told = told();
+    if let Some(mtu) = told
+        && passes(mtu).await
+    {
+        return by_router(mtu);
+    }
+    if !passes(SMALLEST).await {
+        // Nobody answers, be it for lack of an overlayd, and what the kernel was told is all there is.
+        return told.map_or(Found::Wide, by_router);
+    }
+    let most = told.unwrap_or(full);
+    let mut passed = SMALLEST;
+    for _ in 0..SEARCHES {
+        let mut lost = most;
+        while passed + 1 < lost {
+            let middle = passed.midpoint(lost);
+            if passes(middle).await {
+                passed = middle;
+            } else {
+                lost = middle;
+            }
+        }
+        // Echoes are lost, too, where somebody is too busy to answer: what is too large is so the second time.
+        if passed >= most || !passes(lost).await {
+            break;
+        }
+        passed = lost;
+    }
+    match passed {
+        _ if passed >= full => Found::Wide,
+        _ if told == Some(passed) => by_router(passed),
+        _ => Found::Narrow { mtu: passed, told: false },
     }
 }
 
@@ -207,5 +228,70 @@ const SMALLEST: u32 = 576;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Echoes of one length, before it counts as too large.
 const TRIES: usize = 3;
+/// How often it is searched on where a length that was lost has passed after all.
+const SEARCHES: usize = 3;
 /// Peers that are asked at the same time.
 const AT_ONCE: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::ready;
+
+    use super::*;
+
+    /// What is found on a path of `mtu`, of which the kernel was `told`, if the tries with these numbers are lost
+    /// whatever their length; and how many tries it took.
+    async fn found(mtu: u32, told: Option<u32>, lost: &[usize]) -> (Found, usize) {
+        let tries = Cell::new(0);
+        let passes = |len| {
+            tries.set(tries.get() + 1);
+            ready(len <= mtu && !lost.contains(&tries.get()))
+        };
+        let found = explore(1500, || told, passes).await;
+        (found, tries.get())
+    }
+
+    fn narrow(mtu: u32, told: bool) -> Found {
+        Found::Narrow { mtu, told }
+    }
+
+    #[tokio::test]
+    async fn a_wide_path_takes_one_try_and_one_that_a_router_tells_two() {
+        assert_eq!(found(1500, None, &[]).await, (Found::Wide, 1));
+        assert_eq!(found(1400, Some(1400), &[]).await, (narrow(1400, true), 2));
+        assert_eq!(found(1500, Some(1400), &[]).await, (narrow(1400, true), 1), "the kernel cuts by it");
+    }
+
+    #[tokio::test]
+    async fn what_no_router_tells_is_found_to_the_byte() {
+        for mtu in [576, 577, 1000, 1399, 1400, 1498, 1499] {
+            let (found, tries) = found(mtu, None, &[]).await;
+            assert_eq!(found, narrow(mtu, false));
+            assert!(tries < 15, "{tries} for {mtu}");
+        }
+        assert_eq!(found(1000, Some(1400), &[]).await.0, narrow(1000, false), "narrower still");
+    }
+
+    #[tokio::test]
+    async fn who_answers_nothing_is_left_alone() {
+        assert_eq!(found(0, None, &[]).await.0, Found::Wide);
+        assert_eq!(found(0, Some(1400), &[]).await.0, narrow(1400, true));
+        // Less than the smallest that is tried.
+        assert_eq!(found(1500, Some(552), &[1, 2]).await.0, narrow(576, false));
+    }
+
+    #[tokio::test]
+    async fn a_try_that_is_lost_for_another_reason_narrows_nothing() {
+        assert_eq!(found(1500, None, &[1]).await.0, Found::Wide);
+        assert_eq!(found(1400, Some(1400), &[2]).await.0, narrow(1400, true));
+        let all = found(1400, None, &[]).await.1;
+        for lost in 3..=all {
+            assert_eq!(found(1400, None, &[lost]).await.0, narrow(1400, false), "without try {lost}");
+        }
+        // The first, and one of the search that it leads to.
+        for lost in 3..8 {
+            assert_eq!(found(1500, None, &[1, lost]).await.0, Found::Wide, "without try {lost}");
+        }
+    }
+}
