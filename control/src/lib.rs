@@ -34,3 +34,4 @@ pub mod status;
 pub mod store;
 pub mod subnet_file;
 pub mod takeover;
+mod threads;

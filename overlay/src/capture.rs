@@ -1,14 +1,14 @@
 //! Copies of packets for who asks for them: filtered by the workers, bounded, and never in their way.
 //!
 //! A [`Tap`] is what the workers look at, one relaxed load a batch. [`Tap::open`] begins a capture, of which there
-//! is one at a time; what it cannot take fast enough is counted, not waited for.
+//! are a few at a time at most; what one cannot take fast enough is counted, not waited for.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use ipnet::IpNet;
 
@@ -68,14 +68,16 @@ pub struct Captured {
 /// Where captures are asked for.
 #[derive(Debug, Default)]
 pub struct Tap {
-    open: AtomicBool,
-    capture: ArcSwapOption<Capture>,
+    /// How many captures there are.
+    open: AtomicUsize,
+    captures: ArcSwap<Vec<Arc<Capture>>>,
 }
 
 /// A capture that goes on until this is dropped.
 #[derive(Debug)]
 pub struct Capturing {
-    watched: Arc<Watched>,
+    /// It goes with the workers.
+    watched: Weak<Watched>,
     capture: Arc<Capture>,
     /// What was captured.
     pub packets: Receiver<Captured>,
@@ -98,6 +100,8 @@ pub(crate) enum Stage {
     Sent,
     /// Received from the wire.
     Arrived,
+    /// Refused by the overlay device, after it had gone on as far as anybody could tell.
+    Unwritten,
 }
 
 /// A packet as a worker sees it.
@@ -112,23 +116,22 @@ pub(crate) struct Seen<'a> {
 }
 
 impl Tap {
-    /// Begins a capture of what fits `filter`; `None` while there is another one.
+    /// Begins a capture of what fits `filter`; `None` while there are [`MOST`] of them.
     #[must_use]
     pub fn open(watched: &Arc<Watched>, filter: Filter) -> Option<Capturing> {
         let tap = &watched.tap;
-        if tap.open.swap(true, Ordering::AcqRel) {
-            return None;
-        }
+        let begin = |count| (count < MOST).then_some(count + 1);
+        tap.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, begin).ok()?;
         let (out, packets) = bounded(WAITING);
         let capture = Arc::new(Capture { filter, out, missed: AtomicU64::new(0) });
-        tap.capture.store(Some(Arc::clone(&capture)));
-        Some(Capturing { watched: Arc::clone(watched), capture, packets })
+        tap.captures.rcu(|captures| [&captures[..], &[Arc::clone(&capture)]].concat());
+        Some(Capturing { watched: Arc::downgrade(watched), capture, packets })
     }
 
-    /// The capture that packets are wanted for, if there is one.
-    pub(crate) fn current(&self) -> Option<Arc<Capture>> {
+    /// The captures that packets are wanted for, if there are any.
+    pub(crate) fn current(&self) -> Option<Arc<Vec<Arc<Capture>>>> {
         // One that opens this moment is seen at the next batch.
-        if self.open.load(Ordering::Relaxed) { self.capture.load_full() } else { None }
+        (self.open.load(Ordering::Relaxed) > 0).then(|| self.captures.load_full())
     }
 }
 
@@ -136,7 +139,7 @@ impl Capturing {
     /// Whether the workers have ended: then no more will come.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        Arc::strong_count(&self.watched) == 1
+        self.watched.strong_count() == 0
     }
 
     /// Packets that fitted and were lost, since the queue was full.
@@ -148,9 +151,13 @@ impl Capturing {
 
 impl Drop for Capturing {
     fn drop(&mut self) {
-        let tap = &self.watched.tap;
-        tap.capture.store(None);
-        tap.open.store(false, Ordering::Release);
+        let Some(watched) = self.watched.upgrade() else { return };
+        let others = |captures: &Arc<Vec<Arc<Capture>>>| {
+            let others = captures.iter().filter(|capture| !Arc::ptr_eq(capture, &self.capture));
+            others.cloned().collect::<Vec<_>>()
+        };
+        watched.tap.captures.rcu(others);
+        watched.tap.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -193,8 +200,10 @@ impl Filter {
         match (self.layer, seen.stage, seen.reason) {
             (layer, Stage::Arrived, _) => Some(layer),
             (Layer::Inner, Stage::Read, _) | (_, Stage::Read, Some(_)) => Some(Layer::Inner),
+            // It was shown when it arrived; that it was refused after all is news.
+            (_, Stage::Unwritten, _) => Some(Layer::Inner),
             (Layer::Outer, Stage::Sent, _) => Some(Layer::Outer),
-            // It was shown when it was read; that it failed after all is news.
+            // The same on the way out.
             (Layer::Inner, Stage::Sent, reason) => reason.map(|_| Layer::Inner),
             (Layer::Outer, Stage::Read, None) => None,
         }
@@ -218,6 +227,8 @@ impl Filter {
     }
 }
 
+/// Captures at a time: each packet is held against the filter of each.
+pub const MOST: usize = 4;
 /// Packets that wait to be written down; of the longest, 64 MiB.
 const WAITING: usize = 1024;
 
@@ -230,11 +241,12 @@ mod tests {
     const OWN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 168, 1, 12), 8472);
 
     /// What is captured, by its first byte, with this filter, of an egress packet that is read, sent and then
-    /// refused, one that is refused at once, and an ingress one that arrives and cannot be read.
+    /// refused, one that is refused at once, an ingress one that arrives and cannot be read, and one that the device
+    /// does not take.
     fn captured(filter: Filter) -> Vec<(u8, Option<DropReason>)> {
         let watched = Arc::<Watched>::default();
         let capturing = Tap::open(&watched, Filter { snaplen: 100, ..filter }).unwrap();
-        let capture = watched.tap.current().unwrap();
+        let captures = watched.tap.current().unwrap();
         let inner = udp_packet("10.1.9.3", "10.1.63.2", 64, b"x");
         let framed = [&[8; 22][..], &inner].concat();
         let take = |direction, stage, payload: &[u8], header_len, reason| {
@@ -242,24 +254,27 @@ mod tests {
                 Stage::Read if reason == Some(DropReason::NoRoute) => None,
                 Stage::Read | Stage::Sent => Some((OWN, PEER)),
                 Stage::Arrived => Some((PEER, OWN)),
+                Stage::Unwritten => None,
             };
-            capture.take(direction, &Seen { stage, outer, payload, header_len, reason });
+            captures[0].take(direction, &Seen { stage, outer, payload, header_len, reason });
         };
         take(Direction::Egress, Stage::Read, &inner, 0, None);
         take(Direction::Egress, Stage::Sent, &framed, 22, None);
         take(Direction::Egress, Stage::Sent, &framed, 22, Some(DropReason::SendFailed));
         take(Direction::Egress, Stage::Read, &inner, 0, Some(DropReason::NoRoute));
         take(Direction::Ingress, Stage::Arrived, &[9; 30], 22, Some(DropReason::WrongVni));
+        take(Direction::Ingress, Stage::Unwritten, &[0x46; 30], 0, Some(DropReason::WriteFailed));
         capturing.packets.try_iter().map(|packet| (packet.bytes[0], packet.reason)).collect()
     }
 
     #[test]
     fn each_layer_shows_a_packet_once_and_every_drop() {
-        use DropReason::{NoRoute, SendFailed, WrongVni};
-        let drops = [(0x45, Some(SendFailed)), (0x45, Some(NoRoute)), (9, Some(WrongVni))];
+        use DropReason::{NoRoute, SendFailed, WriteFailed, WrongVni};
+        let last = [(9, Some(WrongVni)), (0x46, Some(WriteFailed))];
+        let drops = [&[(0x45, Some(SendFailed)), (0x45, Some(NoRoute))], &last[..]].concat();
         assert_eq!(captured(Filter::default()), [&[(0x45, None)], &drops[..]].concat());
         assert_eq!(captured(Filter { drops_only: true, ..Filter::default() }), drops);
-        let outer = [(8, None), (8, Some(SendFailed)), (0x45, Some(NoRoute)), (9, Some(WrongVni))];
+        let outer = [&[(8, None), (8, Some(SendFailed)), (0x45, Some(NoRoute))], &last[..]].concat();
         assert_eq!(captured(Filter { layer: Layer::Outer, ..Filter::default() }), outer);
     }
 
@@ -277,27 +292,55 @@ mod tests {
         let ports = Glance::of(&udp_packet("10.1.9.3", "10.1.63.2", 64, b"x")).unwrap().ports.unwrap();
         assert_eq!(count(Filter { port: Some(ports.1), ..Filter::default() }), 3);
         assert_eq!(count(Filter { port: Some(9), ..Filter::default() }), 0);
-        assert_eq!(count(Filter { direction: Some(Direction::Ingress), ..Filter::default() }), 1);
+        assert_eq!(count(Filter { direction: Some(Direction::Ingress), ..Filter::default() }), 2);
+    }
+
+    const SEEN: Seen<'_> =
+        Seen { stage: Stage::Read, outer: None, payload: &[0x45; 40], header_len: 0, reason: None };
+
+    #[test]
+    fn what_is_not_taken_is_counted() {
+        let watched = Arc::<Watched>::default();
+        let capturing = Tap::open(&watched, Filter { snaplen: 10, ..Filter::default() }).unwrap();
+        for _ in 0..WAITING + 3 {
+            watched.tap.current().unwrap()[0].take(Direction::Egress, &SEEN);
+        }
+        assert_eq!(capturing.missed(), 3);
+        let first = capturing.packets.recv().unwrap();
+        assert_eq!((first.bytes.len(), first.len), (10, 40));
     }
 
     #[test]
-    fn what_is_not_taken_is_counted_and_one_capture_is_at_a_time() {
+    fn a_few_captures_go_on_side_by_side_until_they_are_dropped_or_the_workers_end() {
         let watched = Arc::<Watched>::default();
+        let open = |snaplen| Tap::open(&watched, Filter { snaplen, ..Filter::default() });
         assert!(watched.tap.current().is_none());
-        let filter = Filter { snaplen: 10, ..Filter::default() };
-        let capturing = Tap::open(&watched, filter.clone()).unwrap();
-        assert!(Tap::open(&watched, filter.clone()).is_none());
-        let capture = watched.tap.current().unwrap();
-        let seen =
-            Seen { stage: Stage::Read, outer: None, payload: &[0x45; 40], header_len: 0, reason: None };
-        for _ in 0..WAITING + 3 {
-            capture.take(Direction::Egress, &seen);
-        }
-        assert_eq!((capturing.missed(), capturing.is_over()), (3, false));
-        let first = capturing.packets.recv().unwrap();
-        assert_eq!((first.bytes.len(), first.len), (10, 40));
-        drop(capturing);
-        assert!(watched.tap.current().is_none());
-        assert!(Tap::open(&watched, filter).is_some());
+        let mut all: Vec<Capturing> = (1..=MOST).map(|snaplen| open(snaplen).unwrap()).collect();
+        assert!(open(9).is_none(), "not more");
+        let see = || {
+            watched
+                .tap
+                .current()
+                .iter()
+                .flat_map(|c| c.iter())
+                .for_each(|c| c.take(Direction::Egress, &SEEN));
+        };
+        see();
+        let lens = |all: &[Capturing]| -> Vec<usize> {
+            all.iter()
+                .flat_map(|capturing| capturing.packets.try_iter())
+                .map(|seen| seen.bytes.len())
+                .collect()
+        };
+        assert_eq!(lens(&all), (1..=MOST).collect::<Vec<_>>());
+        all.remove(1);
+        all.push(open(9).unwrap());
+        see();
+        assert_eq!(lens(&all).last(), Some(&9));
+        all.truncate(1);
+        assert!(!all[0].is_over());
+        assert_eq!(watched.tap.current().map(|captures| captures.len()), Some(1));
+        drop(watched);
+        assert!(all[0].is_over());
     }
 }

@@ -41,7 +41,6 @@ pub struct Egress<D, T> {
     /// Packets in the batch, as many as the wire will see, and their bytes.
     packets: u64,
     bytes: u64,
-    super_packets: u64,
     peers: Tally,
     witness: Witness,
 }
@@ -57,8 +56,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
         let batch = Batch::new(BATCH, wire.lanes());
         let peers = Tally::new(Direction::Egress);
         let witness = Witness::new(Direction::Egress, Arc::default(), Vec::new());
-        let (packets, bytes, super_packets) = (0, 0, 0);
-        Self { device, wire, table, answers, stats, batch, packets, bytes, super_packets, peers, witness }
+        Self { device, wire, table, answers, stats, batch, packets: 0, bytes: 0, peers, witness }
     }
 
     /// Shows what it forwards and drops to `witness`.
@@ -151,7 +149,6 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
             };
             match pushed {
                 Ok(pushed) => {
-                    self.super_packets += u64::from(pushed.packets > 1);
                     if self.witness.captures() {
                         self.witness.read(Some(hop.to), self.batch.last(len), None);
                     }
@@ -205,8 +202,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
             }
         }
         stats.forwarded(*packets, *bytes);
-        stats.super_packets(self.super_packets);
-        (self.packets, self.bytes, self.super_packets) = (0, 0, 0);
+        (self.packets, self.bytes) = (0, 0);
         self.batch.clear();
     }
 }

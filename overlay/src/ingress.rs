@@ -69,7 +69,6 @@ struct Outlet<D> {
     /// Packets written since the last count, as many as the wire saw, and their bytes.
     packets: u64,
     bytes: u64,
-    super_packets: u64,
 }
 
 impl<D: Device, R: Receiver> Ingress<D, R> {
@@ -84,7 +83,7 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
         stats: Arc<WorkerStats>,
         offloads: Arc<Offloads>,
     ) -> Self {
-        let outlet = Outlet { device, stats, packets: 0, bytes: 0, super_packets: 0 };
+        let outlet = Outlet { device, stats, packets: 0, bytes: 0 };
         let peers = Tally::new(Direction::Ingress);
         let witness = Witness::new(Direction::Ingress, Arc::default(), Vec::new());
         let sink = Sink { check, answers, offloads, coalescer: Coalescer::default(), peers, witness, outlet };
@@ -221,7 +220,7 @@ impl<D: Device> Sink<D> {
                 return Ok(());
             }
         }
-        self.outlet.write(&[IoSlice::new(&header.to_bytes()), IoSlice::new(&bytes[start..end])]);
+        self.outlet.write(&header, &bytes[start..end], &mut self.witness);
         Ok(())
     }
 
@@ -229,8 +228,8 @@ impl<D: Device> Sink<D> {
     fn release(&mut self, bytes: &mut [u8]) {
         if let Some(place) = self.coalescer.single() {
             // Alone it stays as it came, its checksum too.
-            let header = arrival(&mut bytes[place.clone()]).to_bytes();
-            self.outlet.write(&[IoSlice::new(&header), IoSlice::new(&bytes[place])]);
+            let header = arrival(&mut bytes[place.clone()]);
+            self.outlet.write(&header, &bytes[place], &mut self.witness);
         } else if let Some(merged) = self.coalescer.merged() {
             let header = merged.vnet.to_bytes();
             let mut parts = [IoSlice::new(&[]); MAX_SEGMENTS + 2];
@@ -251,8 +250,8 @@ impl<D: Device> Sink<D> {
                     // The segments are still what they were: in front of each payload, its headers.
                     for part in merged.parts {
                         let segment = part.start - merged.headers.len()..part.end;
-                        let header = arrival(&mut bytes[segment.clone()]).to_bytes();
-                        self.outlet.write(&[IoSlice::new(&header), IoSlice::new(&bytes[segment])]);
+                        let header = arrival(&mut bytes[segment.clone()]);
+                        self.outlet.write(&header, &bytes[segment], &mut self.witness);
                     }
                 }
             }
@@ -272,10 +271,15 @@ fn arrival(bytes: &mut [u8]) -> VnetHdr {
 
 impl<D: Device> Outlet<D> {
     /// Writes a packet, behind its virtio header.
-    fn write(&mut self, parts: &[IoSlice<'_>]) {
-        match self.device.write(parts) {
+    fn write(&mut self, header: &VnetHdr, packet: &[u8], witness: &mut Witness) {
+        let header = header.to_bytes();
+        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
+        match self.device.write(&parts) {
             Ok(()) => self.written(&parts[1..], 1),
-            Err(_) => self.stats.dropped(DropReason::WriteFailed),
+            Err(_) => {
+                self.stats.dropped(DropReason::WriteFailed);
+                witness.unwritten(packet, DropReason::WriteFailed);
+            }
         }
     }
 
@@ -284,7 +288,6 @@ impl<D: Device> Outlet<D> {
     fn written(&mut self, parts: &[IoSlice<'_>], packets: usize) {
         self.stats.super_packet(packets as u64);
         self.packets += packets as u64;
-        self.super_packets += u64::from(packets > 1);
         let repeated = parts[0].len() * (packets - 1);
         self.bytes += repeated as u64 + parts.iter().map(|part| part.len() as u64).sum::<u64>();
     }
@@ -292,9 +295,8 @@ impl<D: Device> Outlet<D> {
     fn count(&mut self) {
         if self.packets > 0 {
             self.stats.forwarded(self.packets, self.bytes);
-            self.stats.super_packets(self.super_packets);
         }
-        (self.packets, self.bytes, self.super_packets) = (0, 0, 0);
+        (self.packets, self.bytes) = (0, 0);
     }
 }
 
@@ -639,13 +641,23 @@ mod tests {
     }
 
     #[test]
-    fn what_the_device_refuses_is_counted() {
+    fn what_the_device_refuses_is_counted_and_shown() {
         let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let watched = Arc::<Watched>::default();
+        let listen = "192.168.1.12:8472".parse().unwrap();
+        let witness = Witness::new(Direction::Ingress, Arc::clone(&watched), vec![listen]);
+        rig.ingress = rig.ingress.watched_by(witness);
+        let capturing = Tap::open(&watched, Filter { snaplen: 100, ..Filter::default() }).unwrap();
         rig.device.fail(libc::EIO);
-        rig.wire.arrive(MASTER, &frame(&udp_packet("10.1.63.2", "10.1.9.3", 64, b"x")));
+        let packet = udp_packet("10.1.63.2", "10.1.9.3", 64, b"x");
+        rig.wire.arrive(MASTER, &frame(&packet));
         rig.ingress.step();
         assert_eq!(rig.stats.totals().drops(DropReason::WriteFailed), 1);
         assert_eq!(rig.stats.totals().packets, 0);
+        let shown: Vec<_> = capturing.packets.try_iter().map(|seen| (seen.bytes, seen.reason)).collect();
+        assert_eq!(shown, [(packet.clone(), None), (packet, Some(DropReason::WriteFailed))]);
+        let last = watched.offender(Direction::Ingress, DropReason::WriteFailed).unwrap();
+        assert_eq!(last.inner.unwrap().src.to_string(), "10.1.63.2");
     }
 
     #[test]

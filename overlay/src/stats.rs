@@ -15,7 +15,6 @@ struct Counters {
     packets: AtomicU64,
     bytes: AtomicU64,
     batches: AtomicU64,
-    super_packets: AtomicU64,
     icmp_sent: AtomicU64,
     echoes: AtomicU64,
     rounds: AtomicU64,
@@ -44,11 +43,6 @@ impl WorkerStats {
     /// `packets`.
     pub fn super_packet(&self, packets: u64) {
         self.0.super_packet_sizes.count(packets);
-    }
-
-    /// Counts super-packets, read from the device or written to it, of which those packets were parts.
-    pub fn super_packets(&self, count: u64) {
-        add(&self.0.super_packets, count);
     }
 
     /// Counts a dropped packet.
@@ -84,7 +78,6 @@ impl WorkerStats {
             packets: self.0.packets.load(Relaxed),
             bytes: self.0.bytes.load(Relaxed),
             batches: self.0.batches.load(Relaxed),
-            super_packets: self.0.super_packets.load(Relaxed),
             icmp_sent: self.0.icmp_sent.load(Relaxed),
             echoes: self.0.echoes.load(Relaxed),
             drops: std::array::from_fn(|i| self.0.drops[i].load(Relaxed)),
@@ -119,8 +112,6 @@ pub struct Totals {
     pub bytes: u64,
     /// Batches forwarded; `packets / batches` is the mean size of a batch.
     pub batches: u64,
-    /// Super-packets among them, each of several packets.
-    pub super_packets: u64,
     /// ICMP errors sent to inner senders.
     pub icmp_sent: u64,
     /// Echoes between daemons that ended here: neither forwarded nor dropped.
@@ -170,6 +161,12 @@ impl Totals {
     pub fn drops(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize]
     }
+
+    /// Super-packets, read from the device or written to it: those that were several packets on the wire.
+    #[must_use]
+    pub fn super_packets(&self) -> u64 {
+        self.super_packet_sizes.counts[1..].iter().sum()
+    }
 }
 
 impl std::iter::Sum for Totals {
@@ -178,7 +175,6 @@ impl std::iter::Sum for Totals {
             sum.packets += one.packets;
             sum.bytes += one.bytes;
             sum.batches += one.batches;
-            sum.super_packets += one.super_packets;
             sum.icmp_sent += one.icmp_sent;
             sum.echoes += one.echoes;
             for (total, n) in sum.drops.iter_mut().zip(one.drops) {
@@ -219,7 +215,9 @@ mod tests {
             let wanted = bounds.iter().position(|bound| size <= *bound).unwrap_or(bounds.len());
             assert_eq!(Sizes::bucket(size), wanted, "{size}");
         }
-        let sizes = stats.totals().super_packet_sizes;
+        let totals = stats.totals();
+        assert_eq!(totals.super_packets(), 8, "all but one that is alone");
+        let sizes = totals.super_packet_sizes;
         assert_eq!(sizes.counts.iter().sum::<u64>(), 9);
         assert_eq!(sizes.sum, 1 + 2 + 3 + 44 + 64 + 65 + 4096 + 4097 + (1 << 40));
     }

@@ -54,7 +54,7 @@ pub struct Witness {
     /// A bit for each reason of which a packet was looked at since `since`.
     looked_at: u32,
     since: Instant,
-    capture: Option<Arc<Capture>>,
+    captures: Option<Arc<Vec<Arc<Capture>>>>,
 }
 
 const _: () = assert!(DropReason::ALL.len() <= u32::BITS as usize);
@@ -63,12 +63,12 @@ impl Witness {
     /// That of a worker which sends from `own` by lane, or receives at the only one.
     #[must_use]
     pub fn new(direction: Direction, watched: Arc<Watched>, own: Vec<SocketAddrV4>) -> Self {
-        Self { direction, watched, own, looked_at: 0, since: Instant::now(), capture: None }
+        Self { direction, watched, own, looked_at: 0, since: Instant::now(), captures: None }
     }
 
     /// A batch begins: looks whether anything is to be captured of it.
     pub fn begin(&mut self) {
-        self.capture = self.watched.tap.current();
+        self.captures = self.watched.tap.current();
         if self.looked_at != 0 && self.since.elapsed() >= PAUSE {
             self.looked_at = 0;
         }
@@ -77,7 +77,7 @@ impl Witness {
     /// Whether somebody captures.
     #[must_use]
     pub fn captures(&self) -> bool {
-        self.capture.is_some()
+        self.captures.is_some()
     }
 
     /// Whether a packet dropped for `reason` is worth gathering its bytes.
@@ -117,12 +117,24 @@ impl Witness {
         self.see(Some(from), &Seen { stage: Stage::Arrived, outer, payload, header_len, reason });
     }
 
+    /// The device does not take `inner`, which had arrived and been admitted.
+    pub fn unwritten(&mut self, inner: &[u8], reason: DropReason) {
+        let seen = Seen {
+            stage: Stage::Unwritten,
+            outer: None,
+            payload: inner,
+            header_len: 0,
+            reason: Some(reason),
+        };
+        self.see(None, &seen);
+    }
+
     #[inline]
     fn see(&mut self, other_end: Option<SocketAddrV4>, seen: &Seen<'_>) {
         if let Some(reason) = seen.reason {
             self.look(reason, other_end, seen);
         }
-        if let Some(capture) = &self.capture {
+        for capture in self.captures.iter().flat_map(|captures| captures.iter()) {
             capture.take(self.direction, seen);
         }
     }

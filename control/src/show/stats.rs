@@ -1,8 +1,6 @@
 //! The workers: `GET /v1/stats`.
 
 use std::collections::HashMap;
-use std::fs;
-use std::time::Duration;
 
 use overlay::drops::DropReason;
 use overlay::stats::Totals;
@@ -10,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Align, Show, bits, count, rate, share, table};
 use crate::node::Tunnel;
+use crate::threads::cpu_times;
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,7 +45,7 @@ impl Stats {
     #[must_use]
     pub fn of(tunnel: Option<&Tunnel>, at_ms: u64) -> Self {
         let Some(tunnel) = tunnel else { return Self { at_ms, workers: Vec::new() } };
-        let cpu = cpu_times();
+        let cpu: HashMap<_, _> = cpu_times().collect();
         let worker = |direction: &str, index: usize, totals: Totals| {
             let name = format!("{direction}-{index}");
             let cpu = cpu.get(&name);
@@ -54,7 +53,7 @@ impl Stats {
                 packets: totals.packets,
                 bytes: totals.bytes,
                 batches: totals.batches,
-                super_packets: totals.super_packets,
+                super_packets: totals.super_packets(),
                 drops: DropReason::ALL.iter().map(|reason| totals.drops(*reason)).sum(),
                 icmp_sent: totals.icmp_sent,
                 cpu_ms: cpu.map(|cpu| u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX)),
@@ -84,17 +83,6 @@ impl Worker {
             cpu,
         )
     }
-}
-
-/// The processor time of each of our threads, by name (`/proc/PID/task/TID/schedstat`, in nanoseconds).
-fn cpu_times() -> HashMap<String, Duration> {
-    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return HashMap::new() };
-    let time = |task: fs::DirEntry| {
-        let name = fs::read_to_string(task.path().join("comm")).ok()?.trim().to_owned();
-        let schedstat = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        Some((name, Duration::from_nanos(schedstat.split(' ').next()?.parse().ok()?)))
-    };
-    tasks.flatten().filter_map(time).collect()
 }
 
 impl Show for Stats {
@@ -143,17 +131,6 @@ impl Show for Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn threads_are_found_by_name() {
-        let (end, wait) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::Builder::new().name("egress-77".into()).spawn(move || wait.recv()).unwrap();
-        while !cpu_times().contains_key("egress-77") {
-            std::thread::yield_now();
-        }
-        drop(end);
-        let _ = thread.join().unwrap();
-    }
 
     #[test]
     fn rates_and_means_are_told() {

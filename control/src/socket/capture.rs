@@ -10,7 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use ipnet::IpNet;
-use overlay::capture::{Capturing, Filter, Layer, Tap};
+use overlay::capture::{Capturing, Filter, Layer, MOST, Tap};
 use overlay::peer_state::Direction;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -67,7 +67,8 @@ pub(super) async fn capture(
         Err(error) => return (StatusCode::BAD_REQUEST, error).into_response(),
     };
     let Some(capturing) = Tap::open(tunnel.forwarder().watched(), filter) else {
-        return (StatusCode::CONFLICT, "another capture is running, and one is at a time").into_response();
+        let text = format!("{MOST} captures are running, and no more are at a time");
+        return (StatusCode::CONFLICT, text).into_response();
     };
     let interface = if question.outer { node.plan().underlay.name.clone() } else { node.plan().device() };
     let (out, blocks) = mpsc::channel(64);
@@ -144,7 +145,7 @@ fn write(capturing: Capturing, question: &Question, interface: &str, out: &mpsc:
         }
     }
     let tail = writer.tail(count, capturing.missed());
-    // Who reads the last block may begin another capture.
+    // Who reads the last block may begin another capture in its place.
     drop(capturing);
     // Who has gone does not want to know.
     let _ = out.blocking_send(tail.into());
