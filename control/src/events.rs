@@ -17,15 +17,24 @@ use tracing::{Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use crate::show::printable;
+
 /// The last events of this process. Clones are the same ones.
 #[derive(Debug, Clone, Default)]
 pub struct Events(Arc<Mutex<Ring>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ring {
+    since: Timestamp,
     events: VecDeque<Event>,
     /// How many there have been.
     count: u64,
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self { since: Timestamp::now(), events: VecDeque::new(), count: 0 }
+    }
 }
 
 /// One event.
@@ -46,6 +55,8 @@ pub struct Event {
 /// The answer of `GET /v1/events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventList {
+    /// Since when they are counted: another moment is another daemon.
+    pub since: Timestamp,
     /// Oldest first.
     pub events: Vec<Event>,
 }
@@ -63,7 +74,8 @@ impl Events {
     #[must_use]
     pub fn after(&self, after: u64) -> EventList {
         let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        EventList { events: ring.events.iter().filter(|event| event.number > after).cloned().collect() }
+        let events = ring.events.iter().filter(|event| event.number > after).cloned().collect();
+        EventList { since: ring.since, events }
     }
 
     /// Serves them at `/v1/events`, and with `?after=NUMBER` those since then.
@@ -105,12 +117,6 @@ impl fmt::Display for Event {
         write!(f, "{time:.3} {:>5} {}", level.to_uppercase(), printable(message))?;
         fields.iter().try_for_each(|(name, value)| write!(f, " {name}={}", printable(value)))
     }
-}
-
-/// Text from elsewhere must not move a terminal's cursor.
-fn printable(text: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(escape).collect()
 }
 
 #[derive(Default)]

@@ -205,6 +205,9 @@ pub struct PeerStatus {
     pub way: Way,
     /// Why they do not go as they should.
     pub problem: Option<String>,
+    /// The largest inner packet that the path to it takes in one piece, in bytes, where that is known to be less than
+    /// the device's MTU.
+    pub mtu: Option<u32>,
 }
 
 /// Something for each direction.
@@ -411,6 +414,7 @@ pub(crate) mod tests {
                 vtep_mac: Some("02:00:00:00:00:09".to_owned()),
                 way: Way::Tunnel,
                 problem: None,
+                mtu: None,
             }],
             ignored_leases: 0,
             garbage_leases: 1,

@@ -138,12 +138,25 @@ async fn ping(arguments: &Ping, socket: &Path) -> Result<Answer, String> {
 
 async fn events(arguments: &Events, socket: &Path) -> Result<String, String> {
     let Events { json: as_json, follow } = *arguments;
-    let mut after = 0;
+    let (mut since, mut after) = (None, 0);
     loop {
         let resource = format!("/v1/events?after={after}");
-        let list: EventList = client::get_json(socket, &resource).await.map_err(|error| error.to_string())?;
+        let list: EventList = match client::get_json(socket, &resource).await {
+            Ok(list) => list,
+            // It is being started again.
+            Err(_) if follow && since.is_some() => {
+                tokio::time::sleep(EVENTS_EVERY).await;
+                continue;
+            }
+            Err(error) => return Err(error.to_string()),
+        };
         if as_json && !follow {
             return json(&list);
+        }
+        if since.replace(list.since).is_some_and(|since| since != list.since) && after > 0 {
+            // Another daemon, which counts anew.
+            after = 0;
+            continue;
         }
         after = list.events.last().map_or(after, |event| event.number);
         let line = |event| if as_json { json(event) } else { Ok(format!("{event}\n")) };

@@ -257,6 +257,8 @@ struct Daemon {
     unconfirmed_since: Option<Instant>,
     /// When the state is to be written next, if it has changed.
     save_at: Option<Instant>,
+    /// Why it could not be written last time, as last said.
+    unsaved: Option<String>,
     /// The copy of it that outlives a reboot.
     lasting: Lasting,
     /// What has been said about dropped packets.
@@ -347,6 +349,7 @@ impl Daemon {
             docker_problem: None,
             unconfirmed_since: Some(Instant::now()),
             save_at: None,
+            unsaved: None,
             lasting,
             hints: Hints::default(),
             ready_at: None,

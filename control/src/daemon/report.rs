@@ -9,7 +9,7 @@ use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
 use overlay::underlay::port::Attach;
 
-use crate::lease::LeaseBackend;
+use crate::lease::{Lease, LeaseBackend};
 use crate::membership::View;
 use crate::metrics::{PeerSample, Sample};
 use crate::netconf::Backend;
@@ -64,7 +64,13 @@ impl Shared {
         let plan = node.plan();
         let (egress, ingress) = node.tunnel().map(Tunnel::totals).unwrap_or_default();
         let (kind, place) = self.store.split_once(' ').unwrap_or((&self.store, ""));
+        let mtu = |lease: &Lease| {
+            let path = node.tunnel()?.state(lease)?.path_mtu()?;
+            let (format, _) = plan.wire()?;
+            Some(path.saturating_sub(format.overhead())).filter(|mtu| *mtu < plan.mtu())
+        };
         let peer = |Reached { lease, way, problem }: Reached| PeerStatus {
+            mtu: mtu(&lease),
             subnet: lease.subnet,
             public_ip: lease.attrs.public_ip,
             vtep_mac: match lease.attrs.backend {

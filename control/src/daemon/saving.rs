@@ -76,9 +76,18 @@ impl Daemon {
         let Some(state) = self.state() else { return };
         let path = SavedState::path(&self.flags.subnet_file);
         match state.write(&path) {
-            Ok(()) => debug!(path = %path.display(), peers = state.peers.len(), "state saved"),
+            Ok(()) => {
+                debug!(path = %path.display(), peers = state.peers.len(), "state saved");
+                self.unsaved = None;
+            }
             Err(error) => {
-                warn!(path = %path.display(), %error, "the state cannot be saved: a restart would wait for the store");
+                let problem = error.to_string();
+                if self.unsaved.as_ref() != Some(&problem) {
+                    warn!(path = %path.display(), %error, "the state cannot be saved: a restart would wait for the store");
+                }
+                self.unsaved = Some(problem);
+                // What keeps it from being saved may be over before anything else changes.
+                self.save_at = Some(Instant::now() + BETWEEN_TRIES);
             }
         }
         self.lasting.changed();
@@ -130,5 +139,7 @@ impl Drop for Daemon {
     }
 }
 
+/// Between two tries to save the state.
+const BETWEEN_TRIES: Duration = Duration::from_secs(10);
 /// What lasts is on a disk that wears, and waits for it: a cluster's every change is not worth it.
 const BETWEEN_WRITES: Duration = Duration::from_secs(60);

@@ -14,9 +14,19 @@ use tokio::process::Command;
 
 use crate::socket::client;
 
-/// What the daemon tells.
-const RESOURCES: [&str; 9] =
-    ["status", "peers", "leases", "routes", "drops", "stats", "config", "offloads", "events"];
+/// What the daemon tells, each in a file of that name.
+const RESOURCES: [&str; 10] = [
+    "status.json",
+    "peers.json",
+    "leases.json",
+    "routes.json",
+    "drops.json",
+    "stats.json",
+    "config.json",
+    "offloads.json",
+    "events.json",
+    "metrics.txt",
+];
 
 /// What programs tell; one that is not installed says so in its file.
 const COMMANDS: [(&str, &str); 19] = [
@@ -67,11 +77,12 @@ pub async fn write(file: &Path, socket: Option<&Path>, check: &str) -> io::Resul
     };
     add("check.txt", check)?;
     if let Some(socket) = socket {
-        for resource in RESOURCES {
+        for file in RESOURCES {
+            let resource = file.split('.').next().unwrap_or_default();
             let answer = client::get(socket, &format!("/v1/{resource}")).await;
             let text =
                 answer.map_or_else(|e| e.to_string(), |body| String::from_utf8_lossy(&body).into_owned());
-            add(&format!("{resource}.json"), &text)?;
+            add(file, &text)?;
         }
     }
     for (name, command) in COMMANDS {
@@ -119,7 +130,7 @@ impl Redact {
             // NAME=VALUE, "name": "value", --flag value; the name says what it is.
             (
                 regex(
-                    r#"(?i)([\w-]*(?:password|passwd|secret|token|authorization|api[_-]?key)[\w-]*"?)(\s*[=:]\s*|\s+)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s,;"'}]+)"#,
+                    r#"(?i)([\w-]*(?:password|passwd|secret|token|authorization|api[_-]?key)[\w-]*"?)(\s*[=:]\s*|\s+)("(?:[^"\\]|\\.)*"|'[^']*'|(?:(?:basic|bearer)\s+)?[^\s,;"'}]+)"#,
                 ),
                 "$1$2[removed]",
             ),
@@ -160,6 +171,7 @@ mod tests {
                 r#"{"etcd_password": [removed], "mtu": 1450}"#,
             ),
             ("https://root:hunter2@10.0.0.3:2379", "https://[removed]@10.0.0.3:2379"),
+            ("Authorization: Bearer hunter2, x", "Authorization: [removed], x"),
             (
                 "-----BEGIN EC PRIVATE KEY-----\nMHc\n-----END EC PRIVATE KEY-----\nx",
                 "[removed: EC PRIVATE KEY]\nx",

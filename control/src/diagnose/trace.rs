@@ -287,7 +287,11 @@ impl Tracer<'_> {
             BackendStatus::Udp { port } => format!("flannel's UDP format, port {port}"),
             BackendStatus::HostGw { .. } | BackendStatus::Alloc => return,
         };
-        self.trace.pass("encapsulate", format!("{how}; inner packets of up to {mtu} bytes"));
+        let fits = match peer.mtu {
+            Some(less) => format!("{less} bytes, as the path takes no more"),
+            None => format!("{mtu} bytes"),
+        };
+        self.trace.pass("encapsulate", format!("{how}; inner packets of up to {fits}"));
         match self.kernel.decide(peer.public_ip, None).await {
             Ok(way) => self.next_hop(&way, peer.public_ip),
             Err(reason) => self.trace.drop(

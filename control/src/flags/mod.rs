@@ -202,8 +202,9 @@ pub struct Flags {
     #[arg(long, help_heading = "Data plane", value_name = "LIST", default_value = "auto", value_parser = offload)]
     pub offload: OffloadFlag,
 
-    /// Let flows leave by different source ports, so that routers and network cards can spread them;
-    /// 'off' sends from the backend's own port, for firewalls that want it.
+    /// Let flows leave by different source ports, so that routers, network cards and the receiver's workers can
+    /// spread them; 'off' sends from the backend's own port, for firewalls that want it, and then one worker of the
+    /// receiver has all that comes from here.
     #[arg(long, help_heading = "Data plane", value_name = "on|off", default_value = "on", value_parser = on_or_off, action = ArgAction::Set)]
     pub source_port_spread: bool,
 

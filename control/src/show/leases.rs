@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
@@ -81,9 +81,9 @@ impl Leases {
                 key: entry.key,
             })
         };
-        let described: Vec<_> =
-            stream::iter(listing.entries).map(described).buffer_unordered(AT_ONCE).collect().await;
-        let mut leases = described.into_iter().collect::<Result<Vec<_>, _>>()?;
+        // A store that fails is not asked for the rest.
+        let described = stream::iter(listing.entries).map(described).buffer_unordered(AT_ONCE);
+        let mut leases: Vec<_> = described.try_collect().await?;
         leases.sort_by(|a, b| (a.subnet, &a.key).cmp(&(b.subnet, &b.key)));
         let conflicts = view.conflicts.iter().map(ToString::to_string).collect();
         Ok(Self { store: store.describe(), leases, conflicts, other_keys: listing.skipped })

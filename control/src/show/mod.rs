@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::status::Status;
 
-pub(crate) use table::{Align, table};
+pub(crate) use table::{Align, printable, table};
 pub(crate) use units::{ago, bits, count, millis, plural, share, size};
 
 /// An answer of the control socket.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -10,6 +11,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 /// A question got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,12 @@ pub enum ClientError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Somebody listens, and says nothing.
+    #[error(
+        "the daemon does not answer within {} s: is it stuck, or stopped? See its log, and 'systemctl status overlayd'",
+        .0.as_secs()
+    )]
+    Silent(Duration),
     /// The conversation broke off.
     #[error("asking the daemon failed: {0}")]
     Http(#[from] hyper::Error),
@@ -49,9 +57,10 @@ pub async fn get_json<T: DeserializeOwned>(path: &Path, resource: &str) -> Resul
 /// The body that `GET resource` gets from the daemon at `path`.
 ///
 /// # Errors
-/// Nobody listens there, the conversation broke off, or the answer is an error.
+/// Nobody listens there or nobody answers, the conversation broke off, or the answer is an error.
 pub async fn get(path: &Path, resource: &str) -> Result<Bytes, ClientError> {
-    Ok(open(path, resource).await?.collect().await?.to_bytes())
+    let whole = async { Ok::<_, ClientError>(ask(path, resource).await?.collect().await?.to_bytes()) };
+    within(PATIENCE, whole).await
 }
 
 /// The same body, piece by piece as it comes.
@@ -59,6 +68,17 @@ pub async fn get(path: &Path, resource: &str) -> Result<Bytes, ClientError> {
 /// # Errors
 /// As [`get`].
 pub async fn open(path: &Path, resource: &str) -> Result<Incoming, ClientError> {
+    within(PATIENCE, ask(path, resource)).await
+}
+
+async fn within<T>(
+    patience: Duration,
+    answer: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    timeout(patience, answer).await.unwrap_or(Err(ClientError::Silent(patience)))
+}
+
+async fn ask(path: &Path, resource: &str) -> Result<Incoming, ClientError> {
     let stream = UnixStream::connect(path)
         .await
         .map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
@@ -77,4 +97,24 @@ pub async fn open(path: &Path, resource: &str) -> Result<Incoming, ClientError> 
         return Err(ClientError::Answer { code: code.as_u16(), text });
     }
     Ok(response.into_body())
+}
+
+/// A daemon that has to ask its store answers later, but not so late.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_daemon_that_stands_still_is_not_waited_for_without_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("flannel0.sock");
+        // It takes every connection, as the kernel does for a stopped process, and answers none.
+        let _stopped = UnixListener::bind(&path).unwrap();
+        let answer = within(Duration::from_millis(20), ask(&path, "/v1/status")).await;
+        assert!(matches!(answer, Err(ClientError::Silent(_))), "{answer:?}");
+    }
 }
