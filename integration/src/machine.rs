@@ -35,9 +35,9 @@ impl<'h> Machine<'h> {
         Self { host, root, boot, init }
     }
 
-    /// Shuts it down in order, or cuts its power, and boots it again. In between, `meanwhile` happens.
+    /// Shuts it down in order, or cuts its power, and boots it again. In between, `meanwhile` may change its root.
     #[track_caller]
-    pub fn reboot(&mut self, how: Off, meanwhile: impl FnOnce()) {
+    pub fn reboot(&mut self, how: Off, meanwhile: impl FnOnce(&Path)) {
         match how {
             Off::InOrder => {
                 // The connection to the service manager may end before the answer is there.
@@ -60,7 +60,7 @@ impl<'h> Machine<'h> {
             // What is not there need not be removed.
             let _ = ns.run(line);
         }
-        meanwhile();
+        meanwhile(&self.root);
         (self.boot, self.init) = start(self.host, &self.root);
     }
 

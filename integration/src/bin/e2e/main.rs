@@ -110,14 +110,22 @@ fn run(base: &Path, package: &Path, next: &Path, image: &Path) {
     let subnets = [worker.env(), master.env()];
     drop((a, b));
     etcd.kill();
-    worker.reboot(Off::InOrder, || {});
-    master.reboot(Off::AtOnce, || {});
-    for machine in [&worker, &master] {
-        await_until(PATIENCE, "overlayd to wait for etcd", || machine.state("overlayd") == "activating");
-        assert_ne!(machine.state("docker"), "active", "docker has started without a subnet");
-    }
+    // One of them has nothing to start from.
+    worker.reboot(Off::InOrder, |root| {
+        std::fs::remove_dir_all(root.join("var/lib/overlayd")).expect("remove what it has saved");
+    });
+    master.reboot(Off::AtOnce, |_| {});
+    master.await_active("docker");
+    assert!(entered(&master, "overlayd") <= entered(&master, "docker"), "docker was first");
+    assert_eq!(master.env(), subnets[1], "another subnet than it had saved");
+    await_until(PATIENCE, "overlayd to wait for etcd", || {
+        worker.state("overlayd") == "activating"
+            && worker.ok("journalctl -b --no-pager -u overlayd").contains("does not serve us")
+    });
+    assert_ne!(worker.state("docker"), "active", "docker has started without a subnet");
     said(
-        "both hosts boot again, one after a loss of power; overlayd waits for etcd, and docker for overlayd",
+        "both hosts boot again without etcd: one, after a loss of power, as it was before; on the other, which has \
+         nothing saved, overlayd waits for etcd, and docker for overlayd",
     );
     etcd.run();
     for (machine, subnet) in [&worker, &master].into_iter().zip(&subnets) {
