@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use bench::ground::Ground;
 use bench::plan::{Place, Subject, Topology, Wire};
@@ -10,7 +9,7 @@ use bench::record::{Record, Sample};
 use bench::subject::{Running, Settings};
 use integration::process::Process;
 use integration::traffic::await_listening;
-use integration::{Namespace, await_until};
+use integration::{Namespace, SOON, await_until};
 use rustix::process::Signal;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_overlay-bench");
@@ -101,7 +100,7 @@ fn between_two_hosts_over_the_overlay_and_beside_it() {
     assert!(record.samples.iter().all(|sample| sample.measured.value > 0.0 && sample.cost.is_none()));
     assert!(record.summary[..3].iter().all(|row| row.ratio.is_some()));
 
-    assert_eq!(server.terminate(Duration::from_secs(5)).code(), Some(0), "{}", server.log());
+    assert_eq!(server.terminate(SOON).code(), Some(0), "{}", server.log());
 }
 
 #[test]
@@ -111,11 +110,11 @@ fn an_interrupted_run_leaves_nothing() {
     command.args(["run", "--subjects", "kernel-vxlan", "--scenarios", "tcp-1", "--seconds", "60"]);
     let mut run = Process::spawn("run", command, directory.path());
     let prefix = format!("ovl-{}-", run.id());
-    await_until(Duration::from_secs(20), "the measurement to begin", || {
+    await_until(SOON, "the measurement to begin", || {
         namespaces(&prefix).iter().any(|name| name.ends_with("master-pod0"))
     });
     run.signal(Signal::INT);
-    let status = run.wait(Duration::from_secs(20));
+    let status = run.wait(SOON);
     assert_eq!(status.code(), Some(130), "{}", run.log());
     assert_eq!(namespaces(&prefix), [""; 0]);
 }

@@ -92,7 +92,7 @@ fn join_again<S: LeaseStore + 'static>(
 
 async fn connected(views: &mut watch::Receiver<Option<View>>) -> View {
     let view = views.wait_for(|view| view.as_ref().is_some_and(|view| view.connected));
-    timeout(Duration::from_secs(5), view).await.unwrap().unwrap().clone().unwrap()
+    timeout(Duration::from_secs(30), view).await.unwrap().unwrap().clone().unwrap()
 }
 
 async fn eventually(what: &str, condition: impl Fn() -> bool) {

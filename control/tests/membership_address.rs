@@ -45,7 +45,7 @@ async fn a_node_that_gets_another_address_keeps_its_subnet_and_mac() {
     let draft = directory.path().join("draft");
     fs::write(&draft, ours.replace(":1,", ":7,")).unwrap();
     fs::rename(&draft, &file).unwrap();
-    timeout(Duration::from_secs(10), async {
+    timeout(Duration::from_secs(30), async {
         while fs::read_to_string(&file).unwrap() != ours {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -59,5 +59,5 @@ async fn of(views: &mut watch::Receiver<Option<View>>, public_ip: Ipv4Addr) -> V
     let view = views.wait_for(|view| {
         view.as_ref().is_some_and(|view| view.connected && view.lease.attrs.public_ip == public_ip)
     });
-    timeout(Duration::from_secs(5), view).await.expect("a view").unwrap().clone().unwrap()
+    timeout(Duration::from_secs(30), view).await.expect("a view").unwrap().clone().unwrap()
 }

@@ -4,10 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use crate::netns::{Namespace, succeed};
-use crate::process::{Process, await_until};
+use crate::process::{Process, SOON, await_until};
 
 /// A running capture. Frames are seen whole, with their Ethernet headers.
 #[derive(Debug)]
@@ -20,12 +19,23 @@ impl Capture {
     /// Captures what matches `filter` on a device, from now on. `directory` takes the file.
     #[track_caller]
     pub fn start(ns: &Namespace, device: &str, filter: &str, directory: &Path) -> Self {
+        Self::start_with(ns, device, filter, directory, WHOLE)
+    }
+
+    /// The same, but only the first [`HEADERS`] octets of each frame: then a busy machine misses none.
+    #[track_caller]
+    pub fn start_with_headers(ns: &Namespace, device: &str, filter: &str, directory: &Path) -> Self {
+        Self::start_with(ns, device, filter, directory, HEADERS)
+    }
+
+    #[track_caller]
+    fn start_with(ns: &Namespace, device: &str, filter: &str, directory: &Path, octets: usize) -> Self {
         // Several may run at a time, and each waits for its own log to say that it listens.
         let name = format!("tcpdump-{}-{device}", NEXT.fetch_add(1, Ordering::Relaxed));
         let file = directory.join(format!("{name}.pcap"));
         let mut command = ns.command("tcpdump");
         command.args(["-n", "-U", "--immediate-mode", "-Z", "root", "-i", device]);
-        command.args(["-s", SNAP_LENGTH, "-B", BUFFER, "-w"]);
+        command.args(["-s", &octets.to_string(), "-B", BUFFER, "-w"]);
         let tcpdump = Process::spawn(
             &name,
             {
@@ -34,7 +44,7 @@ impl Capture {
             },
             directory,
         );
-        await_until(Duration::from_secs(10), "tcpdump to listen", || tcpdump.log().contains("listening on"));
+        await_until(SOON, "tcpdump to listen", || tcpdump.log().contains("listening on"));
         Self { tcpdump, file }
     }
 
@@ -42,17 +52,20 @@ impl Capture {
     #[track_caller]
     pub fn frames(&self, count: usize) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        await_until(Duration::from_secs(10), &format!("{count} captured frames"), || {
+        await_until(SOON, &format!("{count} captured frames"), || {
             frames = read(&self.file);
             frames.len() >= count
         });
         frames
     }
 
-    /// Ends the capture and returns all frames.
+    /// Ends the capture and returns all frames that have passed.
     #[track_caller]
     pub fn stop(mut self) -> Vec<Vec<u8>> {
-        self.tcpdump.terminate(Duration::from_secs(10));
+        // What it has not come to would be lost: on a busy machine it may still have to look at the last frames.
+        // (With `--immediate-mode` each frame wakes it, so that it sleeps only when there is none left.)
+        await_until(SOON, "tcpdump to have seen all", || self.tcpdump.sleeps());
+        self.tcpdump.terminate(SOON);
         read(&self.file)
     }
 }
@@ -106,7 +119,9 @@ fn read(file: &Path) -> Vec<Vec<u8>> {
 
 /// The largest super-packet with its headers. Every frame takes that much of the buffer, however short
 /// it is, and with tcpdump's defaults there is room for eight.
-const SNAP_LENGTH: &str = "66000";
+const WHOLE: usize = 66_000;
+/// All headers of a packet in a tunnel, however long TCP's options are.
+pub const HEADERS: usize = 256;
 static NEXT: AtomicU32 = AtomicU32::new(1);
 /// In KiB.
 const BUFFER: &str = "32768";

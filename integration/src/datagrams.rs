@@ -10,6 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::netns::Namespace;
 use crate::packets::udp_packet;
+use crate::process::SOON;
 
 /// A UDP socket at each end of the way between two namespaces.
 #[derive(Debug)]
@@ -168,7 +169,7 @@ pub(crate) fn receiver(ns: &Namespace, address: impl Into<IpAddr>) -> UdpSocket 
     let address = address.into();
     let socket = ns.within(|| UdpSocket::bind((address, 0))).expect("bind a UDP socket");
     setsockopt(&socket, sockopt::RcvBufForce, &ROOM).expect("set the receive buffer");
-    socket.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+    socket.set_read_timeout(Some(SOON)).expect("set a timeout");
     socket
 }
 
@@ -183,5 +184,3 @@ const STREAM: u64 = 1000;
 const ANSWERED: u64 = 16;
 /// Receive buffer in octets.
 const ROOM: usize = 8 << 20;
-/// How long one datagram may take before it counts as lost.
-const PATIENCE: Duration = Duration::from_secs(5);

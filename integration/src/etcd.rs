@@ -5,11 +5,10 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::certificates::Authority;
 use crate::netns::succeed;
-use crate::process::{Process, await_until};
+use crate::process::{Process, SOON, await_until};
 use crate::site::Site;
 
 /// A running etcd server with its own data, and `etcdctl` beside it.
@@ -115,7 +114,7 @@ impl Etcd {
 
     #[track_caller]
     fn await_answer(&self) {
-        await_until(Duration::from_secs(20), "etcd to answer", || {
+        await_until(SOON, "etcd to answer", || {
             self.etcdctl().args(["endpoint", "health"]).output().is_ok_and(|output| output.status.success())
         });
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
 
 use crate::netns::Namespace;
+use crate::process::SOON;
 
 /// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub fn get(ns: &Namespace, port: u16, path: &str) -> Option<Answer> {
 
 /// The same at any address, with more header lines, each with its end.
 pub fn get_with(ns: &Namespace, address: SocketAddr, path: &str, headers: &str) -> Option<Answer> {
-    let mut stream = ns.within(|| TcpStream::connect_timeout(&address, LIMIT)).ok()?;
-    stream.set_read_timeout(Some(LIMIT)).ok()?;
+    let mut stream = ns.within(|| TcpStream::connect_timeout(&address, SOON)).ok()?;
+    stream.set_read_timeout(Some(SOON)).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\n{headers}\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
@@ -46,5 +46,3 @@ pub fn series(page: &str) -> BTreeMap<String, f64> {
         })
         .collect()
 }
-
-const LIMIT: Duration = Duration::from_secs(15);

@@ -56,6 +56,6 @@ pub use etcd::Etcd;
 pub use netns::Namespace;
 pub use overlayd::{Overlayd, Status};
 pub use pair::Pair;
-pub use process::await_until;
+pub use process::{SOON, await_until};
 pub use site::{Host, Pod, Site, SubnetEnv, Wire};
 pub use store::{Backend, Store};

@@ -1,13 +1,13 @@
 //! The built daemon, started on a host, and what its operator's tool says about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::netns::{Namespace, output};
-use crate::process::{Process, await_until};
+use crate::process::{Process, SOON, await_until};
 use crate::service_manager::ServiceManager;
 use crate::site::{Host, SubnetEnv};
 use crate::store::Store;
@@ -30,6 +30,7 @@ pub struct Launch<'h> {
     environment: Vec<(String, String)>,
     manager: Option<ServiceManager>,
     subnet_file: Option<PathBuf>,
+    descriptors: Option<usize>,
 }
 
 /// What `overlayctl status --json` printed.
@@ -52,6 +53,7 @@ impl Host {
             environment: Vec::new(),
             manager: None,
             subnet_file: None,
+            descriptors: None,
         }
     }
 }
@@ -81,6 +83,12 @@ impl<'h> Launch<'h> {
         self
     }
 
+    /// Lets it have no more than so many descriptors.
+    pub fn descriptors(mut self, most: usize) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
     /// Has it started by the service manager of an earlier process, which may hand something over.
     pub fn by(mut self, manager: ServiceManager) -> Self {
         self.manager = Some(manager);
@@ -91,7 +99,7 @@ impl<'h> Launch<'h> {
     #[track_caller]
     pub fn start(self) -> Overlayd<'h> {
         let mut daemon = self.spawn();
-        daemon.wait_ready(Duration::from_secs(15));
+        daemon.wait_ready(SOON);
         daemon
     }
 
@@ -102,7 +110,15 @@ impl<'h> Launch<'h> {
         let socket = directory.join(format!("{}.notify", self.name));
         let subnet_file = self.subnet_file();
         let manager = self.manager.unwrap_or_else(|| ServiceManager::new(&socket));
-        let (mut command, inherited) = manager.command(ns, &program("overlayd"));
+        let overlayd = program("overlayd");
+        let (mut command, inherited) = match self.descriptors {
+            None => manager.command(ns, &overlayd),
+            Some(most) => {
+                let (mut command, inherited) = manager.command(ns, Path::new("prlimit"));
+                command.arg(format!("--nofile={most}:")).arg(&overlayd);
+                (command, inherited)
+            }
+        };
         command.arg(format!("--subnet-file={}", subnet_file.display()));
         command.args(&self.flags).envs(self.environment);
         let process = Process::spawn(&self.name, command, directory);
@@ -110,11 +126,11 @@ impl<'h> Launch<'h> {
         Overlayd { process, ns, subnet_file, manager }
     }
 
-    /// Starts it, expecting that it refuses: exit code 1 within seconds. Returns what it said.
+    /// Starts it, expecting that it refuses: exit code 1. Returns what it said.
     #[track_caller]
     pub fn refused(self) -> String {
         let mut process = Process::spawn(&self.name, self.command(), self.host.directory());
-        let status = process.wait(Duration::from_secs(10));
+        let status = process.wait(SOON);
         assert_eq!(status.code(), Some(1), "{status}:\n{}", process.log());
         process.log()
     }
@@ -172,9 +188,7 @@ impl Overlayd<'_> {
     pub fn await_peers(&self, subnets: &[&str]) -> Duration {
         let mut wanted = subnets.to_vec();
         wanted.sort_unstable();
-        await_until(Duration::from_secs(10), &format!("the peers {wanted:?}"), || {
-            self.status().peers() == wanted
-        })
+        await_until(SOON, &format!("the peers {wanted:?}"), || self.status().peers() == wanted)
     }
 
     /// Ends it as systemd does (SIGTERM); it must exit with code 0.
@@ -191,7 +205,7 @@ impl Overlayd<'_> {
     /// Ends it as [`stop`](Self::stop) does; what the service manager keeps is for the next process.
     #[track_caller]
     pub fn stop_for_restart(mut self) -> ServiceManager {
-        let status = self.process.terminate(Duration::from_secs(10));
+        let status = self.process.terminate(SOON);
         assert_eq!(status.code(), Some(0), "overlayd after SIGTERM: {status}\n{}", self.log());
         self.manager.next_process()
     }

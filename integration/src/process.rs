@@ -71,6 +71,15 @@ impl Process {
         Duration::from(clock.and_then(clock_gettime).expect("read a process's clock"))
     }
 
+    /// Whether it waits for something to happen, rather than for its turn on a processor.
+    #[track_caller]
+    pub fn sleeps(&self) -> bool {
+        let file = format!("/proc/{}/stat", self.child.id());
+        let stat = fs::read_to_string(&file).unwrap_or_else(|error| panic!("read {file}: {error}"));
+        // The state follows the name, which is in brackets and may be anything (proc_pid_stat(5)).
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('S'))
+    }
+
     /// Asks it to end (SIGTERM) and waits until it has.
     #[track_caller]
     pub fn terminate(&mut self, limit: Duration) -> ExitStatus {
@@ -116,5 +125,9 @@ pub fn await_until(limit: Duration, what: &str, mut condition: impl FnMut() -> b
         std::thread::sleep(POLL);
     }
 }
+
+/// Long against anything that a machine does which is busy with other tests, and short against the runner's
+/// patience: what is awaited so long will not come.
+pub const SOON: Duration = Duration::from_secs(30);
 
 const POLL: Duration = Duration::from_millis(10);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::datagrams::{NUMBERED_LEN, Order, receive_numbered, receiver};
 use crate::netns::Namespace;
-use crate::process::await_until;
+use crate::process::{SOON, await_until};
 
 /// Numbered datagrams and a numbered TCP stream from one namespace to another, until stopped.
 #[derive(Debug)]
@@ -28,11 +28,11 @@ impl Steady {
         let stop = Arc::new(AtomicBool::new(false));
         let listener = to.within(|| TcpListener::bind((address, 0))).expect("bind a TCP listener");
         let target = listener.local_addr().expect("a bound address");
-        let stream = from.within(|| TcpStream::connect_timeout(&target, PATIENCE)).expect("connect");
+        let stream = from.within(|| TcpStream::connect_timeout(&target, SOON)).expect("connect");
         let (received, _) = listener.accept().expect("accept");
         for end in [&stream, &received] {
-            end.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
-            end.set_write_timeout(Some(PATIENCE)).expect("set a timeout");
+            end.set_read_timeout(Some(SOON)).expect("set a timeout");
+            end.set_write_timeout(Some(SOON)).expect("set a timeout");
         }
         let stopped = stop.clone();
         Self {
@@ -98,7 +98,7 @@ impl Paced {
     #[track_caller]
     pub fn await_more(&self, count: u64) {
         let wanted = self.received.load(Ordering::Acquire) + count;
-        await_until(Duration::from_secs(20), &format!("{count} more datagrams"), || {
+        await_until(SOON, &format!("{count} more datagrams"), || {
             self.received.load(Ordering::Acquire) >= wanted
         });
     }
@@ -144,5 +144,3 @@ const PER_SECOND: u32 = 500;
 const INTERVAL: Duration = Duration::from_millis(20);
 /// Octets written to the stream at a time: several segments.
 const BLOCK: usize = 32 << 10;
-/// With the stream standing still for so long, the overlay is dead.
-const PATIENCE: Duration = Duration::from_secs(20);

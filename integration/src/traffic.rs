@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::netns::{Namespace, succeed};
 use crate::noise::Noise;
-use crate::process::{Process, await_until};
+use crate::process::{Process, SOON, await_until};
 
 /// Pings three times; each must be answered.
 #[track_caller]
@@ -26,7 +26,7 @@ pub fn ping(ns: &Namespace, address: Ipv4Addr) {
 #[track_caller]
 pub fn ping_once(ns: &Namespace, address: Ipv4Addr, size: u16) {
     // Once at a time: after the last of several, ping waits hardly longer than the earlier answers took.
-    let text = ns.ok(&format!("ping -n -c 1 -W 5 -s {size} {address}"));
+    let text = ns.ok(&format!("ping -n -c 1 -W 20 -s {size} {address}"));
     assert!(!text.contains("wrong data"), "{text}");
 }
 
@@ -61,7 +61,7 @@ pub fn iperf3(
     let mut command = client.command("iperf3");
     command.args(["-c", &address.to_string(), "-p", "5201", "--json", "--connect-timeout", "5000"]);
     let text = succeed(command.args(flags.split_whitespace()));
-    listener.wait(Duration::from_secs(10));
+    listener.wait(SOON);
     let report: Value = serde_json::from_str(&text).expect("iperf3's JSON");
     let end = &report["end"];
     let sum = if end["sum_received"].is_object() { &end["sum_received"] } else { &end["sum"] };
@@ -77,7 +77,7 @@ pub fn iperf3(
 #[track_caller]
 pub fn await_listening(ns: &Namespace, port: u16) {
     let wanted = format!(":{port:04X} ");
-    await_until(Duration::from_secs(10), &format!("a listener on port {port}"), || {
+    await_until(SOON, &format!("a listener on port {port}"), || {
         let tables = ns.within(|| {
             ["tcp", "tcp6"].map(|table| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")))
         });
@@ -95,12 +95,12 @@ pub fn transfer(from: &Namespace, to: &Namespace, address: impl Into<IpAddr>, me
     let address = address.into();
     let listener = to.within(|| TcpListener::bind((address, 0))).expect("bind a TCP listener");
     let target = listener.local_addr().expect("a bound address");
-    let stream = from.within(|| TcpStream::connect_timeout(&target, PATIENCE));
+    let stream = from.within(|| TcpStream::connect_timeout(&target, SOON));
     let stream = stream.unwrap_or_else(|error| panic!("connect to {target}: {error}"));
     let (received, _) = listener.accept().expect("accept");
     for end in [&stream, &received] {
-        end.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
-        end.set_write_timeout(Some(PATIENCE)).expect("set a timeout");
+        end.set_read_timeout(Some(SOON)).expect("set a timeout");
+        end.set_write_timeout(Some(SOON)).expect("set a timeout");
     }
     // Every MiB is the same noise from another place on: making it costs nothing beside sending it,
     // and one that is lost, repeated or misplaced still differs from the one expected.
@@ -151,7 +151,7 @@ impl Server {
                 let body = peer.ip().to_string();
                 let mut request = [0; 4096];
                 // A client that gives up is the client's failure to report.
-                let _ = stream.set_read_timeout(Some(PATIENCE));
+                let _ = stream.set_read_timeout(Some(SOON));
                 let _ = stream.read(&mut request);
                 let _ = write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
             }
@@ -237,7 +237,7 @@ pub fn echo(ns: &Namespace, address: Ipv4Addr, port: u16, largest: usize) {
     for size in [1, 2, 3, 64, 511, 512, 1000, largest - 1, largest] {
         let mut request = vec![0; size];
         Noise::default().fill(&mut request);
-        let reply = ask(ns, address, port, &request, PATIENCE);
+        let reply = ask(ns, address, port, &request, SOON);
         assert_eq!(reply.as_deref(), Some(&request[..]), "a datagram of {size} octets to {address}");
     }
 }
@@ -251,7 +251,7 @@ pub fn resolve(ns: &Namespace, address: Ipv4Addr, name: &str) -> Option<Ipv4Addr
         query.extend(label.as_bytes());
     }
     query.extend([0, 0, 1, 0, 1]);
-    let reply = ask(ns, address, 53, &query, Duration::from_secs(3))?;
+    let reply = ask(ns, address, 53, &query, SOON)?;
     assert_eq!(reply[..2], query[..2], "the answer to another question");
     let octets: [u8; 4] = reply[reply.len() - 4..].try_into().expect("four octets");
     Some(octets.into())
@@ -282,5 +282,3 @@ const LISTENING: &str = "0A";
 const MIB: usize = 1 << 20;
 /// Between the beginnings of two blocks of noise; odd, so that no two of the first 2^20 begin at one place.
 const STEP: usize = 4099;
-/// How long one read or write may take before the overlay counts as dead.
-const PATIENCE: Duration = Duration::from_secs(10);

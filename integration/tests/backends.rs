@@ -7,16 +7,13 @@
 //!  neighbour 192.168.1.13 ──┘
 //! ```
 
-use std::time::Duration;
-
 use integration::capture::Capture;
 use integration::overlayd::{await_mesh, program};
-use integration::{Host, Overlayd, Pod, Site, Store, Wire, await_until, traffic};
+use integration::{Host, Overlayd, Pod, SOON, Site, Store, Wire, await_until, traffic};
 
 const HOST_GW: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"host-gw"}}"#;
 const VXLAN: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const DIRECT: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
-const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn host_gw_routes_pods_between_hosts_on_one_link() {

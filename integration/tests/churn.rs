@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use integration::steady::Steady;
-use integration::{Backend, Etcd, Site, Store, await_until};
+use integration::{Backend, Etcd, SOON, Site, Store, await_until};
 
 #[test]
 fn full_a_thousand_changes_a_second_among_five_thousand_leases_lose_no_packet() {
@@ -47,7 +47,7 @@ fn full_a_thousand_changes_a_second_among_five_thousand_leases_lose_no_packet() 
     let sent: u64 = streams.into_iter().map(Steady::nothing_lost).sum();
     let left = there.iter().filter(|there| **there).count() + 1;
     for daemon in [&w, &m] {
-        await_until(Duration::from_secs(20), "what the store has", || daemon.status().peers().len() == left);
+        await_until(SOON, "what the store has", || daemon.status().peers().len() == left);
     }
     let log = w.log();
     let tables =

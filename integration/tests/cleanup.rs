@@ -2,12 +2,9 @@
 
 use std::path::Path;
 use std::process::Output;
-use std::time::Duration;
 
 use integration::overlayd::program;
-use integration::{Backend, Host, Overlayd, Site, Store, Wire, await_until};
-
-const LIMIT: Duration = Duration::from_secs(10);
+use integration::{Backend, Host, Overlayd, SOON, Site, Store, Wire, await_until};
 
 #[test]
 fn all_that_is_ours_goes_and_nothing_else() {
@@ -28,7 +25,7 @@ fn all_that_is_ours_goes_and_nothing_else() {
     assert_eq!(running.status.code(), Some(1));
     assert!(text(&running).contains("overlayd is running on flannel.1"), "{}", text(&running));
     let state = format!("{}.state.json", subnet_file.display());
-    await_until(LIMIT, "the state to be saved", || Path::new(&state).exists());
+    await_until(SOON, "the state to be saved", || Path::new(&state).exists());
     // As a crash leaves it, with the socket.
     w.process().kill();
     // A route that outlives the device, as those of a host-gw run do.
@@ -98,11 +95,11 @@ fn cleanup_of_one_network_leaves_the_state_of_the_other() {
     let w1 = worker.overlayd(&one).named("one").start();
     let (w2, m2) = (worker.overlayd(&two).named("two").start(), master.overlayd(&two).named("two").start());
     let peer = format!("{} via 192.168.1.13", m2.env().base_with_length());
-    await_until(LIMIT, "the peer's route", || worker.ns.ok("ip route").contains(&peer));
+    await_until(SOON, "the peer's route", || worker.ns.ok("ip route").contains(&peer));
     let files = [&w1, &w2].map(|daemon| daemon.subnet_file().to_owned());
     let states = files.clone().map(|file| format!("{}.state.json", file.display()));
     let saved = |state: &String| Path::new(state).exists();
-    await_until(LIMIT, "the states to be saved", || states.iter().all(saved));
+    await_until(SOON, "the states to be saved", || states.iter().all(saved));
     w2.stop();
 
     // The subnet file that is named, or meant by default, is the other's, which runs.

@@ -2,10 +2,9 @@
 
 use std::io::Read;
 use std::process::Stdio;
-use std::time::Duration;
 
 use integration::overlayd::program;
-use integration::{Backend, Site, Store, await_until, traffic};
+use integration::{Backend, SOON, Site, Store, await_until, traffic};
 
 #[test]
 fn an_unknown_flag_is_named() {
@@ -76,9 +75,7 @@ fn a_configuration_that_turns_bad_changes_nothing() {
         let (mut w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
         w.await_peers(&[&m.env().base_with_length()]);
         store.put_config(r#"{"Network":"10.1.0.0/16","SubnetLen":99}"#);
-        await_until(Duration::from_secs(5), "a word about it", || {
-            w.log().contains("SubnetLen") && w.log().contains("99")
-        });
+        await_until(SOON, "a word about it", || w.log().contains("SubnetLen") && w.log().contains("99"));
         traffic::ping(&worker.ns, m.env().base());
         assert!(w.process().exited().is_none());
         w.stop();
@@ -93,10 +90,10 @@ fn a_configuration_that_is_not_there_yet_is_awaited() {
     let Store::Dir(path) = &store else { unreachable!("made as a directory") };
     std::fs::remove_file(path.join("config")).unwrap();
     let mut w = worker.overlayd(&store).spawn();
-    await_until(Duration::from_secs(5), "a word about it", || w.log().contains("config"));
+    await_until(SOON, "a word about it", || w.log().contains("config"));
     assert!(w.process().exited().is_none());
     store.put_config(&Backend::Udp.config());
-    w.wait_ready(Duration::from_secs(5));
+    w.wait_ready(SOON);
 }
 
 #[test]
@@ -166,10 +163,10 @@ fn nobody_reading_is_no_reason_to_end() {
     let mut reader = daemon.stderr.take().unwrap();
     reader.read_exact(&mut [0]).unwrap();
     drop(reader);
-    await_until(Duration::from_secs(10), "the lease", || store.leases().len() == 1);
+    await_until(SOON, "the lease", || store.leases().len() == 1);
     store.put_config("a change that is worth a word");
     store.put_lease("10.1.177.0-24", r#"{"PublicIP":"192.168.50.8"}"#);
-    await_until(Duration::from_secs(10), "the peer", || {
+    await_until(SOON, "the peer", || {
         assert_eq!(daemon.try_wait().unwrap(), None, "the daemon ended");
         let overlayctl = program("overlayctl");
         let status = worker.ns.run(&format!("{} status", overlayctl.display())).stdout;

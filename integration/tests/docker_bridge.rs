@@ -1,8 +1,6 @@
 //! What the daemon says of a bridge of docker's that is in an earlier subnet.
 
-use std::time::Duration;
-
-use integration::{Backend, Overlayd, Site, Store, await_until};
+use integration::{Backend, Overlayd, SOON, Site, Store, await_until};
 
 #[test]
 fn a_bridge_outside_of_the_subnet_is_a_problem_until_docker_has_been_restarted() {
@@ -30,7 +28,7 @@ fn a_bridge_outside_of_the_subnet_is_a_problem_until_docker_has_been_restarted()
 
 #[track_caller]
 fn await_problems(daemon: &Overlayd<'_>, wanted: impl Fn(&[&str]) -> bool) {
-    await_until(Duration::from_secs(10), "the status to say so", || {
+    await_until(SOON, "the status to say so", || {
         let status = daemon.status();
         let problems = status.0["host"]["problems"].as_array().expect("a list of problems");
         wanted(&problems.iter().filter_map(|problem| problem.as_str()).collect::<Vec<_>>())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use integration::certificates::Authority;
 use integration::etcd::{Ask, write_certificates};
 use integration::overlayd::Launch;
-use integration::{Backend, Etcd, Overlayd, Pair, Site, Store, Wire, await_until, traffic};
+use integration::{Backend, Etcd, Overlayd, Pair, SOON, Site, Store, Wire, await_until, traffic};
 use rustix::process::Signal;
 
 const PREFIX: &str = "/coreos.com/network";
@@ -176,7 +176,7 @@ fn a_token_that_etcd_forgets_is_replaced() {
     let w = worker.overlayd(&store).flag("--etcd-username=flannel").flag("--etcd-password=open-sesame");
     let w = w.flag("--subnet-lease-ttl=6").start();
     let (key, start) = (w.env().key(), Instant::now());
-    await_until(Duration::from_secs(20), "more than the lease's time to pass", || {
+    await_until(SOON, "more than the lease's time to pass", || {
         assert!(store.leases().contains_key(&key), "the lease ended after {:?}", start.elapsed());
         start.elapsed() > Duration::from_secs(9)
     });
@@ -295,7 +295,7 @@ fn a_configuration_that_only_v2_holds_is_pointed_at() {
     let remedy = format!("ETCDCTL_API=3 etcdctl --endpoints={} put {PREFIX}/config '", etcd.endpoint);
     assert!(w.log().contains(&format!("{remedy}{config}'")), "{}", w.log());
     etcd.put(&format!("{PREFIX}/config"), &config);
-    w.wait_ready(Duration::from_secs(15));
+    w.wait_ready(SOON);
     assert_eq!(count(&w, "v2 store"), 1, "{}", w.log());
 }
 

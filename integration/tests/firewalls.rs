@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use integration::overlayd::{Overlayd, await_mesh};
 use integration::traffic::{self, Server};
-use integration::{Backend, Host, Pod, Site, Store, SubnetEnv, Wire, await_until};
+use integration::{Backend, Host, Pod, SOON, Site, Store, SubnetEnv, Wire, await_until};
 
-const PROMPT: Duration = Duration::from_secs(5);
 /// Long enough for a first retransmission: a request that got no answer by then hangs.
 const HANGING: Duration = Duration::from_secs(3);
 
@@ -171,12 +170,12 @@ impl Ground {
     fn assert_pods_reach_each_other(&self, when: &str) {
         for (from, to) in [(0, 1), (1, 0)] {
             let own = Some(self.pods[from].address.to_string());
-            assert_eq!(self.seen(from, to, PROMPT), own, "{when}: from {from} to {to}");
+            assert_eq!(self.seen(from, to, SOON), own, "{when}: from {from} to {to}");
         }
     }
 
     fn await_pods_reaching_each_other(&self, when: &str) {
-        await_until(Duration::from_secs(10), when, || {
+        await_until(SOON, when, || {
             let own = |from: usize| Some(self.pods[from].address.to_string());
             let soon = Duration::from_secs(1);
             self.seen(0, 1, soon) == own(0) && self.seen(1, 0, soon) == own(1)
@@ -217,7 +216,7 @@ fn cluster_ips_and_node_ports_work(firewall: &str) {
                 (&site.router, worker.public_ip, NODE_PORT, of_hosts),
                 (&a.ns, CLUSTER_IP, 80, of_pods),
             ] {
-                let seen = traffic::fetch(from, address, port, PROMPT);
+                let seen = traffic::fetch(from, address, port, SOON);
                 let seen = seen.unwrap_or_else(|e| panic!("{ip_masq}: {} to {address}: {e}", from.name()));
                 assert!(sources.contains(&&seen), "{ip_masq}: {} to {address}: {seen}", from.name());
             }
@@ -333,7 +332,7 @@ fn what_drops_in_anothers_nftables_is_told_with_its_remedy_once() {
     for number in 0..2 {
         ground.worker.ns.ok(&format!("nft add table ip unrelated{number}"));
         ground.worker.ns.ok("nft flush table ip overlayd_flannel.1");
-        await_until(Duration::from_secs(10), "the rules to be put back", || {
+        await_until(SOON, "the rules to be put back", || {
             ground.worker.ns.ok("nft list table ip overlayd_flannel.1").contains("snat")
         });
     }

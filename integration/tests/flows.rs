@@ -7,7 +7,7 @@ use std::time::Duration;
 use integration::capture::Capture;
 use integration::datagrams;
 use integration::traffic::Server;
-use integration::{Backend, Pair, Site, Store};
+use integration::{Backend, Pair, SOON, Site, Store};
 
 #[test]
 fn packets_of_a_flow_do_not_overtake_each_other_over_vxlan() {
@@ -81,7 +81,7 @@ fn outer_ports_by_flow(backend: Backend, flags: &[&str]) -> BTreeMap<u16, BTreeS
     let socket = |_| a.ns.within(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     let sockets: Vec<_> = (0..FLOWS).map(socket).collect();
     for socket in &sockets {
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
         socket.connect((b.address, 7)).unwrap();
         for number in 0..DATAGRAMS {
             // One at a time: what leaves together would be one frame on this wire.

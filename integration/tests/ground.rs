@@ -9,7 +9,7 @@ use integration::kernel_vxlan::KernelVxlan;
 use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
 use integration::service::{self, SERVICE};
 use integration::traffic::{self, Server};
-use integration::{Backend, Namespace, Site, Store, SubnetEnv};
+use integration::{Backend, Namespace, SOON, Site, Store, SubnetEnv};
 
 #[test]
 fn hosts_reach_each_other_only_through_their_router() {
@@ -33,7 +33,7 @@ fn etcd_keeps_keys_over_a_crash() {
     let (site, worker, _master) = Site::two_hosts();
     let mut store = Store::etcd(&site, Backend::Udp);
     store.put_lease("10.1.9.0-24", "{}");
-    let request = || traffic::fetch(&worker.ns, site.router_address(), 2379, Duration::from_secs(5));
+    let request = || traffic::fetch(&worker.ns, site.router_address(), 2379, SOON);
     request().expect("etcd to answer on the worker");
     store.server().kill();
     assert_eq!(request(), Err(ErrorKind::ConnectionRefused));
@@ -75,7 +75,7 @@ fn two_kernel_vxlan_hosts_carry_everything_the_tests_send() {
     let _dns = Server::dns(&b.ns, "10.0.0.103".parse().unwrap());
     assert_eq!(traffic::resolve(&a.ns, b.address, "web.default"), "10.0.0.103".parse().ok());
     let _web = Server::http(&b.ns, 8080);
-    assert_eq!(traffic::fetch(&a.ns, b.address, 8080, Duration::from_secs(5)), Ok(a.address.to_string()));
+    assert_eq!(traffic::fetch(&a.ns, b.address, 8080, SOON), Ok(a.address.to_string()));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_real_docker_daemon_makes_its_bridge_and_rules() {
 fn a_namespace_takes_its_processes_along() {
     let namespace = Namespace::new("short");
     let mut sleeper = namespace.command("sleep").arg("600").spawn().unwrap();
-    integration::await_until(Duration::from_secs(5), "the process to be inside", || {
+    integration::await_until(SOON, "the process to be inside", || {
         !integration::netns::succeed(std::process::Command::new("ip").args([
             "netns",
             "pids",

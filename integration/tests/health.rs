@@ -3,10 +3,9 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use integration::{Backend, Host, Pair, Site, Store, await_until, http, traffic};
+use integration::{Backend, Host, Pair, SOON, Site, Store, await_until, http, traffic};
 
 const PORT: u16 = 8081;
-const LIMIT: Duration = Duration::from_secs(15);
 
 #[test]
 fn a_node_is_healthy_from_the_start_and_ready_when_it_forwards() {
@@ -15,14 +14,14 @@ fn a_node_is_healthy_from_the_start_and_ready_when_it_forwards() {
     let Store::Dir(path) = &store else { unreachable!("made as a directory") };
     std::fs::remove_file(path.join("config")).unwrap();
     let mut w = worker.overlayd(&store).flag("-healthz-ip=127.0.0.1").flag("-healthz-port=8081").spawn();
-    await_until(LIMIT, "healthz", || get(&worker, "/healthz").is_some());
+    await_until(SOON, "healthz", || get(&worker, "/healthz").is_some());
     assert_eq!(get(&worker, "/healthz"), Some((200, "flanneld is running".into())));
     assert_eq!(get(&worker, "/readyz"), Some((503, "flanneld is not ready yet".into())));
     assert_eq!(get(&worker, "/elsewhere").map(|(code, _)| code), Some(404));
 
     store.put_config(&Backend::Vxlan.config());
-    w.wait_ready(LIMIT);
-    await_until(LIMIT, "readyz", || get(&worker, "/readyz") == Some((200, "flanneld is ready".into())));
+    w.wait_ready(SOON);
+    await_until(SOON, "readyz", || get(&worker, "/readyz") == Some((200, "flanneld is ready".into())));
     assert!(w.subnet_file().exists());
     w.stop();
     assert_eq!(get(&worker, "/healthz"), None);
@@ -33,11 +32,11 @@ fn a_node_that_cannot_be_put_right_is_not_ready() {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
     let pair = Pair::start([&worker, &master], &store, &["--healthz-port=8081"]);
-    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    await_until(SOON, "readyz", || code(&worker) == Some(200));
     worker
         .ns
         .ip("link set flannel.1 down\nlink set flannel.1 name elsewhere\nlink add flannel.1 type bridge");
-    await_until(LIMIT, "readyz to tell", || {
+    await_until(SOON, "readyz to tell", || {
         let told = get(&worker, "/readyz");
         told.is_some_and(|(code, text)| {
             code == 503 && text.starts_with("flanneld is not ready yet: ") && text.contains("flannel.1")
@@ -45,7 +44,7 @@ fn a_node_that_cannot_be_put_right_is_not_ready() {
     });
     assert_eq!(get(&worker, "/healthz").map(|(code, _)| code), Some(200));
     worker.ns.ip("link del flannel.1");
-    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    await_until(SOON, "readyz", || code(&worker) == Some(200));
     traffic::ping(&pair.a.ns, pair.b.address);
 }
 
@@ -54,12 +53,12 @@ fn a_node_without_its_interface_is_not_ready() {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
     let pair = Pair::start([&worker, &master], &store, &["--healthz-port=8081"]);
-    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    await_until(SOON, "readyz", || code(&worker) == Some(200));
     worker.ns.ip("address del 192.168.1.12/24 dev eth0");
-    await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
+    await_until(SOON, "readyz to tell", || code(&worker) == Some(503));
     assert!(get(&worker, "/readyz").is_some_and(|(_, text)| text.contains("eth0")));
     worker.ns.ip("address add 192.168.1.12/24 dev eth0\nroute add default via 192.168.1.1");
-    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    await_until(SOON, "readyz", || code(&worker) == Some(200));
     traffic::ping(&pair.a.ns, pair.b.address);
 }
 
@@ -69,9 +68,9 @@ fn a_node_whose_lease_has_run_out_is_not_ready_and_forwards_all_the_same() {
     let mut store = Store::etcd(&site, Backend::Vxlan);
     let flags = ["--healthz-port=8081", "--subnet-lease-ttl=5", "--iptables-resync=1"];
     let pair = Pair::start([&worker, &master], &store, &flags);
-    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    await_until(SOON, "readyz", || code(&worker) == Some(200));
     store.server().kill();
-    await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
+    await_until(SOON, "readyz to tell", || code(&worker) == Some(503));
     assert!(get(&worker, "/readyz").is_some_and(|(_, text)| text.contains("lease")));
     traffic::ping(&pair.a.ns, pair.b.address);
     store.server().run();
@@ -84,11 +83,11 @@ fn a_node_whose_lease_is_taken_by_another_is_not_ready() {
     let config = r#"{"Network":"10.1.0.0/16","SubnetMin":"10.1.5.0","SubnetMax":"10.1.5.0","Backend":{"Type":"vxlan"}}"#;
     let store = Store::dir_with(&site, "one", config);
     let w = worker.overlayd(&store).flag("--healthz-port=8081").start();
-    await_until(LIMIT, "readyz", || code(&worker) == Some(200));
+    await_until(SOON, "readyz", || code(&worker) == Some(200));
     // There is no other subnet to go to.
     let another = r#"{"PublicIP":"192.168.1.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
     store.put_lease(&w.env().key(), another);
-    await_until(LIMIT, "readyz to tell", || code(&worker) == Some(503));
+    await_until(SOON, "readyz to tell", || code(&worker) == Some(503));
     assert!(get(&worker, "/readyz").is_some_and(|(_, text)| text.contains("lease")));
     store.delete_lease(&w.env().key());
     await_until(Duration::from_secs(30), "readyz", || code(&worker) == Some(200));

@@ -1,10 +1,8 @@
 //! What the overlay tells a sender whose packet it cannot carry, as the sender's own ping reports it.
 
-use std::time::Duration;
-
 use integration::capture::Capture;
 use integration::overlayd::await_mesh;
-use integration::{Backend, Namespace, Site, Store, await_until, traffic};
+use integration::{Backend, Namespace, SOON, Site, Store, await_until, traffic};
 
 #[test]
 fn flannels_udp_is_a_hop_at_each_end() {
@@ -66,7 +64,7 @@ fn multicast_is_not_answered() {
     worker.ns.ip("route add 239.1.1.1 dev flannel0");
     let before = w.status();
     worker.ns.run("ping -n -c 1 -W 0.1 -t 8 239.1.1.1");
-    await_until(Duration::from_secs(5), "the packet to be dropped", || {
+    await_until(SOON, "the packet to be dropped", || {
         w.status().all_drops("egress") > before.all_drops("egress")
     });
     assert_eq!(w.status().0["icmp_sent"], before.0["icmp_sent"]);
@@ -109,9 +107,7 @@ fn a_packet_for_the_own_subnet_is_dropped_and_never_looped() {
         // There is no docker0 yet, so the host's route leads into the overlay.
         let own_pod = std::net::Ipv4Addr::from(u32::from(w.env().base()) + 2);
         worker.ns.run(&format!("ping -n -c 1 -W 0.1 {own_pod}"));
-        await_until(Duration::from_secs(5), "the packet to be dropped", || {
-            w.status().drops("egress", "own_subnet") == 1
-        });
+        await_until(SOON, "the packet to be dropped", || w.status().drops("egress", "own_subnet") == 1);
         assert_eq!(wire.stop(), Vec::<Vec<u8>>::new());
         traffic::ping(&worker.ns, m.env().base());
         assert_eq!(w.status().drops("egress", "own_subnet"), 1);
@@ -120,5 +116,5 @@ fn a_packet_for_the_own_subnet_is_dropped_and_never_looped() {
 
 /// What ping prints about one packet, whether or not it is answered.
 fn one_ping(ns: &Namespace, arguments: &str) -> String {
-    String::from_utf8_lossy(&ns.run(&format!("ping -n -c 1 -W 3 {arguments}")).stdout).into_owned()
+    String::from_utf8_lossy(&ns.run(&format!("ping -n -c 1 -W 10 {arguments}")).stdout).into_owned()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use integration::overlayd::await_mesh;
 use integration::steady::Steady;
-use integration::{Backend, Overlayd, Pair, Site, Store, await_until, traffic};
+use integration::{Backend, Overlayd, Pair, SOON, Site, Store, await_until, traffic};
 
 #[test]
 fn a_store_that_lost_everything_gets_all_leases_again_and_no_packet_is_lost() {
@@ -28,7 +28,7 @@ fn a_store_that_lost_everything_gets_all_leases_again_and_no_packet_is_lost() {
     store.put_config(&Backend::Vxlan.config());
     await_until(Duration::from_secs(40), "the same leases", || store.leases() == before);
     for daemon in &daemons {
-        await_until(Duration::from_secs(20), "the lease to be held", || is_held(daemon));
+        await_until(SOON, "the lease to be held", || is_held(daemon));
     }
     await_mesh(&[w, m, t]);
     steady.nothing_lost();
@@ -42,8 +42,8 @@ fn our_own_key_turned_to_garbage_is_put_right() {
         let w = worker.overlayd(&store).start();
         let (env, before) = (w.env(), store.leases());
         store.put_lease(&env.key(), "{garbage");
-        await_until(Duration::from_secs(15), "our own words", || store.leases() == before);
-        await_until(Duration::from_secs(5), "nothing to skip", || w.status().0["garbage_leases"] == 0);
+        await_until(SOON, "our own words", || store.leases() == before);
+        await_until(SOON, "nothing to skip", || w.status().0["garbage_leases"] == 0);
         assert_eq!((w.env(), is_held(&w)), (env, true));
         assert!(w.log().contains("somebody else has written our lease"), "{}", w.log());
     }
@@ -56,9 +56,9 @@ fn a_lease_that_expired_meanwhile_is_taken_again() {
     let w = worker.overlayd(&store).flag("--subnet-lease-ttl=5").start();
     let (env, before) = (w.env(), store.leases());
     w.stop();
-    await_until(Duration::from_secs(20), "the lease to expire", || store.leases().is_empty());
+    await_until(SOON, "the lease to expire", || store.leases().is_empty());
     let w = worker.overlayd(&store).flag("--subnet-lease-ttl=600").start();
-    await_until(Duration::from_secs(10), "the same lease", || store.leases() == before);
+    await_until(SOON, "the same lease", || store.leases() == before);
     assert_eq!(w.env(), env);
     let key = format!("/coreos.com/network/subnets/{}", env.key());
     assert_eq!(store.server().granted_ttl(&key), Some(600));
@@ -101,7 +101,7 @@ fn a_lease_that_no_longer_fits_the_configuration_is_given_up() {
         store.put_config(r#"{"Network":"10.1.0.0/16","SubnetLen":26,"Backend":{"Type":"udp"}}"#);
         let w = worker.overlayd(&store).start();
         // From the saved state at first, which is of the configuration before.
-        await_until(Duration::from_secs(10), "a subnet that fits", || w.env().key().ends_with("-26"));
+        await_until(SOON, "a subnet that fits", || w.env().key().ends_with("-26"));
         assert_eq!(store.leases().into_keys().collect::<Vec<_>>(), [w.env().key()]);
         assert!(w.log().contains("does not fit") && w.log().contains(&before), "{}", w.log());
     }
@@ -115,14 +115,14 @@ fn a_second_node_with_our_public_address_is_noticed_and_said_once() {
     assert_eq!(conflicts(&w), [""; 0]);
     let m = master.overlayd(&store).flag("--public-ip=192.168.1.12").start();
     assert_eq!(m.env(), w.env());
-    await_until(Duration::from_secs(10), "the conflict to be noticed", || !conflicts(&w).is_empty());
+    await_until(SOON, "the conflict to be noticed", || !conflicts(&w).is_empty());
     let told = conflicts(&w);
     for part in ["192.168.1.12", &w.env().key(), "--public-ip"] {
         assert!(told[0].contains(part), "no {part} in {told:?}");
     }
     m.stop();
     let m = master.overlayd(&store).flag("--public-ip=192.168.1.12").start();
-    await_until(Duration::from_secs(10), "the second start to be seen", || is_held(&m));
+    await_until(SOON, "the second start to be seen", || is_held(&m));
     assert_eq!(w.log().matches("another node with our public address").count(), 1, "{}", w.log());
     let text = worker.ns.ok(&format!("{} status", integration::overlayd::program("overlayctl").display()));
     assert!(text.lines().any(|line| line.starts_with("conflict ")), "{text}");
@@ -138,9 +138,9 @@ fn a_full_network_is_said_with_numbers_and_waited_for() {
     store.put_lease("10.1.0.12-30", "garbage");
     let mut w = worker.overlayd(&store).spawn();
     let said = "all 3 of length /30 from 10.1.0.4 to 10.1.0.12 are taken (leases: 0, keys without expiry: 2, keys that cannot be read: 1)";
-    await_until(Duration::from_secs(10), "the numbers", || w.log().contains(said));
+    await_until(SOON, "the numbers", || w.log().contains(said));
     store.delete_lease("10.1.0.8-30");
-    w.wait_ready(Duration::from_secs(20));
+    w.wait_ready(SOON);
     assert_eq!(w.env().subnet, "10.1.0.9/30");
     assert_eq!(w.log().matches(said).count(), 1, "{}", w.log());
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
-use integration::{Backend, Host, Overlayd, Pair, Site, Store, await_until, http, traffic};
+use integration::{Backend, Host, Overlayd, Pair, SOON, Site, Store, await_until, http, traffic};
 
 const PORT: u16 = 8081;
 
@@ -20,15 +20,16 @@ fn metrics_tell_what_is_forwarded_dropped_leased_and_asked_of_the_store() {
     let forged = udp_packet(pair.a.address, pair.a.address, 9, b"forged");
     let vtep = mac(pair.left.status().0["backend"]["vtep_mac"].as_str().unwrap());
     Injector::new(&master.ns, worker.public_ip, Backend::Vxlan.port()).send(&vxlan_frame(1, vtep, &forged));
-    await_until(Duration::from_secs(5), "the drop", || {
+    await_until(SOON, "the drop", || {
         series(&worker)[r#"overlayd_dropped_packets_total{direction="ingress",reason="own_source"}"#] == 1.0
     });
 
+    // Between the two looks something may be dropped that is not ours.
+    await_until(SOON, "status and metrics to agree", || agree(&pair.left, &series(&worker)));
     let page = http::get(&worker.ns, PORT, "/metrics").expect("an answer");
     assert!(page.head.contains("application/openmetrics-text"), "{}", page.head);
     assert!(page.body.ends_with("# EOF\n"), "{}", page.body);
     let now = http::series(&page.body);
-    agree_with_the_status(&pair.left, &now);
     let grown = |name: &str| now[name] - before[name];
     let mebibytes = 8.0 * f64::from(1 << 20);
     assert!(grown(r#"overlayd_forwarded_bytes_total{direction="egress"}"#) > mebibytes);
@@ -104,15 +105,15 @@ fn what_is_put_back_is_counted_and_the_loss_of_the_store_is_told() {
     assert_eq!(at(PORT).map(|answer| answer.code), Some(404), "it has a port of its own");
     let value = |name: &str| http::series(&at(9100).expect("an answer").body)[name];
     let repairs = r#"overlayd_host_repairs_total{kind="link"}"#;
-    assert_eq!(value(repairs), 0.0);
+    let before = value(repairs);
     worker.ns.ip("route del 10.1.0.0/16 dev flannel.1");
-    let limit = Duration::from_secs(20);
-    await_until(limit, "the repair", || value(repairs) == 1.0);
+    await_until(SOON, "the repair", || value(repairs) > before);
 
-    assert_eq!(value("overlayd_store_watches_total"), 1.0);
+    let watches = value("overlayd_store_watches_total");
+    assert!(watches >= 1.0);
     store.server().kill();
-    await_until(limit, "the loss of the store", || value("overlayd_store_connected") == 0.0);
-    await_until(limit, "an error", || {
+    await_until(SOON, "the loss of the store", || value("overlayd_store_connected") == 0.0);
+    await_until(SOON, "an error", || {
         let page = at(9100).expect("an answer").body;
         let errors = http::series(&page).into_iter();
         errors
@@ -120,8 +121,8 @@ fn what_is_put_back_is_counted_and_the_loss_of_the_store_is_told() {
             .any(|(_, count)| count > 0.0)
     });
     store.server().run();
-    await_until(limit, "the store", || value("overlayd_store_connected") == 1.0);
-    assert!(value("overlayd_store_watches_total") >= 2.0);
+    await_until(SOON, "the store", || value("overlayd_store_connected") == 1.0);
+    assert!(value("overlayd_store_watches_total") > watches);
     drop(pair);
 }
 
@@ -149,14 +150,15 @@ fn series(host: &Host) -> BTreeMap<String, f64> {
     http::series(&http::get(&host.ns, PORT, "/metrics").expect("an answer").body)
 }
 
-/// Counters that both tell are the same.
-fn agree_with_the_status(daemon: &Overlayd<'_>, now: &BTreeMap<String, f64>) {
+/// Whether counters that both tell are the same.
+fn agree(daemon: &Overlayd<'_>, now: &BTreeMap<String, f64>) -> bool {
     let status = daemon.status();
-    for direction in ["egress", "ingress"] {
-        for (reason, count) in status.0["drops"][direction].as_object().expect("drops by reason") {
+    ["egress", "ingress"].into_iter().all(|direction| {
+        let mut drops = status.0["drops"][direction].as_object().expect("drops by reason").iter();
+        drops.all(|(reason, count)| {
             let name =
                 format!(r#"overlayd_dropped_packets_total{{direction="{direction}",reason="{reason}"}}"#);
-            assert_eq!(now[&name], count.as_f64().unwrap(), "{name}");
-        }
-    }
+            now[&name] == count.as_f64().unwrap()
+        })
+    })
 }

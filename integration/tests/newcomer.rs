@@ -6,13 +6,11 @@ use std::net::UdpSocket;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use integration::netns::output;
 use integration::overlayd::program;
-use integration::{Backend, Host, Site, Store, await_until};
-
-const LIMIT: Duration = Duration::from_secs(10);
+use integration::process::Process;
+use integration::{Backend, Host, SOON, Site, Store, await_until};
 
 #[track_caller]
 fn says(log: &str, parts: &[&str]) {
@@ -23,7 +21,7 @@ fn says(log: &str, parts: &[&str]) {
 fn no_etcd_is_told_with_where_it_was_looked_for() {
     let (_site, worker, _master) = Site::two_hosts();
     let w = worker.bare_overlayd().flag("--iface=eth0").spawn();
-    await_until(LIMIT, "a word about it", || w.log().contains("does not serve us"));
+    await_until(SOON, "a word about it", || w.log().contains("does not serve us"));
     says(
         &w.log(),
         &["http://127.0.0.1:2379", "refused", "is etcd running", "--etcd-endpoints", "nothing is forwarded"],
@@ -36,7 +34,7 @@ fn no_configuration_is_told_with_the_command_that_makes_one() {
     let store = Store::etcd(&site, Backend::Vxlan);
     let endpoint = store.flags()[0].split_once('=').unwrap().1.to_owned();
     let w = worker.overlayd(&store).flag("--etcd-prefix=/nobody").spawn();
-    await_until(LIMIT, "a word about it", || w.log().contains("waiting for the network configuration"));
+    await_until(SOON, "a word about it", || w.log().contains("waiting for the network configuration"));
     let command = format!(
         r#"etcdctl --endpoints={endpoint} put /nobody/config '{{"Network":"10.1.0.0/16","Backend":{{"Type":"vxlan"}}}}'"#
     );
@@ -46,12 +44,12 @@ fn no_configuration_is_told_with_the_command_that_makes_one() {
     let directory = site.directory("empty");
     let flag = format!("--store=dir:{}", directory.display());
     let mut d = worker.bare_overlayd().named("dir").flag("--iface=eth0").flag(&flag).spawn();
-    await_until(LIMIT, "a word about it", || d.log().contains("waiting for the network configuration"));
+    await_until(SOON, "a word about it", || d.log().contains("waiting for the network configuration"));
     let log = d.log();
     let command = log.lines().find_map(|line| line.split_once("remedy=")).expect("a remedy").1;
     let command = command.rsplit_once(" store=").map_or(command, |(command, _)| command);
     assert!(Command::new("sh").args(["-c", command]).status().unwrap().success(), "{command}");
-    d.wait_ready(LIMIT);
+    d.wait_ready(SOON);
 }
 
 #[test]
@@ -187,11 +185,29 @@ fn overlayctl_tells_the_last_events() {
     assert!(
         events("").lines().any(|line| line.contains("INFO forwarding") && line.contains("device=flannel0"))
     );
-    store.put_lease("10.1.77.0-24", "\u{1b}[2J<b>garbage</b>");
-    await_until(LIMIT, "the event", || events("").contains("WARN a lease key cannot be read"));
+    // None of the first hundred, among which the daemon has chosen.
+    store.put_lease("10.1.177.0-24", "\u{1b}[2J<b>garbage</b>");
+    await_until(SOON, "the event", || events("").contains("WARN a lease key cannot be read"));
     assert!(!events("").contains('\u{1b}'));
     let list: serde_json::Value = serde_json::from_str(&events("--json")).unwrap();
-    let last = list["events"].as_array().unwrap().last().unwrap().clone();
-    assert_eq!((&last["level"], &last["fields"]["key"]), (&"warn".into(), &"10.1.77.0-24".into()));
+    let mut all = list["events"].as_array().unwrap().iter();
+    let event = all.find(|event| event["fields"]["key"] == "10.1.177.0-24").expect("the event");
+    assert_eq!(event["level"], "warn");
+    w.stop();
+}
+
+#[test]
+fn events_are_followed_from_one_daemon_to_the_next() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Udp);
+    let w = worker.overlayd(&store).start();
+    let mut command = worker.ns.command(&program("overlayctl").display().to_string());
+    command.args(["events", "--follow"]);
+    let follower = Process::spawn("events", command, worker.directory());
+    let forwarding = || follower.log().matches("INFO forwarding backend=").count();
+    await_until(SOON, "the events so far", || forwarding() == 1);
+    w.stop();
+    let w = worker.overlayd(&store).start();
+    await_until(SOON, "those of the next daemon", || forwarding() == 2);
     w.stop();
 }

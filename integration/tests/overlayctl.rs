@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use integration::overlayd::{await_mesh, program};
 use integration::pair::Pair;
-use integration::{Backend, Namespace, Overlayd, Site, Store, await_until, netns, traffic};
+use integration::{Backend, Namespace, Overlayd, SOON, Site, Store, await_until, netns, traffic};
 use serde_json::Value;
 
 /// What `overlayctl` prints, which must succeed.
@@ -144,7 +144,7 @@ fn a_capture_is_a_file_that_others_read() {
             .spawn()
             .unwrap();
         // The head is written once the daemon captures.
-        await_until(Duration::from_secs(5), "the capture to begin", || {
+        await_until(SOON, "the capture to begin", || {
             assert!(running.try_wait().unwrap().is_none_or(|status| status.success()));
             std::fs::metadata(&file).is_ok_and(|file| file.len() > 0)
         });
@@ -165,7 +165,9 @@ fn a_capture_is_a_file_that_others_read() {
     );
     assert!(lines[1].contains("ICMP echo reply"), "{text}");
 
-    let (_, text) = capture("outer.pcapng", "--outer -c 2 -t 20 --peer 192.168.199.238", &ping);
+    // By the pod's address: daemons that ask each other for the path's MTU are on the wire, too.
+    let options = format!("--outer -c 2 -t 20 --peer 192.168.199.238 --host {}", pair.b.address);
+    let (_, text) = capture("outer.pcapng", &options, &ping);
     assert!(text.contains("192.168.1.12") && text.contains("> 192.168.199.238.8472"), "{text}");
     // tcpdump takes port 8472 for OTV, which has VXLAN's header.
     let inner = format!("IP {} > {}: ICMP echo request", pair.a.address, pair.b.address);
@@ -181,20 +183,33 @@ fn a_capture_is_a_file_that_others_read() {
 
     let (_, text) = capture("nothing.pcapng", "-t 0.3 --port 9", &ping);
     assert_eq!(text, "", "nothing fits");
-    let file = worker.directory().join("long.pcapng");
-    let mut long = worker.ns.command(&ctl.display().to_string());
-    let mut long = long.arg("capture").arg(&file).args(["-t", "60"]).spawn().unwrap();
-    await_until(Duration::from_secs(5), "the capture to begin", || {
-        std::fs::metadata(&file).is_ok_and(|file| file.len() > 0)
-    });
+    let mut four: Vec<_> = (0..4)
+        .map(|number| {
+            let file = worker.directory().join(format!("long{number}.pcapng"));
+            let mut long = worker.ns.command(&ctl.display().to_string());
+            let long = long.arg("capture").arg(&file).args(["-t", "60"]).spawn().unwrap();
+            await_until(SOON, "the capture to begin", || {
+                std::fs::metadata(&file).is_ok_and(|file| file.len() > 0)
+            });
+            (long, file)
+        })
+        .collect();
     let another = || worker.ns.run(&format!("{} capture - -t 0.1", ctl.display()));
     let refused = another();
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("another capture is running"), "{said}");
-    // Who goes away without a word has wanted it no more.
-    long.kill().unwrap();
-    long.wait().unwrap();
-    await_until(Duration::from_secs(5), "the next capture", || another().status.success());
+    assert!(said.contains("4 captures are running"), "{said}");
+    ping();
+    for (long, file) in &mut four {
+        await_until(SOON, "each of them to have the ping", || {
+            // Its last block may not be whole yet.
+            let shown = worker.ns.run(&format!("tcpdump -nr {}", file.display())).stdout;
+            String::from_utf8_lossy(&shown).contains("ICMP echo reply")
+        });
+        // Who goes away without a word has wanted it no more.
+        long.kill().unwrap();
+        long.wait().unwrap();
+    }
+    await_until(SOON, "the next capture", || another().status.success());
 }
 
 #[test]
@@ -222,11 +237,11 @@ fn top_shows_a_screen_and_leaves_the_terminal_as_it_was() {
             .spawn()
             .unwrap();
         let text = || String::from_utf8_lossy(&std::fs::read(&shown).unwrap_or_default()).into_owned();
-        await_until(Duration::from_secs(10), "the screen with the peer on it", || text().contains(&subnet));
+        await_until(SOON, "the screen with the peer on it", || text().contains(&subnet));
         let top = child_of(script.id(), "overlayctl");
         end(&mut script, top);
-        let ended = await_until(Duration::from_secs(10), "top to end", || text().contains("ended with 0"));
-        assert!(ended < Duration::from_secs(5), "at once");
+        let ended = await_until(SOON, "top to end", || text().contains("ended with 0"));
+        assert!(ended < Duration::from_secs(10), "at once");
         drop(script.stdin.take());
         script.wait().unwrap();
         let text = text();

@@ -2,13 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use integration::netns::{Namespace, succeed};
-use integration::{Backend, Pair, Site, Store, await_until, http, traffic};
+use integration::{Backend, Pair, SOON, Site, Store, await_until, http, traffic};
 
 const PORT: u16 = 8080;
-const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn the_page_is_for_this_host_alone_unless_an_address_is_given_and_may_load_nothing() {
@@ -77,9 +75,9 @@ fn full_a_browser_shows_it_light_and_dark_and_nothing_that_others_wrote_is_run()
     // In a lease that cannot be read, and in one that is read and cannot be reached as it should.
     let hostile =
         r#"{"PublicIP":"<img src=x onerror=document.title='pwned'><script>document.title='pwned'</script>"}"#;
-    store.put_lease("10.1.77.0-24", hostile);
+    store.put_lease("10.1.177.0-24", hostile);
     let told = || http::get(&worker.ns, PORT, "/v1/events").expect("an answer").body.contains("pwned");
-    await_until(LIMIT, "the event", told);
+    await_until(SOON, "the event", told);
 
     let directory = site.directory("browser");
     let dom = browse(&worker.ns, &directory, &["--dump-dom", "--virtual-time-budget=9000"]);

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use integration::kernel_vxlan::KernelVxlan;
+use integration::overlayd::program;
 use integration::{Backend, Namespace, Pair, Site, Store, Wire, await_until, traffic};
 
 #[test]
@@ -54,6 +55,9 @@ fn senders_are_told(backend: Backend, icmp: Icmp) {
     }
     let quiet = pair.left.log().contains("no router says so");
     assert_eq!(quiet, icmp == Icmp::Filtered, "{}", pair.left.log());
+    let trace = format!("{} trace {} {}", program("overlayctl").display(), a.address, b.address);
+    let text = worker.ns.ok(&trace);
+    assert!(text.contains(&format!("inner packets of up to {inner} bytes, as the path")), "{text}");
     let told = format!("mtu={inner}");
     let text = ping(&a.ns, inner + 1, &b.address.to_string());
     assert!(text.contains(&told), "no `{told}` in {text}");
@@ -132,7 +136,7 @@ fn fragments(ns: &Namespace) -> u64 {
 /// What ping prints about one packet of `length` octets that must not be cut; an MTU as `mtu=1350`, whether the
 /// pod has just been told or knows it from before.
 fn ping(ns: &Namespace, length: u32, address: &str) -> String {
-    let output = ns.run(&format!("ping -n -c 1 -W 1 -M do -s {} {address}", length - 28));
+    let output = ns.run(&format!("ping -n -c 1 -W 5 -M do -s {} {address}", length - 28));
     let said = [output.stdout, output.stderr].concat();
     String::from_utf8_lossy(&said).replace("mtu = ", "mtu=")
 }

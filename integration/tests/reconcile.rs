@@ -1,14 +1,10 @@
 //! What somebody else removes or changes is put back at once. The resync period is a minute here: only
 //! events, or the look of each second, can have done it.
 
-use std::time::Duration;
-
-use integration::{Backend, Host, Pair, Site, Store, await_until, traffic};
+use integration::{Backend, Host, Pair, SOON, Site, Store, await_until, traffic};
 
 /// A look at everything by the clock comes too late for any of these tests.
 const NO_RESYNC: &str = "--iptables-resync=60";
-/// Far more than it takes, and far less than a resync.
-const LIMIT: Duration = Duration::from_secs(15);
 
 #[test]
 fn what_is_taken_from_the_device_is_put_back() {
@@ -29,10 +25,10 @@ fn what_is_taken_from_the_device_is_put_back() {
     .enumerate()
     {
         worker.ns.ok(change);
-        let took = await_until(LIMIT, &format!("the end of '{change}'"), || state(&worker) == whole);
+        let took = await_until(SOON, &format!("the end of '{change}'"), || state(&worker) == whole);
         println!("{change}: put back after {took:?}");
         traffic::ping(&pair.a.ns, pair.b.address);
-        await_until(LIMIT, "it to be counted", || restored(&pair.left) > number as u64);
+        await_until(SOON, "it to be counted", || restored(&pair.left) > number as u64);
     }
     let log = pair.left.log();
     for what in [
@@ -59,7 +55,7 @@ fn firewall_rules_that_are_flushed_are_put_back() {
     for change in ["iptables -F", "iptables -t nat -F", "nft flush ruleset"] {
         worker.ns.ok(change);
         worker.ns.ok("iptables -P FORWARD DROP");
-        let took = await_until(LIMIT, &format!("the end of '{change}'"), || rules(&worker) == whole);
+        let took = await_until(SOON, &format!("the end of '{change}'"), || rules(&worker) == whole);
         println!("{change}: put back after {took:?}");
         traffic::ping(&pair.a.ns, pair.b.address);
     }
@@ -76,7 +72,7 @@ fn rules_of_the_legacy_iptables_are_put_back_without_an_event() {
     let whole = worker.ns.ok("iptables-legacy -S");
     worker.ns.ok("iptables-legacy -F");
     assert_ne!(worker.ns.ok("iptables-legacy -S"), whole);
-    await_until(LIMIT, "the rules", || worker.ns.ok("iptables-legacy -S") == whole);
+    await_until(SOON, "the rules", || worker.ns.ok("iptables-legacy -S") == whole);
     traffic::ping(&pair.a.ns, pair.b.address);
 }
 
@@ -99,7 +95,7 @@ fn a_deleted_device_comes_back_while_a_transfer_goes_on(backend: Backend) {
         let transfer = scope.spawn(|| traffic::transfer(&pair.a.ns, &pair.b.ns, pair.b.address, 400));
         for deleted in 1..=3 {
             worker.ns.ok(&format!("ip link del {}", backend.device()));
-            await_until(LIMIT, "a word about it", || {
+            await_until(SOON, "a word about it", || {
                 pair.left.log().matches("the device flannel").count() >= deleted
             });
             assert_eq!(state(&worker), whole);
@@ -120,11 +116,11 @@ fn a_device_whose_name_is_taken_is_made_once_the_name_is_free() {
     worker
         .ns
         .ip("link set flannel.1 down\nlink set flannel.1 name elsewhere\nlink add flannel.1 type bridge");
-    await_until(LIMIT, "a word about it", || pair.left.log().contains("cannot be built again"));
+    await_until(SOON, "a word about it", || pair.left.log().contains("cannot be built again"));
     let bridge = worker.ns.ok("ip -d link show flannel.1");
     assert!(bridge.contains("bridge") && bridge.contains("state DOWN"), "it is not ours: {bridge}");
     worker.ns.ip("link del flannel.1");
-    await_until(LIMIT, "the device", || traffic::answers(&pair.a.ns, pair.b.address));
+    await_until(SOON, "the device", || traffic::answers(&pair.a.ns, pair.b.address));
     assert!(pair.left.process().exited().is_none());
     assert_eq!(
         pair.left.log().matches("cannot be built again").count(),
@@ -149,12 +145,12 @@ fn what_an_earlier_run_left_goes_and_what_resembles_it_stays() {
                   route add 10.99.0.0/16 via 192.168.1.1 proto 222");
     let pair = Pair::start([&worker, &master], &store, &[NO_RESYNC]);
 
-    await_until(LIMIT, "what is stale to go", || {
+    await_until(SOON, "what is stale to go", || {
         let (tables, chains) = (worker.ns.ok("nft list tables"), worker.ns.ok("iptables -S"));
         !tables.contains("table ip overlayd_flannel.9\n") && !chains.contains("-N OVERLAYD-FWD-flannel.8")
     });
     worker.ns.ip("route add 10.1.201.0/24 dev flannel.1 proto 222\nroute add 10.1.202.0/24 dev flannel.1");
-    await_until(LIMIT, "the stale route to go", || !worker.ns.ok("ip route").contains("10.1.201.0/24"));
+    await_until(SOON, "the stale route to go", || !worker.ns.ok("ip route").contains("10.1.201.0/24"));
 
     let (tables, chains, routes) =
         (worker.ns.ok("nft list tables"), worker.ns.ok("iptables -S"), worker.ns.ok("ip route"));

@@ -9,7 +9,7 @@ use integration::datagrams::Order;
 use integration::overlayd::{Overlayd, await_mesh};
 use integration::service_manager::ServiceManager;
 use integration::steady::Paced;
-use integration::{Backend, Host, Pair, Site, Store, await_until, traffic};
+use integration::{Backend, Host, Pair, SOON, Site, Store, await_until, traffic};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tun_tap::{Iface, Mode};
 
@@ -148,7 +148,7 @@ fn the_next_process_may_have_more_queues_or_fewer() {
         left = worker.overlayd(&store).flag(&format!("--queues={queues}")).by(manager).start();
         assert_eq!(left.status().0["device"]["queues"], queues);
         // As many sockets share the port.
-        await_until(LIMIT, "queues and sockets to be stored", || left.manager().stored() == 2 * queues);
+        await_until(SOON, "queues and sockets to be stored", || left.manager().stored() == 2 * queues);
         traffic::transfer(&a.ns, &b.ns, b.address, 5);
         traffic::transfer(&b.ns, &a.ns, a.address, 5);
     }
@@ -194,8 +194,6 @@ fn start_both<'h>(hosts: [&'h Host; 2], store: &Store, managers: [ServiceManager
     daemons
 }
 
-/// Longer than any of it takes.
-const LIMIT: Duration = Duration::from_secs(10);
 /// Datagrams a second of each stream.
 const PER_SECOND: u32 = 500;
 const SOME: u64 = 300;

@@ -15,12 +15,11 @@ use integration::dockerd::Dockerd;
 use integration::overlayd::await_mesh;
 use integration::service::{self, SERVICE};
 use integration::traffic::{self, Server};
-use integration::{Backend, Host, Site, Store, SubnetEnv, await_until};
+use integration::{Backend, Host, SOON, Site, Store, SubnetEnv, await_until};
 
 const NFTABLES: &str = "--firewall=nftables";
 const IPTABLES: &str = "--firewall=iptables";
 
-const PROMPT: Duration = Duration::from_secs(5);
 /// Long enough for a first retransmission: a request that got no answer by then hangs.
 const HANGING: Duration = Duration::from_secs(3);
 
@@ -109,7 +108,7 @@ fn a_host_reaches_a_service_on_the_other(
     service::install(&client, &pod);
 
     let answered_from = Ok(c.env().base().to_string());
-    assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, PROMPT), answered_from);
+    assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, SOON), answered_from);
 
     c.stop();
     let c = client.overlayd(&store).flag(firewall).flag("--return-path-masq=false").start();
@@ -120,7 +119,7 @@ fn a_host_reaches_a_service_on_the_other(
     c.stop();
     let c = client.overlayd(&store).flag(firewall).flag("--return-path-masq=true").start();
     await_mesh(&[&c, &s]);
-    assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, PROMPT), answered_from);
+    assert_eq!(traffic::fetch(&client.ns, SERVICE, 80, SOON), answered_from);
 }
 
 #[test]
@@ -163,14 +162,14 @@ fn pods_keep_their_addresses_with_a_real_dockers_rules(backend: Backend, firewal
 
     let check = || {
         let own = Ok(a.address.to_string());
-        assert_eq!(traffic::fetch(&a.ns, b.address, 8080, PROMPT), own);
-        assert_eq!(traffic::fetch(&b.ns, a.address, 8080, PROMPT), Ok(b.address.to_string()));
+        assert_eq!(traffic::fetch(&a.ns, b.address, 8080, SOON), own);
+        assert_eq!(traffic::fetch(&b.ns, a.address, 8080, SOON), Ok(b.address.to_string()));
         assert_eq!(traffic::resolve(&a.ns, b.address, "web.default.svc"), Some(SERVICE));
         // The service, from a pod by its own address and from the host by the overlay's.
-        assert_eq!(traffic::fetch(&a.ns, SERVICE, 80, PROMPT), own);
-        assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, PROMPT), Ok(w.env().base().to_string()));
+        assert_eq!(traffic::fetch(&a.ns, SERVICE, 80, SOON), own);
+        assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, SOON), Ok(w.env().base().to_string()));
         // What leaves the overlay is docker's business, and docker masquerades it.
-        let outside = traffic::fetch(&a.ns, site.router_address(), 8081, PROMPT);
+        let outside = traffic::fetch(&a.ns, site.router_address(), 8081, SOON);
         assert_eq!(outside, Ok(worker.public_ip.to_string()));
     };
     check();
@@ -178,7 +177,7 @@ fn pods_keep_their_addresses_with_a_real_dockers_rules(backend: Backend, firewal
     // Docker started again puts its rules in front; ours are back in their place at the next check.
     dockers.into_iter().for_each(Dockerd::stop);
     let _dockers = [Dockerd::start(&worker, &w.env()), Dockerd::start(&master, &m.env())];
-    await_until(Duration::from_secs(10), "the pods to reach each other under their own addresses", || {
+    await_until(SOON, "the pods to reach each other under their own addresses", || {
         traffic::fetch(&a.ns, b.address, 8080, Duration::from_secs(1)) == Ok(a.address.to_string())
             && traffic::fetch(&b.ns, a.address, 8080, Duration::from_secs(1)) == Ok(b.address.to_string())
     });
@@ -204,11 +203,11 @@ fn with_ip_masq_pods_reach_the_world(firewall: &str) {
     assert!(w.env().ip_masq);
     let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
     let _web = Server::http(&b.ns, 8080);
-    assert_eq!(traffic::fetch(&a.ns, b.address, 8080, PROMPT), Ok(a.address.to_string()));
+    assert_eq!(traffic::fetch(&a.ns, b.address, 8080, SOON), Ok(a.address.to_string()));
     let _outside = Server::http(&site.router, 8081);
-    assert_eq!(traffic::fetch(&a.ns, site.router_address(), 8081, PROMPT), Ok(worker.public_ip.to_string()));
+    assert_eq!(traffic::fetch(&a.ns, site.router_address(), 8081, SOON), Ok(worker.public_ip.to_string()));
     service::install(&worker, &b);
-    assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, PROMPT), Ok(w.env().base().to_string()));
+    assert_eq!(traffic::fetch(&worker.ns, SERVICE, 80, SOON), Ok(w.env().base().to_string()));
 }
 
 #[test]

@@ -4,11 +4,10 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use integration::capture::Capture;
 use integration::overlayd::await_mesh;
-use integration::{Backend, Host, Namespace, Site, Status, Store, Wire, await_until, traffic};
+use integration::{Backend, Host, Namespace, SOON, Site, Status, Store, Wire, await_until, traffic};
 
 #[test]
 fn two_networks_live_on_the_same_hosts() {
@@ -22,9 +21,7 @@ fn two_networks_live_on_the_same_hosts() {
 
     let of = |device| Status::of(&worker.ns, &["--device", device]);
     for (device, network, peer) in [("flannel.1", "10.1.0.0/16", &m1), ("flannel0", "10.2.0.0/16", &m2)] {
-        await_until(Duration::from_secs(10), "the peer", || {
-            of(device).peers() == [peer.env().base_with_length()]
-        });
+        await_until(SOON, "the peer", || of(device).peers() == [peer.env().base_with_length()]);
         assert_eq!(of(device).0["network"], network);
         assert_eq!(of(device).0["device"]["name"], device);
         traffic::ping(&worker.ns, peer.env().base());
@@ -46,9 +43,7 @@ fn a_tunnel_and_plain_routes_live_side_by_side() {
     let ([w1, w2], [m1, m2]) = (start(&worker), start(&master));
     let of = |device| Status::of(&worker.ns, &["--device", device]);
     for (device, peer) in [("flannel.1", &m1), ("10.2.0.0", &m2)] {
-        await_until(Duration::from_secs(10), "the peer", || {
-            of(device).peers() == [peer.env().base_with_length()]
-        });
+        await_until(SOON, "the peer", || of(device).peers() == [peer.env().base_with_length()]);
     }
     let (a, b) = (worker.bridge_and_pod(&w2.env()), master.bridge_and_pod(&m2.env()));
     let seen = |from: &Namespace, to: Ipv4Addr| {
@@ -73,7 +68,7 @@ fn a_tunnel_and_plain_routes_live_side_by_side() {
     assert_eq!(routes(), before);
     w2.stop();
     let _w2 = worker.overlayd(&two).named("two").start();
-    await_until(Duration::from_secs(10), "the routes to be as they were", || routes() == before);
+    await_until(SOON, "the routes to be as they were", || routes() == before);
     traffic::ping(&worker.ns, m1.env().base());
     traffic::ping(&b.ns, a.address);
 }
@@ -173,9 +168,7 @@ fn a_control_socket_that_is_taken_is_a_warning() {
     let w = worker.overlayd(&store).start();
     let m = master.overlayd(&store).start();
     m.await_peers(&[&w.env().base_with_length()]);
-    await_until(Duration::from_secs(5), "it to forward all the same", || {
-        traffic::answers(&master.ns, w.env().base())
-    });
+    await_until(SOON, "it to forward all the same", || traffic::answers(&master.ns, w.env().base()));
     let log = w.log();
     let warned = log.lines().any(|line| line.contains("WARN") && line.contains(socket.to_str().unwrap()));
     assert!(warned, "{log}");

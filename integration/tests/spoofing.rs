@@ -4,13 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use etherparse::{IpNumber, Ipv4Header, UdpHeader};
 use integration::overlayd::await_mesh;
 use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
 use integration::traffic::{self, Server};
-use integration::{Backend, Overlayd, Site, Store, await_until};
+use integration::{Backend, Overlayd, SOON, Site, Store, await_until};
 
 /// A pod's port where everything that arrives is written down and nothing is answered.
 const RECORDER: u16 = 9;
@@ -94,12 +93,12 @@ fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: us
             let (before, seen) = (w.status(), recorded.lock().unwrap().len());
             injector.send(&payload);
             let Some(reason) = expected[column] else {
-                await_until(Duration::from_secs(5), &format!("`{label}` to reach the pod"), || {
+                await_until(SOON, &format!("`{label}` to reach the pod"), || {
                     recorded.lock().unwrap().len() > seen
                 });
                 continue;
             };
-            await_until(Duration::from_secs(5), &format!("`{label}` to be counted as {reason}"), || {
+            await_until(SOON, &format!("`{label}` to be counted as {reason}"), || {
                 w.status().drops("ingress", reason) > before.drops("ingress", reason)
             });
             assert_eq!(w.status().all_drops("ingress"), before.all_drops("ingress") + 1, "{label}");
@@ -112,7 +111,7 @@ fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: us
     // One that is as it should be, so that silence above means refusal.
     let seen = recorded.lock().unwrap().len();
     from_peer.send(&encapsulate(backend, &w, &udp_packet(b.address, a.address, RECORDER, b"genuine")));
-    await_until(Duration::from_secs(5), "the genuine packet", || recorded.lock().unwrap().len() > seen);
+    await_until(SOON, "the genuine packet", || recorded.lock().unwrap().len() > seen);
     assert_eq!(recorded.lock().unwrap().last(), Some(&(IpAddr::V4(b.address), b"genuine".to_vec())));
 }
 
@@ -222,9 +221,7 @@ fn a_packet_cut_at_any_length_is_dropped(backend: Backend) {
     }
     let count = |status: &integration::Status| status.drops("ingress", "truncated");
     let expected = whole.len() as u64;
-    await_until(Duration::from_secs(5), "every length to be counted", || {
-        count(&w.status()) - count(&before) == expected
-    });
+    await_until(SOON, "every length to be counted", || count(&w.status()) - count(&before) == expected);
     assert_eq!(w.status().all_drops("ingress") - before.all_drops("ingress"), expected);
     traffic::ping(&a.ns, b.address);
 }

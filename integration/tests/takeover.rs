@@ -9,9 +9,7 @@ use integration::kernel_vxlan::KernelVxlan;
 use integration::overlayd::{await_mesh, program};
 use integration::process::Process;
 use integration::traffic;
-use integration::{Backend, Host, Pod, Site, Store, Wire, await_until};
-
-const LIMIT: Duration = Duration::from_secs(15);
+use integration::{Backend, Host, Pod, SOON, Site, Store, Wire, await_until};
 
 #[test]
 fn a_node_keeps_subnet_address_and_connections_when_it_is_taken_over_and_when_it_goes_back() {
@@ -36,7 +34,7 @@ fn a_node_keeps_subnet_address_and_connections_when_it_is_taken_over_and_when_it
     assert_eq!(w.env().subnet, env.subnet);
     assert_eq!(w.status().0["backend"]["vtep_mac"], mac);
     assert_eq!(store.leases().remove(&env.key()).unwrap(), lease);
-    await_until(LIMIT, "flanneld's rules to go", || !worker.ns.ok("iptables-save").contains("FLANNEL"));
+    await_until(SOON, "flanneld's rules to go", || !worker.ns.ok("iptables-save").contains("FLANNEL"));
     let kind = worker.ns.ok("ip -d link show flannel.1");
     assert!(kind.contains("tun") && !kind.contains("vxlan"), "{kind}");
     traffic::ping(&b.ns, a.address);
@@ -63,7 +61,7 @@ fn a_running_flanneld_is_not_robbed() {
     let mut command = worker.ns.command(flanneld.to_str().unwrap());
     command.arg("600");
     let mut flanneld = Process::spawn("flanneld", command, worker.directory());
-    await_until(LIMIT, "flanneld", || {
+    await_until(SOON, "flanneld", || {
         std::fs::read_to_string(format!("/proc/{}/comm", flanneld.id()))
             .is_ok_and(|comm| comm == "flanneld\n")
     });
@@ -162,7 +160,7 @@ impl Conversation {
     fn between(a: &Pod, b: &Pod) -> Self {
         let listener = b.ns.within(|| TcpListener::bind((b.address, 0))).unwrap();
         let target = listener.local_addr().unwrap();
-        let near = a.ns.within(|| TcpStream::connect_timeout(&target, LIMIT)).unwrap();
+        let near = a.ns.within(|| TcpStream::connect_timeout(&target, SOON)).unwrap();
         let (far, _) = listener.accept().unwrap();
         for end in [&near, &far] {
             end.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

@@ -2,11 +2,10 @@
 //! way of the host's own packets, past the rules for what it forwards, and only as long as it pays.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use integration::capture::Capture;
 use integration::kernel_vxlan::KernelVxlan;
-use integration::{Backend, Host, Overlayd, Pair, Pod, Site, Store, Wire, await_until, traffic};
+use integration::{Backend, Host, Overlayd, Pair, Pod, SOON, Site, Store, Wire, await_until, traffic};
 
 #[test]
 fn super_packets_leave_whole_behind_a_router() {
@@ -42,8 +41,10 @@ fn super_packets_leave_whole(pods: &Pods<'_>) {
 
     // One as the other: in order, by one port that is not the backend's, as the sockets send.
     assert_order(&sent);
-    let headers: BTreeSet<_> = sent.iter().map(|p| (p.source_port, p.ttl, p.tos, p.fragment_bits)).collect();
-    assert_eq!(headers.len(), 1, "{headers:?}");
+    let headers: BTreeSet<_> =
+        sent.iter().map(|p| (p.flow, p.source_port, p.ttl, p.tos, p.fragment_bits)).collect();
+    let flows: BTreeSet<_> = sent.iter().map(|packet| packet.flow).collect();
+    assert_eq!(headers.len(), flows.len(), "{headers:?}");
     assert!(sent.iter().all(|packet| packet.source_port != 8472 && packet.has_outer_checksum), "{headers:?}");
     // They count as the segments that they would be.
     let count = |of: &serde_json::Value, what: &str| of[what].as_u64().unwrap();
@@ -119,9 +120,7 @@ fn nothing_is_sent_whole_to_who_finishes_what_he_sends() {
     // Our own port does not pass them any more.
     worker.ns.ok("ethtool -K eth0 tx-udp_tnl-csum-segmentation off");
     let daemon = &pods.daemon;
-    await_until(Duration::from_secs(10), "the offload to be given up", || {
-        !daemon.status().offloads().contains(&"tunnel-gso")
-    });
+    await_until(SOON, "the offload to be given up", || !daemon.status().offloads().contains(&"tunnel-gso"));
     assert!(pods.capture(8).iter().all(|packet| !packet.is_whole()), "by a port that cannot");
     assert_eq!(pods.dropped(), 0);
 
@@ -144,7 +143,7 @@ fn between_two_daemons_segments_leave_and_the_tap_goes_with_its_daemon() {
     let store = Store::dir(&site, Backend::Vxlan);
     let pair = Pair::start([&worker, &master], &store, &[]);
     traffic::transfer(&pair.b.ns, &pair.a.ns, pair.a.address, 8);
-    let wire = Capture::start(&worker.ns, "eth0", FILTER, worker.directory());
+    let wire = Capture::start_with_headers(&worker.ns, "eth0", FILTER, worker.directory());
     traffic::transfer(&pair.a.ns, &pair.b.ns, pair.b.address, 8);
     assert!(wire.stop().iter().filter_map(|frame| Packet::read(frame)).all(|packet| !packet.is_whole()));
     pair.assert_nothing_dropped();
@@ -187,7 +186,7 @@ impl<'h> Pods<'h> {
 
     /// What leaves the worker for the kernel while so many MiB are sent to it.
     fn capture(&self, mebibytes: usize) -> Vec<Packet> {
-        let wire = Capture::start(&self.worker.ns, "eth0", FILTER, self.worker.directory());
+        let wire = Capture::start_with_headers(&self.worker.ns, "eth0", FILTER, self.worker.directory());
         traffic::transfer(&self.a.ns, &self.b.ns, self.b.address, mebibytes);
         wire.stop().iter().filter_map(|frame| Packet::read(frame)).collect()
     }
@@ -219,8 +218,10 @@ struct Packet {
     has_outer_checksum: bool,
     flow: [u8; 12],
     sequence: u32,
-    /// Octets of TCP payload.
+    /// Octets of TCP payload behind the first headers.
     payload: usize,
+    /// The same of all segments: a run of them is one frame here.
+    in_all: usize,
 }
 
 impl Packet {
@@ -232,6 +233,9 @@ impl Packet {
             return None;
         }
         let headers = 20 + usize::from(*frame.get(tcp + 12)? >> 4) * 4;
+        let (inner, outer) = (usize::from(word(INNER + 2)?), usize::from(word(UDP + 4)?) - 8);
+        let (segment, payload) = (VXLAN + inner, inner - headers);
+        let rest = (outer % segment).saturating_sub(VXLAN + headers);
         let mut flow = [0; 12];
         flow[..8].copy_from_slice(frame.get(INNER + 12..INNER + 20)?);
         flow[8..].copy_from_slice(frame.get(tcp..tcp + 4)?);
@@ -243,7 +247,8 @@ impl Packet {
             has_outer_checksum: word(40)? != 0,
             flow,
             sequence: u32::from_be_bytes(frame.get(tcp + 4..tcp + 8)?.try_into().ok()?),
-            payload: usize::from(word(INNER + 2)?) - headers,
+            payload,
+            in_all: outer / segment * payload + rest,
         })
     }
 
@@ -254,21 +259,37 @@ impl Packet {
     }
 }
 
-/// No packet is overtaken by a later one of its flow; one that is sent again may come at any time.
+/// No octet is overtaken by a later one of its flow; one that is sent again, in whatever packets, may come at any
+/// time.
 #[track_caller]
 fn assert_order(packets: &[Packet]) {
-    let mut flows = BTreeMap::<_, (u32, BTreeSet<u32>)>::new();
+    struct Flow {
+        first: u32,
+        next: u32,
+        /// What was passed by, from where to where.
+        holes: Vec<(u32, u32)>,
+    }
+    let mut flows = BTreeMap::<_, Flow>::new();
     for packet in packets.iter().filter(|packet| packet.payload > 0) {
-        let (next, seen) = flows.entry(packet.flow).or_insert((packet.sequence, BTreeSet::new()));
-        let is_late = packet.sequence.wrapping_sub(*next) > u32::MAX / 2;
-        assert!(!is_late || seen.contains(&packet.sequence), "{packet:?} after {next}");
-        seen.insert(packet.sequence);
-        if !is_late {
-            *next = packet.sequence.wrapping_add(u32::try_from(packet.payload).unwrap());
+        let flow = flows.entry(packet.flow).or_insert_with(|| Flow {
+            first: packet.sequence,
+            next: 0,
+            holes: Vec::new(),
+        });
+        let start = packet.sequence.wrapping_sub(flow.first);
+        let end = start.wrapping_add(u32::try_from(packet.in_all).unwrap());
+        let filled = flow.holes.iter().find(|(from, to)| start < *to && *from < end);
+        assert!(filled.is_none(), "{packet:?} comes after {}", flow.first.wrapping_add(flow.next));
+        if start > flow.next {
+            flow.holes.push((flow.next, start));
         }
+        flow.next = flow.next.max(end);
     }
 }
 
 const FILTER: &str = "udp dst port 8472 and (src host 192.168.1.12)";
 /// Where the inner IPv4 header stands.
-const INNER: usize = 14 + 20 + 8 + 8 + 14;
+const INNER: usize = UDP + 8 + VXLAN;
+const UDP: usize = 14 + 20;
+/// VXLAN's own header, and the inner Ethernet header.
+const VXLAN: usize = 8 + 14;

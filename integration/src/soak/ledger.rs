@@ -156,8 +156,9 @@ impl Held {
     }
 }
 
-/// Without a packet for so long, nothing is under way.
-const STILL: Duration = Duration::from_millis(200);
+/// Without a packet for so long, nothing is under way: TCP sends again after a fifth of a second, and a busy machine
+/// later.
+const STILL: Duration = Duration::from_millis(600);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Datagrams from each end to each other.
 const GOOD: u64 = 300;
