@@ -36,8 +36,8 @@ pub fn start(verbosity: u8, format: LogFormat) -> Events {
     let filter = EnvFilter::new(match verbosity {
         0 => "info",
         1 => "info,control=debug",
-        2 => "debug,h2=info,hyper=info,tower=info",
         // What those see is what goes to etcd and comes from there: passwords and tokens.
+        2 => "debug,h2=info,hyper=info,tower=info,tonic=info,rustls=info",
         _ => "trace,h2=info,hyper=info,tower=info,tonic=info,rustls=info",
     });
     let format = match format {

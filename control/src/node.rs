@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use overlay::confine::Confinement;
 use overlay::forwarder::{self, Forwarder, OnFailure};
 use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
@@ -139,6 +140,8 @@ pub struct NodeOptions {
     pub pin: bool,
     /// Which way packets take to the wire.
     pub io: Io,
+    /// What the workers may do besides.
+    pub confinement: Confinement,
 }
 
 /// A node could not be built.
@@ -549,6 +552,7 @@ impl Tunnel {
                 taps,
                 stay_awake: options.stay_awake,
                 pin: options.pin,
+                confinement: options.confinement.clone(),
                 on_answer: pings.on_answer(),
             },
             on_failure,

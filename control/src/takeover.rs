@@ -105,7 +105,8 @@ async fn remove(netlink: &Netlink, device: KernelVxlan) -> Result<(), TakeoverEr
 
 /// A process of this name in this network namespace, other than this one.
 pub(crate) fn process_here(name: &str) -> Option<u32> {
-    let namespace = |process: PathBuf| fs::metadata(process.join("ns/net")).map(|meta| meta.ino()).ok();
+    // A network namespace has files of its own below `net`, too, and those take no right to look into the process.
+    let namespace = |process: PathBuf| fs::metadata(process.join("net/dev")).map(|meta| meta.ino()).ok();
     let own = namespace("/proc/thread-self".into())?;
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;

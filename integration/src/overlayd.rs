@@ -1,5 +1,8 @@
 //! The built daemon, started on a host, and what its operator's tool says about it.
 
+use std::fs::{self, Permissions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -19,6 +22,8 @@ pub struct Overlayd<'h> {
     ns: &'h Namespace,
     subnet_file: PathBuf,
     manager: ServiceManager,
+    /// Kept to be removed.
+    _sockets: Option<SocketDirectory>,
 }
 
 /// A daemon about to be started.
@@ -31,6 +36,7 @@ pub struct Launch<'h> {
     manager: Option<ServiceManager>,
     subnet_file: Option<PathBuf>,
     descriptors: Option<usize>,
+    user: u32,
 }
 
 /// What `overlayctl status --json` printed.
@@ -54,6 +60,7 @@ impl Host {
             manager: None,
             subnet_file: None,
             descriptors: None,
+            user: 0,
         }
     }
 }
@@ -89,6 +96,12 @@ impl<'h> Launch<'h> {
         self
     }
 
+    /// Has it run as another user than root, with the capabilities and the directories that its unit gives it.
+    pub fn as_user(mut self, user: u32) -> Self {
+        self.user = user;
+        self
+    }
+
     /// Has it started by the service manager of an earlier process, which may hand something over.
     pub fn by(mut self, manager: ServiceManager) -> Self {
         self.manager = Some(manager);
@@ -110,20 +123,23 @@ impl<'h> Launch<'h> {
         let socket = directory.join(format!("{}.notify", self.name));
         let subnet_file = self.subnet_file();
         let manager = self.manager.unwrap_or_else(|| ServiceManager::new(&socket));
+        give(directory, self.user);
+        let sockets = (self.user != 0).then(|| SocketDirectory::of(ns, self.user));
         let overlayd = program("overlayd");
-        let (mut command, inherited) = match self.descriptors {
-            None => manager.command(ns, &overlayd),
-            Some(most) => {
+        let (mut command, inherited) = match (self.user, self.descriptors) {
+            (0, None) => manager.command(ns, &overlayd),
+            (0, Some(most)) => {
                 let (mut command, inherited) = manager.command(ns, Path::new("prlimit"));
                 command.arg(format!("--nofile={most}:")).arg(&overlayd);
                 (command, inherited)
             }
+            (user, _) => as_user(&manager, self.host, user),
         };
         command.arg(format!("--subnet-file={}", subnet_file.display()));
-        command.args(&self.flags).envs(self.environment);
+        command.env(STRICT.0, STRICT.1).args(&self.flags).envs(self.environment);
         let process = Process::spawn(&self.name, command, directory);
         drop(inherited);
-        Overlayd { process, ns, subnet_file, manager }
+        Overlayd { process, ns, subnet_file, manager, _sockets: sockets }
     }
 
     /// Starts it, expecting that it refuses: exit code 1. Returns what it said.
@@ -231,6 +247,73 @@ impl Overlayd<'_> {
         self.process.log()
     }
 }
+
+/// A command that starts the daemon as another user than root, where the device that makes others is open to it, as
+/// udev has it.
+fn as_user(manager: &ServiceManager, host: &Host, user: u32) -> (Command, Vec<OwnedFd>) {
+    let (mut command, inherited) = manager.command(&host.ns, Path::new("sh"));
+    // In the mounts that `ip netns exec` makes, which are nobody else's.
+    let prepare = "if [ \"$(stat -c %a /dev/net/tun)\" != 666 ]; then\n\
+         [ -e \"$0/tun\" ] || mknod -m 666 \"$0/tun\" c 10 200\n\
+         mount --bind \"$0/tun\" /dev/net/tun\nfi\nexec \"$@\"";
+    command.arg("-c").arg(prepare).arg(host.directory());
+    command.args(setpriv(user, user, CAPABILITIES)).arg(program("overlayd"));
+    (command, inherited)
+}
+
+/// The words that have a program run as this user and group with these capabilities, as in `+net_admin`.
+pub fn setpriv(user: u32, group: u32, capabilities: &str) -> Vec<String> {
+    vec![
+        "setpriv".into(),
+        format!("--reuid={user}"),
+        format!("--regid={group}"),
+        "--clear-groups".into(),
+        "--no-new-privs".into(),
+        format!("--inh-caps=-all,{capabilities}"),
+        format!("--ambient-caps=-all,{capabilities}"),
+        format!("--bounding-set=-all,{capabilities}"),
+    ]
+}
+
+/// Makes a directory a user's, with the files in it, and one that all may pass through.
+fn give(directory: &Path, user: u32) {
+    if fs::metadata(directory).expect("the host's directory").uid() == user {
+        return;
+    }
+    let site = directory.parent().expect("a site's directory");
+    fs::set_permissions(site, Permissions::from_mode(0o711)).expect("open the site's directory");
+    let files = fs::read_dir(directory).expect("list the host's directory");
+    let files = files.map(|file| file.expect("a file").path());
+    for path in files.chain([directory.to_path_buf()]) {
+        lchown(path, Some(user), Some(user)).expect("give a file away");
+    }
+}
+
+/// Where a daemon that is not root's has its control socket: below a directory that is root's.
+#[derive(Debug)]
+struct SocketDirectory(PathBuf);
+
+impl SocketDirectory {
+    fn of(ns: &Namespace, user: u32) -> Self {
+        let namespace = fs::metadata(ns.path()).expect("the namespace").ino();
+        let path = PathBuf::from(format!("/run/overlayd/netns-{namespace}"));
+        fs::create_dir_all(&path).expect("make the sockets' directory");
+        lchown(&path, Some(user), Some(user)).expect("give it away");
+        Self(path)
+    }
+}
+
+impl Drop for SocketDirectory {
+    fn drop(&mut self) {
+        // The daemon has removed what was in it, and the next one may be there already.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Those of the unit.
+const CAPABILITIES: &str = "+net_admin,+net_raw,+bpf,+dac_read_search";
+/// A system call that no worker was meant to make fails a test, instead of failing by itself.
+const STRICT: (&str, &str) = ("FLANNELD_SECCOMP", "kill");
 
 /// Waits until each of these daemons has all the others as its peers, and nobody else.
 #[track_caller]

@@ -1,6 +1,6 @@
 //! `/healthz` and `/readyz`, as a watchdog asks them.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use integration::{Backend, Host, Pair, SOON, Site, Store, await_until, http, traffic};
@@ -18,6 +18,8 @@ fn a_node_is_healthy_from_the_start_and_ready_when_it_forwards() {
     assert_eq!(get(&worker, "/healthz"), Some((200, "flanneld is running".into())));
     assert_eq!(get(&worker, "/readyz"), Some((503, "flanneld is not ready yet".into())));
     assert_eq!(get(&worker, "/elsewhere").map(|(code, _)| code), Some(404));
+    let outside = SocketAddr::from((worker.public_ip, PORT));
+    assert_eq!(http::get_with(&worker.ns, outside, "/healthz", ""), None, "it is not at the address given");
 
     store.put_config(&Backend::Vxlan.config());
     w.wait_ready(SOON);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use crate::answers::{Answers, RawSockets};
+use crate::confine::Confinement;
 use crate::echo::{self, Echo, Echoes, OnAnswer};
 use crate::egress::Egress;
 use crate::error::SetupError;
@@ -55,6 +56,8 @@ pub struct Config {
     pub stay_awake: Duration,
     /// Whether the workers of a queue are tied to one processor.
     pub pin: bool,
+    /// What the workers may do besides.
+    pub confinement: Confinement,
     /// Told of each answer to one of our echoes.
     pub on_answer: OnAnswer,
 }
@@ -108,6 +111,7 @@ impl Forwarder {
                 let _ = affinity::pin_to(index);
             }
         };
+        let confinement = Arc::new(config.confinement);
         let sockets = udp::open_shared(config.listen, count, &offloads, config.inherited)?;
         let stop = Arc::new(StopFlag::new().map_err(|source| setup("create an eventfd", source))?);
         let mut forwarder = Self {
@@ -160,9 +164,11 @@ impl Forwarder {
             let witness = Witness::new(Direction::Egress, Arc::clone(&forwarder.watched), own);
             let egress =
                 Egress::new(queue, transmitter, config.table.reader(), answers(), stats).watched_by(witness);
+            let confined = Arc::clone(&confinement);
             forwarder
                 .spawn(format!("egress-{index}"), on_failure, move |stop| {
                     settle(index);
+                    confined.enter()?;
                     egress.run(Idle::new(awake), stop)
                 })
                 .map_err(|source| setup("start a thread", source))?;
@@ -176,8 +182,10 @@ impl Forwarder {
             let witness = Witness::new(Direction::Ingress, watched, vec![config.listen]);
             let ingress =
                 Ingress::new(queue_in, receiver, check, table, answers, stats, offloads).watched_by(witness);
+            let confined = Arc::clone(&confinement);
             forwarder
                 .spawn(format!("ingress-{index}"), on_failure, move |stop| {
+                    confined.enter()?;
                     ingress.run(Idle::new(awake), stop)
                 })
                 .map_err(|source| setup("start a thread", source))?;

@@ -5,6 +5,7 @@
 pub mod answers;
 pub mod batch;
 pub mod capture;
+pub mod confine;
 pub mod drops;
 pub mod echo;
 pub mod egress;

@@ -15,6 +15,7 @@ use integration::datagrams::Line;
 use integration::noise::Noise;
 use integration::{Host, Namespace, Site, Wire, traffic};
 use overlay::MacAddr;
+use overlay::confine::{Confinement, SystemCalls};
 use overlay::forwarder::{Config, Forwarder};
 use overlay::ingress::SourceCheck;
 use overlay::offload::{Offload, Offloads};
@@ -217,6 +218,7 @@ impl End {
                 taps: Vec::new(),
                 stay_awake: Duration::from_micros(50),
                 pin: false,
+                confinement: Confinement::new(SystemCalls::Fatal, true).expect("confine the workers"),
                 on_answer: Arc::new(|_, _, _| {}),
             };
             let on_failure: overlay::forwarder::OnFailure =

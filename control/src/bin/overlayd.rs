@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use control::daemon;
 use control::flags::Flags;
-use control::socket::path;
 use control::{logging, privileges, service_manager};
 use tokio::time::Instant;
 
@@ -29,13 +28,7 @@ async fn main() -> ExitCode {
         }
     };
     let events = logging::start(flags.verbosity, flags.log_format);
-    // Where the socket is, is found out by looking at process 1, which needs more than is kept.
-    let _ = path::directory();
-    if flags.drop_privileges
-        && let Err(error) = privileges::give_up()
-    {
-        tracing::warn!("the capabilities that are not needed stay: {error}");
-    }
+    privileges::settle(&flags);
     match daemon::run(flags, events).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

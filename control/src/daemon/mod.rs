@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use overlay::confine::Confinement;
 use overlay::forwarder::OnFailure;
 use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
@@ -30,6 +31,7 @@ use crate::metrics::{Meters, Metrics, Repaired, StoreMeter};
 use crate::netconf::NetworkConfig;
 use crate::node::{Node, NodeError, NodeOptions, Plan, Tunnel};
 use crate::page::Page;
+use crate::privileges;
 use crate::reconcile::Reconcile;
 use crate::service_manager;
 use crate::socket::{ControlSocket, Facts, path};
@@ -267,6 +269,8 @@ struct Daemon {
     ready_at: Option<Instant>,
     /// What an earlier process has left.
     inherited: Inherited,
+    /// What workers may do.
+    confinement: Confinement,
     /// The rounds of the workers when the service manager was last told that they are alive.
     rounds: Vec<(String, u64)>,
 }
@@ -328,6 +332,7 @@ impl Daemon {
         }
         Self {
             earlier: Earlier::of(&SavedState::path(&flags.subnet_file)),
+            confinement: privileges::confinement(&flags),
             flags,
             spec,
             underlay,
@@ -384,6 +389,7 @@ impl Daemon {
             stay_awake: Duration::from_micros(u64::from(self.flags.spin)),
             pin: self.flags.pin,
             io: self.flags.io,
+            confinement: self.confinement.clone(),
         }
     }
 
@@ -637,7 +643,14 @@ impl Daemon {
         };
         let others = self.metrics.router("/v1/metrics").merge(self.events.router());
         match ControlSocket::serve(&path, Arc::clone(&self.shared) as _, others).await {
-            Ok(socket) => self.socket = Some((device.to_owned(), socket)),
+            Ok(socket) => {
+                if let Some(group) = self.flags.control_socket_group
+                    && let Err(error) = socket.give_to(group)
+                {
+                    warn!(group, %error, "the control socket stays with the group that overlayd runs as: in its unit, SupplementaryGroups= makes it a member of another");
+                }
+                self.socket = Some((device.to_owned(), socket));
+            }
             Err(error) => {
                 warn!(path = %path.display(), %error, "no control socket: overlayctl cannot ask this daemon");
             }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+use nix::unistd::Group;
 use overlay::offload::Offload;
 use regex::Regex;
 
@@ -140,9 +141,15 @@ pub struct Flags {
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
     pub iptables_forward_rules: bool,
 
-    /// Give up, once started, the capabilities that are not needed, and the way to get them back.
+    /// Give up, once started, the capabilities that are not needed, and the way to get them back; the data plane's
+    /// threads keep none.
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
     pub drop_privileges: bool,
+
+    /// Group whose members may ask the daemon by its control socket, as overlayctl does; by name or number. Without
+    /// it, that is the group that the daemon runs as.
+    #[arg(long, help_heading = "Host", value_name = "GROUP", value_parser = group)]
+    pub control_socket_group: Option<u32>,
 
     /// Drop here what is sent to this node's subnet and to none of its containers.
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = false, value_parser = parse_bool, action = ArgAction::Set)]
@@ -224,6 +231,17 @@ pub struct Flags {
     #[arg(long, help_heading = "Data plane", value_name = "BOOL", default_value_t = false, value_parser = parse_bool, action = ArgAction::Set)]
     pub pin: bool,
 
+    /// What becomes of a system call that the data plane's threads have no use for, such as opening a file: 'on',
+    /// it fails; 'kill', it ends the daemon; 'log', it is told to the kernel's log and done; 'off', it is done.
+    #[arg(
+        long,
+        help_heading = "Data plane",
+        value_name = "WHAT",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    pub seccomp: SeccompFlag,
+
     /// How long a worker that finds nothing to do looks again before it sleeps, in microseconds; 0 sleeps
     /// at once.
     #[arg(
@@ -287,6 +305,17 @@ pub struct OffloadFlag(pub Vec<Offload>);
 pub enum SourceCheckFlag {
     Strict,
     Loose,
+    Off,
+}
+
+/// The values of `--seccomp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+#[allow(missing_docs)]
+pub enum SeccompFlag {
+    On,
+    Kill,
+    Log,
     Off,
 }
 
@@ -415,6 +444,16 @@ fn page_address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// A group's number, from that or its name.
+fn group(text: &str) -> Result<u32, String> {
+    match (text.parse(), Group::from_name(text)) {
+        (Ok(number), _) => Ok(number),
+        (_, Ok(Some(group))) => Ok(group.gid.as_raw()),
+        (_, Ok(None)) => Err("there is no such group on this host".to_owned()),
+        (_, Err(error)) => Err(format!("this host's groups cannot be looked up: {error}")),
+    }
+}
+
 fn regex(text: &str) -> Result<Regex, String> {
     // The error draws the expression over several lines; the last one says what is wrong with it.
     Regex::new(text).map_err(|error| {
@@ -534,6 +573,13 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_known_by_name_and_number() {
+        let group = |value: &str| parse(&[&format!("--control-socket-group={value}")], &[]).unwrap();
+        assert_eq!(group("root").control_socket_group, Some(0));
+        assert_eq!(group("4242").control_socket_group, Some(4242));
+    }
+
+    #[test]
     fn the_environment_counts_unless_the_command_line_says_otherwise() {
         let env = [
             ("FLANNELD_ETCD_PREFIX", "/kube-centos/network"),
@@ -581,6 +627,11 @@ mod tests {
             (&["--etcd-endpoints=e:2379"], &["--etcd-endpoints", "'e:2379'", "http://HOST:PORT"]),
             (&["--store=zookeeper"], &["--store", "zookeeper", "dir:PATH"]),
             (&["--io=dpdk"], &["--io", "dpdk", "udp", "xdp", "auto"]),
+            (&["--seccomp=maybe"], &["--seccomp", "maybe", "on", "kill", "log", "off"]),
+            (
+                &["--control-socket-group=nobody-has-it"],
+                &["--control-socket-group", "nobody-has-it", "no such group"],
+            ),
             (&["--offload=tso,lro"], &["--offload", "lro", "tso, uso, gso, gro, tunnel-gso"]),
             (&["--source-port-spread=maybe"], &["--source-port-spread", "maybe", "'on' or 'off'"]),
             (&["--healthz-port=70000"], &["--healthz-port", "70000"]),

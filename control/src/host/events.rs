@@ -18,6 +18,7 @@ use tracing::debug;
 use super::HostError;
 use super::link::forwarding_is_on;
 use super::netlink::destination;
+use crate::privileges::reading;
 
 /// What may no longer be as it should.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -123,7 +124,8 @@ impl Polled {
     fn legacy_tables(&mut self) -> Vec<TableInfo> {
         // `thread-self`: /proc/net shows the network namespace of the main thread. The file is there with
         // the first table only.
-        let names = fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+        let names =
+            reading(|| fs::read_to_string("/proc/thread-self/net/ip_tables_names")).unwrap_or_default();
         if names.is_empty() {
             return Vec::new();
         }

@@ -16,8 +16,8 @@ use tokio::time::timeout;
 /// A question got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
-    #[error("no daemon answers at {path}: {source} (is overlayd running, and may you use its socket?)")]
+    /// Nobody listens, or not to this user.
+    #[error("no daemon answers at {path}: {source} ({})", remedy(source))]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -44,6 +44,15 @@ pub enum ClientError {
     /// The daemon is of another version.
     #[error("the daemon's answer is not understood: {0} (is it of another version? try --json)")]
     Unknown(#[from] serde_json::Error),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "its socket is for root, and for the members of its group: be one of them, or see overlayd's --control-socket-group"
+        }
+        _ => "is overlayd running?",
+    }
 }
 
 /// What the body says that `GET resource` gets from the daemon at `path`.

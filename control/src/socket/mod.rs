@@ -79,7 +79,7 @@ impl ControlSocket {
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
-        // What it tells is for the host's administrators.
+        // What it tells is for the host's administrators, and for those whom they have put into its group.
         tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).await?;
         let router = answers::router(source).merge(others);
         let task = tokio::spawn(async move {
@@ -87,6 +87,14 @@ impl ControlSocket {
             let _ = axum::serve(listener, router).await;
         });
         Ok(Self { path: path.to_owned(), task })
+    }
+
+    /// Lets the members of `group` use it, instead of those of this process's.
+    ///
+    /// # Errors
+    /// `EPERM` if this process is no member.
+    pub fn give_to(&self, group: u32) -> io::Result<()> {
+        std::os::unix::fs::chown(&self.path, None, Some(group))
     }
 }
 

@@ -11,6 +11,7 @@ pub mod listen_fds;
 pub mod mmsg;
 pub mod mtu;
 pub mod redirect;
+pub mod seccomp;
 pub mod simd;
 pub mod tun;
 pub mod wake;

@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use etcd_client::{Certificate, Identity, TlsOptions};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::privileges::reading;
 
 /// What a connection to etcd is secured with. The default is nothing: `https` endpoints are then
 /// checked against the system's own authorities, and no user is named.
@@ -102,7 +105,14 @@ fn private_key(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
-    fs::read(path).map_err(|error| format!("{flag} {}: {error}", path.display()))
+    let remedy = |error: &io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            ": let the user that overlayd runs as read it, or leave it CAP_DAC_READ_SEARCH, as its unit does"
+        }
+        _ => "",
+    };
+    reading(|| fs::read(path))
+        .map_err(|error| format!("{flag} {}: {error}{}", path.display(), remedy(&error)))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use self::rules::Wanted;
 pub(super) use self::save::{Table, negated, target, value, words};
 use crate::host::command::run;
 use crate::host::{Desired, HostError};
+use crate::privileges::reading;
 
 /// Which of the rules are wanted in iptables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -301,7 +302,7 @@ fn networks_to_remove(tables: &[(&'static str, Table)], device: &str) -> BTreeSe
 }
 
 fn loaded_tables(file: &str) -> Vec<String> {
-    fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
+    reading(|| fs::read_to_string(file)).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
 /// iptables has `--random-fully` since 1.6.2, as flannel asks too.
