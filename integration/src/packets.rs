@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
-use etherparse::PacketBuilder;
+use etherparse::{IpNumber, Ipv4Header, PacketBuilder, UdpHeader};
 
 use crate::netns::Namespace;
 
@@ -11,6 +11,20 @@ pub fn udp_packet(source: Ipv4Addr, destination: Ipv4Addr, port: u16, payload: &
     let builder = PacketBuilder::ipv4(source.octets(), destination.octets(), 64).udp(40_000, port);
     let mut packet = Vec::with_capacity(builder.size(payload.len()));
     builder.write(&mut packet, payload).expect("write to a vector");
+    packet
+}
+
+/// A packet that is to go on from `via` to `to`, strictly by itself (RFC 791, section 3.1), with an empty datagram.
+pub fn source_routed(source: Ipv4Addr, via: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let options = [&[137, 7, 4][..], &to.octets(), &[0]].concat();
+    let header = Ipv4Header {
+        options: options.as_slice().try_into().expect("eight octets of options"),
+        ..Ipv4Header::new(8, 64, IpNumber::UDP, source.octets(), via.octets()).expect("a short packet")
+    };
+    header.write(&mut packet).expect("write to a vector");
+    let udp = UdpHeader { source_port: 40_000, destination_port: port, length: 8, checksum: 0 };
+    packet.extend(udp.to_bytes());
     packet
 }
 

@@ -61,6 +61,13 @@ impl Backend {
 }
 
 impl Store {
+    /// A directory, configured so that no node leases 10.1.200.0/24 or one above: a test may say whose they are.
+    #[track_caller]
+    pub fn dir_with_free_subnets(site: &Site, name: &str, backend: Backend) -> Self {
+        let config = backend.config().replacen('{', r#"{"SubnetMax":"10.1.199.0","#, 1);
+        Self::dir_with(site, name, &config)
+    }
+
     /// A real etcd on the site's router, configured for `backend`.
     #[track_caller]
     pub fn etcd(site: &Site, backend: Backend) -> Self {

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex};
 
-use etherparse::{IpNumber, Ipv4Header, UdpHeader};
+use integration::capture::Capture;
 use integration::overlayd::await_mesh;
-use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
+use integration::packets::{Injector, mac, source_routed, udp_packet, vxlan_frame};
 use integration::traffic::{self, Server};
 use integration::{Backend, Overlayd, SOON, Site, Store, await_until};
 
@@ -17,6 +17,9 @@ const RECORDER: u16 = 9;
 const MULTICAST: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 /// An address of the overlay that belongs to no peer.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 1, 254, 2);
+
+/// A subnet of nobody.
+const LOOP: &str = "10.1.250.0/24";
 
 /// What somebody sends to the worker, and what must come of it.
 struct Attempt {
@@ -60,7 +63,7 @@ fn off_asks_only_for_the_form() {
 fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: usize) {
     let (site, worker, master) = Site::two_hosts();
     let stranger = site.host("stranger", "192.168.66.6");
-    let store = Store::dir(&site, backend);
+    let store = Store::dir_with_free_subnets(&site, "store", backend);
     let w = worker.overlayd(&store).flag(&format!("--source-check={check}")).start();
     let m = master.overlayd(&store).start();
     await_mesh(&[&w, &m]);
@@ -137,7 +140,7 @@ fn attempts(
 
     let towards =
         |destination| encapsulate(backend, w, &udp_packet(peers_pod, destination, RECORDER, b"false"));
-    let source_routed = source_routed(peers_pod, own_public, pod);
+    let source_routed = source_routed(peers_pod, own_public, pod, RECORDER);
     let mut attempts = vec![
         attempt(
             "an unknown sender",
@@ -182,21 +185,6 @@ fn attempts(
     attempts
 }
 
-/// A packet that is to go on from `via` to `pod`, strictly by itself (RFC 791, section 3.1).
-fn source_routed(source: Ipv4Addr, via: Ipv4Addr, pod: Ipv4Addr) -> Vec<u8> {
-    let mut packet = Vec::new();
-    let options = [&[137, 7, 4][..], &pod.octets(), &[0]].concat();
-    let header = Ipv4Header {
-        options: options.as_slice().try_into().expect("eight octets of options"),
-        ..Ipv4Header::new(8, 64, IpNumber::UDP, source.octets(), via.octets()).expect("a short packet")
-    };
-    header.write(&mut packet).expect("write to a vector");
-    packet.extend(
-        UdpHeader { source_port: 40_000, destination_port: RECORDER, length: 8, checksum: 0 }.to_bytes(),
-    );
-    packet
-}
-
 #[test]
 fn a_vxlan_frame_cut_at_any_length_is_dropped() {
     a_packet_cut_at_any_length_is_dropped(Backend::Vxlan);
@@ -224,6 +212,66 @@ fn a_packet_cut_at_any_length_is_dropped(backend: Backend) {
     await_until(SOON, "every length to be counted", || count(&w.status()) - count(&before) == expected);
     assert_eq!(w.status().all_drops("ingress") - before.all_drops("ingress"), expected);
     traffic::ping(&a.ns, b.address);
+}
+
+#[test]
+fn a_packet_of_ours_that_comes_back_is_dropped() {
+    for backend in [Backend::Vxlan, Backend::Udp] {
+        let (site, worker, master) = Site::two_hosts();
+        let stores = ["worker", "master"].map(|name| Store::dir_with_free_subnets(&site, name, backend));
+        let (w, m) = (worker.overlayd(&stores[0]).start(), master.overlayd(&stores[1]).start());
+        // Each takes the other for the owner of one more subnet.
+        let leases = stores.each_ref().map(|store| store.leases().pop_first().expect("a lease"));
+        for (store, (key, value)) in stores.iter().zip(leases.iter().rev()) {
+            store.put_lease(key, value);
+            store.put_lease("10.1.250.0-24", value);
+        }
+        w.await_peers(&[LOOP, &m.env().base_with_length()]);
+        m.await_peers(&[LOOP, &w.env().base_with_length()]);
+        let a = worker.bridge_and_pod(&w.env());
+        let wire = Capture::start(
+            &site.router,
+            &Site::lan_device(worker.public_ip),
+            &format!("udp port {} and greater 900", backend.port()),
+            worker.directory(),
+        );
+        a.ns.run("ping -n -c 1 -W 0.1 -s 1000 10.1.250.2");
+        await_until(Duration::from_secs(5), "the packet to come back", || {
+            w.status().drops("ingress", "own_source") == 1
+        });
+        assert_eq!(wire.stop().len(), 2, "once to the master, and once back");
+    }
+}
+
+#[test]
+fn a_directed_broadcast_reaches_no_pod_and_nobody_is_told() {
+    for backend in [Backend::Vxlan, Backend::Udp] {
+        let (site, worker, master) = Site::two_hosts();
+        let store = Store::dir(&site, backend);
+        let (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+        await_mesh(&[&w, &m]);
+        let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
+        let recorded = Arc::new(Mutex::new(Vec::new()));
+        let record = recorded.clone();
+        let _recorder = Server::udp(&a.ns, RECORDER, move |payload, _| {
+            record.lock().unwrap().push(payload.to_vec());
+            None
+        });
+        let injector = Injector::new(&master.ns, worker.public_ip, backend.port());
+        let send = |destination, payload: &[u8]| {
+            injector.send(&encapsulate(backend, &w, &udp_packet(b.address, destination, RECORDER, payload)));
+        };
+        let subnets = Ipv4Addr::from(u32::from(w.env().base()) + 255);
+        send(subnets, b"to the subnet");
+        send(Ipv4Addr::new(10, 1, 255, 255), b"to the network");
+        send(a.address, b"to the pod");
+        await_until(Duration::from_secs(5), "the pod's own", || !recorded.lock().unwrap().is_empty());
+        assert_eq!(*recorded.lock().unwrap(), [b"to the pod"]);
+        await_until(Duration::from_secs(5), "the network's broadcast to come back from the host", || {
+            w.status().drops("egress", "no_route") == 1
+        });
+        assert_eq!(w.status().0["icmp_sent"], 0);
+    }
 }
 
 fn encapsulate(backend: Backend, w: &Overlayd<'_>, packet: &[u8]) -> Vec<u8> {

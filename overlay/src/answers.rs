@@ -9,12 +9,12 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::echo::Echoes;
 use crate::error::SetupError;
+use crate::limits::Limits;
 use crate::stats::WorkerStats;
 use crate::table::{Local, PeerTable};
 use crate::wire::icmp::{self, IcmpError};
@@ -72,26 +72,15 @@ impl IcmpOut for RawSockets {
 /// One worker's answers.
 pub struct Answers {
     out: Box<dyn IcmpOut>,
-    limit: Bucket,
-    receivers: Receivers,
+    limits: Arc<Limits>,
     echoes: Option<Echoes>,
 }
 
 impl Answers {
-    /// Answers through `out`, at most [`RATE`] times a second and [`BURST`] at once, and as often as
-    /// [`Receivers`] says to one host.
+    /// Answers through `out`, as often as `limits` allows all that share them.
     #[must_use]
-    pub fn new(out: Box<dyn IcmpOut>) -> Self {
-        let now = Instant::now();
-        Self { out, limit: Bucket::full(now), receivers: Receivers::new(now), echoes: None }
-    }
-
-    /// One of `count` workers that answer: together they say no more than one would.
-    #[must_use]
-    pub fn shared_by(self, count: usize) -> Self {
-        let count = u32::try_from(count).unwrap_or(u32::MAX).max(1);
-        let limit = Bucket::new((RATE / count).max(1), (BURST / count).max(1), Instant::now());
-        Self { limit, ..self }
+    pub fn new(out: Box<dyn IcmpOut>, limits: Arc<Limits>) -> Self {
+        Self { out, limits, echoes: None }
     }
 
     /// Takes part in echoes, too.
@@ -102,7 +91,7 @@ impl Answers {
 
     /// Takes `packet`, which is for this node's overlay device and has passed every check, if it is an echo.
     pub fn echo(&mut self, packet: &Packet<'_>, table: &PeerTable, stats: &WorkerStats) -> bool {
-        let taken = self.echoes.as_mut().is_some_and(|echoes| echoes.take(packet, table));
+        let taken = self.echoes.as_mut().is_some_and(|echoes| echoes.take(packet, table, &self.limits));
         if taken {
             stats.echo();
         }
@@ -115,10 +104,11 @@ impl Answers {
         if !icmp::may_answer(error, packet) {
             return;
         }
-        let now = Instant::now();
-        // As with Linux, path MTU discovery is not held up: each such answer changes what is sent next.
-        let always = matches!(error, IcmpError::FragmentationNeeded { .. });
-        if !(always || self.receivers.take(packet.src(), now)) || !self.limit.take(now) {
+        let granted = match error {
+            IcmpError::FragmentationNeeded { .. } => self.limits.size(),
+            IcmpError::TimeExceeded | IcmpError::NetUnreachable => self.limits.error(packet.src()),
+        };
+        if !granted {
             return;
         }
         let from = local.overlay_address(packet.version());
@@ -129,72 +119,10 @@ impl Answers {
     }
 }
 
-/// How often each host may be told something: a flood of packets with its address, which need not be its own, must
-/// not become a flood to it. Hosts share the buckets, by their addresses, so that there is no list to grow.
-struct Receivers(Box<[Bucket]>);
-
-impl Receivers {
-    fn new(now: Instant) -> Self {
-        Self((0..RECEIVERS).map(|_| Bucket::new(RECEIVER_RATE, RECEIVER_BURST, now)).collect())
-    }
-
-    fn take(&mut self, receiver: IpAddr, now: Instant) -> bool {
-        let bits = match receiver {
-            IpAddr::V4(address) => u64::from(u32::from(address)),
-            IpAddr::V6(address) => u128::from(address) as u64 ^ (u128::from(address) >> 64) as u64,
-        };
-        let index = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - RECEIVERS.trailing_zeros());
-        self.0[index as usize].take(now)
-    }
-}
-
-/// Sustained ICMP errors a second, of all workers: what Linux allows itself (`icmp_msgs_per_sec`).
-const RATE: u32 = 1000;
-/// ICMP errors at once: Linux' own `icmp_msgs_burst`.
-const BURST: u32 = 50;
-/// Buckets for receivers, a power of two: more than a host has pods.
-const RECEIVERS: usize = 256;
-/// To one receiver, a second: traceroute and mtr see every hop, and 576 bytes each are no flood.
-const RECEIVER_RATE: u32 = 10;
-/// To one receiver, at once. (Linux has 6, and one a second.)
-const RECEIVER_BURST: u32 = 20;
-
-/// A token bucket.
-#[derive(Debug)]
-pub(crate) struct Bucket {
-    per_token: Duration,
-    burst: u32,
-    tokens: u32,
-    filled: Instant,
-}
-
-impl Bucket {
-    /// One that grants [`RATE`] a second, and [`BURST`] at once.
-    pub(crate) fn full(now: Instant) -> Self {
-        Self::new(RATE, BURST, now)
-    }
-
-    fn new(rate: u32, burst: u32, now: Instant) -> Self {
-        Self { per_token: Duration::from_secs(1) / rate, burst, tokens: burst, filled: now }
-    }
-
-    /// Whether one more is granted.
-    pub(crate) fn take(&mut self, now: Instant) -> bool {
-        let due = (now - self.filled).as_nanos() / self.per_token.as_nanos();
-        if due > 0 {
-            let due = u32::try_from(due).unwrap_or(u32::MAX);
-            self.tokens = self.tokens.saturating_add(due).min(self.burst);
-            self.filled = if self.tokens == self.burst { now } else { self.filled + self.per_token * due };
-        }
-        let granted = self.tokens > 0;
-        self.tokens -= u32::from(granted);
-        granted
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::Mutex;
+    use std::time::Instant;
 
     use super::*;
     use crate::table::tests::local;
@@ -218,7 +146,7 @@ pub(crate) mod tests {
     #[test]
     fn a_flood_of_expired_packets_is_answered_now_and_then() {
         let sent = Sent::default();
-        let mut answers = Answers::new(Box::new(sent.clone()));
+        let mut answers = Answers::new(Box::new(sent.clone()), Arc::default());
         let stats = WorkerStats::default();
         let local = local(Format::FlannelUdp);
         let mut flood = |from: &dyn Fn(usize) -> String, error| {
@@ -240,29 +168,5 @@ pub(crate) mod tests {
         assert!((1..=50 + due + 1).contains(&many), "{many} answers to many hosts");
         assert!(sent.0.lock().unwrap().iter().all(|(_, answer)| answer.len() <= 576));
         assert_eq!(stats.totals().icmp_sent as usize, victim + many);
-    }
-
-    #[test]
-    fn workers_share_what_may_be_said() {
-        let bucket = |count| Answers::new(Box::new(Sent::default())).shared_by(count).limit;
-        let now = Instant::now();
-        for (count, burst) in [(1, 50), (4, 12), (200, 1)] {
-            let mut bucket = bucket(count);
-            assert_eq!((0..100).filter(|_| bucket.take(now)).count(), burst, "of {count}");
-        }
-    }
-
-    #[test]
-    fn a_burst_is_granted_and_then_the_rate() {
-        let start = Instant::now();
-        let mut bucket = Bucket::full(start);
-        let granted = |bucket: &mut Bucket, at: Duration, tries: usize| {
-            (0..tries).filter(|_| bucket.take(start + at)).count()
-        };
-        assert_eq!(granted(&mut bucket, Duration::ZERO, 100), 50);
-        assert_eq!(granted(&mut bucket, Duration::from_micros(900), 100), 0);
-        assert_eq!(granted(&mut bucket, Duration::from_micros(10_500), 100), 10);
-        assert_eq!(granted(&mut bucket, Duration::from_micros(11_000), 100), 1, "no half token is lost");
-        assert_eq!(granted(&mut bucket, Duration::from_secs(9), 100), 50);
     }
 }

@@ -14,7 +14,7 @@ use std::time::Instant;
 use etherparse::{IcmpEchoHeader, Icmpv4Type, PacketBuilder};
 use socket2::Socket;
 
-use crate::answers::Bucket;
+use crate::limits::Limits;
 use crate::table::{PeerTable, Route};
 use crate::wire::ip::{Packet, protocol};
 
@@ -114,24 +114,23 @@ pub type OnAnswer = Arc<dyn Fn(u64, Ipv4Addr, Instant) + Send + Sync>;
 pub struct Echoes {
     out: Box<dyn EchoOut>,
     on_answer: OnAnswer,
-    limit: Bucket,
 }
 
 impl Echoes {
-    /// Answers by `out`, as often as ICMP errors are sent.
+    /// Answers by `out`.
     #[must_use]
     pub fn new(out: Box<dyn EchoOut>, on_answer: OnAnswer) -> Self {
-        Self { out, on_answer, limit: Bucket::full(Instant::now()) }
+        Self { out, on_answer }
     }
 
-    /// Takes `packet`, which has passed every check, if it is an echo to this node.
+    /// Takes `packet`, which has passed every check, if it is an echo to this node. It is answered as often as
+    /// `limits` allows.
     #[must_use]
-    pub fn take(&mut self, packet: &Packet<'_>, table: &PeerTable) -> bool {
+    pub fn take(&mut self, packet: &Packet<'_>, table: &PeerTable, limits: &Limits) -> bool {
         let (Some(echo), IpAddr::V4(from)) = (Echo::parse(packet), packet.src()) else { return false };
-        let now = Instant::now();
         match echo.kind {
-            Kind::Answer => (self.on_answer)(echo.token, from, now),
-            Kind::Question if self.limit.take(now) => {
+            Kind::Answer => (self.on_answer)(echo.token, from, Instant::now()),
+            Kind::Question if limits.echo() => {
                 let answer = Echo { kind: Kind::Answer, ..echo };
                 // An answer that cannot be sent is one that is lost on the way.
                 let _ = send(self.out.as_ref(), answer, from, packet.bytes().len(), table);
@@ -199,7 +198,7 @@ mod tests {
         let question = Echo { kind: Kind::Question, token: 0xfeed_0000_0001 };
         let mut bytes = question.build(THEIRS, OURS, 1472);
         assert_eq!(bytes.len(), 1472);
-        assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table()));
+        assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table(), &Limits::default()));
         let (to, mut answer) = sent.lock().unwrap().remove(0);
         assert_eq!(to, "192.168.199.238:8472".parse().unwrap());
         let answer = Packet::parse(&mut answer).unwrap();
@@ -214,7 +213,7 @@ mod tests {
         let (mut echoes, sent, heard) = echoes();
         let mut bytes = Echo { kind: Kind::Answer, token: 7 }.build(THEIRS, OURS, 0);
         assert_eq!(bytes.len(), MIN_LEN);
-        assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table()));
+        assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table(), &Limits::default()));
         assert_eq!(*heard.lock().unwrap(), [7]);
         assert!(sent.lock().unwrap().is_empty());
     }
@@ -224,8 +223,9 @@ mod tests {
         let (mut echoes, sent, _) = echoes();
         let mut bytes = Echo { kind: Kind::Question, token: 7 }.build(THEIRS, OURS, 0);
         let packet = Packet::parse(&mut bytes).unwrap();
+        let limits = Limits::default();
         for _ in 0..2000 {
-            assert!(echoes.take(&packet, &table()), "and goes nowhere else");
+            assert!(echoes.take(&packet, &table(), &limits), "and goes nowhere else");
         }
         assert!((50..1000).contains(&sent.lock().unwrap().len()));
     }

@@ -367,7 +367,7 @@ mod tests {
         let table = SharedTable::new(PeerTable::new(local, peers));
         let (device, wire, icmp) = (FakeDevice::default(), FakeWire::default(), Sent::default());
         let stats = Arc::new(WorkerStats::default());
-        let answers = Answers::new(Box::new(icmp.clone()));
+        let answers = Answers::new(Box::new(icmp.clone()), Arc::default());
         let egress = Egress::new(device.clone(), wire.clone(), table.reader(), answers, Arc::clone(&stats));
         Rig { egress, device, wire, icmp, stats, table }
     }

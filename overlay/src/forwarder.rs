@@ -16,6 +16,7 @@ use crate::error::SetupError;
 use crate::handover::Inherited;
 use crate::idle::Idle;
 use crate::ingress::{Ingress, SourceCheck};
+use crate::limits::Limits;
 use crate::offload::Offloads;
 use crate::peer_state::Direction;
 use crate::stats::{Totals, WorkerStats};
@@ -103,6 +104,7 @@ impl Forwarder {
             source,
         };
         let icmp = RawSockets::open()?;
+        let limits = Arc::<Limits>::default();
         let offloads = config.offloads;
         let (awake, pin) = (config.stay_awake, config.pin);
         // A processor that is not there any more is no reason not to forward.
@@ -141,7 +143,7 @@ impl Forwarder {
             } else {
                 vec![socket.try_clone().map_err(|source| setup("duplicate a socket", source))?]
             };
-            let answers = || Answers::new(Box::new(icmp.clone())).shared_by(2 * count);
+            let answers = || Answers::new(Box::new(icmp.clone()), Arc::clone(&limits));
             let by = socket.try_clone().map_err(|source| setup("duplicate a socket", source))?;
             let echoes = Echoes::new(Box::new(by), Arc::clone(&config.on_answer));
 

@@ -350,6 +350,9 @@ fn admit<'a>(
                 _ => DropReason::WrongSource,
             })
         }
+        Origin::Owner(hop) if hop.holds_own_address && table.is_own(packet.src()) => {
+            Err(DropReason::OwnSource)
+        }
         Origin::Owner(hop) | Origin::Peer(hop) => martian::check(packet).map(|()| Some(hop)),
         Origin::Unknown => martian::check(packet).map(|()| None),
     }
@@ -389,7 +392,7 @@ mod tests {
         let table = SharedTable::new(PeerTable::new(local(format), peers));
         let (device, wire, icmp) = (FakeDevice::default(), FakeWire::default(), Sent::default());
         let stats = Arc::new(WorkerStats::default());
-        let answers = Answers::new(Box::new(icmp.clone()));
+        let answers = Answers::new(Box::new(icmp.clone()), Arc::default());
         let ingress = Ingress::new(
             device.clone(),
             wire.clone(),
@@ -446,6 +449,49 @@ mod tests {
         rig.wire.arrive(MASTER, &frame(&martian::tests::with_options(&[131, 7, 4, 10, 1, 7, 2])));
         rig.ingress.step();
         assert_eq!(rig.stats.totals().drops(DropReason::SourceRoute), 1);
+    }
+
+    #[test]
+    fn an_address_of_this_host_is_no_peers_though_it_lies_in_its_subnet() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let peers = vec![peer("192.168.1.0/24", MASTER)];
+        rig.table.publish(local(VXLAN), peers);
+        for src in ["192.168.1.12", "192.168.1.13"] {
+            rig.wire.arrive(MASTER, &frame(&udp_packet(src, "10.1.9.3", 64, b"x")));
+        }
+        rig.ingress.step();
+        assert_eq!(rig.stats.totals().drops(DropReason::OwnSource), 1);
+        assert_eq!(rig.device.take_written().len(), 1);
+    }
+
+    #[test]
+    fn options_and_fragments_arrive_as_they_came() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let plain = udp_packet("10.1.63.2", "10.1.9.3", 64, b"hello");
+        let router_alert = martian::tests::with_options(&[148, 4, 0, 0]);
+        let timestamp = martian::tests::with_options(&[68, 4, 5, 0]);
+        let fragment = |field: [u8; 2]| {
+            let mut bytes = plain.clone();
+            bytes[6..8].copy_from_slice(&field);
+            bytes[10..12].fill(0);
+            let sum = !crate::wire::checksum::sum(&bytes[..20]);
+            bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+            bytes
+        };
+        let sent = [
+            plain.clone(),
+            router_alert,
+            timestamp,
+            fragment([0x20, 0]),
+            fragment([0x20, 1]),
+            fragment([0, 2]),
+        ];
+        for packet in &sent {
+            rig.wire.arrive(MASTER, &frame(packet));
+        }
+        rig.ingress.step();
+        let written = rig.device.take_written();
+        assert!(written.iter().map(|written| &written[vnet::LEN..]).eq(sent.iter().map(Vec::as_slice)));
     }
 
     #[test]

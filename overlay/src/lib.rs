@@ -14,6 +14,7 @@ pub mod forwarder;
 pub mod handover;
 mod idle;
 pub mod ingress;
+pub mod limits;
 pub mod mac;
 pub mod offload;
 pub mod path_mtu;

@@ -103,7 +103,7 @@ impl IngressRig {
         let (device, wire, icmp) = (FakeDevice::default(), FakeWire::default(), FakeIcmp::default());
         let stats = Arc::new(WorkerStats::default());
         let echoes = FakeIcmp::default();
-        let answers = Answers::new(Box::new(icmp.clone()))
+        let answers = Answers::new(Box::new(icmp.clone()), Arc::default())
             .with_echoes(Echoes::new(Box::new(echoes.clone()), Arc::new(|_, _, _| ())));
         let offloads = Offloads::new(if offload { &Offload::ALL } else { &[] });
         let worker = Ingress::new(
@@ -144,7 +144,7 @@ impl EgressRig {
     pub fn new(format: Format) -> Self {
         let (device, wire, icmp) = (FakeDevice::default(), FakeWire::default(), FakeIcmp::default());
         let stats = Arc::new(WorkerStats::default());
-        let answers = Answers::new(Box::new(icmp.clone()));
+        let answers = Answers::new(Box::new(icmp.clone()), Arc::default());
         let worker =
             Egress::new(device.clone(), wire.clone(), table(format).reader(), answers, Arc::clone(&stats));
         Self { worker, device, wire, icmp, stats }
