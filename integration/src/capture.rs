@@ -19,23 +19,37 @@ impl Capture {
     /// Captures what matches `filter` on a device, from now on. `directory` takes the file.
     #[track_caller]
     pub fn start(ns: &Namespace, device: &str, filter: &str, directory: &Path) -> Self {
-        Self::start_with(ns, device, filter, directory, WHOLE)
+        Self::with(ns, device, filter, directory, "inout", WHOLE)
     }
 
     /// The same, but only the first [`HEADERS`] octets of each frame: then a busy machine misses none.
     #[track_caller]
     pub fn start_with_headers(ns: &Namespace, device: &str, filter: &str, directory: &Path) -> Self {
-        Self::start_with(ns, device, filter, directory, HEADERS)
+        Self::with(ns, device, filter, directory, "inout", HEADERS)
+    }
+
+    /// Captures only what comes in by the device; of a TUN, what has been written to it. (A filter's own word for
+    /// it, `inbound`, lets nothing through here.)
+    #[track_caller]
+    pub fn inbound(ns: &Namespace, device: &str, filter: &str, directory: &Path) -> Self {
+        Self::with(ns, device, filter, directory, "in", WHOLE)
     }
 
     #[track_caller]
-    fn start_with(ns: &Namespace, device: &str, filter: &str, directory: &Path, octets: usize) -> Self {
+    fn with(
+        ns: &Namespace,
+        device: &str,
+        filter: &str,
+        directory: &Path,
+        direction: &str,
+        octets: usize,
+    ) -> Self {
         // Several may run at a time, and each waits for its own log to say that it listens.
         let name = format!("tcpdump-{}-{device}", NEXT.fetch_add(1, Ordering::Relaxed));
         let file = directory.join(format!("{name}.pcap"));
         let mut command = ns.command("tcpdump");
         command.args(["-n", "-U", "--immediate-mode", "-Z", "root", "-i", device]);
-        command.args(["-s", &octets.to_string(), "-B", BUFFER, "-w"]);
+        command.args(["-Q", direction, "-s", &octets.to_string(), "-B", BUFFER, "-w"]);
         let tcpdump = Process::spawn(
             &name,
             {

@@ -29,6 +29,11 @@ impl Train {
         Self { octets, length: length as u16, count: count as u64 }
     }
 
+    /// How many datagrams.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// The same lengths, with nothing in them.
     pub fn blank(&self) -> Self {
         Self { octets: vec![0; self.octets.len()], ..self.clone() }
