@@ -236,9 +236,7 @@ fn a_packet_of_ours_that_comes_back_is_dropped() {
             worker.directory(),
         );
         a.ns.run("ping -n -c 1 -W 0.1 -s 1000 10.1.250.2");
-        await_until(Duration::from_secs(5), "the packet to come back", || {
-            w.status().drops("ingress", "own_source") == 1
-        });
+        await_until(SOON, "the packet to come back", || w.status().drops("ingress", "own_source") == 1);
         assert_eq!(wire.stop().len(), 2, "once to the master, and once back");
     }
 }
@@ -265,9 +263,9 @@ fn a_directed_broadcast_reaches_no_pod_and_nobody_is_told() {
         send(subnets, b"to the subnet");
         send(Ipv4Addr::new(10, 1, 255, 255), b"to the network");
         send(a.address, b"to the pod");
-        await_until(Duration::from_secs(5), "the pod's own", || !recorded.lock().unwrap().is_empty());
+        await_until(SOON, "the pod's own", || !recorded.lock().unwrap().is_empty());
         assert_eq!(*recorded.lock().unwrap(), [b"to the pod"]);
-        await_until(Duration::from_secs(5), "the network's broadcast to come back from the host", || {
+        await_until(SOON, "the network's broadcast to come back from the host", || {
             w.status().drops("egress", "no_route") == 1
         });
         assert_eq!(w.status().0["icmp_sent"], 0);

@@ -7,8 +7,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
+use control::membership::View;
 use control::node::Node;
-use control::socket::{ControlSocket, Source};
+use control::socket::{ControlSocket, Facts, Source};
 use control::status::Status;
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
@@ -29,7 +30,9 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| {
     let directory = TempDir::new().expect("a directory");
     let path = directory.path().join("run/flannel0.sock");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let socket = runtime.block_on(ControlSocket::serve(&path, Arc::new(Rebuilding), Router::new())).expect("it is served");
+    let socket = runtime
+        .block_on(ControlSocket::serve(&path, Arc::new(Rebuilding), Router::new()))
+        .expect("it is served");
     Service { runtime, path, _socket: socket, _directory: directory }
 });
 
@@ -42,6 +45,14 @@ impl Source for Rebuilding {
     }
 
     fn node(&self) -> Option<Arc<Node>> {
+        None
+    }
+
+    fn view(&self) -> Option<View> {
+        None
+    }
+
+    fn facts(&self) -> Option<Arc<Facts>> {
         None
     }
 }

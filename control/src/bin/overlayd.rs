@@ -8,6 +8,8 @@ use control::flags::Flags;
 use control::{logging, privileges, service_manager};
 use tokio::time::Instant;
 
+/// A sanitizer has one of its own.
+#[cfg(not(sanitized))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

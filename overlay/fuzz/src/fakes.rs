@@ -55,7 +55,7 @@ impl Device for FakeDevice {
         if state.refuses & 1 != 0 {
             return Err(io::Error::from_raw_os_error(22));
         }
-        state.written.push(parts.iter().flat_map(|part| part.iter().copied()).collect());
+        state.written.push(parts.iter().map(|part| &part[..]).collect::<Vec<_>>().concat());
         Ok(())
     }
 
@@ -129,12 +129,8 @@ impl Transmitter for FakeWire {
             }
             let mut whole = 0;
             for message in run.singly() {
-                let bytes: Vec<u8> = message
-                    .slices
-                    .iter()
-                    .flat_map(|s| &batch.bytes()[s.start..s.start + s.len])
-                    .copied()
-                    .collect();
+                let slices = message.slices.iter().map(|s| &batch.bytes()[s.start..s.start + s.len]);
+                let bytes = slices.collect::<Vec<_>>().concat();
                 whole += bytes.len();
                 state.sent.push(Sent { to: message.to, bytes });
             }

@@ -19,7 +19,7 @@ pub fn packet(input: &mut Input<'_>, sources: &[Ipv4Addr], destinations: &[Ipv4A
     let literal = usize::from(input.byte());
     let mut bytes = input.bytes(literal).to_vec();
     if bytes.len() < filled {
-        bytes.extend((bytes.len()..filled).map(|at| at as u8));
+        bytes.extend_from_slice(&FILLER[bytes.len()..filled]);
     }
     let pick = |all: &[Ipv4Addr], index: u8| all[usize::from(index) % all.len()];
     mend.mend(&mut bytes, pick(sources, places & 0x0f), pick(destinations, places >> 4));
@@ -28,6 +28,16 @@ pub fn packet(input: &mut Input<'_>, sources: &[Ipv4Addr], destinations: &[Ipv4A
 
 /// Most packets are not much longer than the underlay's, for the sake of speed; a few are as long as can be.
 const MAX_FILLED: usize = 2048;
+/// What they are filled with.
+static FILLER: [u8; 1 << 16] = {
+    let mut filler = [0; 1 << 16];
+    let mut at = 0;
+    while at < filler.len() {
+        filler[at] = at as u8;
+        at += 1;
+    }
+    filler
+};
 
 /// What is put right.
 #[derive(Debug, Clone, Copy)]

@@ -57,8 +57,8 @@ fn release(coalescer: &mut Coalescer, held: &mut Vec<Vec<u8>>, memory: &[u8]) {
         assert_eq!(memory[place], held[0]);
     } else if let Some(merged) = coalescer.merged() {
         let gso = merged.vnet.gso.expect("several are a super-packet");
-        let parts = merged.parts.iter().flat_map(|part| &memory[part.clone()]);
-        let whole: Vec<u8> = merged.headers.iter().chain(parts).copied().collect();
+        let parts = merged.parts.iter().map(|part| &memory[part.clone()]);
+        let whole = [merged.headers].into_iter().chain(parts).collect::<Vec<_>>().concat();
         let segments = cut(&whole, gso.kind, gso.size.into()).expect("it can be cut");
         assert_eq!(segments.len(), held.len());
         for (mut segment, original) in segments.into_iter().zip(held.iter()) {
