@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use overlay::SetupError;
-use overlay::underlay::port::{self, Attach, Interface, Port, Wanted};
+use overlay::handover::Inherited;
+use overlay::underlay::port::{self, Attach, Interface, Link, Port, Wanted};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::iface::Underlay;
+use crate::service_manager;
 
 /// The values of `--io`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -26,8 +28,15 @@ pub enum Io {
     Auto,
 }
 
-/// The port that `io` asks for, if it can be had; otherwise, if it was asked for, why not.
-pub async fn open(io: Io, underlay: &Underlay, listen: SocketAddrV4) -> (Option<Port>, Option<String>) {
+/// The port that `io` asks for, if it can be had; otherwise, if it was asked for, why not. Of what is `inherited` the
+/// place of its program is used.
+pub async fn open(
+    io: Io,
+    underlay: &Underlay,
+    listen: SocketAddrV4,
+    inherited: &mut Inherited,
+) -> (Option<Port>, Option<String>) {
+    let mut earlier = inherited.link(underlay.index);
     let (attach, zero_copy_only) = match io {
         Io::Udp => return (None, None),
         Io::Xdp => (Attach::Native, false),
@@ -44,7 +53,11 @@ pub async fn open(io: Io, underlay: &Underlay, listen: SocketAddrV4) -> (Option<
         mtu: underlay.mtu,
         queues: port::receive_queues(&underlay.name),
     };
-    match patiently(&interface, listen, Wanted { attach, zero_copy_only }).await {
+    if attach != Attach::Native && earlier.take().is_some() {
+        // It is in the driver, and to go first.
+        service_manager::forget();
+    }
+    match patiently(&interface, listen, Wanted { attach, zero_copy_only }, &mut earlier).await {
         Ok(port) => {
             let state = port.state();
             let (interface, queues) = (&state.interface.name, state.interface.queues);
@@ -63,10 +76,15 @@ pub async fn open(io: Io, underlay: &Underlay, listen: SocketAddrV4) -> (Option<
 
 /// A queue stays taken for a moment after its socket was closed, by the node before this one or by the process
 /// before this one (`xp_release_deferred`, `net/xdp/xsk_buff_pool.c`).
-async fn patiently(interface: &Interface, listen: SocketAddrV4, wanted: Wanted) -> Result<Port, SetupError> {
+async fn patiently(
+    interface: &Interface,
+    listen: SocketAddrV4,
+    wanted: Wanted,
+    earlier: &mut Option<Link>,
+) -> Result<Port, SetupError> {
     let mut patience = TRIES;
     loop {
-        match Port::open(interface.clone(), listen, wanted) {
+        match Port::open(interface.clone(), listen, wanted, earlier) {
             Err(error) if patience > 0 && error.source.kind() == ErrorKind::ResourceBusy => {
                 patience -= 1;
                 sleep(PAUSE).await;

@@ -537,7 +537,7 @@ impl Tunnel {
             offloads.switch_off(Offload::TunnelGso);
         }
         let pings = Arc::<Pings>::default();
-        let (port, without_port) = io::open(options.io, &plan.underlay, listen).await;
+        let (port, without_port) = io::open(options.io, &plan.underlay, listen, inherited).await;
         let next_hops = port.is_some().then(|| NextHops::follow(by(&plan.underlay), table.clone()));
         let forwarder = Forwarder::start(
             forwarder::Config {

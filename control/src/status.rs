@@ -84,6 +84,20 @@ pub struct RingStatus {
     pub by_sockets: Directions<u64>,
     /// Datagrams lost by the rings, by reason; every reason is listed.
     pub drops: BTreeMap<String, u64>,
+    /// Where the frames of the shared memory are.
+    pub frames: Directions<FrameStatus>,
+}
+
+/// The frames of all queues for one direction. What is neither lent nor free a worker has in hand: less than a batch,
+/// and for a moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct FrameStatus {
+    /// How many there are.
+    pub all: usize,
+    /// How many the kernel has: of those to be received into all, but for what a worker has in hand.
+    pub lent: usize,
+    /// How many are at rest: of those to be sent all, but for what is on its way.
+    pub free: usize,
 }
 
 impl IoStatus {

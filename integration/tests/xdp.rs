@@ -8,9 +8,12 @@ use integration::datagrams::Line;
 use integration::kernel_vxlan::KernelVxlan;
 use integration::noise::Noise;
 use integration::overlayd::{Status, await_mesh};
+use integration::packets::{udp_packet, vxlan_frame};
 use integration::site::Wire;
+use integration::steady::{Paced, Steady};
 use integration::traffic::{self, Server};
 use integration::{Backend, Host, Namespace, Overlayd, Pair, Pod, Site, Store, await_until};
+use socket2::{Domain, Socket, Type};
 
 #[test]
 fn traffic_passes_by_rings_on_both_sides_over_vxlan() {
@@ -80,6 +83,10 @@ fn carries(a: &Pod, b: &Pod) {
         // More at once than the 256 places of a veth's queue would not be sure to arrive.
         line.burst(&noise.chunks(64).take(120).map(<[u8]>::to_vec).collect::<Vec<_>>());
         line.burst(&noise.chunks(1000).map(<[u8]>::to_vec).collect::<Vec<_>>());
+        // Of those by which a worker's batch is filled the kernel makes more. These come one by one.
+        for datagram in noise.chunks(100) {
+            line.burst(&[datagram.to_vec()]);
+        }
         let _echo = Server::udp_echo(&to.ns, 7);
         traffic::echo(&from.ns, to.address, 7, 9000);
     }
@@ -96,7 +103,7 @@ fn assert_by_rings(daemon: &Overlayd<'_>) {
         (Some(false), Some(1)),
         "{rings}"
     );
-    for reason in ["malformed", "no_frame", "ring_full"] {
+    for reason in ["malformed", "bad_checksum", "no_frame", "ring_full"] {
         assert_eq!(rings["drops"][reason], 0, "{rings}");
     }
 }
@@ -147,6 +154,87 @@ fn the_interface_works_after_the_daemon_was_killed() {
     });
     traffic::ping(&worker.ns, master.public_ip);
     traffic::transfer(&worker.ns, &master.ns, master.public_ip, 8);
+}
+
+#[test]
+fn a_new_process_goes_on_where_the_program_is_and_nothing_of_others_is_lost() {
+    let (site, worker, master) = Site::two_hosts();
+    let (Pair { mut left, right: _right, a, b }, store) = pair(&site, [&worker, &master]);
+    await_by_ring(&worker, &a, &b);
+    let others = [
+        Steady::start(&worker.ns, &master.ns, master.public_ip),
+        Steady::start(&master.ns, &worker.ns, worker.public_ip),
+    ];
+    for end in [Overlayd::stop_for_restart, Overlayd::crash, Overlayd::stop_for_restart] {
+        let manager = end(left);
+        assert!(has_program(&worker.ns, "eth0"), "the service manager keeps its place");
+        traffic::ping(&worker.ns, master.public_ip);
+        left = worker.overlayd(&store).flag("--io=xdp").by(manager).start();
+        await_by_ring(&worker, &a, &b);
+    }
+    for stream in others {
+        stream.nothing_lost();
+    }
+    // Who wants it elsewhere, or not at all, is not kept from that by what was there.
+    for (way, mode) in
+        [("--io=xdp-generic", Some("generic")), ("--io=xdp", Some("native")), ("--io=udp", None)]
+    {
+        let manager = left.stop_for_restart();
+        left = worker.overlayd(&store).flag(way).by(manager).start();
+        assert_eq!(left.status().0["io"]["rings"]["mode"].as_str(), mode, "{way}: {}", left.status().0["io"]);
+        traffic::ping(&a.ns, b.address);
+    }
+    await_until(Duration::from_secs(5), "the program to be gone", || !has_program(&worker.ns, "eth0"));
+}
+
+#[test]
+fn a_restart_loses_nothing_of_the_overlays() {
+    let (site, worker, master) = Site::two_hosts();
+    let (Pair { left, right: _right, a, b }, store) = pair(&site, [&worker, &master]);
+    await_by_ring(&worker, &a, &b);
+    let streams = [Paced::start(&a.ns, &b.ns, b.address, 500), Paced::start(&b.ns, &a.ns, a.address, 500)];
+    streams.iter().for_each(|stream| stream.await_more(100));
+    let manager = left.stop_for_restart();
+    let left = worker.overlayd(&store).flag("--io=xdp").by(manager).start();
+    streams.iter().for_each(|stream| stream.await_more(100));
+    await_by_ring(&worker, &a, &b);
+    for stream in streams {
+        let order = stream.stop();
+        assert_eq!(order.received, order.sent, "{order:?}");
+    }
+    assert_eq!(left.status().all_drops("ingress"), 0);
+}
+
+#[test]
+fn a_datagram_whose_checksum_is_wrong_is_dropped_and_counted() {
+    let (site, worker, master) = Site::two_hosts();
+    let (Pair { left, right, a, b }, _store) = pair(&site, [&worker, &master]);
+    await_by_ring(&worker, &a, &b);
+    let mac = left.status().0["backend"]["vtep_mac"].as_str().map(integration::packets::mac);
+    let inner = udp_packet(b.address, a.address, 9, b"for nobody");
+    let frame = vxlan_frame(1, mac.expect("a VTEP MAC"), &inner);
+    let good = udp_packet(master.public_ip, worker.public_ip, 8472, &frame);
+    // With this protocol a raw socket takes packets with their IP header (raw(7)).
+    let raw = master.ns.within(|| Socket::new(Domain::IPV4, Type::RAW, Some(255.into())));
+    let raw = raw.expect("a raw socket");
+    let send = |packet: &[u8]| {
+        let to = std::net::SocketAddr::from((worker.public_ip, 0));
+        raw.send_to(packet, &to.into()).expect("send by a raw socket");
+    };
+    let received = || left.status().0["counters"]["ingress"]["packets"].as_u64().expect("a count");
+    let before = received();
+    let (last, checksum) = (good.len() - 1, 26..28);
+    let mut damaged = good.clone();
+    damaged[last] ^= 0x10;
+    (0..5).for_each(|_| send(&damaged));
+    // As good as none at all, and so is not asked for.
+    let mut without = damaged.clone();
+    without[checksum].fill(0);
+    send(&without);
+    send(&good);
+    await_until(Duration::from_secs(5), "the good ones to come through", || received() == before + 2);
+    assert_eq!(look(&worker.ns, "/drops/bad_checksum"), Some(5));
+    drop(right);
 }
 
 #[test]

@@ -22,11 +22,11 @@ use crate::peer_state::Direction;
 use crate::stats::{Totals, WorkerStats};
 use crate::sys::affinity;
 use crate::sys::wake::StopFlag;
-use crate::sys::xdp_prog::Attached;
+use crate::sys::xdp_prog::{Attached, Link};
 use crate::table::{PeerTable, SharedTable};
 use crate::tun::TunQueue;
 use crate::underlay::Way;
-use crate::underlay::port::{Port, PortState};
+use crate::underlay::port::{Attach, Port, PortState};
 use crate::underlay::udp::{self, UdpReceiver, UdpTransmitter};
 use crate::underlay::whole::TapQueue;
 use crate::underlay::xdp::Rings;
@@ -234,6 +234,9 @@ impl Forwarder {
             descriptors.push(queue.as_fd().try_clone_to_owned()?);
             descriptors.push(socket.as_fd().try_clone_to_owned()?);
         }
+        if let Some(link) = self.link() {
+            descriptors.push(link.as_fd().try_clone_to_owned()?);
+        }
         Ok(descriptors.into_iter().collect())
     }
 
@@ -245,6 +248,14 @@ impl Forwarder {
     /// And the sockets that peers send to.
     pub fn sockets(&self) -> impl Iterator<Item = &Socket> {
         self.kept.iter().map(|kept| &kept.socket)
+    }
+
+    /// And the place of the program on the interface, where there is one in the driver: a card would begin anew,
+    /// and lose what it has, if that were taken away and put back.
+    #[must_use]
+    pub fn link(&self) -> Option<&Link> {
+        let (attached, state) = self.port.as_ref()?;
+        (state.attach == Attach::Native).then(|| attached.link())
     }
 
     /// The interface whose rings are used, if they are.
@@ -284,8 +295,8 @@ impl Forwarder {
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        // First of all what comes goes to the sockets again, which may be handed over. What is in the rings is
-        // forwarded before the workers stop.
+        // First of all what comes goes to the sockets again, which may be handed over, as may the place of the
+        // program that lets it pass. What is in the rings is forwarded before the workers stop.
         self.port = None;
         self.stop.raise();
         for thread in self.threads.drain(..) {

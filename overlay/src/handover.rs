@@ -1,5 +1,6 @@
-//! What one process of the daemon leaves to the next: the queues of the overlay device and the sockets
-//! that share the underlay's port. Who keeps them open in between keeps what arrives in them, too.
+//! What one process of the daemon leaves to the next: the queues of the overlay device, the sockets that share
+//! the underlay's port, and the place of a program on the underlay's interface. Who keeps them open in between
+//! keeps what arrives in them, too.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -8,6 +9,7 @@ use std::os::fd::OwnedFd;
 use socket2::Socket;
 
 use crate::sys;
+use crate::sys::xdp_prog::{self, Link};
 use crate::tun::{self, TunQueue};
 use crate::underlay::udp;
 
@@ -16,6 +18,7 @@ use crate::underlay::udp;
 pub struct Inherited {
     queues: Vec<(String, TunQueue)>,
     sockets: Vec<(SocketAddrV4, Socket)>,
+    links: Vec<(u32, Link)>,
     foreign: usize,
 }
 
@@ -40,13 +43,19 @@ impl Inherited {
         sockets.into_iter().filter(|(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
     }
 
+    /// The place of a program on the interface of this index. All others are given up.
+    pub fn link(&mut self, interface: u32) -> Option<Link> {
+        let links = std::mem::take(&mut self.links);
+        links.into_iter().find(|(on, _)| *on == interface).map(|(_, link)| link)
+    }
+
     /// Whether there is nothing to go on with.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queues.is_empty() && self.sockets.is_empty()
     }
 
-    /// How many there are: queues, sockets, and others, which were closed.
+    /// How many there are: queues, sockets, and others that are not ours, which were closed.
     #[must_use]
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.queues.len(), self.sockets.len(), self.foreign)
@@ -57,10 +66,11 @@ impl FromIterator<OwnedFd> for Inherited {
     fn from_iter<I: IntoIterator<Item = OwnedFd>>(descriptors: I) -> Self {
         let mut inherited = Self::default();
         for fd in descriptors {
-            match tun::inherit(fd).map_err(udp::inherit) {
+            match tun::inherit(fd).map_err(|fd| udp::inherit(fd).map_err(xdp_prog::inherit)) {
                 Ok(queue) => inherited.queues.push(queue),
                 Err(Ok(socket)) => inherited.sockets.push(socket),
-                Err(Err(_)) => inherited.foreign += 1,
+                Err(Err(Ok(link))) => inherited.links.push(link),
+                Err(Err(Err(_))) => inherited.foreign += 1,
             }
         }
         inherited

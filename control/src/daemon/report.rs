@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use overlay::drops::DropReason;
 use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
+use overlay::underlay::ledger::Frames;
 use overlay::underlay::port::Attach;
 
 use crate::lease::{Lease, LeaseBackend};
@@ -16,8 +17,8 @@ use crate::netconf::Backend;
 use crate::node::{Node, Reached, Tunnel};
 use crate::socket::{Facts, Source};
 use crate::status::{
-    BackendStatus, Counters, DeviceStatus, Directions, HostStatus, IoStatus, LeaseState, LeaseStatus,
-    PeerStatus, RingStatus, Status, StoreStatus, drops,
+    BackendStatus, Counters, DeviceStatus, Directions, FrameStatus, HostStatus, IoStatus, LeaseState,
+    LeaseStatus, PeerStatus, RingStatus, Status, StoreStatus, drops,
 };
 
 /// What there is to tell. It is kept for the socket, which answers at any time.
@@ -134,12 +135,17 @@ impl Shared {
     }
 }
 
+fn frames((Frames { lent, free }, all): (Frames, usize)) -> FrameStatus {
+    FrameStatus { all, lent, free }
+}
+
 /// Which way packets of `tunnel` take to the wire.
 fn io(tunnel: &Tunnel) -> IoStatus {
     let rings = tunnel.forwarder().port().map(|port| {
         let (counts, kernel) = (&port.counts, port.dropped());
         let drops = [
             ("malformed", counts.malformed.load(Relaxed)),
+            ("bad_checksum", counts.bad_checksum.load(Relaxed)),
             ("interface_full", counts.refused.load(Relaxed)),
             ("no_frame", kernel.no_frame),
             ("ring_full", kernel.ring_full),
@@ -164,6 +170,7 @@ fn io(tunnel: &Tunnel) -> IoStatus {
                 ingress: counts.received_by_socket.load(Relaxed),
             },
             drops: drops.map(|(name, count)| (name.to_owned(), count)).into(),
+            frames: Directions { egress: frames(port.sending()), ingress: frames(port.receiving()) },
         }
     });
     IoStatus { rings, fallback: tunnel.without_port.clone() }

@@ -4,9 +4,12 @@ use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::datagrams::receiver;
 use crate::netns::Namespace;
 use crate::overlayd::Status;
+use crate::process::await_until;
 use crate::site::Host;
 
 /// The counters of one daemon, and those of its device.
@@ -104,6 +107,25 @@ pub fn check(ends: &[End<'_>], device: &str, nobody: Ipv4Addr) -> u64 {
     delta.iter().map(|count| count.read).sum()
 }
 
+/// Checks that a host's daemon, with nothing on its way, has no frame of its rings in hand, and the kernel none that
+/// is to be sent.
+#[track_caller]
+pub fn check_frames(host: &Host) {
+    await_until(PATIENCE, &format!("{}: every frame to be in its place", host.name), || {
+        let status = Status::of(&host.ns, &[]);
+        let rings = &status.0["io"]["rings"];
+        // While the node is made anew there are none; that is for the other checks.
+        assert!(rings.is_object(), "{}: no rings: {}", host.name, status.0["io"]);
+        let count =
+            |what: &str| rings["frames"].pointer(what).and_then(Value::as_u64).expect("a number of frames");
+        let (sent, all) = (count("/egress/lent"), count("/egress/all"));
+        count("/ingress/lent") == count("/ingress/all")
+            && count("/ingress/free") == 0
+            && sent + count("/egress/free") == all
+            && sent <= LAST_SENT
+    });
+}
+
 /// What the counters say once they stand still.
 #[track_caller]
 fn await_still(counters: impl Fn() -> Vec<Counters>) -> Vec<Counters> {
@@ -160,6 +182,8 @@ impl Held {
 /// later.
 const STILL: Duration = Duration::from_millis(600);
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Frames that were sent last are noted as such with what comes next: a batch, at most.
+const LAST_SENT: u64 = 64;
 /// Datagrams from each end to each other.
 const GOOD: u64 = 300;
 /// Datagrams from each end to nobody.

@@ -6,6 +6,8 @@
 //! - Where nothing stands in the way of packets ([`Deed::may_lose`]), none is lost.
 //! - In = out + dropped by reason, on every node, against what was really sent.
 //! - A daemon that runs all the time takes no more memory, descriptors and threads than at its beginning.
+//! - No frame of the memory that a daemon with `--io=xdp` shares with the kernel is lost: that which runs all the
+//!   time is such a one.
 
 mod deeds;
 mod flows;
@@ -40,6 +42,8 @@ pub struct Ground<'h> {
 
 struct Node<'h> {
     host: &'h Host,
+    /// Whether its daemon uses the rings of its interface.
+    by_rings: bool,
     pod: Pod,
     /// Only absent while it is being replaced.
     daemon: Option<Overlayd<'h>>,
@@ -153,10 +157,10 @@ impl<'h> Ground<'h> {
     fn start(site: &'h Site, hosts: [&'h Host; 3], store: Store, flags: &[String]) -> Self {
         let mut ground =
             Self { site, store, device: Backend::Vxlan.device(), flags: flags.to_vec(), nodes: Vec::new() };
-        for host in hosts {
-            let daemon = ground.launch(host, None);
+        for (host, by_rings) in hosts.into_iter().zip([false, false, true]) {
+            let daemon = ground.launch(host, by_rings, None);
             let pod = host.bridge_and_pod(&daemon.env());
-            ground.nodes.push(Node { host, pod, daemon: Some(daemon), looks: 0, held: None });
+            ground.nodes.push(Node { host, by_rings, pod, daemon: Some(daemon), looks: 0, held: None });
         }
         let daemons: Vec<_> = ground.nodes.iter().filter_map(|node| node.daemon.as_ref()).collect();
         await_mesh(&daemons);
@@ -164,8 +168,9 @@ impl<'h> Ground<'h> {
     }
 
     #[track_caller]
-    fn launch(&self, host: &'h Host, manager: Option<ServiceManager>) -> Overlayd<'h> {
-        let launch = self.flags.iter().fold(host.overlayd(&self.store), |launch, flag| launch.flag(flag));
+    fn launch(&self, host: &'h Host, by_rings: bool, manager: Option<ServiceManager>) -> Overlayd<'h> {
+        let launch = host.overlayd(&self.store).flag(if by_rings { "--io=xdp" } else { "--io=udp" });
+        let launch = self.flags.iter().fold(launch, |launch, flag| launch.flag(flag));
         let mut daemon = match manager {
             Some(manager) => launch.by(manager).spawn(),
             None => launch.spawn(),
@@ -179,7 +184,8 @@ impl<'h> Ground<'h> {
     fn replace(&mut self, index: usize, end: fn(Overlayd<'h>) -> ServiceManager) {
         let before = self.nodes[index].daemon.take().expect("a daemon");
         let env = before.env();
-        let daemon = self.launch(self.nodes[index].host, Some(end(before)));
+        let Node { host, by_rings, .. } = self.nodes[index];
+        let daemon = self.launch(host, by_rings, Some(end(before)));
         assert_eq!(daemon.env(), env, "a node keeps its subnet");
         let node = &mut self.nodes[index];
         (node.daemon, node.looks, node.held) = (Some(daemon), 0, None);
@@ -224,7 +230,9 @@ impl<'h> Ground<'h> {
             .iter()
             .map(|node| End { host: node.host, pod: (&node.pod.ns, node.pod.address) })
             .collect();
-        ledger::check(&ends, self.device, NOBODY)
+        let counted = ledger::check(&ends, self.device, NOBODY);
+        self.nodes.iter().filter(|node| node.by_rings).for_each(|node| ledger::check_frames(node.host));
+        counted
     }
 
     /// Checks every daemon, and returns what the last one, which is never replaced, held and holds.

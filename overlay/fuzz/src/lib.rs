@@ -6,6 +6,7 @@ pub mod fakes;
 pub mod ingress;
 pub mod input;
 pub mod packets;
+pub mod rings;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;

@@ -3,15 +3,23 @@
 
 use std::io;
 use std::net::SocketAddrV4;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::bpf::{AND_IMM, EXIT, Instruction, JNE_IMM, Kind, MOV_IMM, MOV_REG, ask, call, load, op};
 use crate::MacAddr;
 
-/// A program on an interface, for as long as this lives: the kernel takes it away with the descriptor, also
-/// when the process dies.
+/// A program on an interface that hands packets over for as long as this lives. Then they pass; and with the last
+/// descriptor of its [`Link`] the kernel takes it away, also when the process dies.
 #[derive(Debug)]
-pub struct Attached(#[allow(dead_code, reason = "held for its life")] OwnedFd);
+pub struct Attached {
+    link: Link,
+    sockets: SocketMap,
+}
+
+/// What a program hangs on at its interface. Another program can take its place there without a moment in between,
+/// and without the interface being set up anew for having one.
+#[derive(Debug)]
+pub struct Link(OwnedFd);
 
 /// How a program is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +32,10 @@ pub enum Attach {
 
 /// The sockets of an interface, by receive queue (`BPF_MAP_TYPE_XSKMAP`). A socket that is closed leaves it.
 #[derive(Debug)]
-pub struct SocketMap(OwnedFd);
+pub struct SocketMap {
+    map: OwnedFd,
+    queues: u32,
+}
 
 impl SocketMap {
     /// A map for the queues below `queues`.
@@ -35,7 +46,7 @@ impl SocketMap {
         let attributes =
             MapAttributes { map_type: BPF_MAP_TYPE_XSKMAP, key_size: 4, value_size: 4, entries: queues };
         // SAFETY: the attributes of BPF_MAP_CREATE, which point to nothing.
-        unsafe { call(BPF_MAP_CREATE, &attributes) }.map(Self)
+        unsafe { call(BPF_MAP_CREATE, &attributes) }.map(|map| Self { map, queues })
     }
 
     /// Puts the socket of `queue` in. From then on packets of that queue are its own.
@@ -45,7 +56,7 @@ impl SocketMap {
     pub fn put(&self, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
         let value = socket.as_raw_fd();
         let attributes = ElementAttributes {
-            map: self.0.as_raw_fd(),
+            map: self.map.as_raw_fd(),
             padding: 0,
             key: &raw const queue as u64,
             value: &raw const value as u64,
@@ -55,10 +66,66 @@ impl SocketMap {
         // was made with, and outlive the call, which reads them.
         unsafe { ask(BPF_MAP_UPDATE_ELEM, &attributes) }.map(drop)
     }
+
+    /// Takes all sockets out.
+    fn clear(&self) {
+        for queue in 0..self.queues {
+            let attributes = ElementAttributes {
+                map: self.map.as_raw_fd(),
+                padding: 0,
+                key: &raw const queue as u64,
+                value: 0,
+                flags: 0,
+            };
+            // SAFETY: the attributes of BPF_MAP_DELETE_ELEM; the key has four bytes, as the map was made with, and
+            // outlives the call, which reads it. That there is none to take out (ENOENT) is as well.
+            let _ = unsafe { ask(BPF_MAP_DELETE_ELEM, &attributes) };
+        }
+    }
+}
+
+impl Attached {
+    /// What it hangs on.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // Somebody else may keep the program where it is.
+        self.sockets.clear();
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A descriptor from an earlier process as a link, with the index of its interface, zero if that is gone; given back
+/// if it is none.
+///
+/// # Errors
+/// The descriptor.
+pub fn inherit(fd: OwnedFd) -> Result<(u32, Link), OwnedFd> {
+    let mut info = LinkInfo::default();
+    let attributes =
+        InfoAttributes { fd: fd.as_raw_fd(), len: size_of::<LinkInfo>() as u32, info: &raw mut info as u64 };
+    // SAFETY: the attributes of BPF_OBJ_GET_INFO_BY_FD; the kernel writes at most as many bytes as `info` has.
+    match unsafe { ask(BPF_OBJ_GET_INFO_BY_FD, &attributes) } {
+        // (A program of the same kind would pass here, too, and fail when it is to be updated.)
+        Ok(_) if info.link_type == BPF_LINK_TYPE_XDP => Ok((info.interface, Link(fd))),
+        _ => Err(fd),
+    }
 }
 
 /// Has the interface of this index hand over to `sockets` what comes to `mac` and `address`, in frames of at most
 /// `longest` bytes: a super-packet, as generic mode can see it, is for the kernel to take apart.
+///
+/// The program takes the place of the one at `earlier`, a link of the same interface, if there is one.
 ///
 /// # Errors
 /// `EBUSY` or `EEXIST` if the interface has a program, `EOPNOTSUPP` if its driver takes none, `EINVAL` before
@@ -68,10 +135,14 @@ pub fn attach(
     mac: MacAddr,
     address: SocketAddrV4,
     longest: u32,
-    sockets: &SocketMap,
+    sockets: SocketMap,
     how: Attach,
+    earlier: Option<Link>,
 ) -> io::Result<Attached> {
-    let program = load(Kind::Xdp, &instructions(mac, address, longest, sockets), c"Apache-2.0")?;
+    let program = load(Kind::Xdp, &instructions(mac, address, longest, &sockets), c"Apache-2.0")?;
+    if let Some(link) = earlier.filter(|link| replace(link, program.as_fd()).is_ok()) {
+        return Ok(Attached { link, sockets });
+    }
     let attributes = LinkAttributes {
         program: program.as_raw_fd(),
         target: interface,
@@ -82,7 +153,16 @@ pub fn attach(
         },
     };
     // SAFETY: the attributes of BPF_LINK_CREATE, which point to nothing.
-    unsafe { call(BPF_LINK_CREATE, &attributes) }.map(Attached)
+    let link = Link(unsafe { call(BPF_LINK_CREATE, &attributes) }?);
+    Ok(Attached { link, sockets })
+}
+
+/// Puts `program` in the place of the one at `link` (Linux 5.9).
+fn replace(link: &Link, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes =
+        UpdateAttributes { link: link.0.as_raw_fd(), program: program.as_raw_fd(), flags: 0, expected: 0 };
+    // SAFETY: the attributes of BPF_LINK_UPDATE, which point to nothing.
+    unsafe { ask(BPF_LINK_UPDATE, &attributes) }.map(drop)
 }
 
 /// The program: R1 is the context (`struct xdp_md`), R2 points to the packet, R3 behind it. Every test that
@@ -125,7 +205,7 @@ fn instructions(mac: MacAddr, address: SocketAddrV4, longest: u32, sockets: &Soc
     program.extend([
         // The queue: `rx_queue_index`.
         op(LOAD_WORD, 2, 1, 16, 0),
-        op(LOAD_MAP, 1, PSEUDO_MAP_FD, 0, sockets.0.as_raw_fd()),
+        op(LOAD_MAP, 1, PSEUDO_MAP_FD, 0, sockets.map.as_raw_fd()),
         op(0, 0, 0, 0, 0),
         op(MOV_IMM, 3, 0, 0, XDP_PASS),
         op(CALL, 0, 0, 0, BPF_FUNC_REDIRECT_MAP),
@@ -158,9 +238,13 @@ const CALL: u8 = 0x85;
 // linux/bpf.h
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_MAP_TYPE_XSKMAP: u32 = 17;
 const BPF_XDP: u32 = 37;
+const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_FUNC_REDIRECT_MAP: i32 = 51;
 const XDP_PASS: i32 = 2;
 // linux/if_link.h
@@ -176,7 +260,7 @@ struct MapAttributes {
     entries: u32,
 }
 
-/// The same for `BPF_MAP_UPDATE_ELEM`.
+/// The same for `BPF_MAP_UPDATE_ELEM` and `BPF_MAP_DELETE_ELEM`.
 #[repr(C)]
 struct ElementAttributes {
     map: i32,
@@ -193,6 +277,34 @@ struct LinkAttributes {
     target: u32,
     attach_type: u32,
     flags: u32,
+}
+
+/// The same for `BPF_LINK_UPDATE`.
+#[repr(C)]
+struct UpdateAttributes {
+    link: i32,
+    program: i32,
+    flags: u32,
+    expected: u32,
+}
+
+/// The same for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttributes {
+    fd: i32,
+    len: u32,
+    info: u64,
+}
+
+/// The first fields of `struct bpf_link_info`, of one of an XDP program.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    link_type: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    interface: u32,
 }
 
 #[cfg(test)]

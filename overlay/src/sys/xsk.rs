@@ -64,6 +64,7 @@ pub struct RxSocket {
     fill: Ring<u64>,
     received: Ring<libc::xdp_desc>,
     len: usize,
+    polls: bool,
 }
 
 /// The sending half.
@@ -145,6 +146,9 @@ impl Socket {
             )
         })?;
         let options: libc::xdp_options = get(&socket, libc::XDP_OPTIONS)?;
+        let zero_copy = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
+        // Where the kernel copies, it has nothing to give.
+        let polls = zero_copy && busy_poll(&socket).is_ok();
         let shared = Arc::new(Shared { socket, memory });
         Ok(Self {
             rx: RxSocket {
@@ -152,9 +156,10 @@ impl Socket {
                 fill,
                 received,
                 len: sizes.receive as usize * sizes.frame as usize,
+                polls,
             },
             tx: TxSocket { shared, send, completed },
-            zero_copy: options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0,
+            zero_copy,
         })
     }
 }
@@ -170,20 +175,32 @@ impl RxSocket {
     pub fn lent(&mut self) {
         self.fill.publish();
         if self.fill.needs_wakeup() {
-            // The driver has run out of frames, and sleeps. It takes no more than to ask.
-            // SAFETY: receives nothing, into no memory.
-            unsafe {
-                let none = std::ptr::null_mut();
-                libc::recvfrom(
-                    self.shared.socket.as_raw_fd(),
-                    none,
-                    0,
-                    libc::MSG_DONTWAIT,
-                    none.cast(),
-                    none.cast(),
-                )
-            };
+            // The driver has run out of frames, and sleeps.
+            self.ask();
         }
+    }
+
+    /// Has the driver look for packets, on this thread, instead of waiting for when it would by itself.
+    pub fn poll(&mut self) {
+        if self.polls {
+            self.ask();
+        }
+    }
+
+    /// The call that wakes a driver, and has one that can be polled look for packets.
+    fn ask(&self) {
+        // SAFETY: receives nothing, into no memory.
+        unsafe {
+            let none = std::ptr::null_mut();
+            libc::recvfrom(
+                self.shared.socket.as_raw_fd(),
+                none,
+                0,
+                libc::MSG_DONTWAIT,
+                none.cast(),
+                none.cast(),
+            )
+        };
     }
 
     /// The next packet received. Its frame is ours again, once [`taken`](Self::taken) is called.
@@ -270,6 +287,16 @@ impl TxSocket {
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.shared.socket.as_fd()
     }
+}
+
+/// Has a call on `socket` poll its driver's queue (Linux 5.11; Documentation/networking/af_xdp.rst), and the driver
+/// leave it to that, where the interface's `napi_defer_hard_irqs` and `gro_flush_timeout` say for how long.
+fn busy_poll(socket: &OwnedFd) -> io::Result<()> {
+    for (option, value) in [(SO_PREFER_BUSY_POLL, 1), (SO_BUSY_POLL, 20), (SO_BUSY_POLL_BUDGET, NAPI_BUDGET)]
+    {
+        set_at(socket, libc::SOL_SOCKET, option, &value)?;
+    }
+    Ok(())
 }
 
 /// What the kernel has counted of an `AF_XDP` socket.
@@ -420,12 +447,14 @@ impl Drop for Mapping {
 }
 
 fn set<T>(socket: &impl AsRawFd, option: libc::c_int, value: &T) -> io::Result<()> {
+    set_at(socket, libc::SOL_XDP, option, value)
+}
+
+fn set_at<T>(socket: &impl AsRawFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
     let len = size_of::<T>() as libc::socklen_t;
     // SAFETY: passes a value of the length given.
-    check(unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_XDP, option, (&raw const *value).cast(), len)
-    })
-    .map(drop)
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const *value).cast(), len) })
+        .map(drop)
 }
 
 fn get<T: Copy>(socket: &impl AsRawFd, option: libc::c_int) -> io::Result<T> {
@@ -445,6 +474,12 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 
 /// `linux/if_xdp.h`, Linux 6.17.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+// asm-generic/socket.h
+const SO_BUSY_POLL: libc::c_int = 46;
+const SO_PREFER_BUSY_POLL: libc::c_int = 69;
+const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
+/// Packets of one poll: as many as the kernel's own take.
+const NAPI_BUDGET: libc::c_int = 64;
 /// Packets of one call: two batches of a worker.
 const MAX_BUDGET: u32 = 128;
 /// An `sk_buff` of a packet takes up to some 2.5 KiB.

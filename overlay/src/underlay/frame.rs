@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use crate::MacAddr;
 use crate::sys::mmsg::Slice;
-use crate::wire::checksum;
-use crate::wire::ip::protocol;
+use crate::wire::ip::{Packet, protocol};
+use crate::wire::vnet::VnetHdr;
+use crate::wire::{checksum, vxlan};
 
 /// Ethernet, IPv4 without options, UDP.
 pub const HEADERS_LEN: usize = UDP + UDP_LEN;
@@ -98,13 +99,21 @@ impl Template {
     }
 }
 
-/// The sender of a frame for `local`, and where in it the UDP payload lies; `None` if it is none, or not whole.
+/// Why a frame is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It is none for this end, or not whole.
+    Malformed,
+    /// Its UDP checksum is wrong.
+    Checksum,
+}
+
+/// The sender of a frame for `local`, and where in it the UDP payload lies. (No byte is changed.)
 ///
-/// The UDP checksum is not looked at: on a virtual wire it is not filled in yet, what is inside has its own, and
-/// a tunnel's end need not (RFC 7348, section 5).
-#[must_use]
-pub fn parse(frame: &[u8], local: SocketAddrV4) -> Option<(SocketAddrV4, Range<usize>)> {
-    let headers: &[u8; HEADERS_LEN] = frame.first_chunk()?;
+/// # Errors
+/// What the kernel's UDP would drop it for.
+pub fn parse(frame: &mut [u8], local: SocketAddrV4) -> Result<(SocketAddrV4, Range<usize>), Refused> {
+    let headers: &[u8; HEADERS_LEN] = frame.first_chunk().ok_or(Refused::Malformed)?;
     let half = |at: usize| u16::from_be_bytes([headers[at], headers[at + 1]]);
     let address = |at: usize| Ipv4Addr::new(headers[at], headers[at + 1], headers[at + 2], headers[at + 3]);
     let ours = headers[12..IP] == IPV4
@@ -117,10 +126,37 @@ pub fn parse(frame: &[u8], local: SocketAddrV4) -> Option<(SocketAddrV4, Range<u
     let (total_len, udp_len) = (usize::from(half(IP + 2)), usize::from(half(UDP + 4)));
     // The frame may be padded, and so may the packet.
     let whole = IP + total_len <= frame.len() && UDP_LEN <= udp_len && UDP - IP + udp_len <= total_len;
-    (ours && whole).then(|| {
-        let from = SocketAddrV4::new(address(IP + 12), half(UDP));
-        (from, HEADERS_LEN..UDP + udp_len)
-    })
+    if !(ours && whole) {
+        return Err(Refused::Malformed);
+    }
+    let (from, end) = (SocketAddrV4::new(address(IP + 12), half(UDP)), UDP + udp_len);
+    let addresses: [u8; 8] = std::array::from_fn(|at| headers[IP + 12 + at]);
+    let pseudo = checksum::pseudo_header(&addresses, protocol::UDP, udp_len);
+    if is_intact(&mut frame[UDP..end], pseudo) {
+        Ok((from, HEADERS_LEN..end))
+    } else {
+        Err(Refused::Checksum)
+    }
+}
+
+/// Whether a datagram is as it was sent, as far as its checksum tells: with none (RFC 768) that is nothing. On a
+/// virtual wire frames pass that their sender's kernel has not finished yet. Such a one holds the
+/// pseudo-header's sum, or lies around an inner packet that does.
+fn is_intact(datagram: &mut [u8], pseudo: u16) -> bool {
+    let field = u16::from_be_bytes([datagram[6], datagram[7]]);
+    let sum = checksum::add(pseudo, checksum::sum(datagram));
+    field == 0 || sum == 0xffff || field == pseudo || lacks_inner_checksum(&mut datagram[UDP_LEN..], sum)
+}
+
+/// Whether the datagram of that sum would be right if the checksum of the packet in its VXLAN frame were filled in:
+/// a kernel that leaves the inner one for later counts on that
+/// (Documentation/networking/checksum-offloads.rst, "LCO").
+fn lacks_inner_checksum(payload: &mut [u8], sum: u16) -> bool {
+    let Some(inner) = payload.get_mut(vxlan::HEADER_LEN..) else { return false };
+    let Ok(packet) = Packet::parse(inner) else { return false };
+    // What is filled in makes all under the inner checksum, with its pseudo-header, add up to 0xffff.
+    VnetHdr::for_arrival(&packet, usize::MAX, None).needs_csum
+        && sum == checksum::add(packet.pseudo_header(), checksum::sum(packet.payload()))
 }
 
 /// More fragments, or an offset.
@@ -188,7 +224,7 @@ pub(crate) mod tests {
     fn what_is_built_is_taken_apart_and_padding_is_cut_off() {
         let mut frame = build(&mut template(), b"payload");
         frame.extend([0; 20]);
-        let (from, place) = parse(&frame, LOCAL).unwrap();
+        let (from, place) = parse(&mut frame, LOCAL).unwrap();
         assert_eq!(from, "192.168.199.238:51234".parse().unwrap());
         assert_eq!(&frame[place], b"payload");
     }
@@ -197,14 +233,52 @@ pub(crate) mod tests {
     fn what_is_not_ours_or_not_whole_is_left_alone() {
         let good = build(&mut template(), b"payload");
         for len in 0..good.len() {
-            assert_eq!(parse(&good[..len], LOCAL), None, "{len} bytes");
+            assert_eq!(parse(&mut good.clone()[..len], LOCAL), Err(Refused::Malformed), "{len} bytes");
         }
         // Type, version, total length, fragment, protocol, checksum, destination, port, UDP length.
         for at in [12, 14, 17, 20, 23, 24, 33, 37, 39] {
             let mut bad = good.clone();
             bad[at] ^= 0x24;
-            assert_eq!(parse(&bad, LOCAL), None, "byte {at}");
+            assert_eq!(parse(&mut bad, LOCAL), Err(Refused::Malformed), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_refused_and_none_is_taken() {
+        let good = build(&mut template(), b"a payload of some length");
+        for at in HEADERS_LEN..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert_eq!(parse(&mut bad, LOCAL), Err(Refused::Checksum), "byte {at}");
+            bad[UDP + 6..UDP + 8].fill(0);
+            assert!(parse(&mut bad, LOCAL).is_ok(), "without a checksum");
+        }
+        let mut other_sender = good.clone();
+        other_sender[UDP + 1] ^= 1;
+        assert_eq!(parse(&mut other_sender, LOCAL), Err(Refused::Checksum));
+    }
+
+    #[test]
+    fn what_a_virtual_wire_leaves_for_later_is_taken() {
+        let payload = [7; 99];
+        let mut unfilled = build(&mut template(), &payload);
+        let addresses = unfilled[IP + 12..].first_chunk::<8>().unwrap();
+        let pseudo = checksum::pseudo_header(addresses, protocol::UDP, payload.len() + 8);
+        put(&mut unfilled, UDP + 6, pseudo);
+        assert!(parse(&mut unfilled, LOCAL).is_ok());
+
+        // A kernel's VXLAN: the outer checksum is that of the packet with its inner one filled in.
+        let mut inner = crate::wire::ip::tests::udp_packet("10.1.63.2", "10.1.9.3", 64, b"inner payload");
+        let header = vxlan::header(crate::wire::ip::Version::V4, 1, MacAddr([2; 6]), MacAddr([4; 6]));
+        let mut frame = build(&mut template(), &[&header[..], &inner].concat());
+        let packet = Packet::parse(&mut inner).unwrap();
+        let unfilled = packet.pseudo_header();
+        let field = HEADERS_LEN + vxlan::HEADER_LEN + packet.header_len() + 6;
+        put(&mut frame, field, unfilled);
+        assert!(parse(&mut frame, LOCAL).is_ok());
+        // All in front of what is left for later is under the outer checksum.
+        frame[HEADERS_LEN + 1] ^= 4;
+        assert_eq!(parse(&mut frame, LOCAL), Err(Refused::Checksum));
     }
 
     proptest! {
@@ -222,7 +296,7 @@ pub(crate) mod tests {
                     *byte = value;
                 }
             }
-            if let Some((_, place)) = parse(&frame, LOCAL) {
+            if let Ok((_, place)) = parse(&mut frame, LOCAL) {
                 prop_assert!(place.start == HEADERS_LEN && place.start <= place.end && place.end <= frame.len());
             }
         }

@@ -1,5 +1,9 @@
 //! Where each frame of an `AF_XDP` socket is: every one is in exactly one place, and none is ever lost.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 /// Frames of one length, behind one another.
 #[derive(Debug)]
 pub struct Ledger {
@@ -11,6 +15,31 @@ pub struct Ledger {
     /// Those at rest, the last one to be used first: it is still in the processor's cache.
     free: Vec<u32>,
     lent: usize,
+    shown: Arc<Shown>,
+}
+
+/// What a ledger shows to other threads: how things stood when it did last.
+#[derive(Debug, Default)]
+pub struct Shown {
+    lent: AtomicUsize,
+    free: AtomicUsize,
+}
+
+/// How many frames are where.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Frames {
+    /// The kernel's.
+    pub lent: usize,
+    /// Nobody's.
+    pub free: usize,
+}
+
+impl Shown {
+    /// How things stood.
+    #[must_use]
+    pub fn frames(&self) -> Frames {
+        Frames { lent: self.lent.load(Relaxed), free: self.free.load(Relaxed) }
+    }
 }
 
 /// Whose a frame is.
@@ -29,7 +58,7 @@ impl Ledger {
     #[must_use]
     pub fn new(first: u64, frame_len: u32, count: u32) -> Self {
         let places = vec![Place::Free; count as usize].into();
-        Self { first, frame_len, places, free: (0..count).rev().collect(), lent: 0 }
+        Self { first, frame_len, places, free: (0..count).rev().collect(), lent: 0, shown: Arc::default() }
     }
 
     /// Takes a free frame to be used; returns where it begins.
@@ -81,12 +110,26 @@ impl Ledger {
         self.free.len()
     }
 
-    /// Checks what must always hold, the long way.
-    #[cfg(test)]
-    pub(crate) fn check(&self) {
+    /// Shows how things stand, by what [`shown`](Self::shown) returns.
+    pub fn show(&self) {
+        self.shown.lent.store(self.lent, Relaxed);
+        self.shown.free.store(self.free.len(), Relaxed);
+    }
+
+    /// What it shows.
+    #[must_use]
+    pub fn shown(&self) -> Arc<Shown> {
+        Arc::clone(&self.shown)
+    }
+
+    /// Checks what must always hold, the long way, for tests.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn check(&self) {
         let count = |wanted| self.places.iter().filter(|place| **place == wanted).count();
         assert_eq!((count(Place::Free), count(Place::Lent)), (self.free.len(), self.lent));
-        let distinct: std::collections::HashSet<_> = self.free.iter().collect();
+        let distinct: HashSet<_> = self.free.iter().collect();
         assert_eq!(distinct.len(), self.free.len(), "a frame is free once");
         assert!(self.free.iter().all(|frame| self.places[*frame as usize] == Place::Free));
     }

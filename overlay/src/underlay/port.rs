@@ -9,7 +9,7 @@ use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use super::ledger::Ledger;
+use super::ledger::{Frames, Ledger, Shown};
 use super::rings::{RingCounts, RxQueue, TxQueue};
 use crate::MacAddr;
 use crate::error::SetupError;
@@ -17,7 +17,7 @@ use crate::sys::ethtool;
 use crate::sys::xdp_prog::{self, Attached, SocketMap};
 use crate::sys::xsk::{self, Binding, HEADROOM, Sizes, Socket};
 
-pub use crate::sys::xdp_prog::Attach;
+pub use crate::sys::xdp_prog::{Attach, Link};
 pub use crate::sys::xsk::Dropped;
 
 /// Frames for receiving of one queue: with 64-byte packets under flood some 25 ms, for which a worker may have to
@@ -76,6 +76,9 @@ pub struct PortState {
     /// What has gone by the rings.
     pub counts: Arc<RingCounts>,
     sockets: Vec<OwnedFd>,
+    /// By queue.
+    receiving: Vec<Arc<Shown>>,
+    sending: Vec<Arc<Shown>>,
 }
 
 /// How many receive queues the interface `name` has.
@@ -86,6 +89,20 @@ pub fn receive_queues(name: &str) -> u32 {
 }
 
 impl PortState {
+    /// Where the frames for receiving are, of all queues, and how many there are. With nothing on its way all of
+    /// them are lent.
+    #[must_use]
+    pub fn receiving(&self) -> (Frames, usize) {
+        sum(&self.receiving, RECEIVE)
+    }
+
+    /// The same of those for sending. With nothing on its way nearly all are free: what was sent last is noted
+    /// with what comes next.
+    #[must_use]
+    pub fn sending(&self) -> (Frames, usize) {
+        sum(&self.sending, SEND)
+    }
+
     /// What the kernel has lost, over all queues.
     #[must_use]
     pub fn dropped(&self) -> Dropped {
@@ -101,13 +118,26 @@ impl PortState {
     }
 }
 
+fn sum(queues: &[Arc<Shown>], of_each: u32) -> (Frames, usize) {
+    let all = queues
+        .iter()
+        .map(|queue| queue.frames())
+        .fold(Frames::default(), |sum, one| Frames { lent: sum.lent + one.lent, free: sum.free + one.free });
+    (all, queues.len() * of_each as usize)
+}
+
 impl Port {
-    /// Takes over what comes to `listen` by `interface`.
+    /// Takes over what comes to `listen` by `interface`, whose program takes the place of an `earlier` process's.
     ///
     /// # Errors
     /// What failed, and how to mend it; the interface is as it was then. Above all: it has a program already,
     /// its driver can do no XDP, or its MTU is too large for that.
-    pub fn open(interface: Interface, listen: SocketAddrV4, wanted: Wanted) -> Result<Self, SetupError> {
+    pub fn open(
+        interface: Interface,
+        listen: SocketAddrV4,
+        wanted: Wanted,
+        earlier: &mut Option<Link>,
+    ) -> Result<Self, SetupError> {
         let Interface { index, mac, mtu, queues, .. } = interface;
         let sizes = Sizes { frame: frame_len(&interface)?, receive: RECEIVE, send: SEND };
         let failed = |call, source: io::Error| SetupError {
@@ -124,6 +154,7 @@ impl Port {
         };
         let counts = Arc::<RingCounts>::default();
         let (mut rx, mut tx, mut sockets) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut receiving, mut sending) = (Vec::new(), Vec::new());
         let mut zero_copy = true;
         for queue in 0..queues {
             let open = || {
@@ -136,18 +167,23 @@ impl Port {
             sockets.push(descriptor);
             let ledger =
                 |first, count| Ledger::new(u64::from(first) * u64::from(sizes.frame), sizes.frame, count);
-            rx.push(RxQueue::new(socket.rx, ledger(0, sizes.receive), listen, Arc::clone(&counts)));
-            let queue =
-                TxQueue::new(socket.tx, ledger(sizes.receive, sizes.send), sizes.frame, Arc::clone(&counts));
+            let (below, above) = (ledger(0, sizes.receive), ledger(sizes.receive, sizes.send));
+            receiving.push(below.shown());
+            sending.push(above.shown());
+            rx.push(RxQueue::new(socket.rx, below, listen, Arc::clone(&counts)));
+            let queue = TxQueue::new(socket.tx, above, sizes.frame, Arc::clone(&counts));
             tx.push(Arc::new(Mutex::new(queue)));
         }
-        let attached = xdp_prog::attach(index, mac, listen, sizes.frame - HEADROOM, &map, wanted.attach)
+        let (longest, how) = (sizes.frame - HEADROOM, wanted.attach);
+        let attached = xdp_prog::attach(index, mac, listen, longest, map, how, earlier.take())
             .map_err(|e| failed("attach an XDP program to", e))?;
         let state = PortState {
             attach: wanted.attach,
             zero_copy,
             counts: Arc::clone(&counts),
             sockets,
+            receiving,
+            sending,
             interface: interface.clone(),
         };
         Ok(Self { mtu, mac, rx, tx, attached, counts, state: Arc::new(state) })

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::frame::{self, Template};
+use super::frame::{self, Refused, Template};
 use super::ledger::Ledger;
 use super::{Arrival, Unsent};
 use crate::MacAddr;
@@ -29,6 +29,8 @@ pub struct RingCounts {
     pub received: AtomicU64,
     /// Frames handed over by the program that were not whole after all.
     pub malformed: AtomicU64,
+    /// Datagrams whose checksum was wrong. (The socket way has the kernel count them, as `UdpInCsumErrors`.)
+    pub bad_checksum: AtomicU64,
     /// Datagrams sent.
     pub sent: AtomicU64,
     /// Datagrams that the interface dropped for want of room.
@@ -50,6 +52,8 @@ pub trait RxFrames {
     fn receive(&mut self) -> Option<Piece>;
     /// What was received has been noted.
     fn taken(&mut self);
+    /// Looks for packets, where that takes more than waiting.
+    fn poll(&mut self) {}
     /// Whether there is something to receive.
     fn is_pending(&mut self) -> bool;
     /// All frames.
@@ -92,6 +96,7 @@ impl<F: RxFrames> RxQueue<F> {
             frames.lend(start);
         }
         frames.lent();
+        ledger.show();
         let (held, arrivals) = (Vec::with_capacity(RX_BATCH), Vec::with_capacity(RX_BATCH));
         Self { frames, ledger, local, held, arrivals, counts }
     }
@@ -99,16 +104,23 @@ impl<F: RxFrames> RxQueue<F> {
     /// Takes what is there, up to a batch; what the last one left is gone. Returns the number of datagrams.
     pub fn receive(&mut self) -> usize {
         self.give_back();
-        let mut taken = 0;
+        if !self.frames.is_pending() {
+            self.frames.poll();
+        }
+        let (mut taken, mut bad_checksum) = (0, 0);
         while taken < RX_BATCH {
             let Some(piece) = self.frames.receive() else { break };
             taken += 1;
             let Some(start) = self.ledger.take_back(piece.start) else { continue };
             self.held.push(start);
             let (from, to) = (piece.start as usize, piece.start as usize + piece.len as usize);
-            let parsed = self.frames.memory().get(from..to).and_then(|bytes| frame::parse(bytes, self.local));
-            if let Some((sender, place)) = parsed {
-                self.arrivals.push((sender, from + place.start..from + place.end));
+            let parsed = self.frames.memory().get_mut(from..to).map(|bytes| frame::parse(bytes, self.local));
+            match parsed {
+                Some(Ok((sender, place))) => {
+                    self.arrivals.push((sender, from + place.start..from + place.end));
+                }
+                Some(Err(Refused::Checksum)) => bad_checksum += 1,
+                Some(Err(Refused::Malformed)) | None => {}
             }
         }
         if taken > 0 {
@@ -116,8 +128,10 @@ impl<F: RxFrames> RxQueue<F> {
             let whole = self.arrivals.len();
             self.counts.received.fetch_add(whole as u64, Relaxed);
             if whole < taken {
-                self.counts.malformed.fetch_add((taken - whole) as u64, Relaxed);
+                self.counts.bad_checksum.fetch_add(bad_checksum as u64, Relaxed);
+                self.counts.malformed.fetch_add((taken - whole - bad_checksum) as u64, Relaxed);
             }
+            self.ledger.show();
         }
         self.arrivals.len()
     }
@@ -148,6 +162,12 @@ impl<F: RxFrames> RxQueue<F> {
         &self.frames
     }
 
+    /// Where each frame is.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     fn give_back(&mut self) {
         self.arrivals.clear();
         if self.held.is_empty() {
@@ -158,6 +178,7 @@ impl<F: RxFrames> RxQueue<F> {
             self.frames.lend(start);
         }
         self.frames.lent();
+        self.ledger.show();
     }
 }
 
@@ -175,6 +196,7 @@ impl<F: TxFrames> TxQueue<F> {
     /// Sends by the frames of `ledger`, of `frame_len` bytes each.
     #[must_use]
     pub fn new(frames: F, ledger: Ledger, frame_len: u32, counts: Arc<RingCounts>) -> Self {
+        ledger.show();
         Self { frames, ledger, frame_len, sent: 0, counts }
     }
 
@@ -237,6 +259,7 @@ impl<F: TxFrames> TxQueue<F> {
             }
         }
         self.reap();
+        self.ledger.show();
         Ok(())
     }
 
@@ -288,6 +311,10 @@ impl RxFrames for RxSocket {
 
     fn taken(&mut self) {
         self.taken();
+    }
+
+    fn poll(&mut self) {
+        self.poll();
     }
 
     fn is_pending(&mut self) -> bool {

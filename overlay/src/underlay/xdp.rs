@@ -25,7 +25,7 @@ use crate::sys::xdp_prog::Attached;
 
 /// The rings of a port, dealt out to workers.
 pub struct Rings {
-    mtu: u32,
+    by: By,
     mac: MacAddr,
     /// By worker.
     rx: Vec<Vec<RxQueue>>,
@@ -40,11 +40,12 @@ impl Rings {
     pub fn deal(port: Port, workers: usize) -> (Attached, Arc<PortState>, Self) {
         let state = port.state();
         let Port { mtu, mac, rx: all, tx, attached, counts, .. } = port;
+        let by = By { mtu: mtu as usize, copies: !state.zero_copy };
         let mut rx: Vec<_> = (0..workers).map(|_| Vec::new()).collect();
         for (index, queue) in all.into_iter().enumerate() {
             rx[index % workers].push(queue);
         }
-        (attached, state, Self { mtu, mac, rx, tx, counts })
+        (attached, state, Self { by, mac, rx, tx, counts })
     }
 
     /// The two directions of the `index`th worker, by its rings and these sockets.
@@ -62,7 +63,7 @@ impl Rings {
     ) -> io::Result<(Way<UdpTransmitter, XdpTransmitter>, Way<UdpReceiver, XdpReceiver>)> {
         let (queue, counts) = (&self.tx[index % self.tx.len()], &self.counts);
         let transmitter =
-            XdpTransmitter::new(Arc::clone(queue), self.mac, self.mtu, Arc::clone(counts), transmitter)?;
+            XdpTransmitter::new(Arc::clone(queue), self.mac, self.by, Arc::clone(counts), transmitter)?;
         let rings = std::mem::take(&mut self.rx[index]);
         let receiver = XdpReceiver::new(rings, receiver, Arc::clone(counts))?;
         Ok((Way::Rings(transmitter), Way::Rings(receiver)))
@@ -74,13 +75,22 @@ pub struct XdpTransmitter {
     /// For each lane.
     templates: Vec<Template>,
     queue: Arc<Mutex<TxQueue>>,
-    mtu: usize,
+    by: By,
     counts: Arc<RingCounts>,
     sockets: UdpTransmitter,
 }
 
+/// What decides which of two ways a run goes.
+#[derive(Debug, Clone, Copy)]
+struct By {
+    /// The interface's.
+    mtu: usize,
+    /// Whether the kernel makes a packet of its own of each frame.
+    copies: bool,
+}
+
 impl XdpTransmitter {
-    /// Sends by `queue` with the source address `mac`, what fits `mtu`, and otherwise by `sockets`, whose
+    /// Sends by `queue` with the source address `mac` what goes `by` it, and all else by `sockets`, whose
     /// addresses, TTL and type of service its own frames bear.
     ///
     /// # Errors
@@ -88,13 +98,13 @@ impl XdpTransmitter {
     fn new(
         queue: Arc<Mutex<TxQueue>>,
         mac: MacAddr,
-        mtu: u32,
+        by: By,
         counts: Arc<RingCounts>,
         sockets: UdpTransmitter,
     ) -> io::Result<Self> {
         let templates =
             sockets.sockets().iter().map(|socket| template(socket, mac)).collect::<io::Result<_>>()?;
-        Ok(Self { templates, queue, mtu: mtu as usize, counts, sockets })
+        Ok(Self { templates, queue, by, counts, sockets })
     }
 }
 
@@ -108,14 +118,14 @@ impl Transmitter for XdpTransmitter {
     }
 
     fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent<'_>)) {
-        let Self { templates, queue, mtu, counts, sockets } = self;
+        let Self { templates, queue, by, counts, sockets } = self;
         let mut waiting = false;
         for (lane, template) in templates.iter_mut().enumerate() {
             let mut runs = batch.runs(lane);
             // A flow's packets keep their order also where they take turns between ring and sockets.
             while let Some(first) = runs.first() {
-                let next_hop = next_hop(first, *mtu);
-                let same = runs.iter().take_while(|run| next_hop_is(run, *mtu, next_hop)).count().max(1);
+                let next_hop = by.next_hop(first);
+                let same = runs.iter().take_while(|run| by.next_hop(run) == next_hop).count().max(1);
                 let (now, rest) = runs.split_at(same);
                 if let Some(mac) = next_hop {
                     let mut queue = lock(queue);
@@ -142,23 +152,29 @@ impl Transmitter for XdpTransmitter {
     }
 }
 
-/// The next hop of `run`, if it goes by the ring.
-fn next_hop(run: &Run, mtu: usize) -> Option<MacAddr> {
-    if run.super_packet().is_some() {
-        return None;
+impl By {
+    /// The next hop of `run`, if it goes by the ring.
+    fn next_hop(self, run: &Run) -> Option<MacAddr> {
+        if run.super_packet().is_some() {
+            return None;
+        }
+        let len = IP_AND_UDP_LEN + run.segment_len();
+        let limit = run.peer().path_mtu().map_or(self.mtu, |path| self.mtu.min(path as usize));
+        let by_ring = len <= limit && !self.is_better_sent_whole(run);
+        if by_ring { run.peer().next_hop() } else { None }
     }
-    let len = IP_AND_UDP_LEN + run.segment_len();
-    let limit = run.peer().path_mtu().map_or(mtu, |path| mtu.min(path as usize));
-    let by_ring = len <= limit && !(run.count() > 1 && run.segment_len() > LARGE);
-    if by_ring { run.peer().next_hop() } else { None }
+
+    /// Whether the kernel's one way through its stack for all of a run counts for more than what the ring spares.
+    fn is_better_sent_whole(self, run: &Run) -> bool {
+        if self.copies { run.count() >= MANY } else { run.count() > 1 && run.segment_len() > LARGE }
+    }
 }
 
-fn next_hop_is(run: &Run, mtu: usize, wanted: Option<MacAddr>) -> bool {
-    next_hop(run, mtu) == wanted
-}
-
-/// Datagrams longer than this in a run go by the sockets: for them the kernel's one way through its stack for a
-/// run counts for more than what the ring spares.
+/// Where the kernel copies, it makes a packet of each frame, and sends each with a soft interrupt of its own: a run of
+/// so many is better off in one piece, however short its datagrams are.
+const MANY: usize = 4;
+/// Where the card reads the frames itself, only long datagrams are, in bytes. (A guess: with no such card at hand it
+/// was not measured.)
 const LARGE: usize = 600;
 
 fn template(socket: &Socket, mac: MacAddr) -> io::Result<Template> {
@@ -172,12 +188,24 @@ fn lock(queue: &Mutex<TxQueue>) -> MutexGuard<'_, TxQueue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// While the rings have something, the socket, by which little comes, is looked at after so many batches: in vain,
+/// that costs as much as some packets.
+const BEFORE_SOCKET: u32 = 16;
+/// Batches that hold all that the socket's buffer has room for.
+const OLDER: u32 = 4096;
+
 /// The receiving side of one worker: rings, and a socket.
 pub struct XdpReceiver {
     rings: Vec<RxQueue>,
     socket: UdpReceiver,
     /// Which of the rings, or behind them the socket, the last batch is of.
     from: usize,
+    /// The ring that was looked at last.
+    turn: usize,
+    /// Batches of the rings since the socket was looked at.
+    batches: u32,
+    /// Batches of the socket that go first, when all begins.
+    older: u32,
     counts: Arc<RingCounts>,
     readiness: OwnedFd,
 }
@@ -191,31 +219,52 @@ impl XdpReceiver {
         let descriptors = rings.iter().map(|ring| ring.frames().socket()).chain([socket.readiness()]);
         let readiness = wake::any_of(descriptors)?;
         let from = rings.len();
-        Ok(Self { rings, socket, from, counts, readiness })
+        Ok(Self { rings, socket, from, turn: 0, batches: 0, older: OLDER, counts, readiness })
+    }
+}
+
+impl XdpReceiver {
+    /// What the socket has, if it has something.
+    fn by_socket(&mut self) -> Option<usize> {
+        self.batches = 0;
+        let received = self.socket.receive().ok().filter(|count| *count > 0)?;
+        self.from = self.rings.len();
+        self.counts.received_by_socket.fetch_add(received as u64, Relaxed);
+        Some(received)
+    }
+
+    /// What the next ring that has something has.
+    fn by_ring(&mut self) -> Option<usize> {
+        self.batches += 1;
+        for _ in 0..self.rings.len() {
+            // Each has its turn, so that none can starve the others.
+            self.turn = (self.turn + 1) % self.rings.len();
+            let received = self.rings[self.turn].receive();
+            if received > 0 {
+                self.from = self.turn;
+                return Some(received);
+            }
+        }
+        None
     }
 }
 
 impl Receiver for XdpReceiver {
     fn receive(&mut self) -> io::Result<usize> {
-        let sources = self.rings.len() + 1;
-        // Each has its turn, so that none can starve the others.
-        for _ in 0..sources {
-            self.from = (self.from + 1) % sources;
-            let received = match self.rings.get_mut(self.from) {
-                Some(ring) => ring.receive(),
-                None => self
-                    .socket
-                    .receive()
-                    .inspect(|count| {
-                        self.counts.received_by_socket.fetch_add(*count as u64, Relaxed);
-                    })
-                    .unwrap_or(0),
-            };
-            if received > 0 {
+        // What has come to the socket before there was a program is older than what is in the rings.
+        if self.older > 0 {
+            self.older -= 1;
+            if let Some(received) = self.by_socket() {
                 return Ok(received);
             }
+            self.older = 0;
         }
-        Err(io::ErrorKind::WouldBlock.into())
+        let received = if self.batches < BEFORE_SOCKET {
+            self.by_ring().or_else(|| self.by_socket())
+        } else {
+            self.by_socket().or_else(|| self.by_ring())
+        };
+        received.ok_or_else(|| io::ErrorKind::WouldBlock.into())
     }
 
     fn arrival(&self, index: usize) -> Arrival {
@@ -238,5 +287,45 @@ impl Receiver for XdpReceiver {
 
     fn is_pending(&mut self) -> bool {
         self.rings.iter_mut().any(RxQueue::is_pending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::tests::{local, peer};
+    use crate::table::{PeerTable, Route};
+    use crate::wire::{Format, vnet};
+
+    /// Whether a run of so many datagrams of that length goes by the ring, where the kernel copies and where not.
+    fn goes_by_ring(count: usize, len: usize, prepare: impl Fn(&crate::peer_state::PeerState)) -> [bool; 2] {
+        let table = PeerTable::new(local(Format::FlannelUdp), vec![peer("10.1.63.0/24", "192.168.199.238")]);
+        let Route::Peer(hop) = table.route("10.1.63.2".parse().unwrap()) else { panic!("no route") };
+        hop.state.set_next_hop(Some(NEXT_HOP));
+        prepare(&hop.state);
+        let mut batch = Batch::new(count, 1);
+        for _ in 0..count {
+            batch.next_read()[vnet::LEN..vnet::LEN + len].fill(0);
+            batch.push(0, hop, len);
+        }
+        let [run] = batch.runs(0) else { panic!("one run") };
+        [true, false].map(|copies| match (By { mtu: 1500, copies }).next_hop(run) {
+            Some(mac) => mac == NEXT_HOP,
+            None => false,
+        })
+    }
+
+    const NEXT_HOP: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
+
+    #[test]
+    fn what_pays_goes_by_the_ring_if_there_is_a_next_hop_and_it_fits_the_path() {
+        assert_eq!(goes_by_ring(1, 64, |_| ()), [true, true]);
+        assert_eq!(goes_by_ring(1, 1472, |_| ()), [true, true]);
+        assert_eq!(goes_by_ring(1, 1473, |_| ()), [false, false], "it does not fit the interface");
+        assert_eq!(goes_by_ring(1, 1400, |peer| peer.set_path_mtu(Some(1400))), [false, false]);
+        assert_eq!(goes_by_ring(1, 1300, |peer| peer.set_path_mtu(Some(1400))), [true, true]);
+        assert_eq!(goes_by_ring(1, 64, |peer| peer.set_next_hop(None)), [false, false]);
+        assert_eq!(goes_by_ring(MANY, 64, |_| ()), [false, true], "many small ones");
+        assert_eq!(goes_by_ring(2, LARGE + 1, |_| ()), [true, false], "two long ones");
     }
 }
