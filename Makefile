@@ -13,6 +13,7 @@ CARGO   := cargo --locked
 PREFIX  ?= /usr/local
 NEXT    := 99.0.0-1
 UNITS   := systemd/overlayd.service:/etc/systemd/system/overlayd.service \
+    sysusers/overlayd.conf:/etc/sysusers.d/overlayd.conf \
     docker/overlayd.conf:/etc/systemd/system/docker.service.d/overlayd.conf
 # What overlay-manuals writes below share/.
 MANUALS := man/man8/overlayd.8 man/man8/overlayctl*.8 \
@@ -140,6 +141,7 @@ install:
 	    chmod 0644 $(DESTDIR)$${file#*:} || exit; \
 	done
 	sed -i 's#/usr/bin/overlayd#$(PREFIX)/bin/overlayd#' $(DESTDIR)$(PREFIX)/libexec/overlayd/flanneld-start
+	[ -n "$(DESTDIR)" ] || systemd-sysusers overlayd.conf
 	[ -e $(DESTDIR)/etc/default/overlayd ] || install -D -m 0644 deploy/etc/overlayd $(DESTDIR)/etc/default/overlayd
 
 # What an operator may have written stays: /etc/default/overlayd.

@@ -84,6 +84,13 @@ option() {
 "; fi
 }
 
+# They become words of docker's command line, which is root's.
+case $FLANNEL_SUBNET in
+*[!0-9./]*) fail "in $subnet_file, FLANNEL_SUBNET is '$FLANNEL_SUBNET': it is an address and a length" ;;
+esac
+case $FLANNEL_MTU in
+*[!0-9]*) fail "in $subnet_file, FLANNEL_MTU is '$FLANNEL_MTU': it is a number" ;;
+esac
 if [ -n "$FLANNEL_SUBNET" ]; then option DOCKER_OPT_BIP "--bip=$FLANNEL_SUBNET"; fi
 # Who masquerades? If the overlay does, docker must not, and the other way round.
 if $ip_masq && [ -n "$FLANNEL_IPMASQ" ]; then

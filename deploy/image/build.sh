@@ -5,12 +5,13 @@
 set -euo pipefail
 
 package=$1 archive=$2 base=${2%.tar}.base
-if [ ! -e "$base/.complete" ]; then
+if [ ! -e "$base/.complete" ] || [ ! -e "$base/bin/systemd-sysusers" ]; then
     rm -rf "$base"
     mkdir -p "$(dirname "$base")"
     # shellcheck source=/dev/null
     . /etc/os-release
-    debootstrap --variant=minbase --include=nftables,iptables "$VERSION_CODENAME" "$base" >"$base.log" 2>&1 || {
+    debootstrap --variant=minbase --include=nftables,iptables,systemd-standalone-sysusers \
+        "$VERSION_CODENAME" "$base" >"$base.log" 2>&1 || {
         tail -20 "$base.log" >&2
         exit 1
     }

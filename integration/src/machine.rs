@@ -196,10 +196,15 @@ impl Drop for Machine<'_> {
 
 #[track_caller]
 fn start(host: &Host, root: &Path) -> (Process, u32) {
+    // A node of its own, since the machine may change whose it is.
+    let tun = PathBuf::from(format!("/dev/{}-{}-tun", host.name, std::process::id()));
+    let _ = fs::remove_file(&tun);
+    succeed(Command::new("mknod").args(["-m", "600"]).arg(&tun).args(["c", "10", "200"]));
     let mut command = Command::new("systemd-nspawn");
     command
         .args(["--quiet", "--boot", "--register=no", "--keep-unit", "--capability=all", "--console=pipe"])
-        .args(["--system-call-filter=add_key keyctl bpf", "--bind=/dev/net/tun", "--kill-signal=SIGKILL"])
+        .args(["--system-call-filter=add_key keyctl bpf", "--kill-signal=SIGKILL"])
+        .arg(format!("--bind={}:/dev/net/tun", tun.display()))
         .arg(format!("--machine={}-{}", host.name, std::process::id()))
         .arg(format!("--network-namespace-path={}", host.ns.path().display()))
         .arg(format!("--directory={}", root.display()))
@@ -219,6 +224,8 @@ fn start(host: &Host, root: &Path) -> (Process, u32) {
                 .is_err_and(|e| e.raw_os_error() == Some(ENXIO))
         })
     });
+    // It is mounted there now.
+    fs::remove_file(&tun).expect("remove a device's node");
     (boot, init.expect("found"))
 }
 

@@ -99,15 +99,18 @@ fn what_cannot_be_is_refused_by_name() {
 }
 
 #[test]
-fn a_value_is_never_a_command() {
-    let files =
-        Files::with("FLANNEL_SUBNET=$(touch made-by-the-file)\nFLANNEL_MTU='1450'\nFLANNEL_IPMASQ=false");
-    let text = files.written(&["-i"]);
-    assert_eq!(
-        text,
-        "DOCKER_OPT_BIP=\"--bip=$(touch made-by-the-file)\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1450\"\n"
-    );
+fn a_value_is_neither_a_command_nor_another_option() {
+    for (line, named) in [
+        ("FLANNEL_SUBNET=$(touch made-by-the-file)", "FLANNEL_SUBNET is '$(touch made-by-the-file)'"),
+        ("FLANNEL_SUBNET=172.33.68.1/24 -H tcp://0.0.0.0:2375", "FLANNEL_SUBNET is '172.33.68.1/24 -H"),
+        ("FLANNEL_MTU=1450 --privileged", "FLANNEL_MTU is '1450 --privileged'"),
+    ] {
+        let said = Files::with(line).refused(&["-i"]);
+        assert!(said.contains(named) && said.contains("subnet.env"), "{said}");
+    }
     assert!(!Path::new("made-by-the-file").exists());
+    let quoted = Files::with("FLANNEL_SUBNET=\"172.33.68.1/24\"\nFLANNEL_MTU='1450'\n");
+    assert_eq!(quoted.written(&["-i"]), format!("{BIP}DOCKER_OPT_MTU=\"--mtu=1450\"\n"));
 }
 
 #[test]

@@ -44,7 +44,7 @@ const COMMANDS: [(&str, &str); 19] = [
     ("iptables-legacy", "iptables-legacy-save -c"),
     ("sysctls", "sysctl -a --pattern ^net\\.(ipv4\\.(ip_forward|conf)|core\\.[rw]mem)"),
     ("subnet-file", "cat /run/flannel/subnet.env"),
-    ("docker-options", "cat /run/flannel/docker"),
+    ("docker-options", "cat /run/flannel/docker /run/docker-overlay.env"),
     ("defaults", "cat /etc/default/overlayd /etc/default/flanneld /etc/sysconfig/flanneld"),
     ("unit", "systemctl show overlayd.service docker.service"),
     ("unit-status", "systemctl status --no-pager --full overlayd.service docker.service"),

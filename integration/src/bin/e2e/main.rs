@@ -11,6 +11,7 @@ use integration::machine::{Machine, Off};
 use integration::traffic::{self, Server};
 use integration::{Etcd, Host, Pod, Site, await_until, guard, service};
 
+mod confined;
 mod failure;
 mod flanneld;
 mod image;
@@ -71,15 +72,12 @@ fn run(base: &Path, package: &Path, next: &Path, image: &Path) {
     assert!(seen.contains(&format!("inet {}", env.subnet)), "docker0 is elsewhere: {seen}");
     assert!(seen.contains("1 peer"), "{seen}");
     assert!(entered(&worker, "overlayd") <= entered(&worker, "docker"), "docker was first");
-    let exposure = worker.ok("systemd-analyze security --no-pager overlayd | tail -n 1");
-    let level =
-        exposure.split_once("overlayd.service: ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-    assert!(level.is_some_and(|level: f64| level <= 2.5), "the unit is open to more than it was: {exposure}");
     let a = container(&worker);
     let b = container(&master);
     flanneld.follow(&etcd);
     check_traffic(&a, &b);
     said("README's lines install overlayd before docker; its containers reach those of the flanneld node");
+    confined::check(&worker);
 
     replace::heading();
     replace::flanneld(&master, &a, &b, &format!("cd /root\n{}", readme.replace));

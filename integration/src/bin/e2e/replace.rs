@@ -18,6 +18,14 @@ pub fn all(machine: &Machine<'_>, a: &Pod, b: &Pod, next: &Path) {
     overlayd("systemctl reload", machine, a, b, "systemctl reload overlayd");
     overlayd("kill -9", machine, a, b, "kill -9 $(systemctl show --value -p MainPID overlayd)");
     overlayd("the same package again", machine, a, b, "dpkg -i /root/overlayd_*.deb");
+    let drop_in = "/run/systemd/system/overlayd.service.d/root.conf";
+    machine.write(drop_in, "[Service]\nUser=root\n");
+    let restart = "systemctl daemon-reload && systemctl restart overlayd";
+    overlayd("restart as root, by a drop-in", machine, a, b, restart);
+    assert_eq!(owner(machine), "root root");
+    machine.ok(&format!("rm {drop_in}"));
+    overlayd("restart as its own user again", machine, a, b, restart);
+    assert_eq!(owner(machine), "overlayd overlayd");
     let name = next.file_name().expect("a package's file").to_string_lossy().into_owned();
     std::fs::copy(next, machine.file("/root").join(&name)).expect("copy the package");
     let version = || machine.ok("dpkg-query -W -f '${Version}' overlayd");
@@ -46,6 +54,12 @@ pub fn flanneld(machine: &Machine<'_>, a: &Pod, b: &Pod, lines: &str) {
         machine.await_active("overlayd");
     });
     talk(b"now!");
+}
+
+/// Whose process it is, and whose directory.
+fn owner(machine: &Machine<'_>) -> String {
+    let process = machine.property("overlayd", "MainPID");
+    machine.ok(&format!("echo $(ps -o user= -p {process}) $(stat -c %U /run/flannel)"))
 }
 
 pub fn heading() {
