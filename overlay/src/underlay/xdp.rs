@@ -8,8 +8,9 @@
 use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
@@ -30,6 +31,8 @@ pub struct Rings {
     /// By worker.
     rx: Vec<Vec<RxQueue>>,
     tx: Vec<Arc<Mutex<TxQueue>>>,
+    /// Workers that have not found their socket empty yet.
+    behind: Arc<AtomicUsize>,
     counts: Arc<RingCounts>,
 }
 
@@ -45,7 +48,7 @@ impl Rings {
         for (index, queue) in all.into_iter().enumerate() {
             rx[index % workers].push(queue);
         }
-        (attached, state, Self { by, mac, rx, tx, counts })
+        (attached, state, Self { by, mac, rx, tx, behind: Arc::new(AtomicUsize::new(workers)), counts })
     }
 
     /// The two directions of the `index`th worker, by its rings and these sockets.
@@ -65,7 +68,7 @@ impl Rings {
         let transmitter =
             XdpTransmitter::new(Arc::clone(queue), self.mac, self.by, Arc::clone(counts), transmitter)?;
         let rings = std::mem::take(&mut self.rx[index]);
-        let receiver = XdpReceiver::new(rings, receiver, Arc::clone(counts))?;
+        let receiver = XdpReceiver::new(rings, receiver, Arc::clone(&self.behind), Arc::clone(counts))?;
         Ok((Way::Rings(transmitter), Way::Rings(receiver)))
     }
 }
@@ -191,8 +194,6 @@ fn lock(queue: &Mutex<TxQueue>) -> MutexGuard<'_, TxQueue> {
 /// While the rings have something, the socket, by which little comes, is looked at after so many batches: in vain,
 /// that costs as much as some packets.
 const BEFORE_SOCKET: u32 = 16;
-/// Batches that hold all that the socket's buffer has room for.
-const OLDER: u32 = 4096;
 
 /// The receiving side of one worker: rings, and a socket.
 pub struct XdpReceiver {
@@ -204,22 +205,56 @@ pub struct XdpReceiver {
     turn: usize,
     /// Batches of the rings since the socket was looked at.
     batches: u32,
-    /// Batches of the socket that go first, when all begins.
-    older: u32,
+    /// Until the sockets of all workers are found empty.
+    begins: Option<Begins>,
     counts: Arc<RingCounts>,
     readiness: OwnedFd,
 }
+
+/// The beginning of one worker among several.
+struct Begins {
+    /// Workers that have not found their socket empty yet.
+    others: Arc<AtomicUsize>,
+    /// Whether this one has.
+    is_empty: bool,
+    /// Since when.
+    since: Option<Instant>,
+}
+
+impl Begins {
+    /// Notes that the socket is empty; returns whether all of them have been.
+    fn is_over(&mut self) -> bool {
+        if !std::mem::replace(&mut self.is_empty, true) {
+            self.others.fetch_sub(1, Relaxed);
+        }
+        self.others.load(Relaxed) == 0
+    }
+
+    /// Whether this has taken so long that the rings are not to wait any more.
+    fn is_late(&mut self) -> bool {
+        self.since.get_or_insert_with(Instant::now).elapsed() > PATIENCE
+    }
+}
+
+/// Long for a thread to be started in, short for packets to wait.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 impl XdpReceiver {
     /// Receives by `rings` and by `socket`.
     ///
     /// # Errors
     /// `EMFILE` when there is no descriptor to be had.
-    fn new(rings: Vec<RxQueue>, socket: UdpReceiver, counts: Arc<RingCounts>) -> io::Result<Self> {
+    fn new(
+        rings: Vec<RxQueue>,
+        socket: UdpReceiver,
+        others: Arc<AtomicUsize>,
+        counts: Arc<RingCounts>,
+    ) -> io::Result<Self> {
         let descriptors = rings.iter().map(|ring| ring.frames().socket()).chain([socket.readiness()]);
         let readiness = wake::any_of(descriptors)?;
         let from = rings.len();
-        Ok(Self { rings, socket, from, turn: 0, batches: 0, older: OLDER, counts, readiness })
+        let begins = Some(Begins { others, is_empty: false, since: None });
+        Ok(Self { rings, socket, from, turn: 0, batches: 0, begins, counts, readiness })
     }
 }
 
@@ -251,13 +286,18 @@ impl XdpReceiver {
 
 impl Receiver for XdpReceiver {
     fn receive(&mut self) -> io::Result<usize> {
-        // What has come to the socket before there was a program is older than what is in the rings.
-        if self.older > 0 {
-            self.older -= 1;
-            if let Some(received) = self.by_socket() {
+        if let Some(mut begins) = self.begins.take() {
+            // What has come to the sockets before there was a program is older than what is in the rings, and one
+            // worker's socket may have what belongs before another's ring.
+            let received = self.by_socket();
+            let begun = received.is_none() && begins.is_over();
+            if !begun && !begins.is_late() {
+                self.begins = Some(begins);
+                return received.ok_or_else(|| io::ErrorKind::WouldBlock.into());
+            }
+            if let Some(received) = received {
                 return Ok(received);
             }
-            self.older = 0;
         }
         let received = if self.batches < BEFORE_SOCKET {
             self.by_ring().or_else(|| self.by_socket())
