@@ -100,6 +100,14 @@ impl Namespace {
         feed(command.args(words), text);
     }
 
+    /// A counter of its kernel, as `nstat` names it.
+    #[track_caller]
+    pub fn counter(&self, name: &str) -> u64 {
+        let text = self.ok(&format!("nstat -asz {name}"));
+        let count = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+        count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
     /// Writes a setting below `/proc/sys`; the key's parts are joined by slashes.
     #[track_caller]
     pub fn sysctl(&self, key: &str, value: &str) {

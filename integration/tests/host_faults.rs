@@ -135,7 +135,7 @@ fn a_receive_buffer_that_overflows_costs_what_it_cannot_hold() {
         for _ in 0..2000 {
             let _ = socket.send_to(&[0; 1400], (pair.b.address, 9));
         }
-        counter(&master, "UdpRcvbufErrors") > 0
+        master.ns.counter("UdpRcvbufErrors") > 0
     });
     pair.right.process().signal(Signal::CONT);
     await_until(SOON, "the pods to reach each other", || traffic::answers(&pair.a.ns, pair.b.address));
@@ -202,10 +202,3 @@ fn full_ten_thousand_leases_fit_a_small_memory() {
 
 /// A lease of a node that is not there.
 const FOREIGN: &str = r#"{"PublicIP":"172.16.0.9","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:01:09"}}"#;
-
-/// A counter of a host's kernel, as `nstat` names it.
-fn counter(host: &integration::Host, name: &str) -> u64 {
-    let text = host.ns.ok(&format!("nstat -asz {name}"));
-    let count = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
-    count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
-}

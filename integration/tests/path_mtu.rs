@@ -128,9 +128,7 @@ fn narrow(router: &Namespace, mtu: Option<u32>) {
 
 /// Fragments that a host has made.
 fn fragments(ns: &Namespace) -> u64 {
-    let text = ns.ok("nstat -asz IpFragCreates");
-    let count = text.lines().find_map(|line| line.strip_prefix("IpFragCreates")?.split_whitespace().next());
-    count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no IpFragCreates in {text}"))
+    ns.counter("IpFragCreates")
 }
 
 /// What ping prints about one packet of `length` octets that must not be cut; an MTU as `mtu=1350`, whether the

@@ -1,0 +1,199 @@
+//! Our own lease: taken, kept, given up, and made to say what is so.
+
+use tokio::time::{Instant, sleep};
+use tracing::{debug, error, info, warn};
+
+use super::{Backoff, HARMLESS_CONFLICTS, Held, Interrupted, Membership, shorten};
+use crate::lease::{Choice, LeaseAttrs, LeaseBackend, choose};
+use crate::netconf::{Backend, NetworkConfig};
+use crate::node::derive_vtep_mac;
+use crate::store::{Entry, Event, StoreError, Written};
+
+impl Membership {
+    /// Step 3. Does nothing while the lease is held. While no subnet is free, it is left to the next change.
+    pub(super) async fn hold(&mut self) -> Result<(), Interrupted> {
+        if let Some(held) = &self.held
+            && !self.is_held()
+            && !self.lost
+        {
+            warn!(key = held.entry.key, "our lease is gone: taking it again, forwarding goes on");
+            self.terms.previous = Some(held.entry.subnet);
+            self.lost = true;
+            self.meters.lease.lost();
+            self.publish();
+        }
+        let mut conflicts = Backoff::default();
+        while !self.is_held() {
+            self.release_misfits().await?;
+            let Some((_, config)) = &self.config else { return Ok(()) };
+            let previous = self.terms.previous;
+            let choice = choose(config, &self.leases, self.terms.public_ip, previous, &mut rand::rng());
+            let choice = match choice {
+                Ok(choice) => choice,
+                Err(full) => {
+                    if self.full.as_ref() != Some(&full) {
+                        error!("{full}");
+                        self.full = Some(full);
+                    }
+                    return Ok(());
+                }
+            };
+            let (subnet, existing, why) = match &choice {
+                Choice::Ours(entry) => (entry.subnet, Some(entry), "it is ours already"),
+                Choice::Previous(subnet) => (*subnet, None, "we had it before"),
+                Choice::Free(subnet) => (*subnet, None, "it is free"),
+            };
+            let attrs = self.attrs(config, existing);
+            let value = attrs.to_json();
+            self.rivals.writing(value.as_bytes());
+            let written = match existing {
+                Some(entry) => self.store.renew(entry, value.as_bytes(), self.terms.ttl).await?,
+                None => self.store.create(subnet, value.as_bytes(), self.terms.ttl).await?,
+            };
+            match written {
+                Written::Done(entry) => {
+                    info!(key = entry.key, public_ip = %self.terms.public_ip, why, "lease taken");
+                    if let Some(before) = self.held.as_ref().map(|held| held.entry.subnet)
+                        && before != subnet
+                    {
+                        warn!(%before, now = %subnet, "our earlier subnet could not be had again: this node has another one now");
+                    }
+                    self.rivals.wrote(entry.revision);
+                    self.rivals.moved();
+                    self.meters.lease.taken(self.lasts(&entry));
+                    self.leases.apply_event(&Event::Put(entry.clone()));
+                    self.held = Some(Held { entry, attrs, renew_at: self.terms.next_renewal() });
+                }
+                Written::Conflict => {
+                    self.rivals.refused();
+                    debug!(%subnet, "another node was faster: choosing again");
+                    // The list shows who was faster. What is refused without showing there (a directory
+                    // of that name, a key in another spelling) is refused for as long as it is there.
+                    if conflicts.attempts == HARMLESS_CONFLICTS {
+                        warn!(%subnet, "the lease's key is refused again and again: is there another of this subnet?");
+                    }
+                    let wait = conflicts.next();
+                    if conflicts.attempts > 1 {
+                        sleep(wait).await;
+                    }
+                    self.list().await?;
+                }
+            }
+        }
+        (self.lost, self.full) = (false, None);
+        self.publish();
+        Ok(())
+    }
+
+    /// Gives up leases of ours that the configuration no longer allows: nobody could use them, and
+    /// they would take the place of others.
+    async fn release_misfits(&mut self) -> Result<(), StoreError> {
+        let Some((_, config)) = &self.config else { return Ok(()) };
+        let public_ip = self.terms.public_ip;
+        let misfits: Vec<Entry> = self
+            .leases
+            .iter()
+            .filter(|known| known.attrs.public_ip == public_ip && !config.fits(known.entry.subnet))
+            .map(|known| known.entry.clone())
+            .collect();
+        for entry in misfits {
+            // What has changed meanwhile is looked at again with the next listing.
+            if self.store.release(&entry).await? {
+                let value = shorten(&entry.value);
+                warn!(
+                    key = entry.key,
+                    value, "our earlier lease does not fit the network configuration: it is given up"
+                );
+            }
+            self.leases.apply_event(&Event::Delete(entry.key));
+        }
+        Ok(())
+    }
+
+    /// Has our lease say the address that we have now. What is ours goes by the earlier one until the store has it.
+    pub(super) async fn readdress(&mut self) -> Result<(), Interrupted> {
+        loop {
+            let public_ip = *self.public_ip.borrow_and_update();
+            if public_ip == self.terms.public_ip {
+                return Ok(());
+            }
+            let ours = self.is_held();
+            let Some(held) = self.held.as_ref().filter(|_| ours) else {
+                // There is no lease of ours, or it says so already.
+                self.terms.public_ip = public_ip;
+                if let Some(held) = &mut self.held {
+                    held.attrs.public_ip = public_ip;
+                }
+                self.refresh_held();
+                return Ok(());
+            };
+            let attrs = LeaseAttrs { public_ip, ..held.attrs.clone() };
+            let value = attrs.to_json();
+            self.rivals.writing(value.as_bytes());
+            match self.store.renew(&held.entry, value.as_bytes(), self.terms.ttl).await? {
+                Written::Done(entry) => {
+                    self.rivals.wrote(entry.revision);
+                    info!(subnet = %entry.subnet, before = %self.terms.public_ip, now = %public_ip, "our lease says our new address");
+                    self.meters.lease.renewed(self.lasts(&entry));
+                    self.leases.apply_event(&Event::Put(entry.clone()));
+                    self.held = Some(Held { entry, attrs, renew_at: self.terms.next_renewal() });
+                    self.terms.public_ip = public_ip;
+                }
+                Written::Conflict => {
+                    self.rivals.refused();
+                    sleep(self.rivals.pause()).await;
+                    self.list().await?;
+                }
+            }
+        }
+    }
+
+    /// What our lease says. A VTEP MAC that we use, or once published, is kept: peers need not learn another.
+    fn attrs(&self, config: &NetworkConfig, existing: Option<&Entry>) -> LeaseAttrs {
+        let public_ip = self.terms.public_ip;
+        let backend = match config.backend {
+            Backend::Udp { .. } | Backend::Alloc => LeaseBackend::Udp,
+            Backend::HostGw => LeaseBackend::HostGw,
+            Backend::Vxlan { vni, .. } => {
+                let in_use = self.held.as_ref().map(|held| held.attrs.clone());
+                let published = existing.and_then(|entry| LeaseAttrs::from_json(&entry.value).ok());
+                let mac_of = |attrs: LeaseAttrs| match attrs.backend {
+                    LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+                    _ => None,
+                };
+                let vtep_mac = in_use
+                    .and_then(mac_of)
+                    .or_else(|| published.and_then(mac_of))
+                    .or(self.terms.vtep_mac)
+                    .unwrap_or_else(|| derive_vtep_mac(public_ip, vni));
+                LeaseBackend::Vxlan { vni, vtep_mac }
+            }
+        };
+        LeaseAttrs { public_ip, backend }
+    }
+
+    pub(super) async fn renew(&mut self) -> Result<(), Interrupted> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let value = held.attrs.to_json();
+        self.rivals.writing(value.as_bytes());
+        match self.store.renew(&held.entry, value.as_bytes(), self.terms.ttl).await? {
+            Written::Done(entry) => {
+                debug!(key = entry.key, "lease renewed");
+                self.meters.lease.renewed(entry.expiry.map(|_| self.terms.ttl));
+                self.rivals.wrote(entry.revision);
+                self.leases.apply_event(&Event::Put(entry.clone()));
+                held.entry = entry;
+                held.renew_at = self.terms.next_renewal();
+            }
+            Written::Conflict => {
+                self.rivals.refused();
+                self.list().await?;
+                if let Some(held) = &mut self.held {
+                    held.renew_at = Instant::now() + self.rivals.pause();
+                }
+                self.hold().await?;
+            }
+        }
+        Ok(())
+    }
+}
