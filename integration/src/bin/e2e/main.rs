@@ -18,7 +18,6 @@ mod image;
 mod make_install;
 mod readme;
 mod replace;
-mod rings;
 
 use flanneld::Flanneld;
 use readme::Readme;
@@ -94,7 +93,6 @@ fn run(base: &Path, package: &Path, next: &Path, image: &Path) {
 
     replace::heading();
     replace::all(&worker, &a, &b, next);
-    rings::check(&worker, &a, &b, &master);
     failure::without_systemd(&worker, &a, &b);
     failure::stuck_worker(&worker, &a, &b);
     failure::no_subnet(&worker);
