@@ -15,6 +15,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use ipnet::Ipv4Net;
 use overlay::path_mtu::Prober;
+use overlay::peer_state::PeerFlag;
 use overlay::table::{Peer, PeerTable, SharedTable};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
@@ -125,6 +126,9 @@ impl Watcher {
             match self.pings.ask_by(ask, overlay_address) {
                 Ok(ping) => {
                     if ping.answer(PATIENCE).await.is_some() {
+                        if let Some(state) = table.state(peer.subnet, peer.public_ip) {
+                            state.set(PeerFlag::Answers, true);
+                        }
                         return true;
                     }
                 }

@@ -16,7 +16,7 @@ use crate::echo::Echoes;
 use crate::error::SetupError;
 use crate::limits::Limits;
 use crate::stats::WorkerStats;
-use crate::table::{Local, PeerTable};
+use crate::table::{Hop, Local, PeerTable};
 use crate::wire::icmp::{self, IcmpError};
 use crate::wire::ip::Packet;
 
@@ -96,6 +96,13 @@ impl Answers {
             stats.echo();
         }
         taken
+    }
+
+    /// Tells a peer that a super-packet of its arrived whole, from `src` inside.
+    pub fn whole(&mut self, src: IpAddr, hop: &Hop, table: &PeerTable) {
+        if let Some(echoes) = &mut self.echoes {
+            echoes.tell_of_whole(src, hop, table);
+        }
     }
 
     /// Tells the sender of `packet` that it failed with `error`, if it may be told and is not

@@ -1,4 +1,4 @@
-//! Echoes between daemons: `overlayctl ping` asks a peer's data plane whether it is there, through the
+//! Echoes between daemons, and the one word besides that they have for each other. `overlayctl ping` asks a peer's data plane whether it is there, through the
 //! overlay's own encapsulation, and so tells trouble of the overlay from trouble of the underlay.
 //!
 //! An echo is an inner IPv4 packet from one overlay device's address to the other's, with an ICMP *echo
@@ -15,7 +15,7 @@ use etherparse::{IcmpEchoHeader, Icmpv4Type, PacketBuilder};
 use socket2::Socket;
 
 use crate::limits::Limits;
-use crate::table::{PeerTable, Route};
+use crate::table::{Hop, Peer, PeerTable, Route};
 use crate::wire::ip::{Packet, protocol};
 
 /// IP and ICMP headers.
@@ -37,6 +37,8 @@ pub enum Kind {
     Question,
     /// The answer.
     Answer,
+    /// Neither: word that super-packets of the receiver's arrive whole here.
+    Whole,
 }
 
 /// An echo, as it is read from a packet.
@@ -62,6 +64,7 @@ impl Echo {
         let kind = match kind {
             b'?' => Kind::Question,
             b'!' => Kind::Answer,
+            b'w' => Kind::Whole,
             _ => return None,
         };
         let token = u64::from_be_bytes(*rest.first_chunk()?);
@@ -79,6 +82,7 @@ impl Echo {
         body.push(match self.kind {
             Kind::Question => b'?',
             Kind::Answer => b'!',
+            Kind::Whole => b'w',
         });
         body.extend(self.token.to_be_bytes());
         body.resize(len - HEADERS_LEN, 0);
@@ -136,8 +140,28 @@ impl Echoes {
                 let _ = send(self.out.as_ref(), answer, from, packet.bytes().len(), table);
             }
             Kind::Question => {}
+            Kind::Whole => {
+                if let Route::Peer(hop) = table.route(from.into()) {
+                    hop.state.told_of_whole();
+                }
+            }
         }
         true
+    }
+
+    /// Tells the peer whose pod `src` is that a super-packet of its arrived whole, unless it knows.
+    pub fn tell_of_whole(&mut self, src: IpAddr, hop: &Hop, table: &PeerTable) {
+        let of = |peer: &&Peer| match src {
+            IpAddr::V4(src) => peer.subnet.contains(&src),
+            IpAddr::V6(src) => peer.subnet_v6.is_some_and(|subnet| subnet.contains(&src)),
+        };
+        if hop.state.is_to_be_told()
+            && let Some(peer) = table.peers().iter().find(of)
+        {
+            let echo = Echo { kind: Kind::Whole, token: 0 };
+            // Lost, it is told again in a second.
+            let _ = send(self.out.as_ref(), echo, peer.subnet.network(), MIN_LEN, table);
+        }
     }
 }
 
@@ -158,6 +182,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::peer_state::PeerFlag;
     use crate::table::tests::{local, peer};
     use crate::wire::Format;
     use crate::wire::ip::tests::udp_packet;
@@ -216,6 +241,30 @@ mod tests {
         assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table(), &Limits::default()));
         assert_eq!(*heard.lock().unwrap(), [7]);
         assert!(sent.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn word_of_whole_super_packets_is_given_once_and_believed() {
+        let (mut echoes, sent, heard) = echoes();
+        let table = table();
+        let hop = table.hops().next().unwrap();
+        let mut tell = || echoes.tell_of_whole("10.1.63.2".parse().unwrap(), hop, &table);
+        tell();
+        assert!(sent.lock().unwrap().is_empty(), "told to who may not understand");
+        hop.state.set(PeerFlag::Answers, true);
+        tell();
+        tell();
+        let mut words = std::mem::take(&mut *sent.lock().unwrap());
+        assert_eq!(words.len(), 1);
+        let word = Packet::parse(&mut words[0].1).unwrap();
+        assert_eq!((word.src(), word.dst()), (OURS.into(), THEIRS.into()));
+
+        assert!(hop.state.takes_whole(), "a try");
+        assert!(!hop.state.takes_whole());
+        let mut word = Echo { kind: Kind::Whole, token: 0 }.build(THEIRS, OURS, 0);
+        assert!(echoes.take(&Packet::parse(&mut word).unwrap(), &table, &Limits::default()));
+        assert!(hop.state.takes_whole() && hop.state.takes_whole());
+        assert!(sent.lock().unwrap().is_empty() && heard.lock().unwrap().is_empty());
     }
 
     #[test]

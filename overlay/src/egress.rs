@@ -16,7 +16,7 @@ use crate::answers::Answers;
 use crate::batch::{Batch, Run};
 use crate::drops::DropReason;
 use crate::idle::Idle;
-use crate::peer_state::{Direction, PeerFlag, Tally};
+use crate::peer_state::{Direction, Tally};
 use crate::stats::WorkerStats;
 use crate::sys::wake::{StopFlag, Woken};
 use crate::table::{Hop, PeerTable, Route, TableReader};
@@ -248,15 +248,14 @@ fn word(address: IpAddr) -> u32 {
     }
 }
 
-/// Whether `packet` is a super-packet that leaves uncut: to a kernel's VXLAN device behind virtual wires, which
-/// otherwise would take a run apart, look into each datagram, and join them again.
+/// Whether `packet` is a super-packet that leaves uncut: behind virtual wires, where nobody has to cut it. (A
+/// kernel's VXLAN device would take a run apart, look into each datagram, and join them again.)
 fn leaves_whole(packet: &Packet<'_>, header: &VnetHdr, hop: &Hop) -> Option<SuperPacket> {
-    if header.gso.is_none() || !hop.state.has(PeerFlag::Unfinished) || hop.header().len() != vxlan::HEADER_LEN
-    {
+    if header.gso.is_none() || hop.header().len() != vxlan::HEADER_LEN {
         return None;
     }
     let fits = |whole: &SuperPacket| hop.state.path_mtu().is_none_or(|mtu| whole.outer_len() <= mtu as usize);
-    SuperPacket::of(packet, header).filter(fits)
+    SuperPacket::of(packet, header).filter(fits).filter(|_| hop.state.takes_whole())
 }
 
 /// Why a packet does not go on, whom it was for, and what its sender is told.
@@ -342,6 +341,7 @@ mod tests {
     use crate::capture::{Filter, Layer, Tap};
     use crate::fake::{FakeDevice, FakeWire};
     use crate::peer_state::Exchanged;
+    use crate::peer_state::PeerFlag;
     use crate::table::tests::{local, peer};
     use crate::table::{Local, SharedTable};
     use crate::wire::ip::tests::{builder, udp_packet};

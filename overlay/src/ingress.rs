@@ -206,6 +206,9 @@ impl<D: Device> Sink<D> {
             && (header.needs_csum || packet.protocol() == protocol::TCP)
         {
             self.peers.judged(&hop.state, header.needs_csum);
+            if header.needs_csum && header.gso.is_some() {
+                self.answers.whole(packet.src(), hop, table);
+            }
         }
         let tso = self.offloads.is_on(Offload::Tso) && header.gso.is_none();
         let uso = self.offloads.is_on(Offload::Uso);

@@ -31,6 +31,10 @@ struct Egress {
     flags: AtomicU32,
     /// The address, and above it whether there is one.
     next_hop: AtomicU64,
+    /// When a super-packet was last sent whole to see whether it arrives so, by [`now`].
+    tried: AtomicU64,
+    /// When the peer last told that they do, by [`now`].
+    told: AtomicU64,
 }
 
 /// Written by workers from the wire.
@@ -39,6 +43,8 @@ struct Ingress {
     counters: Counters,
     /// By how many the packets that arrived unfinished are ahead of finished ones, from 0 to [`CERTAIN`].
     unfinished: AtomicU32,
+    /// When the peer was last told that its super-packets arrive whole, by [`now`].
+    telling: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -54,8 +60,8 @@ struct Counters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum PeerFlag {
-    /// It sends packets whose checksums and segmentation are left to us: a kernel's VXLAN device, with
-    /// nothing but virtual wires in between. The same way back carries super-packets whole.
+    /// It sends packets whose checksums and segmentation are left to us: a kernel's VXLAN device, or overlayd,
+    /// with nothing but virtual wires in between. The same way back carries super-packets whole.
     Unfinished = 1,
     /// It has answered an echo: it runs overlayd, and silence means something.
     Answers = 2,
@@ -145,6 +151,34 @@ impl PeerState {
                 flags.fetch_and(!(flag as u32), Relaxed)
             };
         }
+    }
+
+    /// Whether a TCP super-packet to the peer is to leave whole: the way carries it as it is, or it is time to
+    /// try whether it does, with a peer that can tell.
+    #[must_use]
+    pub fn takes_whole(&self) -> bool {
+        let Egress { flags, tried, told, .. } = &self.egress.0;
+        let flags = flags.load(Relaxed);
+        if flags & PeerFlag::Unfinished as u32 != 0 {
+            return true;
+        }
+        if flags & PeerFlag::Answers as u32 == 0 {
+            return false;
+        }
+        let now = now();
+        let told = told.load(Relaxed);
+        (told > 0 && now.saturating_sub(told) < BELIEVED) || is_due(tried, now)
+    }
+
+    /// The peer has told that super-packets arrive whole.
+    pub fn told_of_whole(&self) {
+        self.egress.0.told.store(now(), Relaxed);
+    }
+
+    /// Whether the peer, of which a super-packet has arrived whole, is to be told so now.
+    #[must_use]
+    pub fn is_to_be_told(&self) -> bool {
+        self.has(PeerFlag::Answers) && is_due(&self.ingress.0.telling, now())
     }
 
     fn counters(&self, direction: Direction) -> &Counters {
@@ -297,6 +331,13 @@ impl Entry {
     }
 }
 
+/// Whether what was last done at `last` is to be done again `now`; of several who ask, one gets to do it.
+fn is_due(last: &AtomicU64, now: u64) -> bool {
+    let before = last.load(Relaxed);
+    (before == 0 || now.saturating_sub(before) >= AGAIN)
+        && last.compare_exchange(before, now, Relaxed, Relaxed).is_ok()
+}
+
 /// Milliseconds since [`EPOCH`], plus one.
 fn now() -> u64 {
     u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
@@ -308,6 +349,11 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// So many unfinished packets more than finished ones make a peer [`PeerFlag::Unfinished`]; when they have been
 /// made up for, it is that no more.
 const CERTAIN: u32 = 16;
+
+/// Milliseconds between two tries, and between two words about what arrives: small beside what flows then.
+const AGAIN: u64 = 1000;
+/// For so many milliseconds a peer's word holds: some of them may be lost.
+const BELIEVED: u64 = 4 * AGAIN;
 
 /// A batch is 64 packets to the wire, and mostly of fewer senders from it; with more peers it is settled twice.
 const ENTRIES: usize = 64;

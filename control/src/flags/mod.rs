@@ -204,8 +204,8 @@ pub struct Flags {
 
     /// What the kernel is asked to do for the data plane: 'auto', all that it can; 'off', nothing; or a
     /// list of 'tso' (TCP super-packets by the overlay device), 'uso' (UDP ones), 'gso' (segmentation
-    /// by the sockets), 'gro' (joining by the sockets), 'tunnel-gso' (TCP super-packets whole, to peers with
-    /// the kernel's VXLAN on virtual wires).
+    /// by the sockets), 'gro' (joining by the sockets), 'tunnel-gso' (TCP super-packets whole, in VXLAN
+    /// on virtual wires).
     #[arg(long, help_heading = "Data plane", value_name = "LIST", default_value = "auto", value_parser = offload)]
     pub offload: OffloadFlag,
 

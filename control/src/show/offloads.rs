@@ -44,7 +44,9 @@ fn what(offload: Offload) -> &'static str {
         Offload::Uso => "UDP super-packets between the overlay device and us (TUN_F_USO4, Linux 6.2)",
         Offload::Gso => "runs of datagrams are sent as one and cut by the kernel or the NIC (UDP_SEGMENT)",
         Offload::Gro => "datagrams of one sender are received as one (UDP_GRO)",
-        Offload::TunnelGso => "super-packets go whole to kernel VXLAN peers (SKB_GSO_UDP_TUNNEL, Linux 6.17)",
+        Offload::TunnelGso => {
+            "super-packets leave whole where virtual wires carry them (SKB_GSO_UDP_TUNNEL, Linux 6.17)"
+        }
     }
 }
 
