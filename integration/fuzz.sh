@@ -11,6 +11,7 @@ shift $(($# < 2 ? $# : 2))
 # Every compiler has the sanitizers, but a stable one does not offer them by itself.
 if [ "$sanitizer" != none ]; then export RUSTC_BOOTSTRAP=1; fi
 build=target/fuzz/$sanitizer
+programs=$build/$(rustc -vV | sed -n 's/^host: //p')/release
 for package in overlay control; do
     cargo fuzz build --fuzz-dir $package/fuzz --target-dir "$build" -s "$sanitizer"
 done
@@ -21,7 +22,7 @@ run() {
     corpus=target/fuzz/corpus/$name log=target/fuzz/$name.log
     mkdir -p "$corpus" target/fuzz/found
     # Leaks are no matter: the targets keep what they share until the end.
-    if "$build"/*/release/"$name" "$corpus" "${source%%/*}/fuzz/corpus/$name" -max_total_time="$seconds" \
+    if "$programs/$name" "$corpus" "${source%%/*}/fuzz/corpus/$name" -max_total_time="$seconds" \
         -timeout=20 -rss_limit_mb=2048 -detect_leaks=0 -artifact_prefix="target/fuzz/found/$name-" >"$log" 2>&1
     then
         echo "$name: $(sed -n 's/^Done \([0-9]*\) runs in \([0-9]*\) .*/\1 executions in \2 s/p' "$log")," \
@@ -33,7 +34,7 @@ run() {
     fi
 }
 export -f run
-export seconds build
+export seconds programs
 
 for source in overlay/fuzz/targets/*.rs control/fuzz/targets/*.rs; do
     name=$(basename "$source" .rs)
