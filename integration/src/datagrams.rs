@@ -37,33 +37,53 @@ impl Line {
     /// Sends datagrams without a pause; all must arrive, in this order.
     #[track_caller]
     pub fn burst(&self, datagrams: &[Vec<u8>]) {
-        for datagram in datagrams {
-            self.sender.send(datagram).unwrap_or_else(|e| panic!("send {} octets: {e}", datagram.len()));
-        }
-        self.expect(datagrams.iter().map(Vec::as_slice));
+        self.in_order(&datagrams.iter().map(Vec::as_slice).collect::<Vec<_>>(), || {
+            for datagram in datagrams {
+                self.sender.send(datagram).unwrap_or_else(|e| panic!("send {} octets: {e}", datagram.len()));
+            }
+        });
     }
 
     /// Sends octets with one call that has the kernel cut them into datagrams of `size`
     /// (`UDP_SEGMENT`); all must arrive, in order.
     #[track_caller]
     pub fn segmented(&self, octets: &[u8], size: u16) {
-        setsockopt(&self.sender, sockopt::UdpGsoSegment, &i32::from(size)).expect("set UDP_SEGMENT");
-        let sent = self.sender.send(octets);
-        sent.unwrap_or_else(|e| panic!("send {} octets in segments of {size}: {e}", octets.len()));
-        setsockopt(&self.sender, sockopt::UdpGsoSegment, &0).expect("set UDP_SEGMENT");
-        self.expect(octets.chunks(size.into()));
+        self.in_order(&octets.chunks(size.into()).collect::<Vec<_>>(), || {
+            setsockopt(&self.sender, sockopt::UdpGsoSegment, &i32::from(size)).expect("set UDP_SEGMENT");
+            let sent = self.sender.send(octets);
+            sent.unwrap_or_else(|e| panic!("send {} octets in segments of {size}: {e}", octets.len()));
+            setsockopt(&self.sender, sockopt::UdpGsoSegment, &0).expect("set UDP_SEGMENT");
+        });
     }
 
+    /// Has `send` send these. Each time all must arrive, and in order at least once: a thread that is moved to
+    /// another processor can get ahead of what the kernel has queued for it at the one before.
     #[track_caller]
-    fn expect<'d>(&self, datagrams: impl Iterator<Item = &'d [u8]>) {
+    fn in_order(&self, datagrams: &[&[u8]], send: impl Fn()) {
+        let in_order = (0..ATTEMPTS).any(|_| {
+            send();
+            self.arrive_in_order(datagrams)
+        });
+        assert!(in_order, "of {} datagrams some were overtaken, {ATTEMPTS} times", datagrams.len());
+    }
+
+    /// Receives these, and returns whether they came in order.
+    #[track_caller]
+    fn arrive_in_order(&self, datagrams: &[&[u8]]) -> bool {
         let mut buffer = vec![0; 1 << 16];
-        for (number, datagram) in datagrams.enumerate() {
+        let mut missing: Vec<_> = datagrams.iter().collect();
+        let mut in_order = true;
+        while !missing.is_empty() {
+            let (left, of) = (missing.len(), datagrams.len());
             let length = self.receiver.recv(&mut buffer);
-            let length = length.unwrap_or_else(|e| panic!("receive datagram {number}: {e}"));
-            let arrived = &buffer[..length];
-            assert_eq!(length, datagram.len(), "the length of datagram {number}");
-            assert!(arrived == datagram, "datagram {number} of {length} octets was changed on its way");
+            let length = length.unwrap_or_else(|e| panic!("receive the last {left} datagrams of {of}: {e}"));
+            let place = missing.iter().position(|datagram| **datagram == &buffer[..length]);
+            let place =
+                place.unwrap_or_else(|| panic!("{length} octets came that were not sent, or not twice"));
+            missing.remove(place);
+            in_order &= place == 0;
         }
+        in_order
     }
 }
 
@@ -173,6 +193,8 @@ pub(crate) fn receiver(ns: &Namespace, address: impl Into<IpAddr>) -> UdpSocket 
     socket
 }
 
+/// How often datagrams are sent to see them arrive in order.
+const ATTEMPTS: usize = 3;
 /// Where a UDP checksum stands in an IPv4 packet without options.
 const UDP_CHECKSUM: std::ops::Range<usize> = 26..28;
 /// `netinet/in.h`

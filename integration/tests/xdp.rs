@@ -2,7 +2,6 @@
 //! there. Interfaces here are veth pairs: native XDP, copying.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use integration::datagrams::Line;
 use integration::kernel_vxlan::KernelVxlan;
@@ -12,7 +11,7 @@ use integration::packets::{udp_packet, vxlan_frame};
 use integration::site::Wire;
 use integration::steady::{Paced, Steady};
 use integration::traffic::{self, Server};
-use integration::{Backend, Host, Namespace, Overlayd, Pair, Pod, Site, Store, await_until};
+use integration::{Backend, Host, Namespace, Overlayd, Pair, Pod, SOON, Site, Store, await_until};
 use socket2::{Domain, Socket, Type};
 
 #[test]
@@ -37,7 +36,8 @@ fn traffic_passes_by_rings_on_one_side_over_udp() {
 
 #[test]
 fn traffic_passes_in_generic_mode_if_asked_for() {
-    traffic_passes(Backend::Vxlan, ["--io=xdp-generic", "--io=xdp"], Wire::Virtual);
+    // A virtual wire would bring runs whole, which are for the sockets, and nobody could say what came first.
+    traffic_passes(Backend::Vxlan, ["--io=xdp-generic", "--io=xdp"], Wire::Plain);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn traffic_passes_to_a_kernel_vxlan_peer() {
     let kernel = KernelVxlan::start(&master, &store, "10.1.163");
     daemon.await_peers(&["10.1.163.0/24"]);
     let (a, b) = (worker.bridge_and_pod(&daemon.env()), master.bridge_and_pod(kernel.env()));
-    traffic::ping(&a.ns, b.address);
+    await_next_hops(&worker, &a, &b);
     carries(&a, &b);
     assert_by_rings(&daemon);
 }
@@ -60,7 +60,11 @@ fn traffic_passes(backend: Backend, ways: [&str; 2], wire: Wire) {
     let right = master.overlayd(&store).flag(ways[1]).start();
     await_mesh(&[&left, &right]);
     let (a, b) = (worker.bridge_and_pod(&left.env()), master.bridge_and_pod(&right.env()));
-    traffic::ping(&a.ns, b.address);
+    for (host, way) in [(&worker, ways[0]), (&master, ways[1])] {
+        if way != "--io=udp" {
+            await_next_hops(host, &a, &b);
+        }
+    }
     carries(&a, &b);
     for (daemon, way) in [(&left, ways[0]), (&right, ways[1])] {
         match way {
@@ -70,6 +74,14 @@ fn traffic_passes(backend: Backend, ways: [&str; 2], wire: Wire) {
         let status = daemon.status();
         assert_eq!(status.all_drops("ingress"), 0, "{}", status.0["drops"]);
     }
+}
+
+/// Has packets pass, until the daemon of `host` knows its one peer's next hop.
+#[track_caller]
+fn await_next_hops(host: &Host, a: &Pod, b: &Pod) {
+    await_until(SOON, "a next hop", || {
+        traffic::answers(&a.ns, b.address) && look(&host.ns, "/next_hops") == Some(1)
+    });
 }
 
 /// TCP and UDP, small and large, both ways.
@@ -98,11 +110,9 @@ fn assert_by_rings(daemon: &Overlayd<'_>) {
     let rings = rings(&status);
     let count = |direction: &str| rings["datagrams"][direction].as_u64().unwrap();
     assert!(count("egress") > 120 && count("ingress") > 120, "{rings}");
-    assert_eq!(
-        (rings["zero_copy"].as_bool(), rings["next_hops"].as_u64()),
-        (Some(false), Some(1)),
-        "{rings}"
-    );
+    assert_eq!(rings["zero_copy"], false, "{rings}");
+    // Neither in fragments, nor in runs: all of it is in one order, that of its queue.
+    assert_eq!(rings["by_sockets"]["ingress"], 0, "{rings}");
     for reason in ["malformed", "bad_checksum", "no_frame", "ring_full"] {
         assert_eq!(rings["drops"][reason], 0, "{rings}");
     }
@@ -137,7 +147,7 @@ fn has_program(ns: &Namespace, device: &str) -> bool {
 #[track_caller]
 fn await_by_ring(host: &Host, from: &Pod, to: &Pod) {
     let sent = || look(&host.ns, "/datagrams/egress");
-    await_until(Duration::from_secs(20), "pings to leave by the ring, and to be answered", || {
+    await_until(SOON, "pings to leave by the ring, and to be answered", || {
         let before = sent();
         before.is_some() && traffic::answers(&from.ns, to.address) && sent() > before
     });
@@ -149,9 +159,7 @@ fn the_interface_works_after_the_daemon_was_killed() {
     let (Pair { left, right: _right, a: _a, b: _b }, _store) = pair(&site, [&worker, &master]);
     assert!(has_program(&worker.ns, "eth0"));
     left.crash();
-    await_until(Duration::from_secs(5), "the program to go with its process", || {
-        !has_program(&worker.ns, "eth0")
-    });
+    await_until(SOON, "the program to go with its process", || !has_program(&worker.ns, "eth0"));
     traffic::ping(&worker.ns, master.public_ip);
     traffic::transfer(&worker.ns, &master.ns, master.public_ip, 8);
 }
@@ -184,7 +192,7 @@ fn a_new_process_goes_on_where_the_program_is_and_nothing_of_others_is_lost() {
         assert_eq!(left.status().0["io"]["rings"]["mode"].as_str(), mode, "{way}: {}", left.status().0["io"]);
         traffic::ping(&a.ns, b.address);
     }
-    await_until(Duration::from_secs(5), "the program to be gone", || !has_program(&worker.ns, "eth0"));
+    await_until(SOON, "the program to be gone", || !has_program(&worker.ns, "eth0"));
 }
 
 #[test]
@@ -200,7 +208,9 @@ fn a_restart_loses_nothing_of_the_overlays() {
     await_by_ring(&worker, &a, &b);
     for stream in streams {
         let order = stream.stop();
-        assert_eq!((order.received, order.overtaken), (order.sent, 0), "{order:?}");
+        assert_eq!(order.received, order.sent, "{order:?}");
+        // Rings that were looked at before the sockets would let some 40 be overtaken.
+        assert!(order.overtaken <= BY_THE_KERNEL, "{order:?}");
     }
     assert_eq!(left.status().all_drops("ingress"), 0);
 }
@@ -232,7 +242,9 @@ fn a_datagram_whose_checksum_is_wrong_is_dropped_and_counted() {
     without[checksum].fill(0);
     send(&without);
     send(&good);
-    await_until(Duration::from_secs(5), "the good ones to come through", || received() == before + 2);
+    // (The daemons send some themselves.)
+    await_until(SOON, "the good ones to come through", || received() >= before + 2);
+    await_until(SOON, "the bad ones to be counted", || look(&worker.ns, "/drops/bad_checksum") >= Some(5));
     assert_eq!(look(&worker.ns, "/drops/bad_checksum"), Some(5));
     drop(right);
 }
@@ -271,7 +283,7 @@ fn other_traffic_is_unharmed(times: usize) {
         traffic.join().expect("what is sent arrives whole")
     });
     assert!(transfers > 2, "{transfers} transfers");
-    assert!(!has_program(&worker.ns, "eth0"));
+    await_until(SOON, "the program to be gone", || !has_program(&worker.ns, "eth0"));
 }
 
 #[test]
@@ -295,7 +307,8 @@ fn another_gateway_is_followed() {
     await_by_ring(&worker, &a, &b);
     // To the bystander that forwards nothing, and back.
     worker.ns.ip("route replace 192.168.199.0/24 via 192.168.1.1");
-    await_until(Duration::from_secs(10), "nothing to come through", || !traffic::answers(&a.ns, b.address));
+    // (One answer may be late.)
+    await_until(SOON, "nothing to come through", || (0..3).all(|_| !traffic::answers(&a.ns, b.address)));
     worker.ns.ip("route replace 192.168.199.0/24 via 192.168.1.4");
     await_by_ring(&worker, &a, &b);
 }
@@ -316,10 +329,10 @@ fn an_interface_with_another_mtu_or_more_queues_gets_new_rings() {
     let (site, worker, master) = Site::two_hosts();
     let (Pair { left, right: _right, a, b }, _store) = pair(&site, [&worker, &master]);
     worker.ns.ok("ethtool -L eth0 rx 2 tx 2");
-    await_until(Duration::from_secs(20), "rings for two queues", || look(&worker.ns, "/queues") == Some(2));
+    await_until(SOON, "rings for two queues", || look(&worker.ns, "/queues") == Some(2));
     await_by_ring(&worker, &a, &b);
     worker.ns.ip("link set eth0 mtu 1400");
-    await_until(Duration::from_secs(20), "the overlay's smaller MTU", || left.env().mtu == 1350);
+    await_until(SOON, "the overlay's smaller MTU", || left.env().mtu == 1350);
     await_by_ring(&worker, &a, &b);
 }
 
@@ -338,9 +351,7 @@ fn an_interface_with_a_program_of_somebody_elses_is_left_alone() {
     let left = worker.overlayd(&store).flag("--io=xdp").start();
     let right = master.overlayd(&store).flag("--io=xdp").start();
     let status = || Status::of(&worker.ns, &["--device=flannel.1"]);
-    await_until(Duration::from_secs(10), "the peers", || {
-        status().peers().len() == 1 && right.status().peers().len() == 1
-    });
+    await_until(SOON, "the peers", || status().peers().len() == 1 && right.status().peers().len() == 1);
     let status = status();
     let why = status.0["io"]["fallback"].as_str().expect("a reason");
     assert!(why.contains("eth0") && why.contains("XDP") && why.contains("--io=udp"), "{why}");
@@ -364,3 +375,6 @@ fn sockets_are_chosen_where_the_driver_would_copy() {
     );
     assert!(!has_program(&worker.ns, "eth0"));
 }
+
+/// So many datagrams the kernel itself may let others overtake: those of a sender that is moved to another processor.
+const BY_THE_KERNEL: u64 = 10;
