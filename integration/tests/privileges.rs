@@ -8,10 +8,12 @@ use std::process::Output;
 use std::time::Duration;
 
 use integration::certificates::Authority;
+use integration::datagrams::Order;
 use integration::etcd::{Ask, Etcd, write_certificates};
 use integration::overlayd::{await_mesh, program, setpriv};
 use integration::pair::Pair;
-use integration::{Backend, Host, Overlayd, Site, Store, await_until, traffic};
+use integration::steady::Paced;
+use integration::{Backend, Host, Overlayd, SOON, Site, Store, await_until, traffic};
 
 /// NET_BIND_SERVICE, NET_ADMIN, NET_RAW, IPC_LOCK and BPF (`linux/capability.h`).
 const KEPT: u64 = 1 << 10 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 39;
@@ -22,6 +24,9 @@ const DAC_READ_SEARCH: u64 = 1 << 2;
 const USER: u32 = 64_242;
 const GROUP: u32 = 64_343;
 const LIMIT: Duration = Duration::from_secs(10);
+/// Datagrams a second of each stream.
+const PER_SECOND: u32 = 500;
+const SOME: u64 = 300;
 
 #[test]
 fn a_daemon_that_root_starts_gives_up_what_it_does_not_need() {
@@ -121,6 +126,35 @@ fn a_user_of_its_own_goes_on_where_root_was_and_root_where_that_was() {
     goes_on(&as_user);
     let as_root = worker.overlayd(&store).by(as_user.stop_for_restart()).start();
     goes_on(&as_root);
+}
+
+/// Sockets of one user only share a port: the sockets that are there do not let others join them.
+#[test]
+fn another_user_with_more_queues_loses_nothing() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let Pair { left, right: _right, a, b } = Pair::start([&worker, &master], &store, &["--queues=1"]);
+    let streams = [
+        Paced::start(&a.ns, &b.ns, b.address, PER_SECOND),
+        Paced::start(&b.ns, &a.ns, a.address, PER_SECOND),
+    ];
+    let flows = || streams.iter().for_each(|stream| stream.await_more(SOME));
+    flows();
+    let next = |before: Overlayd<'_>, queues: usize, user: u32| {
+        let launch = worker.overlayd(&store).as_user(user).by(before.stop_for_restart());
+        let daemon = launch.flag(&format!("--queues={queues}")).start();
+        await_until(SOON, "queues and sockets to be stored", || daemon.manager().stored() == 2 * queues);
+        flows();
+        assert_eq!(daemon.status().all_drops("ingress"), 0);
+        daemon
+    };
+    let as_user = next(left, 2, USER);
+    let as_root = next(as_user, 4, 0);
+    let log = as_root.log();
+    assert!(log.contains("going on with the device and the sockets"), "{log}");
+    for Order { sent, received, .. } in streams.map(Paced::stop) {
+        assert_eq!(received, sent);
+    }
 }
 
 #[test]

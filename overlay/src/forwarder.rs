@@ -131,7 +131,8 @@ impl Forwarder {
             forwarder.port = Some((attached, state));
             rings
         });
-        for (index, (queue, socket)) in config.queues.into_iter().zip(sockets).enumerate() {
+        for (index, (queue, shared)) in config.queues.into_iter().zip(sockets).enumerate() {
+            let socket = &shared.socket;
             let queue_in = queue.try_clone().map_err(|source| setup("duplicate a queue", source))?;
             let kept = Kept {
                 queue: queue.try_clone().map_err(|source| setup("duplicate a queue", source))?,
@@ -153,7 +154,7 @@ impl Forwarder {
                 Some(tap) => transmitter.with_tap(tap),
                 None => transmitter,
             };
-            let receiver = UdpReceiver::new(socket);
+            let receiver = UdpReceiver::new(shared);
             let (transmitter, receiver) = match &mut rings {
                 Some(rings) => rings
                     .join(index, transmitter, receiver)

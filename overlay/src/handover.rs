@@ -89,11 +89,11 @@ mod tests {
     fn sockets_are_told_apart_by_what_they_are() {
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
         let [a, b] = [0, 1].map(|_| udp::open_shared(address, 1, &Offloads::default(), Vec::new()).unwrap());
-        let bound = a[0].local_addr().unwrap().as_socket_ipv4().unwrap();
+        let bound = a[0].socket.local_addr().unwrap().as_socket_ipv4().unwrap();
         let unshared = UdpSocket::bind(address).unwrap();
         let tcp = TcpListener::bind(address).unwrap();
         let file = File::open("/dev/null").unwrap();
-        let all = a.into_iter().chain(b).map(OwnedFd::from);
+        let all = a.into_iter().chain(b).map(|shared| OwnedFd::from(shared.socket));
         let mut inherited: Inherited =
             all.chain([OwnedFd::from(unshared), OwnedFd::from(tcp), OwnedFd::from(file)]).collect();
         assert_eq!(inherited.counts(), (0, 2, 3));

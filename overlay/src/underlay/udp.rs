@@ -66,8 +66,20 @@ pub fn address(socket: &Socket) -> Option<SocketAddrV4> {
     socket.local_addr().ok()?.as_socket_ipv4()
 }
 
+/// What a worker receives by.
+#[derive(Debug)]
+pub struct Shared {
+    /// A socket of those that share the port.
+    pub socket: Socket,
+    /// One that this has taken the place of, with what came before that.
+    pub earlier: Option<Socket>,
+}
+
 /// Opens `count` sockets that share `address`, those that were `inherited` among them; the kernel
 /// spreads among them what comes in by the sender's address and port.
+///
+/// It lets sockets of one user only share a port. Where another had those that were inherited, and they are too few,
+/// new ones take the place of all of them.
 ///
 /// # Errors
 /// What failed, and how to mend it: above all a port that is taken, be it by a process or by a
@@ -77,15 +89,19 @@ pub fn open_shared(
     count: usize,
     offloads: &Offloads,
     mut inherited: Vec<Socket>,
-) -> Result<Vec<Socket>, SetupError> {
+) -> Result<Vec<Shared>, SetupError> {
     if inherited.is_empty() {
         probe(address)?;
     }
     inherited.truncate(count);
-    let mut sockets = inherited;
-    while sockets.len() < count {
-        sockets.push(bind(address, true)?);
-    }
+    let more: Result<Vec<Socket>, _> = (inherited.len()..count).map(|_| bind(address, true)).collect();
+    let (sockets, earlier) = match more {
+        Ok(more) => (inherited.into_iter().chain(more).collect(), Vec::new()),
+        Err(error) if is_taken(&error.source) && !inherited.is_empty() => {
+            (supersede(&inherited, address, count)?, inherited)
+        }
+        Err(error) => return Err(error),
+    };
     for socket in &sockets {
         size_buffers(socket, RECEIVE_BUFFER, SEND_BUFFER);
         may_be_cut(socket)?;
@@ -97,6 +113,29 @@ pub fn open_shared(
             offloads.switch_off(Offload::Gso);
         }
     }
+    let mut earlier = earlier.into_iter();
+    Ok(sockets.into_iter().map(|socket| Shared { socket, earlier: earlier.next() }).collect())
+}
+
+/// Binds `count` sockets to the `address` of `earlier` ones, which are another user's. From then on what comes goes to
+/// the new ones: they are a group of their own, and of several the kernel takes the youngest
+/// (`udp_lib_get_port` and `udp4_lib_lookup2` in `net/ipv4/udp.c`, as of Linux 6.18).
+fn supersede(earlier: &[Socket], address: SocketAddrV4, count: usize) -> Result<Vec<Socket>, SetupError> {
+    let sharing = |sockets: &[Socket], yes| {
+        sockets.iter().try_for_each(|socket| socket.set_reuse_address(yes)).map_err(|source| SetupError {
+            call: "share the UDP port with other users",
+            object: address.to_string(),
+            remedy: "see the kernel log",
+            source,
+        })
+    };
+    sharing(earlier, true)?;
+    let open = |_| bind_as(address, |socket| socket.set_reuse_port(true).and(socket.set_reuse_address(true)));
+    let sockets: Result<Vec<Socket>, _> = (0..count).map(open).collect();
+    // Nobody else is to come in by that door.
+    sharing(earlier, false)?;
+    let sockets = sockets?;
+    sharing(&sockets, false)?;
     Ok(sockets)
 }
 
@@ -116,9 +155,16 @@ pub fn open_lanes(address: Ipv4Addr, count: usize) -> Result<Vec<Socket>, SetupE
 }
 
 fn bind(address: SocketAddrV4, shared: bool) -> Result<Socket, SetupError> {
+    bind_as(address, |socket| socket.set_reuse_port(shared))
+}
+
+fn bind_as(
+    address: SocketAddrV4,
+    prepare: impl FnOnce(&Socket) -> io::Result<()>,
+) -> Result<Socket, SetupError> {
     let bind = || {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_reuse_port(shared)?;
+        prepare(&socket)?;
         socket.bind(&address.into())?;
         Ok(socket)
     };
@@ -159,6 +205,10 @@ fn limit_wait(socket: &Socket) -> Result<(), SetupError> {
         remedy: "see the kernel log",
         source,
     })
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EADDRINUSE)
 }
 
 fn remedy(error: &io::Error) -> &'static str {
@@ -341,21 +391,27 @@ fn send_cut(
 
 /// The receiving side of one socket.
 pub struct UdpReceiver {
-    socket: Socket,
+    shared: Shared,
     batch: RecvBatch,
 }
 
 impl UdpReceiver {
-    /// Receives from `socket`.
+    /// Receives from `shared`.
     #[must_use]
-    pub fn new(socket: Socket) -> Self {
-        Self { socket, batch: RecvBatch::new(RECV_BATCH, DATAGRAM_LEN) }
+    pub fn new(shared: Shared) -> Self {
+        Self { shared, batch: RecvBatch::new(RECV_BATCH, DATAGRAM_LEN) }
     }
 }
 
 impl Receiver for UdpReceiver {
     fn receive(&mut self) -> io::Result<usize> {
-        self.batch.receive(self.socket.as_fd())
+        if let Some(earlier) = &self.shared.earlier {
+            match self.batch.receive(earlier.as_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.shared.earlier = None,
+                received => return received,
+            }
+        }
+        self.batch.receive(self.shared.socket.as_fd())
     }
 
     fn arrival(&self, index: usize) -> Arrival {
@@ -367,7 +423,7 @@ impl Receiver for UdpReceiver {
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.shared.socket.as_fd()
     }
 }
 
@@ -464,6 +520,40 @@ mod tests {
         let ports: std::collections::BTreeSet<u16> =
             lanes.iter().map(|lane| lane.local_addr().unwrap().as_socket_ipv4().unwrap().port()).collect();
         assert_eq!(ports.len(), 4);
+    }
+
+    #[test]
+    fn sockets_of_another_user_are_superseded_and_what_they_hold_is_received() {
+        let address = free_address();
+        let offloads = Offloads::default();
+        let open = |count, inherited| open_shared(address, count, &offloads, inherited).unwrap();
+        let theirs: Vec<Socket> = open(2, Vec::new()).into_iter().map(|shared| shared.socket).collect();
+        // A socket is the user's whom its inode is.
+        theirs.iter().for_each(|socket| std::os::unix::fs::fchown(socket, Some(64_242), None).unwrap());
+        let kept = theirs.iter().map(|socket| socket.try_clone().unwrap()).collect();
+        let send = |bytes: std::ops::Range<u8>| {
+            // From many ports, so that each socket of a group gets some.
+            for byte in bytes {
+                let from = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                from.send_to(&[byte], address).unwrap();
+            }
+        };
+        send(0..32);
+        let more = open(3, kept);
+        send(32..64);
+        let ours: Vec<Socket> = more.iter().map(|shared| shared.socket.try_clone().unwrap()).collect();
+        let mut receivers: Vec<_> = more.into_iter().map(UdpReceiver::new).collect();
+        let received: Vec<Vec<u8>> = receivers.iter_mut().map(receive).collect();
+        assert!(received.iter().all(|bytes| bytes.is_sorted_by_key(|byte| *byte >= 32)), "{received:?}");
+        assert!(received.iter().all(|bytes| bytes.iter().any(|byte| *byte >= 32)), "{received:?}");
+        let mut all = received.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..64).collect::<Vec<u8>>());
+        for socket in theirs.iter().chain(&ours) {
+            assert!(!socket.reuse_address().unwrap(), "a stranger could bind the port, too");
+        }
+        drop((theirs, receivers));
+        assert_eq!(open(4, ours).iter().filter(|shared| shared.earlier.is_some()).count(), 0);
     }
 
     #[test]
