@@ -219,13 +219,17 @@ fn a_packet_of_ours_that_comes_back_is_dropped() {
     for backend in [Backend::Vxlan, Backend::Udp] {
         let (site, worker, master) = Site::two_hosts();
         let stores = ["worker", "master"].map(|name| Store::dir_with_free_subnets(&site, name, backend));
-        let (w, m) = (worker.overlayd(&stores[0]).start(), master.overlayd(&stores[1]).start());
-        // Each takes the other for the owner of one more subnet.
-        let leases = stores.each_ref().map(|store| store.leases().pop_first().expect("a lease"));
-        for (store, (key, value)) in stores.iter().zip(leases.iter().rev()) {
-            store.put_lease(key, value);
-            store.put_lease("10.1.250.0-24", value);
-        }
+        // Each takes the other for the owner of one more subnet. The second does not draw the first one's own.
+        let tell = |of: &Overlayd<'_>, from: &Store, to: &Store| {
+            let key = of.env().base_with_length().replace('/', "-");
+            let value = &from.leases()[&key];
+            to.put_lease(&key, value);
+            to.put_lease(&LOOP.replace('/', "-"), value);
+        };
+        let w = worker.overlayd(&stores[0]).start();
+        tell(&w, &stores[0], &stores[1]);
+        let m = master.overlayd(&stores[1]).start();
+        tell(&m, &stores[1], &stores[0]);
         w.await_peers(&[LOOP, &m.env().base_with_length()]);
         m.await_peers(&[LOOP, &w.env().base_with_length()]);
         let a = worker.bridge_and_pod(&w.env());
