@@ -1,7 +1,7 @@
 //! Learns how large packets to each peer may be, where the path is narrower than our interface.
 //!
-//! A peer that packets go to is asked once a minute for an echo of full size that must not be cut. If it does
-//! not come, a router on the way has told the kernel what fits, or else has dropped it without a word; then
+//! A new peer is asked once for a small echo, to know whether it runs overlayd before anything goes to it. One that
+//! packets go to is asked once a minute for one of full size that must not be cut. If it does not come, a router on the way has told the kernel what fits, or else has dropped it without a word; then
 //! shorter echoes find out. A peer that answers none at all, as one that does not run overlayd, is left
 //! alone: what is too large for the path is cut on the way. The kernel forgets what it was told after
 //! `net.ipv4.route.mtu_expires` seconds, and then so do we.
@@ -10,10 +10,13 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use ipnet::Ipv4Net;
+use overlay::echo::MIN_LEN;
 use overlay::path_mtu::Prober;
 use overlay::peer_state::PeerFlag;
 use overlay::table::{Peer, PeerTable, SharedTable};
@@ -47,11 +50,18 @@ struct Watcher {
     pings: Arc<Pings>,
 }
 
+/// Which path: to the node of this subnet, at this address.
+type Key = (Ipv4Net, Ipv4Addr);
+
 /// What is remembered of a path between two looks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Path {
     /// Packets that had gone to the peer at the last look.
     packets: u64,
+    /// Whether it was asked, or is being asked, before anything went to it.
+    greeted: bool,
+    /// Whether it is being asked.
+    busy: bool,
     asked: Option<Instant>,
     /// Whether it was the kernel that knew how narrow it is.
     told: bool,
@@ -68,39 +78,87 @@ enum Found {
 
 impl Watcher {
     async fn run(self) {
-        let mut paths = HashMap::<(Ipv4Net, Ipv4Addr), Path>::new();
+        let mut paths = HashMap::new();
+        let mut asking = FuturesUnordered::new();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            looks.tick().await;
-            let table = self.table.current();
-            let now = Instant::now();
-            let again = ASK_AGAIN.min(expiry());
-            let due = table.peers().iter().filter(|peer| {
-                let key = (peer.subnet, peer.public_ip);
-                let packets = sent(&table, peer);
-                let new = Path { packets: 0, asked: None, told: false };
-                let path = paths.entry(key).or_insert(new);
-                let active = std::mem::replace(&mut path.packets, packets) != packets;
-                let forgotten = path.told && self.is_forgotten(&table, peer);
-                let due = path.asked.is_none_or(|asked| now - asked >= again);
-                forgotten || (active && due)
-            });
-            let due: Vec<_> = due.cloned().collect();
-            paths.retain(|(subnet, public_ip), _| table.state(*subnet, *public_ip).is_some());
-            let (watcher, asked) = (&self, &table);
-            let asking = due.into_iter().map(|peer| async move {
-                let found = watcher.explore(asked, &peer).await;
-                (peer, found)
-            });
-            let mut asking = futures::stream::iter(asking).buffer_unordered(AT_ONCE);
-            while let Some((peer, found)) = asking.next().await {
-                if let Some(path) = paths.get_mut(&(peer.subnet, peer.public_ip)) {
-                    path.asked = Some(Instant::now());
-                    path.told = matches!(found, Found::Narrow { told: true, .. });
+            tokio::select! {
+                _ = looks.tick() => {
+                    let table = self.table.current();
+                    paths.retain(|(subnet, public_ip), _| table.state(*subnet, *public_ip).is_some());
+                    for (peer, greeting) in self.due(&table, &mut paths, asking.len()) {
+                        asking.push(self.ask(Arc::clone(&table), peer, greeting));
+                    }
                 }
-                note(&table, &peer, found);
+                Some((table, peer, found)) = asking.next() => {
+                    if let Some(path) = paths.get_mut(&(peer.subnet, peer.public_ip)) {
+                        path.busy = false;
+                        if let Some(found) = found {
+                            path.asked = Some(Instant::now());
+                            path.told = matches!(found, Found::Narrow { told: true, .. });
+                        }
+                    }
+                    if let Some(found) = found {
+                        note(&table, &peer, found);
+                    }
+                }
             }
+        }
+    }
+
+    /// Whom to ask now, while so many are `busy`, and whether that is a greeting: those that packets go to, and
+    /// with what is left new ones.
+    fn due(&self, table: &PeerTable, paths: &mut HashMap<Key, Path>, busy: usize) -> Vec<(Peer, bool)> {
+        let (now, again) = (Instant::now(), ASK_AGAIN.min(expiry()));
+        let (mut used, mut new) = (Vec::new(), Vec::new());
+        for peer in table.peers() {
+            let path = paths.entry((peer.subnet, peer.public_ip)).or_default();
+            let active = std::mem::replace(&mut path.packets, sent(table, peer)) != path.packets;
+            if path.busy {
+                continue;
+            }
+            let due = path.asked.is_none_or(|asked| now - asked >= again);
+            if (active && due) || (path.told && self.is_forgotten(table, peer)) {
+                used.push((peer.clone(), false));
+            } else if !path.greeted && path.asked.is_none() {
+                new.push((peer.clone(), true));
+            }
+        }
+        let room = AT_ONCE.saturating_sub(busy);
+        used.truncate(room);
+        new.truncate((AT_ONCE / 2).saturating_sub(busy + used.len()));
+        used.append(&mut new);
+        for (peer, greeting) in &used {
+            let path = paths.entry((peer.subnet, peer.public_ip)).or_default();
+            path.busy = true;
+            path.greeted |= greeting;
+        }
+        used
+    }
+
+    /// Greets `peer`, or finds out about the path to it.
+    async fn ask(
+        &self,
+        table: Arc<PeerTable>,
+        peer: Peer,
+        greeting: bool,
+    ) -> (Arc<PeerTable>, Peer, Option<Found>) {
+        let found = if greeting {
+            self.greet(&table, &peer).await;
+            None
+        } else {
+            Some(self.explore(&table, &peer).await)
+        };
+        (table, peer, found)
+    }
+
+    async fn greet(&self, table: &PeerTable, peer: &Peer) {
+        let smallest = MIN_LEN as u32 + table.local().format.overhead();
+        if self.passes(table, peer, smallest, 1).await
+            && let Some(state) = table.state(peer.subnet, peer.public_ip)
+        {
+            state.set(PeerFlag::Answers, true);
         }
     }
 
@@ -111,24 +169,33 @@ impl Watcher {
         known.is_some_and(|mtu| self.prober.known(to).is_ok_and(|now| now > mtu))
     }
 
+    /// Finds out about the path to `peer`, and whether it answers at all.
     async fn explore(&self, table: &PeerTable, peer: &Peer) -> Found {
-        let full = table.local().mtu + table.local().format.overhead();
         let to = SocketAddrV4::new(peer.public_ip, table.local().port);
+        let full = table.local().mtu + table.local().format.overhead();
         let told = || self.prober.known(to).ok().filter(|mtu| *mtu < full);
-        explore(full, told, |len| self.passes(table, peer, len)).await
+        let answers = AtomicBool::new(false);
+        let answers = &answers;
+        let passes = async |len| {
+            let passed = self.passes(table, peer, len, TRIES).await;
+            answers.fetch_or(passed, Relaxed);
+            passed
+        };
+        let found = explore(full, told, passes).await;
+        if let Some(state) = table.state(peer.subnet, peer.public_ip) {
+            state.set(PeerFlag::Answers, answers.load(Relaxed));
+        }
+        found
     }
 
-    /// Whether an echo comes back for a packet of `len` bytes: one of several, since any may be lost.
-    async fn passes(&self, table: &PeerTable, peer: &Peer, len: u32) -> bool {
+    /// Whether an echo comes back for a packet of `len` bytes: one of `tries`, since any may be lost.
+    async fn passes(&self, table: &PeerTable, peer: &Peer, len: u32, tries: usize) -> bool {
         let overlay_address = peer.subnet.network();
-        for _ in 0..TRIES {
+        for _ in 0..tries {
             let ask = |token| self.prober.ask(overlay_address, token, len, table);
             match self.pings.ask_by(ask, overlay_address) {
                 Ok(ping) => {
                     if ping.answer(PATIENCE).await.is_some() {
-                        if let Some(state) = table.state(peer.subnet, peer.public_ip) {
-                            state.set(PeerFlag::Answers, true);
-                        }
                         return true;
                     }
                 }
@@ -234,8 +301,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const TRIES: usize = 3;
 /// How often it is searched on where a length that was lost has passed after all.
 const SEARCHES: usize = 3;
-/// Peers that are asked at the same time.
-const AT_ONCE: usize = 16;
+/// Peers that are asked at the same time; of new ones that nothing goes to, half as many.
+const AT_ONCE: usize = 64;
 
 #[cfg(test)]
 mod tests {

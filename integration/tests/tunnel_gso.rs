@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use integration::capture::Capture;
 use integration::kernel_vxlan::KernelVxlan;
+use integration::overlayd::program;
 use integration::{Backend, Host, Overlayd, Pair, Pod, SOON, Site, Store, Wire, await_until, traffic};
 
 #[test]
@@ -153,6 +154,14 @@ fn two_daemons_find_out_whether_super_packets_arrive_whole() {
     };
     if !worker.ns.run("ip link show overlay.1").status.success() {
         return;
+    }
+    // They know of each other before anything flows, so it is tried at once.
+    for host in [&worker, &master] {
+        await_until(SOON, "each to know what the other runs", || {
+            let peers = host.ns.ok(&format!("{} peers --json", program("overlayctl").display()));
+            let peers: serde_json::Value = serde_json::from_str(&peers).expect("JSON");
+            peers["peers"][0]["answers"] == true
+        });
     }
     await_until(SOON, "nearly all to leave whole", || whole(8) > 75);
 

@@ -1,5 +1,6 @@
-//! Echoes between daemons, and the one word besides that they have for each other. `overlayctl ping` asks a peer's data plane whether it is there, through the
-//! overlay's own encapsulation, and so tells trouble of the overlay from trouble of the underlay.
+//! Echoes between daemons, and the one word besides that they have for each other. `overlayctl ping` asks a
+//! peer's data plane whether it is there, through the overlay's own encapsulation, and so tells trouble of the
+//! overlay from trouble of the underlay.
 //!
 //! An echo is an inner IPv4 packet from one overlay device's address to the other's, with an ICMP *echo
 //! reply* that nobody has asked for: a node that runs flanneld or the kernel's VXLAN hands it to its own
@@ -15,6 +16,7 @@ use etherparse::{IcmpEchoHeader, Icmpv4Type, PacketBuilder};
 use socket2::Socket;
 
 use crate::limits::Limits;
+use crate::peer_state::PeerFlag;
 use crate::table::{Hop, Peer, PeerTable, Route};
 use crate::wire::ip::{Packet, protocol};
 
@@ -135,6 +137,9 @@ impl Echoes {
         match echo.kind {
             Kind::Answer => (self.on_answer)(echo.token, from, Instant::now()),
             Kind::Question if limits.echo() => {
+                if let Route::Peer(hop) = table.route(from.into()) {
+                    hop.state.set(PeerFlag::Answers, true);
+                }
                 let answer = Echo { kind: Kind::Answer, ..echo };
                 // An answer that cannot be sent is one that is lost on the way.
                 let _ = send(self.out.as_ref(), answer, from, packet.bytes().len(), table);
@@ -231,6 +236,18 @@ mod tests {
         assert_eq!(crate::wire::checksum::sum(answer.payload()), 0xffff);
         assert_eq!(Echo::parse(&answer), Some(Echo { kind: Kind::Answer, ..question }));
         assert!(heard.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn who_asks_runs_overlayd() {
+        let (mut echoes, ..) = echoes();
+        let table = table();
+        let asks = || table.hops().next().unwrap().state.has(PeerFlag::Answers);
+        for (kind, expected) in [(Kind::Whole, false), (Kind::Question, true)] {
+            let mut bytes = Echo { kind, token: 0 }.build(THEIRS, OURS, 0);
+            assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table, &Limits::default()));
+            assert_eq!(asks(), expected);
+        }
     }
 
     #[test]

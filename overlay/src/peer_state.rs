@@ -61,9 +61,10 @@ struct Counters {
 #[repr(u32)]
 pub enum PeerFlag {
     /// It sends packets whose checksums and segmentation are left to us: a kernel's VXLAN device, or overlayd,
-    /// with nothing but virtual wires in between. The same way back carries super-packets whole.
+    /// with nothing but virtual wires in between. The same way back carries super-packets whole to who cannot
+    /// tell.
     Unfinished = 1,
-    /// It has answered an echo: it runs overlayd, and silence means something.
+    /// It has answered an echo, or asked for one: it runs overlayd, and silence means something.
     Answers = 2,
 }
 
@@ -78,6 +79,8 @@ pub struct PeerTotals {
     pub last_seen: Option<Duration>,
     /// The largest outer packet that reaches it, in bytes, if that is known.
     pub path_mtu: Option<u32>,
+    /// Whether it is known to run overlayd.
+    pub answers: bool,
 }
 
 /// What was exchanged in one direction.
@@ -103,6 +106,7 @@ impl PeerState {
             ingress: self.ingress.0.counters.exchanged(),
             last_seen: (last > 0).then(|| Duration::from_millis(now().saturating_sub(last))),
             path_mtu: (mtu > 0).then_some(mtu),
+            answers: self.has(PeerFlag::Answers),
         }
     }
 
@@ -159,11 +163,8 @@ impl PeerState {
     pub fn takes_whole(&self) -> bool {
         let Egress { flags, tried, told, .. } = &self.egress.0;
         let flags = flags.load(Relaxed);
-        if flags & PeerFlag::Unfinished as u32 != 0 {
-            return true;
-        }
         if flags & PeerFlag::Answers as u32 == 0 {
-            return false;
+            return flags & PeerFlag::Unfinished as u32 != 0;
         }
         let now = now();
         let told = told.load(Relaxed);
@@ -432,6 +433,20 @@ mod tests {
         peer.set_path_mtu(None);
         peer.set(PeerFlag::Unfinished, false);
         assert_eq!((peer.path_mtu(), peer.has(PeerFlag::Unfinished)), (None, false));
+    }
+
+    #[test]
+    fn of_a_peer_that_can_tell_only_its_word_counts() {
+        let [peer] = peers();
+        assert!(!peer.takes_whole());
+        peer.set(PeerFlag::Unfinished, true);
+        assert!(peer.takes_whole() && peer.takes_whole());
+        peer.set(PeerFlag::Answers, true);
+        assert!(peer.takes_whole(), "a try");
+        assert!(!peer.takes_whole());
+        peer.told_of_whole();
+        peer.set(PeerFlag::Unfinished, false);
+        assert!(peer.takes_whole() && peer.takes_whole());
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Peer {
     pub problem: Option<String>,
     /// The largest outer packet that reaches it, where that has been found to be less than the interface's MTU.
     pub path_mtu: Option<u32>,
+    /// Whether it is known to run overlayd: it has answered an echo, or asked for one.
+    pub answers: bool,
     /// How long ago something valid came from it through the tunnel.
     pub last_seen_ms: Option<u64>,
     /// What went through the tunnel.
@@ -82,6 +84,7 @@ impl Peers {
                 way,
                 problem,
                 path_mtu: totals.path_mtu,
+                answers: totals.answers,
                 last_seen_ms: totals.last_seen.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
                 traffic: Directions { egress: totals.egress.into(), ingress: totals.ingress.into() },
             }
@@ -162,6 +165,7 @@ mod tests {
                 way: Way::Tunnel,
                 problem: Some("unwell".into()),
                 path_mtu: Some(1400),
+                answers: true,
                 last_seen_ms: Some(2_500),
                 traffic: Directions {
                     egress: Traffic { packets: bytes / 1000, bytes, drops: 3 },

@@ -370,6 +370,7 @@ mod tests {
             way: Way::Tunnel,
             problem: None,
             path_mtu: None,
+            answers: false,
             last_seen_ms: (last != 3).then_some(u64::from(last) * 1000),
             traffic: Directions {
                 egress: Traffic { packets: speed * at_ms, bytes: 1000 * speed * at_ms, drops: drops * at_ms },
