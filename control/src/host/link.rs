@@ -4,18 +4,14 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::channel::mpsc::UnboundedReceiver;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
 use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
-use rtnetlink::sys::SocketAddr;
 use rtnetlink::{LinkUnspec, MulticastGroup, RouteMessageBuilder};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info};
 
+use super::changes::{Changes, Payload};
 use super::netlink::{Link, Netlink, refused};
 use super::{Desired, HostError};
 
@@ -104,12 +100,7 @@ pub async fn addresses() -> Result<BTreeSet<Ipv4Addr>, HostError> {
 /// RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE). A device that goes down takes routes along without an event for them.
 ///
 /// Subscribe first and look then: so no change falls between the two.
-pub struct HostChanges {
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    connection: JoinHandle<()>,
-    /// When what has changed is told, if anything has.
-    tell_at: Option<Instant>,
-}
+pub struct HostChanges(Changes<()>);
 
 impl HostChanges {
     /// Changes from now on.
@@ -118,12 +109,7 @@ impl HostChanges {
     /// [`HostError::Netlink`] if the socket cannot be opened.
     pub fn subscribe() -> Result<Self, HostError> {
         let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Link, MulticastGroup::Ipv4Route];
-        let (connection, _, messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(|e| HostError::Netlink {
-                action: "subscribe to changes of this host".to_owned(),
-                reason: e.to_string(),
-            })?;
-        Ok(Self { messages, connection: tokio::spawn(connection), tell_at: None })
+        Changes::subscribe(&groups, SETTLE).map(Self)
     }
 
     /// Waits until something has changed since the last call, or may have (events were lost), and a moment
@@ -132,31 +118,7 @@ impl HostChanges {
     /// # Errors
     /// [`HostError::Netlink`] if the socket has failed: subscribe again, and take that for a change.
     pub async fn changed(&mut self) -> Result<(), HostError> {
-        loop {
-            let message = match self.tell_at {
-                None => self.messages.next().await,
-                Some(at) => match timeout_at(at, self.messages.next()).await {
-                    Ok(message) => message,
-                    Err(_) => {
-                        self.tell_at = None;
-                        return Ok(());
-                    }
-                },
-            };
-            let (message, _) = message.ok_or_else(|| HostError::Netlink {
-                action: "follow changes of this host".to_owned(),
-                reason: "the socket failed".to_owned(),
-            })?;
-            if is_change(&message.payload) {
-                self.tell_at.get_or_insert(Instant::now() + SETTLE);
-            }
-        }
-    }
-}
-
-impl Drop for HostChanges {
-    fn drop(&mut self) {
-        self.connection.abort();
+        self.0.next(|payload| is_change(payload).then_some(())).await
     }
 }
 
@@ -289,7 +251,7 @@ async fn put_route(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<
     Ok(Some(format!("the route {network} through {}", desired.device)))
 }
 
-fn is_change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+fn is_change(payload: &Payload) -> bool {
     matches!(
         payload,
         NetlinkPayload::InnerMessage(

@@ -22,6 +22,7 @@ pub mod link;
 pub mod nexthop;
 pub mod routes;
 
+mod changes;
 mod command;
 pub(crate) mod netlink;
 

@@ -9,23 +9,22 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedReceiver;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use overlay::MacAddr;
 use overlay::table::SharedTable;
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::sys::SocketAddr;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::warn;
 
 use super::HostError;
+use super::changes::{Changes, Payload};
 use super::netlink::{Netlink, refused};
 
 /// Follows the next hops of a table's peers until it is dropped.
@@ -95,7 +94,8 @@ struct Neighbour {
 }
 
 async fn follow(by: By, table: &SharedTable, peers_changed: &Notify) -> Result<(), HostError> {
-    let mut events = Events::subscribe()?;
+    use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Link, Neigh};
+    let mut changes = Changes::subscribe(&[Neigh, Link, Ipv4Ifaddr, Ipv4Route, Ipv4Rule], SETTLE)?;
     let netlink = Netlink::open()?;
     let mut known = Known::default();
     let mut tick = interval(FRESH);
@@ -110,7 +110,7 @@ async fn follow(by: By, table: &SharedTable, peers_changed: &Notify) -> Result<(
             known.tell(table);
         }
         look = tokio::select! {
-            look = events.next(by.interface) => look?,
+            look = changes.next(|payload| concerns(payload, by.interface)) => look?,
             () = peers_changed.notified() => Look::Ways,
             _ = tick.tick() => {
                 known.use_stale(&netlink, by.interface).await;
@@ -211,71 +211,16 @@ enum Look {
     Ways,
 }
 
-struct Events {
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    connection: JoinHandle<()>,
-    /// What has changed so far, and when it is told.
-    gathered: Look,
-    tell_at: Option<Instant>,
-}
-
-impl Events {
-    fn subscribe() -> Result<Self, HostError> {
-        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Link, Neigh};
-        let groups = [Neigh, Link, Ipv4Ifaddr, Ipv4Route, Ipv4Rule];
-        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)
-            .map_err(|error| failed("subscribe to neighbours and routes", error.to_string()))?;
-        let connection = tokio::spawn(connection);
-        Ok(Self { messages, connection, gathered: Look::Nothing, tell_at: None })
-    }
-
-    /// What has changed since the last call, and a moment later. May be cancelled without losing anything.
-    async fn next(&mut self, interface: u32) -> Result<Look, HostError> {
-        loop {
-            let message = match self.tell_at {
-                None => self.messages.next().await,
-                Some(at) => match timeout_at(at, self.messages.next()).await {
-                    Ok(message) => message,
-                    Err(_) => {
-                        self.tell_at = None;
-                        return Ok(std::mem::replace(&mut self.gathered, Look::Nothing));
-                    }
-                },
-            };
-            let (message, _) = message
-                .ok_or_else(|| failed("follow neighbours and routes", "the socket failed".to_owned()))?;
-            let look = concerns(&message.payload, interface);
-            if look != Look::Nothing {
-                self.gathered = self.gathered.max(look);
-                self.tell_at.get_or_insert(Instant::now() + SETTLE);
-            }
-        }
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
-}
-
-fn concerns(payload: &NetlinkPayload<RouteNetlinkMessage>, interface: u32) -> Look {
+/// What a message about a change means to those who use this interface.
+fn concerns(payload: &Payload, interface: u32) -> Option<Look> {
     use RouteNetlinkMessage as Message;
     match payload {
         NetlinkPayload::InnerMessage(Message::NewNeighbour(message) | Message::DelNeighbour(message)) => {
-            if message.header.ifindex == interface {
-                Look::Neighbours
-            } else {
-                Look::Nothing
-            }
+            (message.header.ifindex == interface).then_some(Look::Neighbours)
         }
         // Routes, rules, addresses and links; or some were lost.
-        _ => Look::Ways,
+        _ => Some(Look::Ways),
     }
-}
-
-fn failed(action: &str, reason: String) -> HostError {
-    HostError::Netlink { action: action.to_owned(), reason }
 }
 
 /// Changes come in crowds: an interface that goes down takes all its neighbours along.
@@ -319,6 +264,6 @@ mod tests {
             let message = message(NeighbourState::Reachable, &[2; 6]);
             concerns(&NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)), interface)
         };
-        assert_eq!((event(2), event(3)), (Look::Neighbours, Look::Nothing));
+        assert_eq!((event(2), event(3)), (Some(Look::Neighbours), None));
     }
 }
