@@ -159,6 +159,14 @@ fn fill(bytes: &mut [u8], unfilled: bool) {
     }
 }
 
+/// Whether the transport checksum looks as if it were left for later: one of 65,536 does by chance.
+fn is_unfilled(bytes: &[u8]) -> bool {
+    let mut bytes = bytes.to_vec();
+    let packet = Packet::parse(&mut bytes).unwrap();
+    let offset = if packet.protocol() == protocol::TCP { 16 } else { 6 };
+    packet.payload()[offset..offset + 2] == packet.pseudo_header().to_be_bytes()
+}
+
 /// What leaves a coalescer that is given `packets` in one buffer: packets, merged or not, and how
 /// they are to be cut again.
 fn coalesce(packets: &[Vec<u8>]) -> Vec<(Vec<u8>, Option<Gso>)> {
@@ -225,7 +233,7 @@ proptest! {
         prop_assert_eq!(arrived.len(), sent.len());
         for ((arrived, sent), spec) in arrived.iter().zip(&sent).zip(&specs) {
             let mut expected = sent.clone();
-            if spec.unfilled && arrived != sent {
+            if is_unfilled(sent) && arrived != sent {
                 fill(&mut expected, false);
             }
             prop_assert_eq!(arrived, &expected, "{:?}", spec);
