@@ -1,8 +1,8 @@
 //! Learns how large packets to each peer may be, where the path is narrower than our interface.
 //!
-//! A new peer is asked once for a small echo, to know whether it runs overlayd before anything goes to it. One that
-//! packets go to is asked once a minute for one of full size that must not be cut. If it does not come, a router on the way has told the kernel what fits, or else has dropped it without a word; then
-//! shorter echoes find out. A peer that answers none at all, as one that does not run overlayd, is left
+//! A peer that packets go to is asked at once, and then once a minute, for an echo of full size that must not be
+//! cut. If it does not come, a router on the way has told the kernel what fits, or else has dropped it without a
+//! word; then shorter echoes find out. A peer that answers none at all, as one that does not run overlayd, is left
 //! alone: what is too large for the path is cut on the way. The kernel forgets what it was told after
 //! `net.ipv4.route.mtu_expires` seconds, and then so do we.
 
@@ -16,10 +16,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use ipnet::Ipv4Net;
-use overlay::echo::MIN_LEN;
 use overlay::path_mtu::Prober;
 use overlay::peer_state::PeerFlag;
-use overlay::table::{Peer, PeerTable, SharedTable};
+use overlay::table::{PeerTable, SharedTable};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
@@ -53,18 +52,13 @@ struct Watcher {
 /// Which path: to the node of this subnet, at this address.
 type Key = (Ipv4Net, Ipv4Addr);
 
-/// What is remembered of a path between two looks.
-#[derive(Debug, Clone, Copy, Default)]
-struct Path {
-    /// Packets that had gone to the peer at the last look.
-    packets: u64,
-    /// Whether it was asked, or is being asked, before anything went to it.
-    greeted: bool,
-    /// Whether it is being asked.
-    busy: bool,
-    asked: Option<Instant>,
-    /// Whether it was the kernel that knew how narrow it is.
-    told: bool,
+/// What is remembered of a path that was asked about.
+#[derive(Debug, Clone, Copy)]
+enum Path {
+    /// It is being asked about.
+    Asking,
+    /// It was, and whether it was the kernel that knew how narrow it is.
+    Asked { at: Instant, told: bool },
 }
 
 /// What asking has brought.
@@ -80,118 +74,86 @@ impl Watcher {
     async fn run(self) {
         let mut paths = HashMap::new();
         let mut asking = FuturesUnordered::new();
-        let mut looks = interval(LOOK);
+        let (mut looks, mut reviews) = (interval(LOOK), interval(REVIEW));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        reviews.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = Instant::now();
         loop {
-            tokio::select! {
-                _ = looks.tick() => {
-                    let table = self.table.current();
-                    paths.retain(|(subnet, public_ip), _| table.state(*subnet, *public_ip).is_some());
-                    for (peer, greeting) in self.due(&table, &mut paths, asking.len()) {
-                        asking.push(self.ask(Arc::clone(&table), peer, greeting));
-                    }
+            let due = tokio::select! {
+                now = looks.tick() => self.used_since(std::mem::replace(&mut last, now), &paths),
+                _ = reviews.tick() => self.forgotten(&mut paths),
+                Some((key, found)) = asking.next() => {
+                    let told = matches!(found, Found::Narrow { told: true, .. });
+                    paths.insert(key, Path::Asked { at: Instant::now(), told });
+                    note(&self.table.current(), key, found);
+                    continue;
                 }
-                Some((table, peer, found)) = asking.next() => {
-                    if let Some(path) = paths.get_mut(&(peer.subnet, peer.public_ip)) {
-                        path.busy = false;
-                        if let Some(found) = found {
-                            path.asked = Some(Instant::now());
-                            path.told = matches!(found, Found::Narrow { told: true, .. });
-                        }
-                    }
-                    if let Some(found) = found {
-                        note(&table, &peer, found);
-                    }
-                }
+            };
+            for key in due.into_iter().take(AT_ONCE.saturating_sub(asking.len())) {
+                paths.insert(key, Path::Asking);
+                asking.push(self.ask(key));
             }
         }
     }
 
-    /// Whom to ask now, while so many are `busy`, and whether that is a greeting: those that packets go to, and
-    /// with what is left new ones.
-    fn due(&self, table: &PeerTable, paths: &mut HashMap<Key, Path>, busy: usize) -> Vec<(Peer, bool)> {
-        let (now, again) = (Instant::now(), ASK_AGAIN.min(expiry()));
-        let (mut used, mut new) = (Vec::new(), Vec::new());
-        for peer in table.peers() {
-            let path = paths.entry((peer.subnet, peer.public_ip)).or_default();
-            let active = std::mem::replace(&mut path.packets, sent(table, peer)) != path.packets;
-            if path.busy {
-                continue;
-            }
-            let due = path.asked.is_none_or(|asked| now - asked >= again);
-            if (active && due) || (path.told && self.is_forgotten(table, peer)) {
-                used.push((peer.clone(), false));
-            } else if !path.greeted && path.asked.is_none() {
-                new.push((peer.clone(), true));
-            }
-        }
-        let room = AT_ONCE.saturating_sub(busy);
-        used.truncate(room);
-        new.truncate((AT_ONCE / 2).saturating_sub(busy + used.len()));
-        used.append(&mut new);
-        for (peer, greeting) in &used {
-            let path = paths.entry((peer.subnet, peer.public_ip)).or_default();
-            path.busy = true;
-            path.greeted |= greeting;
-        }
-        used
-    }
-
-    /// Greets `peer`, or finds out about the path to it.
-    async fn ask(
-        &self,
-        table: Arc<PeerTable>,
-        peer: Peer,
-        greeting: bool,
-    ) -> (Arc<PeerTable>, Peer, Option<Found>) {
-        let found = if greeting {
-            self.greet(&table, &peer).await;
-            None
-        } else {
-            Some(self.explore(&table, &peer).await)
+    /// The peers that packets have gone to since `last`, and that were not asked of late.
+    fn used_since(&self, last: Instant, paths: &HashMap<Key, Path>) -> Vec<Key> {
+        let (now, again, table) = (Instant::now(), ASK_AGAIN.min(expiry()), self.table.current());
+        let is_due = |key: &Key| match paths.get(key) {
+            Some(Path::Asking) => false,
+            Some(Path::Asked { at, .. }) => now - *at >= again,
+            None => true,
         };
-        (table, peer, found)
+        let used = table.peers().iter().zip(table.hops());
+        used.filter(|(_, hop)| hop.state.unused_for().is_some_and(|time| time <= now - last))
+            .map(|(peer, _)| (peer.subnet, peer.public_ip))
+            .filter(is_due)
+            .collect()
     }
 
-    async fn greet(&self, table: &PeerTable, peer: &Peer) {
-        let smallest = MIN_LEN as u32 + table.local().format.overhead();
-        if self.passes(table, peer, smallest, 1).await
-            && let Some(state) = table.state(peer.subnet, peer.public_ip)
-        {
-            state.set(PeerFlag::Answers, true);
-        }
+    /// Those whose narrow path the kernel has forgotten. What is known of nodes that are gone is forgotten here.
+    fn forgotten(&self, paths: &mut HashMap<Key, Path>) -> Vec<Key> {
+        let table = self.table.current();
+        paths.retain(|(subnet, public_ip), path| {
+            matches!(path, Path::Asking) || table.state(*subnet, *public_ip).is_some()
+        });
+        let told = paths.iter().filter(|(_, path)| matches!(path, Path::Asked { told: true, .. }));
+        told.map(|(key, _)| *key).filter(|key| self.is_forgotten(&table, *key)).collect()
+    }
+
+    async fn ask(&self, key: Key) -> (Key, Found) {
+        (key, self.explore(&self.table.current(), key).await)
     }
 
     /// Whether the kernel takes the path for as wide as the interface again.
-    fn is_forgotten(&self, table: &PeerTable, peer: &Peer) -> bool {
-        let known = table.state(peer.subnet, peer.public_ip).and_then(|state| state.path_mtu());
-        let to = SocketAddrV4::new(peer.public_ip, table.local().port);
+    fn is_forgotten(&self, table: &PeerTable, (subnet, public_ip): Key) -> bool {
+        let known = table.state(subnet, public_ip).and_then(|state| state.path_mtu());
+        let to = SocketAddrV4::new(public_ip, table.local().port);
         known.is_some_and(|mtu| self.prober.known(to).is_ok_and(|now| now > mtu))
     }
 
-    /// Finds out about the path to `peer`, and whether it answers at all.
-    async fn explore(&self, table: &PeerTable, peer: &Peer) -> Found {
-        let to = SocketAddrV4::new(peer.public_ip, table.local().port);
+    /// Finds out about the path to a peer, and whether it answers at all.
+    async fn explore(&self, table: &PeerTable, (subnet, public_ip): Key) -> Found {
+        let to = SocketAddrV4::new(public_ip, table.local().port);
         let full = table.local().mtu + table.local().format.overhead();
         let told = || self.prober.known(to).ok().filter(|mtu| *mtu < full);
         let answers = AtomicBool::new(false);
         let answers = &answers;
         let passes = async |len| {
-            let passed = self.passes(table, peer, len, TRIES).await;
+            let passed = self.passes(table, subnet.network(), len).await;
             answers.fetch_or(passed, Relaxed);
             passed
         };
         let found = explore(full, told, passes).await;
-        if let Some(state) = table.state(peer.subnet, peer.public_ip) {
+        if let Some(state) = table.state(subnet, public_ip) {
             state.set(PeerFlag::Answers, answers.load(Relaxed));
         }
         found
     }
 
-    /// Whether an echo comes back for a packet of `len` bytes: one of `tries`, since any may be lost.
-    async fn passes(&self, table: &PeerTable, peer: &Peer, len: u32, tries: usize) -> bool {
-        let overlay_address = peer.subnet.network();
-        for _ in 0..tries {
+    /// Whether an echo comes back for a packet of `len` bytes: one of several, since any may be lost.
+    async fn passes(&self, table: &PeerTable, overlay_address: Ipv4Addr, len: u32) -> bool {
+        for _ in 0..TRIES {
             let ask = |token| self.prober.ask(overlay_address, token, len, table);
             match self.pings.ask_by(ask, overlay_address) {
                 Ok(ping) => {
@@ -255,19 +217,13 @@ async fn explore<F: Future<Output = bool>>(
     }
 }
 
-/// Packets that have gone to `peer`.
-fn sent(table: &PeerTable, peer: &Peer) -> u64 {
-    table.state(peer.subnet, peer.public_ip).map_or(0, |state| state.totals().egress.packets)
-}
-
-fn note(table: &PeerTable, peer: &Peer, found: Found) {
-    let Some(state) = table.state(peer.subnet, peer.public_ip) else { return };
+fn note(table: &PeerTable, (subnet, public_ip): Key, found: Found) {
+    let Some(state) = table.state(subnet, public_ip) else { return };
     let mtu = match found {
         Found::Wide => None,
         Found::Narrow { mtu, .. } => Some(mtu),
     };
-    let (before, Peer { subnet, public_ip, .. }) = (state.path_mtu(), peer);
-    if before != mtu {
+    if state.path_mtu() != mtu {
         match (mtu, found) {
             (Some(mtu), Found::Narrow { told: true, .. }) => {
                 info!(%subnet, %public_ip, mtu, "the path to a node is narrower than our interface: senders are told");
@@ -289,8 +245,10 @@ fn expiry() -> Duration {
     text.trim().parse().map_or(ASK_AGAIN, |seconds: u64| Duration::from_secs(seconds.max(1)))
 }
 
-/// Between two looks at whom packets go to.
-const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks at whom packets go to: until then, super-packets to a new one are cut.
+const LOOK: Duration = Duration::from_millis(100);
+/// Between two looks at what the kernel has forgotten.
+const REVIEW: Duration = Duration::from_secs(1);
 /// A path that is in use is asked about as often.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// The smallest packet that every host takes in one piece (RFC 791): what is narrower is not worth telling.
@@ -301,7 +259,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const TRIES: usize = 3;
 /// How often it is searched on where a length that was lost has passed after all.
 const SEARCHES: usize = 3;
-/// Peers that are asked at the same time; of new ones that nothing goes to, half as many.
+/// Peers that are asked at the same time.
 const AT_ONCE: usize = 64;
 
 #[cfg(test)]

@@ -155,7 +155,8 @@ fn two_daemons_find_out_whether_super_packets_arrive_whole() {
     if !worker.ns.run("ip link show overlay.1").status.success() {
         return;
     }
-    // They know of each other before anything flows, so it is tried at once.
+    // The first packets are enough for them to know of each other.
+    traffic::ping(&pair.a.ns, pair.b.address);
     for host in [&worker, &master] {
         await_until(SOON, "each to know what the other runs", || {
             let peers = host.ns.ok(&format!("{} peers --json", program("overlayctl").display()));

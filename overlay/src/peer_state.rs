@@ -99,15 +99,20 @@ impl PeerState {
     #[must_use]
     pub fn totals(&self) -> PeerTotals {
         let Egress { counters, path_mtu, .. } = &self.egress.0;
-        let last = self.ingress.0.counters.last.load(Relaxed);
         let mtu = path_mtu.load(Relaxed);
         PeerTotals {
             egress: counters.exchanged(),
             ingress: self.ingress.0.counters.exchanged(),
-            last_seen: (last > 0).then(|| Duration::from_millis(now().saturating_sub(last))),
+            last_seen: self.ingress.0.counters.age(),
             path_mtu: (mtu > 0).then_some(mtu),
             answers: self.has(PeerFlag::Answers),
         }
+    }
+
+    /// How long no packet has gone to the peer, in steps of a millisecond; `None` if none has yet.
+    #[must_use]
+    pub fn unused_for(&self) -> Option<Duration> {
+        self.egress.0.counters.age()
     }
 
     /// The largest outer packet that reaches the peer, in bytes; `None` while the underlay's MTU is all
@@ -207,6 +212,12 @@ impl PeerState {
 }
 
 impl Counters {
+    /// How long ago packets were last counted.
+    fn age(&self) -> Option<Duration> {
+        let last = self.last.load(Relaxed);
+        (last > 0).then(|| Duration::from_millis(now().saturating_sub(last)))
+    }
+
     fn exchanged(&self) -> Exchanged {
         Exchanged {
             packets: self.packets.load(Relaxed),
