@@ -18,7 +18,7 @@ use futures::stream::FuturesUnordered;
 use ipnet::Ipv4Net;
 use overlay::path_mtu::Prober;
 use overlay::peer_state::PeerFlag;
-use overlay::table::{PeerTable, SharedTable};
+use overlay::table::{Hop, PeerTable, SharedTable};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
@@ -98,17 +98,20 @@ impl Watcher {
 
     /// The peers that packets have gone to since `last`, and that were not asked of late.
     fn used_since(&self, last: Instant, paths: &HashMap<Key, Path>) -> Vec<Key> {
-        let (now, again, table) = (Instant::now(), ASK_AGAIN.min(expiry()), self.table.current());
+        let (now, table) = (Instant::now(), self.table.current());
+        let used = |(_, hop): &(_, &Hop)| hop.state.unused_for().is_some_and(|time| time <= now - last);
+        let mut used = table.peers().iter().zip(table.hops()).filter(used).peekable();
+        // Mostly there are none, and this is done often.
+        if used.peek().is_none() {
+            return Vec::new();
+        }
+        let again = ASK_AGAIN.min(expiry());
         let is_due = |key: &Key| match paths.get(key) {
             Some(Path::Asking) => false,
             Some(Path::Asked { at, .. }) => now - *at >= again,
             None => true,
         };
-        let used = table.peers().iter().zip(table.hops());
-        used.filter(|(_, hop)| hop.state.unused_for().is_some_and(|time| time <= now - last))
-            .map(|(peer, _)| (peer.subnet, peer.public_ip))
-            .filter(is_due)
-            .collect()
+        used.map(|(peer, _)| (peer.subnet, peer.public_ip)).filter(is_due).collect()
     }
 
     /// Those whose narrow path the kernel has forgotten. What is known of nodes that are gone is forgotten here.
@@ -246,7 +249,7 @@ fn expiry() -> Duration {
 }
 
 /// Between two looks at whom packets go to: until then, super-packets to a new one are cut.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(200);
 /// Between two looks at what the kernel has forgotten.
 const REVIEW: Duration = Duration::from_secs(1);
 /// A path that is in use is asked about as often.
