@@ -11,6 +11,7 @@ use overlay::batch::Batch;
 use overlay::table::{Hop, PeerTable, Route};
 use overlay::wire::coalesce::Coalescer;
 use overlay::wire::ip::{Packet, Version};
+use overlay::wire::martian;
 use overlay::wire::segment::Segments;
 use overlay::wire::vnet::{self, Gso, GsoKind};
 
@@ -80,6 +81,21 @@ fn coalesce(bencher: Bencher<'_, '_>, version: Version) {
             start += packet.bytes().len();
         }
         black_box(coalescer.merged().map(|merged| merged.parts.len()))
+    });
+}
+
+/// What no router forwards, looked for in good packets of a batch.
+#[divan::bench(args = VERSIONS)]
+fn martian(bencher: Bencher<'_, '_>, version: Version) {
+    let mut bytes: Vec<Vec<u8>> = (0..BATCH).map(|index| tcp(version, index, 64)).collect();
+    let packets: Vec<Packet<'_>> =
+        bytes.iter_mut().map(|bytes| Packet::parse(bytes).expect("a packet")).collect();
+    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
+        let good = |packet: &&Packet<'_>| {
+            let packet = black_box(*packet);
+            !martian::is_martian(packet.src()) && martian::check(packet).is_ok()
+        };
+        assert_eq!(packets.iter().filter(good).count(), BATCH);
     });
 }
 

@@ -158,7 +158,54 @@ const RUN: &str = "/run/flannel";
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use rustix::process::Signal;
+
     use super::*;
+
+    /// In a process of its own for each mode, since one of them ends it.
+    #[test]
+    fn each_mode_of_the_filter_does_what_it_says() {
+        const FLAG: &str = "OVERLAY_TEST_SECCOMP_FLAG";
+        if let Some(flag) = std::env::var_os(FLAG) {
+            let flags = Flags::parse_from([flag], |_| None).unwrap();
+            let filters = || {
+                let status = fs::read_to_string("/proc/thread-self/status").ok()?;
+                let count = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"))?;
+                count.trim().parse::<u32>().ok()
+            };
+            let (outside, confinement) = (filters().unwrap(), confinement(&flags));
+            let worker = move || {
+                confinement.enter().unwrap();
+                filters()
+            };
+            let inside = std::thread::spawn(worker).join().unwrap();
+            println!("more filters: {:?}", inside.map(|inside| inside - outside));
+            return;
+        }
+        let own = std::env::current_exe().unwrap();
+        let run = |flag: &str| {
+            let mut child = Command::new(&own);
+            child.args([
+                "--exact",
+                "--nocapture",
+                "privileges::tests::each_mode_of_the_filter_does_what_it_says",
+            ]);
+            let output = child.env(FLAG, flag).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            let seen = said.lines().find_map(|line| line.split_once("more filters: "));
+            (seen.map(|(_, filters)| filters.to_owned()), output.status.signal())
+        };
+        let goes_on = |seen: &str| (Some(seen.to_owned()), None);
+        assert_eq!(run("--seccomp=off"), goes_on("Some(0)"));
+        assert_eq!(run("--seccomp=log"), goes_on("Some(1)"));
+        for refusing in ["--seccomp=on", "--v=0"] {
+            assert_eq!(run(refusing), goes_on("None"), "{refusing}");
+        }
+        assert_eq!(run("--seccomp=kill"), (None, Some(Signal::SYS.as_raw())));
+    }
 
     #[test]
     fn a_directory_is_taken_back_with_its_files() {
