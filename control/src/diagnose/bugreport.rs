@@ -121,21 +121,29 @@ fn tail(bytes: &[u8]) -> String {
 }
 
 /// Takes secrets out of text.
-struct Redact([(Regex, &'static str); 3]);
+struct Redact([(Regex, &'static str); 4]);
 
 impl Redact {
     fn new() -> Self {
         let regex = |text: &str| Regex::new(text).expect("a regular expression of this file");
         Self([
-            // NAME=VALUE, "name": "value", --flag value; the name says what it is.
+            // A line of an environment file, whose value may be quoted in part, or not at all.
             (
                 regex(
-                    r#"(?i)([\w-]*(?:password|passwd|secret|token|authorization|api[_-]?key)[\w-]*"?)(\s*[=:]\s*|\s+)("(?:[^"\\]|\\.)*"|'[^']*'|(?:(?:basic|bearer)\s+)?[^\s,;"'}]+)"#,
+                    r"(?im)^(\s*(?:export\s+)?\w*(?:password|passwd|secret|token|authorization|api_?key)\w*=).*$",
+                ),
+                "$1[removed]",
+            ),
+            // NAME=VALUE, "name": "value", --flag value; the name says what it is. The value may hold any
+            // punctuation.
+            (
+                regex(
+                    r#"(?i)([\w-]*(?:password|passwd|secret|token|authorization|api[_-]?key)[\w-]*"?)(\s*[=:]\s*|\s+)("(?:[^"\\]|\\.)*"|'[^']*'|(?:(?:basic|bearer)\s+)?[^\s"]+)"#,
                 ),
                 "$1$2[removed]",
             ),
-            // The user's part of a URL.
-            (regex(r"(?i)([a-z][a-z0-9+.-]*://)[^\s/@]+@"), "$1[removed]@"),
+            // The user's part of a URL, up to the last '@'.
+            (regex(r#"(?i)([a-z][a-z0-9+.-]*://)[^\s/"]+@"#), "$1[removed]@"),
             (
                 regex(r"(?s)-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END ([A-Z ]*PRIVATE KEY)-----"),
                 "[removed: $1]",
@@ -164,6 +172,12 @@ mod tests {
                 "FLANNELD_ETCD_PASSWORD=hunter2\nFLANNELD_IFACE=eth0",
                 "FLANNELD_ETCD_PASSWORD=[removed]\nFLANNELD_IFACE=eth0",
             ),
+            (
+                "FLANNELD_ETCD_PASSWORD=a,b;c}d'e\"f g\nFLANNELD_IFACE=eth0",
+                "FLANNELD_ETCD_PASSWORD=[removed]\nFLANNELD_IFACE=eth0",
+            ),
+            ("overlayd --etcd-password=a,b;c}d'e -v=1", "overlayd --etcd-password=[removed] -v=1"),
+            ("https://root:hun@t,e@r2@10.0.0.3:2379", "https://[removed]@10.0.0.3:2379"),
             ("overlayd --etcd-password=hunter2 -v=1", "overlayd --etcd-password=[removed] -v=1"),
             ("overlayd --etcd-password hunter2 -v=1", "overlayd --etcd-password [removed] -v=1"),
             (
@@ -171,7 +185,7 @@ mod tests {
                 r#"{"etcd_password": [removed], "mtu": 1450}"#,
             ),
             ("https://root:hunter2@10.0.0.3:2379", "https://[removed]@10.0.0.3:2379"),
-            ("Authorization: Bearer hunter2, x", "Authorization: [removed], x"),
+            ("Authorization: Bearer hunter2 x", "Authorization: [removed] x"),
             (
                 "-----BEGIN EC PRIVATE KEY-----\nMHc\n-----END EC PRIVATE KEY-----\nx",
                 "[removed: EC PRIVATE KEY]\nx",
