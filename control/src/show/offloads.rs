@@ -60,6 +60,8 @@ impl Show for OffloadStates {
         let rows = self.0.iter().map(|OffloadState { name, what, asked, on }| {
             let state = match (on, asked) {
                 (true, _) => "on",
+                // It also takes a backend and an interface that have a use for it.
+                (false, true) if name == Offload::TunnelGso.label() => "not to be had here",
                 (false, true) => "refused by the kernel",
                 (false, false) => "off by --offload",
             };
@@ -81,9 +83,16 @@ mod tests {
             state("tso", true, true),
             state("uso", true, false),
             state("gro", false, false),
+            state("tunnel-gso", true, false),
         ]);
         let text = states.to_text(None);
         let lines: Vec<&str> = text.lines().skip(1).map(str::trim).collect();
-        assert_eq!(lines, ["tso      on", "uso      refused by the kernel", "gro      off by --offload"]);
+        let expected = [
+            "tso         on",
+            "uso         refused by the kernel",
+            "gro         off by --offload",
+            "tunnel-gso  not to be had here",
+        ];
+        assert_eq!(lines, expected);
     }
 }

@@ -10,6 +10,7 @@ mod preflight;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use overlay::offload::Offload;
 use serde::Serialize;
 
 use crate::flags::Flags;
@@ -166,7 +167,11 @@ fn daemon(status: &Status) -> Vec<Finding> {
     }
     let off: Vec<&str> =
         status.offloads.iter().filter(|(_, on)| !**on).map(|(name, _)| name.as_str()).collect();
-    if !off.is_empty() {
+    // Where there is no virtual wire, or another backend, there is nothing to be missed.
+    let optional = Offload::TunnelGso.label();
+    if off == [optional] {
+        findings.push(Finding::ok("offloads", format!("all on but {optional}, which is for virtual wires")));
+    } else if !off.is_empty() {
         findings.push(Finding::warning(
             "offloads",
             format!("off: {}", off.join(", ")),
@@ -193,6 +198,23 @@ fn clock() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::tests::example;
+
+    #[test]
+    fn an_offload_for_virtual_wires_is_not_missed_elsewhere() {
+        let offloads = |off: &[&str]| {
+            let mut status = example();
+            status.offloads = Offload::ALL
+                .map(|offload| (offload.label().to_owned(), !off.contains(&offload.label())))
+                .into();
+            let finding = daemon(&status).into_iter().find(|finding| finding.check == "offloads");
+            finding.map(|finding| (finding.level, finding.text)).unwrap()
+        };
+        let only_virtual = "all on but tunnel-gso, which is for virtual wires".to_owned();
+        assert_eq!(offloads(&[]), (Level::Ok, "all on".to_owned()));
+        assert_eq!(offloads(&["tunnel-gso"]), (Level::Ok, only_virtual));
+        assert_eq!(offloads(&["uso", "tunnel-gso"]), (Level::Warning, "off: tunnel-gso, uso".to_owned()));
+    }
 
     #[test]
     fn the_worst_finding_counts() {
