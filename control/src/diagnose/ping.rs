@@ -1,6 +1,7 @@
 //! `overlayctl ping`: echoes through the overlay, each beside one on the underlay.
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use crate::socket::ping::Answer;
 pub struct Report {
     /// Each, in order.
     pub echoes: Vec<Echo>,
+    /// Why the underlay was not asked, as by a user without that right.
+    #[serde(skip)]
+    pub underlay_unasked: Option<String>,
 }
 
 /// One echo.
@@ -38,7 +42,7 @@ pub async fn run(
     socket: &Path,
     mut tell: impl FnMut(&str),
 ) -> Result<Report, ClientError> {
-    let mut echoes = Vec::new();
+    let (mut echoes, mut underlay_unasked) = (Vec::new(), None);
     let mut at = Instant::now();
     for number in 1..=ping.count {
         sleep_until(at).await;
@@ -50,6 +54,11 @@ pub async fn run(
             Ok(_) => String::new(),
             Err(error) => format!(" ({error})"),
         };
+        if let Err(error) = &underlay
+            && error.kind() == ErrorKind::PermissionDenied
+        {
+            underlay_unasked = Some(error.to_string());
+        }
         let underlay = underlay.unwrap_or_default().map(|time| time.as_secs_f64() * 1e6);
         let line = format!(
             "{number}: {} ({}), {} bytes: overlay {}, underlay {}{note}",
@@ -62,7 +71,7 @@ pub async fn run(
         tell(&line);
         echoes.push(Echo { overlay, underlay_round_trip_us: underlay });
     }
-    Ok(Report { echoes })
+    Ok(Report { echoes, underlay_unasked })
 }
 
 /// One echo of `bytes`, or the shortest, to the node that has `peer`.
@@ -95,12 +104,15 @@ impl Report {
         let overlay: Vec<f64> = self.echoes.iter().filter_map(|echo| echo.overlay.round_trip_us).collect();
         let underlay: Vec<f64> = self.echoes.iter().filter_map(|echo| echo.underlay_round_trip_us).collect();
         let sent = self.echoes.len();
-        let mut out = format!(
-            "\noverlay  {}\nunderlay {}\n",
-            line(sent, overlay.clone()),
-            line(sent, underlay.clone())
-        );
+        let of_underlay = match &self.underlay_unasked {
+            Some(error) => format!("could not be asked: {error}"),
+            None => line(sent, underlay.clone()),
+        };
+        let mut out = format!("\noverlay  {}\nunderlay {of_underlay}\n", line(sent, overlay.clone()));
         let meaning = match (overlay.is_empty(), underlay.is_empty()) {
+            (true, true) if self.underlay_unasked.is_some() => {
+                "the overlay does not answer; as root, the underlay is asked, too"
+            }
             (true, false) => {
                 "the host answers, its overlay does not: its daemon is down, is no overlayd, or the UDP port is blocked on the way"
             }
@@ -128,4 +140,32 @@ fn line(sent: usize, mut times: Vec<f64>) -> String {
 
 fn time(microseconds: Option<f64>) -> String {
     microseconds.map_or_else(|| "no answer".to_owned(), |us| format!("{:.3} ms", us / 1e3))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn an_underlay_that_could_not_be_asked_is_not_said_to_be_silent() {
+        let summary = |underlay_unasked: Option<&str>, underlay_round_trip_us| {
+            let overlay = Answer {
+                overlay_address: Ipv4Addr::new(10, 1, 63, 0),
+                public_ip: Ipv4Addr::new(192, 168, 199, 238),
+                bytes: 45,
+                round_trip_us: None,
+                last_seen_s: None,
+                answers: false,
+            };
+            let echoes = vec![Echo { overlay, underlay_round_trip_us }];
+            Report { echoes, underlay_unasked: underlay_unasked.map(str::to_owned) }.summary()
+        };
+        assert!(summary(None, None).contains("neither answers"));
+        assert!(summary(None, Some(7.0)).contains("the host answers, its overlay does not"));
+        let unasked = summary(Some("Operation not permitted"), None);
+        assert!(unasked.contains("underlay could not be asked: Operation not permitted"), "{unasked}");
+        assert!(!unasked.contains("neither answers") && !unasked.contains("host is down"), "{unasked}");
+    }
 }

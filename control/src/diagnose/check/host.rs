@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use super::Finding;
 use crate::diagnose::kernel::{Kernel, rp_filter, sysctl};
 use crate::host::HostError;
-use crate::host::firewall::verdict::{self, Forwarded};
+use crate::host::firewall::verdict::{self, Forwarded, Refusal};
 use crate::status::{DeviceStatus, Status};
 
 pub(super) async fn findings(status: &Status) -> Result<Vec<Finding>, HostError> {
@@ -59,18 +59,37 @@ async fn forwarding(status: &Status) -> Result<Vec<Finding>, HostError> {
         to_device: out.from_device.clone(),
         ..out.clone()
     };
-    let mut refusals = Vec::new();
-    for packet in [out, back] {
-        let new = verdict::refusals(&packet, status.network, &device.name).await?;
-        refusals.extend(new.into_iter().filter(|refusal| !refusals.contains(refusal)).collect::<Vec<_>>());
+    let refusals = async {
+        let mut refusals = Vec::new();
+        for packet in [out, back] {
+            let new = verdict::refusals(&packet, status.network, &device.name).await?;
+            refusals
+                .extend(new.into_iter().filter(|refusal| !refusals.contains(refusal)).collect::<Vec<_>>());
+        }
+        Ok::<_, HostError>(refusals)
+    };
+    Ok(by_firewall(refusals.await))
+}
+
+/// What the firewall's word means.
+fn by_firewall(refusals: Result<Vec<Refusal>, HostError>) -> Vec<Finding> {
+    match refusals {
+        // All else can be looked at without being root.
+        Err(error) => {
+            let text = format!("on, but what the firewall refuses cannot be read: {error}");
+            vec![Finding::warning("forwarding", text, "its rules are for root to read: ask as root")]
+        }
+        Ok(refusals) if refusals.is_empty() => {
+            vec![Finding::ok("forwarding", "on, and no firewall refuses it")]
+        }
+        Ok(refusals) => {
+            let refused = refusals.into_iter().map(|refusal| {
+                let text = format!("between pods it is dropped by {}", refusal.by);
+                Finding::error("forwarding", text, refusal.remedy)
+            });
+            refused.collect()
+        }
     }
-    if refusals.is_empty() {
-        return Ok(vec![Finding::ok("forwarding", "on, and no firewall refuses it")]);
-    }
-    let refused = refusals.into_iter().map(|refusal| {
-        Finding::error("forwarding", format!("between pods it is dropped by {}", refusal.by), refusal.remedy)
-    });
-    Ok(refused.collect())
 }
 
 /// The bridge that the pods are on.
@@ -144,3 +163,19 @@ fn pod_of(base: Ipv4Addr) -> Ipv4Addr {
 }
 
 const BRIDGE: &str = "docker0";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnose::check::Level;
+
+    #[test]
+    fn who_may_not_read_the_firewall_is_told_so_and_all_else() {
+        let level = |refusals| by_firewall(refusals).iter().map(|finding| finding.level).collect::<Vec<_>>();
+        let refusal = Refusal { by: "a chain".to_owned(), remedy: "accept it".to_owned() };
+        let denied = HostError::Netlink { action: "list".to_owned(), reason: "EPERM".to_owned() };
+        assert_eq!(level(Ok(Vec::new())), [Level::Ok]);
+        assert_eq!(level(Ok(vec![refusal.clone(), refusal])), [Level::Error; 2]);
+        assert_eq!(level(Err(denied)), [Level::Warning]);
+    }
+}

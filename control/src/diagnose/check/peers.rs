@@ -1,5 +1,6 @@
 //! The peers' part of a check: the way to each, and whether its daemon answers.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -94,14 +95,18 @@ async fn silent(status: &Status, peer: &PeerStatus, name: &str, last_seen: Optio
         BackendStatus::Udp { port } | BackendStatus::Vxlan { port, .. } => port,
         _ => 0,
     };
-    // Without the right to ask, nothing is known of the host.
-    let alive = icmp::ping(peer.public_ip, PATIENCE).await.unwrap_or_default().is_some();
-    let (level, text, remedy) = if alive {
+    let host = match icmp::ping(peer.public_ip, PATIENCE).await {
+        Ok(Some(_)) => Some("the host is there, but its overlay"),
+        // Nothing is known of the host then.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Some("the host is for root to ask, and its overlay")
+        }
+        Ok(None) | Err(_) => None,
+    };
+    let (level, text, remedy) = if let Some(host) = host {
         (
             Level::Warning,
-            format!(
-                "{name}: the host is there, but its overlay does not answer, and nothing came from it lately"
-            ),
+            format!("{name}: {host} does not answer, and nothing came from it lately"),
             format!(
                 "is its daemon running, and UDP port {port} open both ways? (A node with flanneld or kernel VXLAN never answers an echo)"
             ),
