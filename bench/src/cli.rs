@@ -162,7 +162,10 @@ fn serve(ports: Ports) -> anyhow::Result<()> {
 impl Run {
     fn run(self) -> anyhow::Result<ExitCode> {
         let turns = Turns {
-            scenarios: or(&self.scenarios, || self.preset.scenarios()),
+            scenarios: or(&self.scenarios, || {
+                let all = self.preset.scenarios().into_iter();
+                all.filter(|scenario| self.to.is_none() || !scenario.takes_the_host()).collect()
+            }),
             rounds: self.rounds.unwrap_or_else(|| self.preset.rounds()),
             seconds: f64::from(self.seconds),
             udp_rate: self.udp_rate,

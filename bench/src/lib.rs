@@ -7,6 +7,7 @@
 //! subject  the overlay between them, brought up              ┘ nothing else runs
 //! server   what answers in one pod, or on an installed host  ┐ nothing here knows of
 //! client   what asks in the other                            ┘ namespaces
+//! wire     what the client's host puts on the wire itself
 //! run      subjects taking turns, round by round
 //! record   samples, and their summary by `stats`
 //! goals    the speed to reach, where that was asked for
@@ -27,3 +28,4 @@ pub mod run;
 pub mod server;
 pub mod stats;
 pub mod subject;
+pub mod wire;

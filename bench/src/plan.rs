@@ -67,6 +67,13 @@ pub enum Scenario {
     /// The same with 1400 bytes
     #[value(name = "udp-1400")]
     Udp1400,
+    /// UDP of 64 bytes payload, wrapped by us and put on the wire by the client's host as fast as it goes, of one
+    /// flow: what arrives
+    #[value(name = "wire-64")]
+    Wire64,
+    /// The same of 64 flows, one datagram each in turn
+    #[value(name = "wire-64-flows")]
+    Wire64Flows,
     /// UDP of 64 bytes payload at --udp-rate: what is lost
     #[value(name = "loss-64")]
     Loss64,
@@ -96,6 +103,13 @@ pub enum Load {
     },
     /// UDP datagrams of this payload length, as fast as they can be sent.
     Flood(usize),
+    /// UDP datagrams of this payload length, of so many flows, wrapped already: as many as the wire takes.
+    Wire {
+        /// The length.
+        len: usize,
+        /// The flows.
+        flows: u8,
+    },
     /// UDP datagrams of this payload length, at a set rate.
     Paced(usize),
     /// Requests and responses over TCP.
@@ -215,6 +229,8 @@ impl Scenario {
             Self::Udp64 => Load::Flood(64),
             Self::Udp512 => Load::Flood(512),
             Self::Udp1400 => Load::Flood(1400),
+            Self::Wire64 => Load::Wire { len: 64, flows: 1 },
+            Self::Wire64Flows => Load::Wire { len: 64, flows: 64 },
             Self::Loss64 => Load::Paced(64),
             Self::Loss512 => Load::Paced(512),
             Self::Loss1400 => Load::Paced(1400),
@@ -229,7 +245,7 @@ impl Scenario {
     pub fn metric(self) -> Metric {
         match self.load() {
             Load::Streams { .. } => Metric::BitsPerSecond,
-            Load::Flood(_) => Metric::DatagramsPerSecond,
+            Load::Flood(_) | Load::Wire { .. } => Metric::DatagramsPerSecond,
             Load::Paced(_) => Metric::LossPercent,
             Load::TcpRequests | Load::UdpRequests => Metric::RoundTrip,
             Load::Connections => Metric::ConnectionsPerSecond,
@@ -241,9 +257,15 @@ impl Scenario {
     #[must_use]
     pub fn seconds(self, seconds: f64) -> f64 {
         match self.load() {
-            Load::Streams { .. } | Load::Flood(_) => seconds,
+            Load::Streams { .. } | Load::Flood(_) | Load::Wire { .. } => seconds,
             _ => seconds / 2.0,
         }
+    }
+
+    /// Whether it takes the client's host, not only a pod there.
+    #[must_use]
+    pub fn takes_the_host(self) -> bool {
+        matches!(self.load(), Load::Wire { .. })
     }
 
     /// The scenario of a name, as in a record.

@@ -8,11 +8,12 @@ use integration::traffic::await_listening;
 
 use crate::client::{self, Measured, Target};
 use crate::ground::Ground;
-use crate::plan::{Place, Scenario, Subject};
+use crate::plan::{Load, Place, Scenario, Subject};
 use crate::process::Daemons;
 use crate::record::{Cost, Failure, Key, Meter, Sample};
 use crate::server::{Ports, Server};
 use crate::subject::{Running, Settings};
+use crate::wire;
 
 /// How each scenario is run.
 #[derive(Debug, Clone)]
@@ -111,7 +112,11 @@ impl Gathered {
         for scenario in &turns.scenarios {
             progress.scenario(*scenario);
             let (result, cost) = metered(&running.daemons, || {
-                running.client.ns.within(|| client::measure(*scenario, &target))
+                let client = &running.client.ns;
+                match scenario.load() {
+                    Load::Wire { len, flows } => wire::measure(running, len, flows, &target),
+                    _ => client.within(|| client::measure(*scenario, &target)),
+                }
             });
             self.add(key(place, subject, *scenario), round, result, cost);
         }

@@ -1,13 +1,16 @@
 //! The overlays under measurement, brought up between two hosts.
 
 use std::fmt::Debug;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use integration::kernel_vxlan::KernelVxlan;
 use integration::overlayd::{Launch, await_mesh};
+use integration::packets::mac;
 use integration::process::Process;
 use integration::{Backend, Host, Overlayd, Pod, Store, SubnetEnv, await_until, traffic};
+use serde_json::Value;
 
 use crate::ground::Ground;
 use crate::plan::Subject;
@@ -42,9 +45,36 @@ pub struct Running<'g> {
     pub server: Pod,
     /// The overlay's daemons.
     pub daemons: Daemons,
+    /// The client's host.
+    pub worker: &'g Host,
+    /// How packets come to the server's.
+    pub way_in: WayIn,
     /// Kept for their lives: the daemons, then the store that they use.
     _held: Box<dyn Debug + 'g>,
     _store: Option<Store>,
+}
+
+/// How packets come to a host.
+#[derive(Debug, Clone, Copy)]
+pub enum WayIn {
+    /// As they are.
+    Bare,
+    /// In datagrams to this host, in flannel's format.
+    FlannelUdp(Ipv4Addr),
+    /// In datagrams to this host, in frames to this MAC address.
+    Vxlan(Ipv4Addr, [u8; 6]),
+}
+
+impl WayIn {
+    /// As the lease of `host` in `store` says, which has the subnet of `env`.
+    fn to(host: &Host, env: &SubnetEnv, store: &Store) -> Self {
+        let leases = store.leases();
+        let lease: Value = serde_json::from_str(&leases[&env.key()]).expect("a lease's JSON");
+        match lease["BackendData"]["VtepMAC"].as_str() {
+            Some(text) => Self::Vxlan(host.public_ip, mac(text)),
+            None => Self::FlannelUdp(host.public_ip),
+        }
+    }
 }
 
 impl<'g> Running<'g> {
@@ -163,7 +193,8 @@ fn running<'g>(
 ) -> Running<'g> {
     let client = ground.worker.bridge_and_pod(worker);
     let server = ground.master.bridge_and_pod(master);
-    Running { client, server, daemons, _held: Box::new(held), _store: store }
+    let way_in = store.as_ref().map_or(WayIn::Bare, |store| WayIn::to(&ground.master, master, store));
+    Running { client, server, daemons, worker: &ground.worker, way_in, _held: Box::new(held), _store: store }
 }
 
 /// The master's and the worker's, where nobody leases them.

@@ -3,10 +3,13 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use bench::client::Target;
 use bench::ground::Ground;
 use bench::plan::{Place, Subject, Topology, Wire};
 use bench::record::{Record, Sample};
+use bench::server::{Ports, Server};
 use bench::subject::{Running, Settings};
+use bench::wire;
 use integration::process::Process;
 use integration::traffic::await_listening;
 use integration::{Namespace, SOON, await_until};
@@ -61,6 +64,24 @@ fn two_scenarios_of_two_subjects_in_namespaces() {
     for file in &files[1..] {
         let report = std::fs::read_to_string(file).unwrap();
         assert!(report.contains("overlayd-vxlan") && report.contains(&record.machine.kernel), "{report}");
+    }
+}
+
+/// Whatever carries the packets takes for its own what the client's host puts on the wire.
+#[test]
+fn what_is_put_on_the_wire_arrives_by_every_overlay() {
+    let ports = Ports(5201);
+    for subject in [Subject::None, Subject::KernelVxlan, Subject::OverlaydUdp, Subject::OverlaydXdp] {
+        let ground = Ground::build(Place { topology: Topology::Link, wire: Wire::Plain });
+        let running = Running::start(subject, &ground, &Settings::default());
+        let _server = running.server.ns.within(|| Server::start(ports)).unwrap();
+        let target = Target { address: running.server.address.into(), ports, seconds: 0.2, udp_rate: 0 };
+        for flows in [1, 64] {
+            let measured = wire::measure(&running, 64, flows, &target).unwrap();
+            let (sent, arrived) = (measured.sent.unwrap(), measured.packets.unwrap());
+            assert!(64 <= arrived && arrived <= sent, "{subject}, {flows} flows: {measured:?}");
+            assert_eq!(measured.bytes, 64 * arrived);
+        }
     }
 }
 

@@ -73,12 +73,7 @@ impl Sender {
         let socket = UdpSocket::bind(any).context("bind a UDP socket")?;
         let to = target.at(target.ports.sink());
         socket.connect(to).with_context(|| format!("no way to {to}"))?;
-        // Grows from run to run, also when this program is started again.
-        let run =
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("read the clock")?.as_nanos();
-        let run = run as u64;
-        let mut payload = vec![0x5a; len];
-        payload[..8].copy_from_slice(&run.to_be_bytes());
+        let (run, payload) = new_run(len)?;
         Ok(Self { socket, payload, run, sent: 0, refused: 0 })
     }
 
@@ -95,8 +90,18 @@ impl Sender {
     }
 }
 
+/// The number of a new run, and what a datagram of it has as payload.
+pub(crate) fn new_run(len: usize) -> anyhow::Result<(u64, Vec<u8>)> {
+    // Grows from run to run, also when this program is started again.
+    let run = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("read the clock")?.as_nanos();
+    let run = run as u64;
+    let mut payload = vec![0x5a; len];
+    payload[..8].copy_from_slice(&run.to_be_bytes());
+    Ok((run, payload))
+}
+
 /// What the sink has counted of a run, once the number no longer grows.
-fn settled(target: &Target, run: u64) -> anyhow::Result<Tally> {
+pub(crate) fn settled(target: &Target, run: u64) -> anyhow::Result<Tally> {
     let to = target.at(target.ports.control());
     let stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -2,7 +2,7 @@
 //! thread and knows nothing of overlays.
 
 mod connect;
-mod datagrams;
+pub(crate) mod datagrams;
 mod iperf3;
 mod requests;
 
@@ -68,6 +68,9 @@ pub fn measure(scenario: Scenario, target: &Target) -> anyhow::Result<Measured> 
     match scenario.load() {
         Load::Streams { count, direction } => iperf3::streams(target, count, direction, seconds),
         Load::Flood(len) => datagrams::flood(target, len, duration),
+        Load::Wire { .. } => {
+            anyhow::bail!("takes the host of the client, which is only at hand in namespaces")
+        }
         Load::Paced(len) => datagrams::paced(target, len, duration),
         Load::TcpRequests => requests::tcp(target, duration),
         Load::UdpRequests => requests::udp(target, duration),
