@@ -106,16 +106,12 @@ impl IoStatus {
             let why = self.fallback.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("udp sockets{why}");
         };
-        let RingStatus { interface, mode, queues, datagrams, by_sockets, .. } = rings;
+        let RingStatus { interface, mode, queues, next_hops, .. } = rings;
         let copy = if rings.zero_copy { "zero-copy" } else { "copying" };
-        let lost: u64 = rings.drops.values().sum();
         format!(
-            "xdp on {interface} ({mode}, {copy}), {queues} queue{}; {} datagrams out, {} in, {lost} lost; by sockets {} out, {} in",
+            "xdp on {interface} ({mode}, {copy}), {queues} queue{}, {next_hops} next hop{} known",
             plural(usize::try_from(*queues).unwrap_or(usize::MAX)),
-            datagrams.egress,
-            datagrams.ingress,
-            by_sockets.egress,
-            by_sockets.ingress
+            plural(*next_hops)
         )
     }
 }
@@ -340,16 +336,23 @@ impl Status {
         }
 
         let _ = writeln!(out, "\ntraffic");
-        let traffic = [("egress", &self.counters.egress), ("ingress", &self.counters.ingress)];
-        let traffic = traffic.map(|(name, counters)| {
-            vec![name.to_owned(), counters.packets.to_string(), size(counters.bytes)]
-        });
-        out +=
-            &table(&[("", Align::Left), ("PACKETS", Align::Right), ("BYTES", Align::Right)], traffic.into());
+        let rings = self.io.as_ref().and_then(|io| io.rings.as_ref());
+        let mut columns = vec![("", Align::Left), ("PACKETS", Align::Right), ("BYTES", Align::Right)];
+        let mut traffic = [("egress", &self.counters.egress), ("ingress", &self.counters.ingress)].map(
+            |(name, Counters { packets, bytes })| vec![name.to_owned(), packets.to_string(), size(*bytes)],
+        );
+        if let Some(RingStatus { datagrams, by_sockets, .. }) = rings {
+            // A packet that others cut is several, and a run that came by a socket counts as one.
+            columns.extend([("BY RING", Align::Right), ("BY SOCKET", Align::Right)]);
+            traffic[0].extend([datagrams.egress, by_sockets.egress].map(|count| count.to_string()));
+            traffic[1].extend([datagrams.ingress, by_sockets.ingress].map(|count| count.to_string()));
+        }
+        out += &table(&columns, traffic.into());
 
         let drops = [("egress", &self.drops.egress), ("ingress", &self.drops.ingress)];
         let drops: Vec<_> = drops
             .into_iter()
+            .chain(rings.map(|rings| ("rings", &rings.drops)))
             .flat_map(|(direction, drops)| {
                 drops.iter().map(move |(reason, count)| (direction, reason, count))
             })
@@ -490,12 +493,13 @@ pub(crate) mod tests {
         for line in [
             "device        flannel.1, address 10.1.9.0, MTU 1450, 2 queues",
             "offloads      gso, tso (uso off)",
-            "wire          xdp on eth0 (native, copying), 1 queue; 5 datagrams out, 6 in, 2 lost; by sockets 0 out, 0 in",
+            "wire          xdp on eth0 (native, copying), 1 queue, 0 next hops known",
             "conflict      two nodes",
             "  10.1.63.0/24  192.168.199.238  02:00:00:00:00:09  tunnel",
-            "  egress        12  5.0 MiB",
-            "  ingress     3000    900 B",
+            "  egress        12  5.0 MiB        5          0",
+            "  ingress     3000    900 B        6          0",
             "  ingress  wrong_vni        7",
+            "  rings    ring_full        2",
             "put back      2 times what others had removed or changed (see the log)",
             "PROBLEM       nft: broken",
         ] {

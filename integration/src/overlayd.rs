@@ -37,6 +37,7 @@ pub struct Launch<'h> {
     subnet_file: Option<PathBuf>,
     descriptors: Option<usize>,
     user: u32,
+    capabilities: String,
 }
 
 /// What `overlayctl status --json` printed.
@@ -61,6 +62,7 @@ impl Host {
             subnet_file: None,
             descriptors: None,
             user: 0,
+            capabilities: CAPABILITIES.into(),
         }
     }
 }
@@ -96,9 +98,16 @@ impl<'h> Launch<'h> {
         self
     }
 
-    /// Has it run as another user than root, with the capabilities and the directories that its unit gives it.
+    /// Has it run as another user than root, with the capabilities and the directories that its unit gives it, and as
+    /// little locked memory as systemd gives to anybody.
     pub fn as_user(mut self, user: u32) -> Self {
         self.user = user;
+        self
+    }
+
+    /// Gives it a capability besides those of its unit, as in `ipc_lock`, if it is not root's.
+    pub fn capability(mut self, name: &str) -> Self {
+        self.capabilities += &format!(",+{name}");
         self
     }
 
@@ -133,7 +142,7 @@ impl<'h> Launch<'h> {
                 command.arg(format!("--nofile={most}:")).arg(&overlayd);
                 (command, inherited)
             }
-            (user, _) => as_user(&manager, self.host, user),
+            (user, _) => as_user(&manager, self.host, user, &self.capabilities),
         };
         command.arg(format!("--subnet-file={}", subnet_file.display()));
         command.env(STRICT.0, STRICT.1).args(&self.flags).envs(self.environment);
@@ -250,14 +259,14 @@ impl Overlayd<'_> {
 
 /// A command that starts the daemon as another user than root, where the device that makes others is open to it, as
 /// udev has it.
-fn as_user(manager: &ServiceManager, host: &Host, user: u32) -> (Command, Vec<OwnedFd>) {
+fn as_user(manager: &ServiceManager, host: &Host, user: u32, capabilities: &str) -> (Command, Vec<OwnedFd>) {
     let (mut command, inherited) = manager.command(&host.ns, Path::new("sh"));
     // In the mounts that `ip netns exec` makes, which are nobody else's.
     let prepare = "if [ \"$(stat -c %a /dev/net/tun)\" != 666 ]; then\n\
          [ -e \"$0/tun\" ] || mknod -m 666 \"$0/tun\" c 10 200\n\
-         mount --bind \"$0/tun\" /dev/net/tun\nfi\nexec \"$@\"";
+         mount --bind \"$0/tun\" /dev/net/tun\nfi\nulimit -l 8192\nexec \"$@\"";
     command.arg("-c").arg(prepare).arg(host.directory());
-    command.args(setpriv(user, user, CAPABILITIES)).arg(program("overlayd"));
+    command.args(setpriv(user, user, capabilities)).arg(program("overlayd"));
     (command, inherited)
 }
 
@@ -277,7 +286,7 @@ pub fn setpriv(user: u32, group: u32, capabilities: &str) -> Vec<String> {
 
 /// Makes a directory a user's, with the files in it, and one that all may pass through.
 fn give(directory: &Path, user: u32) {
-    if fs::metadata(directory).expect("the host's directory").uid() == user {
+    if user == 0 && fs::metadata(directory).expect("the host's directory").uid() == user {
         return;
     }
     let site = directory.parent().expect("a site's directory");

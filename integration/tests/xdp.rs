@@ -376,5 +376,27 @@ fn sockets_are_chosen_where_the_driver_would_copy() {
     assert!(!has_program(&worker.ns, "eth0"));
 }
 
+#[test]
+fn a_user_of_its_own_has_rings_if_it_may_lock_their_memory() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::etcd(&site, Backend::Vxlan);
+    let right = master.overlayd(&store).flag("--io=xdp").start();
+    let launch = || worker.overlayd(&store).flag("--io=xdp").as_user(USER);
+    let left = launch().start();
+    await_mesh(&[&left, &right]);
+    let status = left.status();
+    let why = status.0["io"]["fallback"].as_str().expect("a reason");
+    assert!(why.contains("LimitMEMLOCK="), "{why}");
+    let (a, b) = (worker.bridge_and_pod(&left.env()), master.bridge_and_pod(&right.env()));
+    traffic::ping(&a.ns, b.address);
+    // A limit can only be raised by who has a right that not every root has; this one stands for it.
+    let manager = left.stop_for_restart();
+    let left = launch().capability("ipc_lock").by(manager).start();
+    await_by_ring(&worker, &a, &b);
+    assert_eq!(left.status().0["io"]["rings"]["mode"], "native");
+}
+
+/// Nobody's number on any host.
+const USER: u32 = 64_244;
 /// So many datagrams the kernel itself may let others overtake: those of a sender that is moved to another processor.
 const BY_THE_KERNEL: u64 = 10;

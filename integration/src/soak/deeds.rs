@@ -15,7 +15,7 @@ use crate::store::Store;
 pub enum Deed {
     /// A daemon is restarted.
     Restart,
-    /// A daemon is killed and started again.
+    /// A daemon that goes by sockets is killed and started again. (What is in a ring is lost with its process.)
     Kill,
     /// A daemon stands still for a while.
     Pause,
@@ -89,7 +89,7 @@ impl Deed {
         let moment = |milliseconds| Duration::from_millis(200 + milliseconds);
         match self {
             Self::Restart => ground.replace(mortal, Overlayd::stop_for_restart),
-            Self::Kill => ground.replace(mortal, Overlayd::crash),
+            Self::Kill => ground.replace(0, Overlayd::crash),
             Self::Pause => {
                 let daemon = ground.nodes[any].daemon();
                 daemon.process().signal(Signal::STOP);

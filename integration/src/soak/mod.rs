@@ -6,8 +6,8 @@
 //! - Where nothing stands in the way of packets ([`Deed::may_lose`]), none is lost.
 //! - In = out + dropped by reason, on every node, against what was really sent.
 //! - A daemon that runs all the time takes no more memory, descriptors and threads than at its beginning.
-//! - No frame of the memory that a daemon with `--io=xdp` shares with the kernel is lost: that which runs all the
-//!   time is such a one.
+//! - No frame of the memory that a daemon with `--io=xdp` shares with the kernel is lost. Two are such ones: one that
+//!   comes back with its rings, and the one that runs all the time.
 
 mod deeds;
 mod flows;
@@ -157,7 +157,7 @@ impl<'h> Ground<'h> {
     fn start(site: &'h Site, hosts: [&'h Host; 3], store: Store, flags: &[String]) -> Self {
         let mut ground =
             Self { site, store, device: Backend::Vxlan.device(), flags: flags.to_vec(), nodes: Vec::new() };
-        for (host, by_rings) in hosts.into_iter().zip([false, false, true]) {
+        for (host, by_rings) in hosts.into_iter().zip([false, true, true]) {
             let daemon = ground.launch(host, by_rings, None);
             let pod = host.bridge_and_pod(&daemon.env());
             ground.nodes.push(Node { host, by_rings, pod, daemon: Some(daemon), looks: 0, held: None });

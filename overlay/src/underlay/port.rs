@@ -215,6 +215,9 @@ fn remedy(error: &io::Error) -> &'static str {
         Some(libc::EOPNOTSUPP) => {
             "its driver cannot do that: use --io=udp, or --io=xdp-generic to try it out"
         }
+        Some(libc::EAFNOSUPPORT) => {
+            "who starts it has to allow sockets of that family (RestrictAddressFamilies=AF_XDP), and the kernel to have them"
+        }
         Some(libc::EPERM) => "CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF are needed",
         Some(libc::ENOBUFS | libc::ENOMEM) => {
             "12 MiB of memory are locked for each queue: raise the limit (LimitMEMLOCK=infinity)"
