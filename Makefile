@@ -43,7 +43,7 @@ help:
 	@echo 'make fuzz [FUZZ_MINUTES=10]                       the same for longer, under AddressSanitizer'
 	@echo 'make sanitize                                     what is unsafe, and the daemon at work, under AddressSanitizer'
 	@echo 'make bench                                        overlayd beside kernel VXLAN: three minutes, target/bench.html'
-	@echo 'make bench-full                                   everything, held against the goals: 40 minutes'
+	@echo 'make bench-full                                   everything, held against the goals: half an hour'
 	@echo 'make bench-micro                                  lookup, checksum, encapsulation, segmentation, coalescing'
 	@echo 'make doc                                          the API documentation, in target/doc'
 	@echo 'make install [PREFIX=/usr/local] [DESTDIR=]       programs, unit and drop-in; uninstall removes them'

@@ -61,8 +61,8 @@ struct Run {
     #[arg(long, help_heading = "What to measure", value_name = "LIST", value_delimiter = ',')]
     scenarios: Vec<Scenario>,
     /// How often each subject has its turn
-    #[arg(long, help_heading = "What to measure", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: Option<u32>,
+    #[arg(long, help_heading = "What to measure", value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// How long streams and floods run; all else runs half as long
     #[arg(long, help_heading = "What to measure", value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
@@ -166,7 +166,7 @@ impl Run {
                 let all = self.preset.scenarios().into_iter();
                 all.filter(|scenario| self.to.is_none() || !scenario.takes_the_host()).collect()
             }),
-            rounds: self.rounds.unwrap_or_else(|| self.preset.rounds()),
+            rounds: self.rounds,
             seconds: f64::from(self.seconds),
             udp_rate: self.udp_rate,
             ports: Ports(self.port),

@@ -160,7 +160,7 @@ pub struct Place {
 pub enum Preset {
     /// The main scenarios behind a router, kernel VXLAN and overlayd: some minutes
     Short,
-    /// Everything, five rounds: about forty minutes
+    /// Everything: about half an hour
     Full,
 }
 
@@ -194,15 +194,6 @@ impl Preset {
         match self {
             Self::Short => vec![Tcp1, Tcp4, TcpReverse, Udp64, TcpRtt, UdpRtt],
             Self::Full => Scenario::value_variants().to_vec(),
-        }
-    }
-
-    /// How often.
-    #[must_use]
-    pub fn rounds(self) -> u32 {
-        match self {
-            Self::Short => 3,
-            Self::Full => 5,
         }
     }
 }

@@ -28,8 +28,8 @@ const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN
     .union(CapabilitySet::IPC_LOCK)
     .union(CapabilitySet::NET_BIND_SERVICE);
 
-/// What root has by being root, and another user does not: reading what is root's alone, as keys of etcd often are, and
-/// what iptables looks at. It is in effect only while that is read ([`reading`]).
+/// Reading what is somebody else's alone, as keys of etcd often are root's or etcd's, and what iptables looks at is
+/// root's. It is in effect only while that is read ([`reading`]).
 const IN_RESERVE: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
 
 /// What nft and iptables get of them.
@@ -94,8 +94,7 @@ pub fn reading<T>(read: impl FnOnce() -> T) -> T {
 /// What the kernel said.
 fn give_up() -> io::Result<()> {
     set_no_new_privs(true)?;
-    let is_root = geteuid().is_root();
-    let kept = if is_root { KEPT } else { KEPT | IN_RESERVE };
+    let kept = KEPT | IN_RESERVE;
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         if kept.contains(capability) {
@@ -111,7 +110,7 @@ fn give_up() -> io::Result<()> {
     let held = capabilities(None)?;
     let permitted = held.permitted & kept;
     // What root runs is root's.
-    let inheritable = if is_root { CapabilitySet::empty() } else { permitted & HANDED_ON };
+    let inheritable = if geteuid().is_root() { CapabilitySet::empty() } else { permitted & HANDED_ON };
     set_capabilities(None, CapabilitySets { effective: held.effective & KEPT, permitted, inheritable })?;
     for capability in inheritable.iter() {
         configure_capability_in_ambient_set(capability, true)?;

@@ -353,9 +353,6 @@ fn admit<'a>(
                 _ => DropReason::WrongSource,
             })
         }
-        Origin::Owner(hop) if hop.holds_own_address && table.is_own(packet.src()) => {
-            Err(DropReason::OwnSource)
-        }
         Origin::Owner(hop) | Origin::Peer(hop) => martian::check(packet).map(|()| Some(hop)),
         Origin::Unknown => martian::check(packet).map(|()| None),
     }

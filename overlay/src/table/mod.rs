@@ -78,8 +78,6 @@ pub struct Hop {
     pub state: Arc<PeerState>,
     /// Whether a peer's public address lies in the subnet: the tunnel's own packets could be routed into it.
     pub holds_tunnel_end: bool,
-    /// Whether an address of this host lies in the subnet, which so is not the peer's to send from.
-    pub holds_own_address: bool,
     header: [u8; vxlan::HEADER_LEN],
     header_len: usize,
 }
@@ -161,7 +159,7 @@ impl PeerTable {
                 hop.holds_tunnel_end = true;
             }
         }
-        let mut v6 = local.v6.map(|v6| {
+        let v6 = local.v6.map(|v6| {
             let subnets = peers.iter().zip(v4.hops()).filter_map(|(peer, v4)| {
                 Some((peer.subnet_v6?, hop(&local, peer, Version::V6, Arc::clone(&v4.state))))
             });
@@ -171,15 +169,6 @@ impl PeerTable {
             });
             Family::new(v6.subnet, addresses, subnets)
         });
-        for address in &local.addresses {
-            let hop = match address {
-                IpAddr::V4(address) => v4.route_mut((*address).into()),
-                IpAddr::V6(address) => v6.as_mut().and_then(|v6| v6.route_mut((*address).into())),
-            };
-            if let Some(hop) = hop {
-                hop.holds_own_address = true;
-            }
-        }
         let mut public_ips: Vec<_> = (0..).zip(&peers).map(|(i, peer)| (peer.public_ip, i)).collect();
         public_ips.sort_unstable();
         public_ips.dedup_by_key(|(address, _)| *address);
@@ -272,7 +261,7 @@ fn hop(local: &Local, peer: &Peer, version: Version, state: Arc<PeerState>) -> H
         }
         _ => ([0; vxlan::HEADER_LEN], 0),
     };
-    Hop { to, state, holds_tunnel_end: false, holds_own_address: false, header, header_len }
+    Hop { to, state, holds_tunnel_end: false, header, header_len }
 }
 
 /// The current table, shared by the one writer and all workers.
