@@ -529,7 +529,10 @@ impl Tunnel {
         let (local, peers) = network(plan, wire, &peers, addresses);
         let table = SharedTable::new(PeerTable::new(local, peers));
         let taps = match plan.tap() {
-            Some(name) => whole::open(&name, options.queues, &plan.underlay.name, &offloads),
+            Some(name) => {
+                let earlier = inherited.tap(&name);
+                whole::open(&name, options.queues, &plan.underlay.name, &offloads, earlier)
+            }
             None => Vec::new(),
         };
         if taps.is_empty() {

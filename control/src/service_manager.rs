@@ -39,13 +39,14 @@ pub fn alive_every() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|patience| patience / 3)
 }
 
-/// Has it keep the queues and sockets of `forwarder`, if there is one, and the place of its program, instead of
-/// what it has kept so far, for the next process.
+/// Has it keep the queues and sockets of `forwarder`, if there is one, its TAP, and the places of its programs, instead
+/// of what it has kept so far, for the next process.
 pub fn keep(forwarder: Option<&Forwarder>) {
     let queues: Vec<_> = forwarder.into_iter().flat_map(Forwarder::queues).map(AsFd::as_fd).collect();
     let sockets: Vec<_> = forwarder.into_iter().flat_map(Forwarder::sockets).map(AsFd::as_fd).collect();
     let links: Vec<_> = forwarder.and_then(Forwarder::link).map(AsFd::as_fd).into_iter().collect();
-    for (name, descriptors) in [("tun", &queues), ("udp", &sockets), ("xdp", &links)] {
+    let tap: Vec<_> = forwarder.into_iter().flat_map(Forwarder::tap).collect();
+    for (name, descriptors) in [("tun", &queues), ("udp", &sockets), ("xdp", &links), ("tap", &tap)] {
         notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)], &[]);
         for some in descriptors.chunks(AT_ONCE) {
             // It is not to look at them: one that reports an error would be thrown away.

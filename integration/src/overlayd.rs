@@ -227,6 +227,15 @@ impl Overlayd<'_> {
         &self.manager
     }
 
+    /// Waits until its service manager keeps what a daemon with this many queues leaves to the next process: each queue
+    /// of the device and its socket, and of the TAP, where there is one, as many queues and the place of its program.
+    #[track_caller]
+    pub fn await_stored(&self, queues: usize) {
+        let has_tap = self.status().offloads().contains(&"tunnel-gso");
+        let all = if has_tap { 3 * queues + 1 } else { 2 * queues };
+        await_until(SOON, &format!("{all} descriptors to be stored"), || self.manager.stored() == all);
+    }
+
     /// Ends it as [`stop`](Self::stop) does; what the service manager keeps is for the next process.
     #[track_caller]
     pub fn stop_for_restart(mut self) -> ServiceManager {

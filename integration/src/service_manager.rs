@@ -94,14 +94,15 @@ impl ServiceManager {
         let mut command = if inheritable.is_empty() {
             ns.command(&program)
         } else {
-            // In a shell: descriptors must have the numbers from 3 on, and the process must know its own id.
+            // In a shell: descriptors must have the numbers from 3 on, and the process must know its own id. One by
+            // one: with several at once, bash closes some from 10 on, where it has put what it might put back.
             let moves: Vec<String> = inheritable
                 .iter()
                 .enumerate()
-                .map(|(index, fd)| format!("{}<&{}-", FIRST + index as RawFd, fd.as_raw_fd()))
+                .map(|(index, fd)| format!("exec {}<&{}-; ", FIRST + index as RawFd, fd.as_raw_fd()))
                 .collect();
             let mut shell = ns.command("bash");
-            shell.arg("-c").arg(format!("exec {}; LISTEN_PID=$$ exec \"$@\"", moves.join(" ")));
+            shell.arg("-c").arg(format!("{}LISTEN_PID=$$ exec \"$@\"", moves.concat()));
             shell.args(["bash", &program]).env("LISTEN_FDS", inheritable.len().to_string());
             shell
         };

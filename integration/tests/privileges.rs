@@ -13,7 +13,7 @@ use integration::etcd::{Ask, Etcd, write_certificates};
 use integration::overlayd::{await_mesh, program, setpriv};
 use integration::pair::Pair;
 use integration::steady::Paced;
-use integration::{Backend, Host, Overlayd, SOON, Site, Store, await_until, traffic};
+use integration::{Backend, Host, Overlayd, Site, Store, await_until, traffic};
 
 /// NET_BIND_SERVICE, NET_ADMIN, NET_RAW, IPC_LOCK and BPF (`linux/capability.h`).
 const KEPT: u64 = 1 << 10 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 39;
@@ -145,7 +145,7 @@ fn another_user_with_more_queues_loses_nothing() {
     let next = |before: Overlayd<'_>, queues: usize, user: u32| {
         let launch = worker.overlayd(&store).as_user(user).by(before.stop_for_restart());
         let daemon = launch.flag(&format!("--queues={queues}")).start();
-        await_until(SOON, "queues and sockets to be stored", || daemon.manager().stored() == 2 * queues);
+        daemon.await_stored(queues);
         flows();
         assert_eq!(daemon.status().all_drops("ingress"), 0);
         daemon

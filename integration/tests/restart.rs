@@ -9,7 +9,7 @@ use integration::datagrams::Order;
 use integration::overlayd::{Overlayd, await_mesh};
 use integration::service_manager::ServiceManager;
 use integration::steady::Paced;
-use integration::{Backend, Host, Pair, SOON, Site, Store, await_until, traffic};
+use integration::{Backend, Host, Pair, Site, Store, await_until, traffic};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tun_tap::{Iface, Mode};
 
@@ -147,8 +147,7 @@ fn the_next_process_may_have_more_queues_or_fewer() {
         let manager = left.stop_for_restart();
         left = worker.overlayd(&store).flag(&format!("--queues={queues}")).by(manager).start();
         assert_eq!(left.status().0["device"]["queues"], queues);
-        // As many sockets share the port.
-        await_until(SOON, "queues and sockets to be stored", || left.manager().stored() == 2 * queues);
+        left.await_stored(queues);
         traffic::transfer(&a.ns, &b.ns, b.address, 5);
         traffic::transfer(&b.ns, &a.ns, a.address, 5);
     }

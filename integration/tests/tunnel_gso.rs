@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use integration::capture::Capture;
 use integration::kernel_vxlan::KernelVxlan;
 use integration::overlayd::program;
+use integration::service_manager::ServiceManager;
 use integration::{Backend, Host, Overlayd, Pair, Pod, SOON, Site, Store, Wire, await_until, traffic};
 
 #[test]
@@ -141,6 +142,40 @@ fn nothing_is_sent_whole_to_who_finishes_what_he_sends() {
 }
 
 #[test]
+fn the_tap_stays_for_the_next_process() {
+    let (site, worker, master) = Site::two_hosts();
+    let mut pods = Pods::start(&site, &worker, &master, &[]);
+    if !pods.kernel_can() {
+        return;
+    }
+    let index = || worker.ns.ok("ip -o link show overlay.1").split(':').next().map(str::to_owned);
+    let first = index();
+    for end in [Overlayd::stop_for_restart, Overlayd::crash] {
+        pods = pods.followed(end, &[]);
+        assert_eq!(index(), first, "another TAP");
+        pods.both_ways(4);
+        assert!(pods.capture(8).iter().any(Packet::is_whole));
+    }
+    // The program there is of the process that reads its counters: what it refuses is cut, and not lost.
+    worker.ns.ip("route replace 192.168.199.0/24 via 192.168.1.1 mtu lock 1400");
+    pods.both_ways(4);
+    assert!(pods.capture(1).iter().all(|packet| !packet.is_whole()), "a way with an MTU of 1400");
+    assert_eq!(pods.dropped(), 0);
+
+    // One that somebody has taken away is made anew.
+    worker.ns.ip("link del overlay.1");
+    pods = pods.followed(Overlayd::stop_for_restart, &[]);
+    let second = index();
+    assert!(second != first && !pods.daemon.log().contains("refused"), "{}", pods.daemon.log());
+    pods = pods.followed(Overlayd::stop_for_restart, &[]);
+    assert_eq!(index(), second, "another TAP");
+
+    // And one that is not wanted goes.
+    let pods = pods.followed(Overlayd::stop_for_restart, &["--offload=tso,uso,gso,gro"]);
+    await_until(SOON, "the TAP to go", || !pods.has_tap());
+}
+
+#[test]
 fn two_daemons_find_out_whether_super_packets_arrive_whole() {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
@@ -203,6 +238,14 @@ impl<'h> Pods<'h> {
         let Self { store, daemon, a, b, .. } = self;
         daemon.stop();
         let daemon = worker.overlayd(&store).start();
+        Self { worker, store, daemon, a, b }
+    }
+
+    /// The next process, which goes on with what the service manager has kept of the one that is ended.
+    fn followed(self, end: fn(Overlayd<'h>) -> ServiceManager, flags: &[&str]) -> Self {
+        let Self { worker, store, daemon, a, b } = self;
+        let launch = worker.overlayd(&store).by(end(daemon));
+        let daemon = flags.iter().fold(launch, |launch, flag| launch.flag(flag)).start();
         Self { worker, store, daemon, a, b }
     }
 

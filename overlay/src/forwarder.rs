@@ -1,7 +1,7 @@
 //! The workers: for each queue of the device one thread in each direction.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -21,8 +21,9 @@ use crate::offload::Offloads;
 use crate::peer_state::Direction;
 use crate::stats::{Totals, WorkerStats};
 use crate::sys::affinity;
+use crate::sys::link::Link;
 use crate::sys::wake::StopFlag;
-use crate::sys::xdp_prog::{Attached, Link};
+use crate::sys::xdp_prog::Attached;
 use crate::table::{PeerTable, SharedTable};
 use crate::tun::TunQueue;
 use crate::underlay::Way;
@@ -84,6 +85,7 @@ pub struct Forwarder {
 struct Kept {
     queue: TunQueue,
     socket: Socket,
+    tap: Option<TapQueue>,
 }
 
 /// Told once for each worker that had to give up: its name and why.
@@ -134,9 +136,15 @@ impl Forwarder {
         for (index, (queue, shared)) in config.queues.into_iter().zip(sockets).enumerate() {
             let socket = &shared.socket;
             let queue_in = queue.try_clone().map_err(|source| setup("duplicate a queue", source))?;
+            let tap = taps.next();
             let kept = Kept {
                 queue: queue.try_clone().map_err(|source| setup("duplicate a queue", source))?,
                 socket: socket.try_clone().map_err(|source| setup("duplicate a socket", source))?,
+                tap: tap
+                    .as_ref()
+                    .map(TapQueue::try_clone)
+                    .transpose()
+                    .map_err(|source| setup("duplicate a queue", source))?,
             };
             forwarder.kept.push(kept);
             let lanes = if config.spread_source_ports {
@@ -150,7 +158,7 @@ impl Forwarder {
 
             let own = lanes.iter().map(|lane| udp::address(lane).unwrap_or(config.listen)).collect();
             let transmitter = UdpTransmitter::new(lanes, Arc::clone(&offloads));
-            let transmitter = match taps.next() {
+            let transmitter = match tap {
                 Some(tap) => transmitter.with_tap(tap),
                 None => transmitter,
             };
@@ -230,15 +238,12 @@ impl Forwarder {
     /// # Errors
     /// `EMFILE` when there is no descriptor to be had.
     pub fn hand_over(&self) -> std::io::Result<Inherited> {
-        let mut descriptors: Vec<OwnedFd> = Vec::with_capacity(2 * self.kept.len());
-        for Kept { queue, socket } in &self.kept {
-            descriptors.push(queue.as_fd().try_clone_to_owned()?);
-            descriptors.push(socket.as_fd().try_clone_to_owned()?);
-        }
-        if let Some(link) = self.link() {
-            descriptors.push(link.as_fd().try_clone_to_owned()?);
-        }
-        Ok(descriptors.into_iter().collect())
+        let queues = self.queues().map(AsFd::as_fd);
+        let sockets = self.sockets().map(AsFd::as_fd);
+        let link = self.link().map(AsFd::as_fd);
+        let all = queues.chain(sockets).chain(link).chain(self.tap());
+        let copies = all.map(|fd| fd.try_clone_to_owned()).collect::<std::io::Result<Vec<OwnedFd>>>()?;
+        Ok(copies.into_iter().collect())
     }
 
     /// What a later process can go on with: the queues of the device.
@@ -257,6 +262,14 @@ impl Forwarder {
     pub fn link(&self) -> Option<&Link> {
         let (attached, state) = self.port.as_ref()?;
         (state.attach == Attach::Native).then(|| attached.link())
+    }
+
+    /// And of the TAP by which super-packets leave whole, if there is one, its queues and the place of its program:
+    /// the kernel takes longer to take it down, and to make it anew, than all else takes.
+    pub fn tap(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let queues = self.kept.iter().filter_map(|kept| kept.tap.as_ref());
+        let link = queues.clone().next().map(|queue| queue.link().as_fd());
+        queues.map(AsFd::as_fd).chain(link)
     }
 
     /// The interface whose rings are used, if they are.

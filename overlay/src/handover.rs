@@ -1,24 +1,27 @@
 //! What one process of the daemon leaves to the next: the queues of the overlay device, the sockets that share
-//! the underlay's port, and the place of a program on the underlay's interface. Who keeps them open in between
-//! keeps what arrives in them, too.
+//! the underlay's port, the TAP by which super-packets leave whole, and the places of programs on that and on the
+//! underlay's interface. Who keeps them open in between keeps what arrives in them, too, and the devices.
 
 use std::io;
 use std::net::SocketAddrV4;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use socket2::Socket;
 
-use crate::sys;
-use crate::sys::xdp_prog::{self, Link};
+use crate::sys::link::{self, Hook, Link};
+use crate::sys::listen_fds;
+use crate::sys::tun::has_lost_its_device;
 use crate::tun::{self, TunQueue};
 use crate::underlay::udp;
+use crate::underlay::whole::{self, Earlier};
 
 /// Descriptors of an earlier process, recognised by what the kernel says of each.
 #[derive(Debug, Default)]
 pub struct Inherited {
     queues: Vec<(String, TunQueue)>,
     sockets: Vec<(SocketAddrV4, Socket)>,
-    links: Vec<(u32, Link)>,
+    taps: Vec<(String, OwnedFd)>,
+    links: Vec<(Hook, u32, Link)>,
     foreign: usize,
 }
 
@@ -28,7 +31,7 @@ impl Inherited {
     /// # Errors
     /// `EBADF` if the environment tells of descriptors that are not open.
     pub fn take() -> io::Result<Self> {
-        sys::listen_fds::take().map(Self::from_iter)
+        listen_fds::take().map(Self::from_iter)
     }
 
     /// The queues of the device `name`. All other queues are closed.
@@ -43,10 +46,22 @@ impl Inherited {
         sockets.into_iter().filter(|(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
     }
 
-    /// The place of a program on the interface of this index. All others are given up.
+    /// The place of a program on the interface of this index. All others of its kind are given up.
     pub fn link(&mut self, interface: u32) -> Option<Link> {
-        let links = std::mem::take(&mut self.links);
-        links.into_iter().find(|(on, _)| *on == interface).map(|(_, link)| link)
+        let mut links = self.links(Hook::Xdp).into_iter();
+        links.find(|(on, _)| *on == interface).map(|(_, link)| link)
+    }
+
+    /// What there is of the TAP `name`. All other queues of TAPs are closed.
+    pub fn tap(&mut self, name: &str) -> Earlier {
+        let taps = std::mem::take(&mut self.taps);
+        let queues = taps.into_iter().filter(|(device, _)| device == name).map(|(_, queue)| queue).collect();
+        Earlier { queues, links: self.links(Hook::Ingress) }
+    }
+
+    fn links(&mut self, hook: Hook) -> Vec<(u32, Link)> {
+        let links = self.links.extract_if(.., |(at, ..)| *at == hook);
+        links.map(|(_, device, link)| (device, link)).collect()
     }
 
     /// Whether there is nothing to go on with.
@@ -55,10 +70,19 @@ impl Inherited {
         self.queues.is_empty() && self.sockets.is_empty()
     }
 
-    /// How many there are: queues, sockets, and others that are not ours, which were closed.
+    /// How many there are: queues of overlay devices, sockets, and others that are not ours, which were closed.
     #[must_use]
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.queues.len(), self.sockets.len(), self.foreign)
+    }
+
+    /// Puts a descriptor to its like; one that is not ours is given back.
+    fn put(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        tun::inherit(fd)
+            .map(|queue| self.queues.push(queue))
+            .or_else(|fd| whole::inherit(fd).map(|tap| self.taps.push(tap)))
+            .or_else(|fd| udp::inherit(fd).map(|socket| self.sockets.push(socket)))
+            .or_else(|fd| link::inherit(fd).map(|link| self.links.push(link)))
     }
 }
 
@@ -66,11 +90,9 @@ impl FromIterator<OwnedFd> for Inherited {
     fn from_iter<I: IntoIterator<Item = OwnedFd>>(descriptors: I) -> Self {
         let mut inherited = Self::default();
         for fd in descriptors {
-            match tun::inherit(fd).map_err(|fd| udp::inherit(fd).map_err(xdp_prog::inherit)) {
-                Ok(queue) => inherited.queues.push(queue),
-                Err(Ok(socket)) => inherited.sockets.push(socket),
-                Err(Err(Ok(link))) => inherited.links.push(link),
-                Err(Err(Err(_))) => inherited.foreign += 1,
+            // With its device somebody has taken away what it was for.
+            if !has_lost_its_device(fd.as_fd()) && inherited.put(fd).is_err() {
+                inherited.foreign += 1;
             }
         }
         inherited
@@ -84,6 +106,35 @@ mod tests {
 
     use super::*;
     use crate::offload::Offloads;
+    use crate::sys::redirect::Redirect;
+    use crate::sys::tun::{bring_up_mute, open_queue, open_tunnel_tap};
+
+    #[test]
+    fn a_tap_is_told_from_the_overlays_device_and_its_program_from_others() {
+        let (device, name) = (format!("tun{}", std::process::id()), format!("tap{}", std::process::id()));
+        let queue = open_queue(&device).expect("a TUN device (this test needs root)");
+        let tap = open_tunnel_tap(&name).expect("a TAP (this test needs root)");
+        let (index, _) = bring_up_mute(&name).unwrap();
+        let redirect = Redirect::attach(index, None).unwrap();
+        let link = redirect.link().as_fd().try_clone_to_owned().unwrap();
+        let mut inherited: Inherited = [queue, tap, link].into_iter().collect();
+        assert_eq!(inherited.counts(), (1, 0, 0));
+        assert!(inherited.link(index).is_none(), "of another kind");
+        let Earlier { queues, links } = inherited.tap(&name);
+        assert_eq!((queues.len(), links.len(), links[0].0), (1, 1, index));
+        assert_eq!(inherited.queues(&device).len(), 1);
+    }
+
+    #[test]
+    fn queues_whose_device_is_gone_are_nothing_to_go_on_with_and_nobody_elses() {
+        let name = format!("gone{}", std::process::id());
+        let tap = open_tunnel_tap(&name).expect("a TAP (this test needs root)");
+        let deleted = std::process::Command::new("ip").args(["link", "del", &name]).status().unwrap();
+        assert!(deleted.success());
+        let mut inherited: Inherited = [tap].into_iter().collect();
+        assert_eq!(inherited.counts(), (0, 0, 0));
+        assert!(inherited.tap(&name).queues.is_empty());
+    }
 
     #[test]
     fn sockets_are_told_apart_by_what_they_are() {

@@ -7,6 +7,7 @@ pub mod affinity;
 pub mod bpf;
 pub mod clock;
 pub mod ethtool;
+pub mod link;
 pub mod listen_fds;
 pub mod mmsg;
 pub mod mtu;

@@ -3,10 +3,11 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::bpf::{self, ADD_REG, EXIT, Instruction, JNE_IMM, Kind, LSH_IMM, MOV_IMM, MOV_REG, op};
+use super::link::{Hook, Link};
 use crate::wire::tunnel::note;
 
 /// A counter for each writer that a byte can name.
@@ -30,10 +31,8 @@ const CALL: u8 = 0x85;
 
 // linux/bpf.h
 const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
-const BPF_TCX_INGRESS: u32 = 46;
 const PSEUDO_MAP_VALUE: u8 = 2;
 const FIB_LOOKUP: i32 = 69;
 const REDIRECT_NEIGH: i32 = 152;
@@ -141,19 +140,10 @@ struct MapAttributes {
     flags: u32,
 }
 
-/// `union bpf_attr` for `BPF_LINK_CREATE`.
-#[repr(C)]
-struct LinkAttributes {
-    program: u32,
-    device: u32,
-    attach_type: u32,
-    flags: u32,
-}
-
-/// The program at work on a device, until this is dropped.
+/// The program at work on a device, until the last descriptor of its [`Link`] is closed.
 #[derive(Debug)]
 pub struct Redirect {
-    _link: OwnedFd,
+    link: Link,
     refused: *const AtomicU64,
 }
 
@@ -163,11 +153,12 @@ unsafe impl Send for Redirect {}
 unsafe impl Sync for Redirect {}
 
 impl Redirect {
-    /// Has what comes in by the device with this index sent on.
+    /// Has what comes in by the device with this index sent on. The program takes the place of the one at `earlier`, a
+    /// link of the same device, if there is one.
     ///
     /// # Errors
     /// `EPERM` without `CAP_BPF` and `CAP_NET_ADMIN`, `EINVAL` before Linux 6.6 (TCX).
-    pub fn attach(device: u32) -> io::Result<Self> {
+    pub fn attach(device: u32, earlier: Option<Link>) -> io::Result<Self> {
         let attributes = MapAttributes {
             map_type: BPF_MAP_TYPE_ARRAY,
             key_len: size_of::<u32>() as u32,
@@ -180,14 +171,10 @@ impl Redirect {
         let mut program = PROGRAM.to_vec();
         program[NAMES_MAP] = op(LOAD_IMM_DOUBLE, 1, PSEUDO_MAP_VALUE, 0, counters.as_raw_fd());
         let program = bpf::load(Kind::SchedCls, &program, LICENSE)?;
-        let attributes = LinkAttributes {
-            program: program.as_raw_fd().cast_unsigned(),
-            device,
-            attach_type: BPF_TCX_INGRESS,
-            flags: 0,
+        let link = match earlier.filter(|link| link.replace(program.as_fd()).is_ok()) {
+            Some(link) => link,
+            None => Link::create(Hook::Ingress, device, program.as_fd(), 0)?,
         };
-        // SAFETY: as above.
-        let link = unsafe { bpf::call(BPF_LINK_CREATE, &attributes) }?;
         // SAFETY: a new mapping of the map's memory, which covers no other, and which stays beyond the
         // descriptor.
         let mapped = unsafe {
@@ -203,7 +190,13 @@ impl Redirect {
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { _link: link, refused: mapped.cast_const().cast() })
+        Ok(Self { link, refused: mapped.cast_const().cast() })
+    }
+
+    /// What the program hangs on.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
     }
 
     /// How many frames of this writer there was no way for: no route, or one that they do not fit.
@@ -230,7 +223,7 @@ mod tests {
         // The loopback device would do, but is everybody's.
         let tap = super::super::tun::open_tunnel_tap("overlay-test0").expect("a TAP (this test needs root)");
         let (index, _) = super::super::tun::bring_up_mute("overlay-test0").unwrap();
-        let redirect = Redirect::attach(index).expect("loads and attaches");
+        let redirect = Redirect::attach(index, None).expect("loads and attaches");
         assert_eq!((redirect.refused(0), redirect.refused(255)), (0, 0));
         drop(tap);
     }

@@ -26,8 +26,8 @@ pub fn open_queue(name: &str) -> io::Result<OwnedFd> {
 pub const TUNNEL_VNET_HDR_LEN: usize = 24;
 
 /// Opens one queue of the TAP device `name`, non-blocking, which takes frames that hold a TCP super-packet in
-/// a UDP tunnel, behind a virtio header of [`TUNNEL_VNET_HDR_LEN`] bytes. Creates the device, which goes with
-/// its last queue.
+/// a UDP tunnel, behind a virtio header of [`TUNNEL_VNET_HDR_LEN`] bytes. Creates the device if there is none,
+/// and it goes with its last queue.
 ///
 /// # Errors
 /// As [`open_queue`]; `EINVAL` also before Linux 6.17.
@@ -85,23 +85,44 @@ pub fn bring_up_mute(name: &str) -> io::Result<(u32, [u8; 6])> {
 /// device has been deleted.
 #[must_use]
 pub fn device_of(fd: BorrowedFd<'_>) -> Option<String> {
-    // SAFETY: `ifreq` is plain data for which all zeros is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is. Other descriptors refuse it, or know
-    // the number as a request that writes no more: it carries direction and size.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETIFF, &raw mut request) }).ok()?;
+    of_kind(fd, libc::IFF_TUN, VNET_HDR_LEN)
+}
+
+/// The same for one such as [`open_tunnel_tap`] opens.
+#[must_use]
+pub fn tunnel_tap_of(fd: BorrowedFd<'_>) -> Option<String> {
+    of_kind(fd, libc::IFF_TAP, TUNNEL_VNET_HDR_LEN)
+}
+
+fn of_kind(fd: BorrowedFd<'_>, kind: c_int, header_len: usize) -> Option<String> {
+    let request = interface_of(fd).ok()?;
     let mut size: c_int = 0;
     // SAFETY: TUNGETVNETHDRSZ writes one int, which `size` is.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETVNETHDRSZ, &raw mut size) }).ok()?;
     // SAFETY: TUNGETIFF has set the flags; any bits are a valid value of them.
     let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
-    let wanted = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-    if flags & KIND != wanted || size != VNET_HDR_LEN as c_int {
+    let wanted = kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    if flags & KIND != wanted || size != header_len as c_int {
         return None;
     }
     let name: Vec<u8> =
         request.ifr_name.iter().map(|c| c.cast_unsigned()).take_while(|byte| *byte != 0).collect();
     String::from_utf8(name).ok()
+}
+
+/// Whether `fd` was a queue of a device that has been deleted.
+#[must_use]
+pub fn has_lost_its_device(fd: BorrowedFd<'_>) -> bool {
+    interface_of(fd).is_err_and(|error| error.raw_os_error() == Some(libc::EBADFD))
+}
+
+fn interface_of(fd: BorrowedFd<'_>) -> io::Result<libc::ifreq> {
+    // SAFETY: `ifreq` is plain data for which all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is. Other descriptors refuse it, or know
+    // the number as a request that writes no more: it carries direction and size.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETIFF, &raw mut request) })?;
+    Ok(request)
 }
 
 /// Has the device stay when no queue is open any more.

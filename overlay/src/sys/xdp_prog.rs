@@ -6,6 +6,7 @@ use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::bpf::{AND_IMM, EXIT, Instruction, JNE_IMM, Kind, MOV_IMM, MOV_REG, ask, call, load, op};
+use super::link::{Hook, Link};
 use crate::MacAddr;
 
 /// A program on an interface that hands packets over for as long as this lives. Then they pass; and with the last
@@ -15,11 +16,6 @@ pub struct Attached {
     link: Link,
     sockets: SocketMap,
 }
-
-/// What a program hangs on at its interface. Another program can take its place there without a moment in between,
-/// and without the interface being set up anew for having one.
-#[derive(Debug)]
-pub struct Link(OwnedFd);
 
 /// How a program is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,37 +95,13 @@ impl Drop for Attached {
     }
 }
 
-impl AsFd for Link {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// A descriptor from an earlier process as a link, with the index of its interface, zero if that is gone; given back
-/// if it is none.
-///
-/// # Errors
-/// The descriptor.
-pub fn inherit(fd: OwnedFd) -> Result<(u32, Link), OwnedFd> {
-    let mut info = LinkInfo::default();
-    let attributes =
-        InfoAttributes { fd: fd.as_raw_fd(), len: size_of::<LinkInfo>() as u32, info: &raw mut info as u64 };
-    // SAFETY: the attributes of BPF_OBJ_GET_INFO_BY_FD; the kernel writes at most as many bytes as `info` has.
-    match unsafe { ask(BPF_OBJ_GET_INFO_BY_FD, &attributes) } {
-        // (A program of the same kind would pass here, too, and fail when it is to be updated.)
-        Ok(_) if info.link_type == BPF_LINK_TYPE_XDP => Ok((info.interface, Link(fd))),
-        _ => Err(fd),
-    }
-}
-
 /// Has the interface of this index hand over to `sockets` what comes to `mac` and `address`, in frames of at most
 /// `longest` bytes: a super-packet, as generic mode can see it, is for the kernel to take apart.
 ///
 /// The program takes the place of the one at `earlier`, a link of the same interface, if there is one.
 ///
 /// # Errors
-/// `EBUSY` or `EEXIST` if the interface has a program, `EOPNOTSUPP` if its driver takes none, `EINVAL` before
-/// Linux 5.9; `ERANGE` and others if an MTU or an offload of the interface is in the way.
+/// As [`Link::create`].
 pub fn attach(
     interface: u32,
     mac: MacAddr,
@@ -140,29 +112,15 @@ pub fn attach(
     earlier: Option<Link>,
 ) -> io::Result<Attached> {
     let program = load(Kind::Xdp, &instructions(mac, address, longest, &sockets), c"Apache-2.0")?;
-    if let Some(link) = earlier.filter(|link| replace(link, program.as_fd()).is_ok()) {
+    if let Some(link) = earlier.filter(|link| link.replace(program.as_fd()).is_ok()) {
         return Ok(Attached { link, sockets });
     }
-    let attributes = LinkAttributes {
-        program: program.as_raw_fd(),
-        target: interface,
-        attach_type: BPF_XDP,
-        flags: match how {
-            Attach::Native => XDP_FLAGS_DRV_MODE,
-            Attach::Generic => XDP_FLAGS_SKB_MODE,
-        },
+    let flags = match how {
+        Attach::Native => XDP_FLAGS_DRV_MODE,
+        Attach::Generic => XDP_FLAGS_SKB_MODE,
     };
-    // SAFETY: the attributes of BPF_LINK_CREATE, which point to nothing.
-    let link = Link(unsafe { call(BPF_LINK_CREATE, &attributes) }?);
+    let link = Link::create(Hook::Xdp, interface, program.as_fd(), flags)?;
     Ok(Attached { link, sockets })
-}
-
-/// Puts `program` in the place of the one at `link` (Linux 5.9).
-fn replace(link: &Link, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes =
-        UpdateAttributes { link: link.0.as_raw_fd(), program: program.as_raw_fd(), flags: 0, expected: 0 };
-    // SAFETY: the attributes of BPF_LINK_UPDATE, which point to nothing.
-    unsafe { ask(BPF_LINK_UPDATE, &attributes) }.map(drop)
 }
 
 /// The program: R1 is the context (`struct xdp_md`), R2 points to the packet, R3 behind it. Every test that
@@ -239,12 +197,7 @@ const CALL: u8 = 0x85;
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_MAP_TYPE_XSKMAP: u32 = 17;
-const BPF_XDP: u32 = 37;
-const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_FUNC_REDIRECT_MAP: i32 = 51;
 const XDP_PASS: i32 = 2;
 // linux/if_link.h
@@ -268,43 +221,6 @@ struct ElementAttributes {
     key: u64,
     value: u64,
     flags: u64,
-}
-
-/// The same for `BPF_LINK_CREATE`.
-#[repr(C)]
-struct LinkAttributes {
-    program: i32,
-    target: u32,
-    attach_type: u32,
-    flags: u32,
-}
-
-/// The same for `BPF_LINK_UPDATE`.
-#[repr(C)]
-struct UpdateAttributes {
-    link: i32,
-    program: i32,
-    flags: u32,
-    expected: u32,
-}
-
-/// The same for `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-struct InfoAttributes {
-    fd: i32,
-    len: u32,
-    info: u64,
-}
-
-/// The first fields of `struct bpf_link_info`, of one of an XDP program.
-#[repr(C)]
-#[derive(Default)]
-struct LinkInfo {
-    link_type: u32,
-    id: u32,
-    program: u32,
-    padding: u32,
-    interface: u32,
 }
 
 #[cfg(test)]

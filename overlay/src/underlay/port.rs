@@ -17,7 +17,8 @@ use crate::sys::ethtool;
 use crate::sys::xdp_prog::{self, Attached, SocketMap};
 use crate::sys::xsk::{self, Binding, HEADROOM, Sizes, Socket};
 
-pub use crate::sys::xdp_prog::{Attach, Link};
+pub use crate::sys::link::Link;
+pub use crate::sys::xdp_prog::Attach;
 pub use crate::sys::xsk::Dropped;
 
 /// Frames for receiving of one queue: with 64-byte packets under flood some 25 ms, for which a worker may have to

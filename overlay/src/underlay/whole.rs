@@ -4,9 +4,11 @@
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::net::SocketAddrV4;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::offload::{Offload, Offloads};
+use crate::sys::link::Link;
 use crate::sys::redirect::Redirect;
 use crate::sys::{ethtool, tun};
 use crate::wire::ip::Packet;
@@ -29,15 +31,43 @@ pub struct TapQueue {
 /// What an underlay's device must pass, by the names that `ethtool -k` has for them.
 const FEATURES: [&str; 2] = ["tx-tcp-segmentation", "tx-udp_tnl-csum-segmentation"];
 
+/// What an earlier process has left of a TAP.
+#[derive(Debug, Default)]
+pub struct Earlier {
+    /// Its queues.
+    pub queues: Vec<OwnedFd>,
+    /// Where programs of ours hang, each with the index of its device.
+    pub links: Vec<(u32, Link)>,
+}
+
 /// Opens the TAP `name` with a queue for each of `count` workers, whose packets leave by the device `underlay`;
-/// none if that is not wanted, or not to be had. The device goes with its last queue.
+/// none if that is not wanted, or not to be had. The device goes with its last queue: with what is there of it
+/// `earlier`, nobody waits for the kernel to take it down and to make another.
 #[must_use]
-pub fn open(name: &str, count: usize, underlay: &str, offloads: &Offloads) -> Vec<TapQueue> {
+pub fn open(
+    name: &str,
+    count: usize,
+    underlay: &str,
+    offloads: &Offloads,
+    earlier: Earlier,
+) -> Vec<TapQueue> {
     if !offloads.is_on(Offload::TunnelGso) || !passes(underlay) {
         return Vec::new();
     }
     // An older kernel, or rights that we do not have, are no reason not to forward.
-    try_open(name, count).unwrap_or_default()
+    try_open(name, count, earlier).unwrap_or_default()
+}
+
+/// A descriptor from an earlier process as a queue of a TAP, with its device's name; given back if it is none of
+/// the kind that [`open`] opens.
+///
+/// # Errors
+/// The descriptor.
+pub fn inherit(fd: OwnedFd) -> Result<(String, OwnedFd), OwnedFd> {
+    match tun::tunnel_tap_of(fd.as_fd()) {
+        Some(device) => Ok((device, fd)),
+        None => Err(fd),
+    }
 }
 
 /// Whether the device `underlay` passes super-packets in tunnels on as they are. If it does not, the kernel
@@ -47,13 +77,17 @@ pub fn passes(underlay: &str) -> bool {
     ethtool::has_features(underlay, &FEATURES).unwrap_or(false)
 }
 
-fn try_open(name: &str, count: usize) -> io::Result<Vec<TapQueue>> {
-    let files =
-        (0..count).map(|_| tun::open_tunnel_tap(name).map(File::from)).collect::<io::Result<Vec<_>>>()?;
+fn try_open(name: &str, count: usize, earlier: Earlier) -> io::Result<Vec<TapQueue>> {
+    let Earlier { mut queues, links } = earlier;
+    queues.truncate(count);
+    while queues.len() < count {
+        queues.push(tun::open_tunnel_tap(name)?);
+    }
     let (index, mac) = tun::bring_up_mute(name)?;
-    let redirect = Arc::new(Redirect::attach(index)?);
+    let link = links.into_iter().find(|(device, _)| *device == index).map(|(_, link)| link);
+    let redirect = Arc::new(Redirect::attach(index, link)?);
     let queue = |(writer, queue)| TapQueue {
-        queue,
+        queue: File::from(queue),
         mac,
         writer,
         next_id: 0,
@@ -61,10 +95,30 @@ fn try_open(name: &str, count: usize) -> io::Result<Vec<TapQueue>> {
         redirect: Arc::clone(&redirect),
     };
     // More workers than a byte can name are more than a TUN has queues.
-    Ok((0..=u8::MAX).zip(files).map(queue).collect())
+    Ok((0..=u8::MAX).zip(queues).map(queue).collect())
+}
+
+impl AsFd for TapQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
 }
 
 impl TapQueue {
+    /// A second handle of the same queue.
+    ///
+    /// # Errors
+    /// `EMFILE` when there is no descriptor to be had.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { queue: self.queue.try_clone()?, redirect: Arc::clone(&self.redirect), ..*self })
+    }
+
+    /// What the program hangs on.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        self.redirect.link()
+    }
+
     /// Sends `packet`, which lies in `bytes` behind its VXLAN header, from an address with that time to live.
     ///
     /// # Errors
