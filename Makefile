@@ -13,6 +13,7 @@ CARGO   := cargo --locked
 PREFIX  ?= /usr/local
 NEXT    := 99.0.0-1
 UNITS   := systemd/overlayd.service:/etc/systemd/system/overlayd.service \
+    systemd/overlayd-prepare.service:/etc/systemd/system/overlayd-prepare.service \
     sysusers/overlayd.conf:/etc/sysusers.d/overlayd.conf \
     docker/overlayd.conf:/etc/systemd/system/docker.service.d/overlayd.conf
 # What overlay-manuals writes below share/.

@@ -25,6 +25,7 @@ pub fn check() {
         "opt/overlay/libexec/flannel/mk-docker-opts.sh",
         "opt/overlay/share/man/man8/overlayd.8",
         "etc/systemd/system/overlayd.service",
+        "etc/systemd/system/overlayd-prepare.service",
         "etc/sysusers.d/overlayd.conf",
         "etc/systemd/system/docker.service.d/overlayd.conf",
         DEFAULTS,
