@@ -1,8 +1,36 @@
 //! What the unit lets overlayd do.
 
+use integration::await_until;
 use integration::machine::Machine;
 
-use crate::said;
+use crate::{PATIENCE, said};
+
+/// Its control socket is for the group that it is told, and a flanneld that runs keeps its device.
+pub fn check_exceptions(machine: &Machine<'_>) {
+    let drop_in = "/run/systemd/system/overlayd.service.d/group.conf";
+    machine.write(
+        drop_in,
+        "[Service]\nSupplementaryGroups=adm\nEnvironment=FLANNELD_CONTROL_SOCKET_GROUP=adm\n",
+    );
+    machine.ok("systemctl daemon-reload && systemctl start overlayd");
+    let member = "setpriv --reuid=nobody --regid=adm --clear-groups overlayctl status";
+    await_until(PATIENCE, "an answer to a member of the group", || machine.run(member).status.success());
+    machine.ok(&format!(
+        "rm {drop_in} && systemctl daemon-reload && systemctl stop overlayd && overlayctl cleanup"
+    ));
+
+    machine.ok(
+        "cp /bin/sleep /run/flanneld && systemd-run --unit=other /run/flanneld 1000 && \
+         ip link add flannel.1 type vxlan id 1 dev eth2 dstport 8472 nolearning && ip link set flannel.1 up && \
+         systemctl start --no-block overlayd",
+    );
+    await_until(PATIENCE, "word of the flanneld that runs", || {
+        machine.journal("overlayd").contains("belongs to a flanneld that is running")
+    });
+    assert!(machine.ok("ip -d link show flannel.1").contains("vxlan id 1"), "its device is gone");
+    machine.ok("systemctl stop overlayd other && ip link del flannel.1");
+    said("the control socket is for the group that it is told, and a flanneld that runs keeps its device");
+}
 
 /// It is a user of its own with few capabilities, and its data plane has none; its group may ask it, and others may not.
 pub fn check(machine: &Machine<'_>) {
