@@ -34,17 +34,17 @@ fn super_packets_leave_whole(pods: &Pods<'_>) {
     pods.both_ways(8);
     let counters = || pods.daemon.status().0["counters"]["egress"].clone();
     let (mut before, mut sent) = (counters(), Vec::new());
-    // All but what went before the first answers told what the peer is. (A capture on a busy machine misses some.)
-    await_until(SOON, "three quarters to leave whole", || {
+    // All but what went before the first answers told what the peer is. (A capture on a busy machine misses some, and
+    // senders that move overtake themselves.)
+    await_until(SOON, "three quarters to leave whole, and in order", || {
         before = counters();
         sent = pods.capture(32);
         let whole = sent.iter().filter(|packet| packet.is_whole());
-        whole.map(|packet| packet.payload).sum::<usize>() > 24 << 20
+        whole.map(|packet| packet.payload).sum::<usize>() > 24 << 20 && are_in_order(&sent)
     });
     let after = counters();
 
     // One as the other: in order, by one port that is not the backend's, as the sockets send.
-    assert_order(&sent);
     let headers: BTreeSet<_> =
         sent.iter().map(|p| (p.flow, p.source_port, p.ttl, p.tos, p.fragment_bits)).collect();
     let flows: BTreeSet<_> = sent.iter().map(|packet| packet.flow).collect();
@@ -324,18 +324,16 @@ impl Packet {
     }
 }
 
-/// No packet is overtaken by a later one of its flow: the sender numbers what it sends, also what it sends again. But
-/// it is the pod's kernel that overtakes once in a great while, when its sender moves to another processor.
-#[track_caller]
-fn assert_order(packets: &[Packet]) {
+/// Whether hardly a packet is overtaken by a later one of its flow: the sender numbers what it sends, also what it
+/// sends again. But the pod's kernel overtakes now and then, when its sender moves to another processor.
+fn are_in_order(packets: &[Packet]) -> bool {
     let mut flows = BTreeMap::<_, u16>::new();
     // (What has no payload may come from a socket that does not number, as while it opens and closes.)
     let late = packets.iter().filter(|packet| packet.payload > 0).filter(|packet| {
         let last = flows.insert(packet.flow, packet.id).unwrap_or(packet.id);
         packet.id.wrapping_sub(last) >= 1 << 15
     });
-    let late: Vec<_> = late.collect();
-    assert!(late.len() * 100 <= packets.len(), "{} of {} come late: {late:?}", late.len(), packets.len());
+    late.count() * 100 <= packets.len()
 }
 
 const FILTER: &str = "udp dst port 8472 and (src host 192.168.1.12)";
