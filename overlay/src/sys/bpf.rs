@@ -99,8 +99,16 @@ const STEER: &[Instruction] = &[
     op(LSH_IMM, 8, 0, 0, 2),
     op(LOAD_IND_WORD, 0, 8, 0, 0),
     op(XOR_REG, 7, 0, 0, 0),
-    // Spread what differs in few bits over the upper ones (Knuth's multiplicative hash).
+    // Each bit has to count in the result's lowest ones, which choose the queue, and a product's bits depend on
+    // lower ones only. (Source ports of one client, which are the upper bits, are all odd or all even.)
+    op(MOV_REG, 0, 7, 0, 0),
+    op(RSH_IMM, 7, 0, 0, 16),
+    op(XOR_REG, 7, 0, 0, 0),
     op(MUL32_IMM, 7, 0, 0, 0x9e37_79b1_u32.cast_signed()),
+    op(MOV_REG, 0, 7, 0, 0),
+    op(RSH_IMM, 7, 0, 0, 15),
+    op(XOR_REG, 7, 0, 0, 0),
+    op(MUL32_IMM, 7, 0, 0, 0x85eb_ca6b_u32.cast_signed()),
     op(MOV_REG, 0, 7, 0, 0),
     op(RSH_IMM, 0, 0, 0, 16),
     op(EXIT, 0, 0, 0, 0),
@@ -190,10 +198,68 @@ const TUNSETSTEERINGEBPF: libc::c_ulong = 0x8004_54e0;
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+    use crate::wire::ip::tests::builder;
+
+    /// What the device gets when the kernel runs the program on a packet.
+    fn hash(program: BorrowedFd<'_>, packet: &[u8]) -> u16 {
+        const PROG_TEST_RUN: libc::c_long = 10;
+        /// The first fields of `union bpf_attr` for it.
+        #[repr(C)]
+        struct Run {
+            program: libc::c_int,
+            result: u32,
+            len_in: u32,
+            len_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+        }
+        // The kernel takes the frame's header off first.
+        let frame = [&[0; 12], &[8, 0][..], packet].concat();
+        let mut run = Run {
+            program: program.as_raw_fd(),
+            result: 0,
+            len_in: frame.len() as u32,
+            len_out: 0,
+            data_in: frame.as_ptr() as u64,
+            data_out: 0,
+            repeat: 1,
+            duration: 0,
+        };
+        // SAFETY: the attributes, which the kernel writes the result into, and the frame outlive the call.
+        let done = unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, &raw mut run, size_of::<Run>()) };
+        assert_eq!(done, 0, "{} (this test needs root)", io::Error::last_os_error());
+        // The device keeps the lower half of what the program returns.
+        run.result as u16
+    }
 
     #[test]
-    fn the_kernels_verifier_accepts_the_program() {
-        load_steering().expect("loads (this test needs root)");
+    fn flows_spread_evenly_over_the_queues() {
+        const FLOWS: u16 = 256;
+        let tcp = |src: &str, dst: &str, (from, to)| {
+            let mut packet = Vec::new();
+            builder(src, dst, 64).tcp(from, to, 1, 1).write(&mut packet, b"x").unwrap();
+            packet
+        };
+        // The kernel gives one program's connections every other port, and pods have addresses that follow each other.
+        let kinds: [(&str, &dyn Fn(u16) -> Vec<u8>); 4] = [
+            ("one client", &|i| tcp("10.1.9.3", "10.1.63.2", (40_000 + 2 * i, 5201))),
+            ("one server", &|i| tcp("10.1.63.2", "10.1.9.3", (5201, 40_000 + 2 * i))),
+            ("pods", &|i| tcp(&format!("10.1.9.{i}"), "10.1.63.2", (40_000, 80))),
+            ("pods with IPv6", &|i| tcp(&format!("fd00::9:{i:x}"), "fd00::63:2", (40_000, 80))),
+        ];
+        let program = load_steering().expect("loads (this test needs root)");
+        for ((kind, packet), queues) in kinds.iter().flat_map(|kind| [2, 3, 4, 8].map(|n| (kind, n))) {
+            let mut flows = vec![0; queues];
+            for i in 0..FLOWS {
+                flows[hash(program.as_fd(), &packet(i)) as usize % queues] += 1;
+            }
+            let fair = usize::from(FLOWS) / queues;
+            assert!(flows.iter().all(|n| (fair / 2..=fair * 2).contains(n)), "{kind}: {flows:?}");
+        }
     }
 }
