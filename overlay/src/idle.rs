@@ -2,7 +2,8 @@
 //!
 //! Waking a sleeping thread costs more than forwarding a packet. Between packets that come one
 //! after the other a worker therefore stays awake, for a bounded time and giving its processor to
-//! whoever else wants it.
+//! whoever else wants it. What others take of it does not count: where the processors are all busy, they
+//! would be gone for longer than any worker waits, and each packet would find its worker asleep.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -10,6 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::sys::wake::{StopFlag, Woken, wait_readable};
+
+/// Giving way takes less than a microsecond if nobody else wants the processor.
+const GIVEN_WAY: Duration = Duration::from_micros(5);
 
 /// How long one worker stays awake.
 #[derive(Debug)]
@@ -19,7 +23,7 @@ pub struct Idle {
 }
 
 impl Idle {
-    /// Stays awake for `awake` after the last packet; zero sleeps at once.
+    /// Stays awake for `awake` of its own time after the last packet; zero sleeps at once.
     #[must_use]
     pub fn new(awake: Duration) -> Self {
         Self { awake, since: None }
@@ -37,8 +41,13 @@ impl Idle {
     pub fn wait(&mut self, fd: BorrowedFd<'_>, stop: &StopFlag) -> io::Result<Woken> {
         if !self.awake.is_zero() {
             let now = Instant::now();
-            if now - *self.since.get_or_insert(now) < self.awake {
+            let since = *self.since.get_or_insert(now);
+            if now - since < self.awake {
                 thread::yield_now();
+                let away = now.elapsed();
+                if away > GIVEN_WAY {
+                    self.since = Some(since + away);
+                }
                 return Ok(Woken::Readable);
             }
         }
@@ -51,8 +60,10 @@ impl Idle {
 mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
     use super::*;
+    use crate::sys::affinity;
 
     #[test]
     fn it_sleeps_only_after_the_time_to_stay_awake() {
@@ -68,5 +79,37 @@ mod tests {
         assert_eq!(sleeper.wait(quiet.as_fd(), &stop).unwrap(), Woken::Readable);
         stop.raise();
         assert_eq!(sleeper.wait(quiet.as_fd(), &stop).unwrap(), Woken::Stopped);
+    }
+
+    #[test]
+    fn the_time_of_others_does_not_count() {
+        const AWAKE: Duration = Duration::from_millis(1);
+        let (quiet, _writer) = io::pipe().unwrap();
+        let stop = StopFlag::new().unwrap();
+        stop.raise();
+        let done = AtomicBool::new(false);
+        thread::scope(|threads| {
+            // One that wants the processor as much as we do, and gives it back after milliseconds.
+            threads.spawn(|| {
+                affinity::pin_to(0).unwrap();
+                while !done.load(Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+            let waiter = threads.spawn(|| {
+                affinity::pin_to(0).unwrap();
+                let mut idle = Idle::new(AWAKE);
+                let begun = Instant::now();
+                let mut woken = Woken::Readable;
+                while begun.elapsed() < 20 * AWAKE && woken == Woken::Readable {
+                    // It would say that it is to stop if it went to sleep.
+                    woken = idle.wait(quiet.as_fd(), &stop).unwrap();
+                }
+                woken
+            });
+            let woken = waiter.join();
+            done.store(true, Relaxed);
+            assert_eq!(woken.unwrap(), Woken::Readable);
+        });
     }
 }

@@ -246,7 +246,8 @@ mod tests {
             packet
         };
         // The kernel gives one program's connections every other port, and pods have addresses that follow each other.
-        let kinds: [(&str, &dyn Fn(u16) -> Vec<u8>); 4] = [
+        type Flow<'a> = &'a dyn Fn(u16) -> Vec<u8>;
+        let kinds: [(&str, Flow<'_>); 4] = [
             ("one client", &|i| tcp("10.1.9.3", "10.1.63.2", (40_000 + 2 * i, 5201))),
             ("one server", &|i| tcp("10.1.63.2", "10.1.9.3", (5201, 40_000 + 2 * i))),
             ("pods", &|i| tcp(&format!("10.1.9.{i}"), "10.1.63.2", (40_000, 80))),
