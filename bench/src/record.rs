@@ -26,6 +26,8 @@ pub struct Record {
     pub seconds: f64,
     /// Datagrams per second where the rate was set.
     pub udp_rate: u32,
+    /// TCP's congestion control for streams.
+    pub congestion: String,
     /// Every measurement, in the order in which they were made.
     pub samples: Vec<Sample>,
     /// What went wrong.
@@ -254,6 +256,7 @@ pub(crate) mod tests {
             rounds: 2,
             seconds: 2.0,
             udp_rate: 20_000,
+            congestion: "cubic".into(),
             samples: vec![
                 sample("kernel-vxlan", "tcp-1", 1, 8e9, None),
                 sample("kernel-vxlan", "udp-rtt", 1, 8e3, None),

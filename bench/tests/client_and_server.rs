@@ -47,6 +47,21 @@ fn streams_go_both_ways() {
 }
 
 #[test]
+fn streams_have_the_congestion_control_that_is_asked_for() {
+    let ns = Namespace::new("loopback");
+    let _server = ns.within(|| Server::start(PORTS)).unwrap();
+    await_listening(&ns, PORTS.iperf3());
+    let by = |name: &str| {
+        let target = Target { congestion: Some(name.into()), ..TARGET };
+        ns.within(|| measure(Scenario::Tcp1, &target))
+    };
+    // Every kernel has it; only a stream that asks can be refused one that there is not.
+    assert!(by("reno").unwrap().bytes > 1_000_000);
+    let error = format!("{:#}", by("nonesuch").unwrap_err());
+    assert!(error.contains("congestion"), "{error}");
+}
+
+#[test]
 fn nobody_there_is_an_error_that_says_where() {
     let ns = Namespace::new("loopback");
     for scenario in [Scenario::TcpRtt, Scenario::Connect, Scenario::UdpRtt, Scenario::Udp64, Scenario::Tcp1] {
@@ -67,4 +82,5 @@ const TARGET: Target = Target {
     ports: PORTS,
     seconds: 1.0,
     udp_rate: 2_000,
+    congestion: None,
 };

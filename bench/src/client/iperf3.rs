@@ -36,7 +36,8 @@ fn run(target: &Target, count: u32, direction: Direction, seconds: u64) -> anyho
             Direction::Forward => None,
             Direction::Reverse => Some("--reverse"),
             Direction::Both => Some("--bidir"),
-        });
+        })
+        .args(target.congestion.iter().flat_map(|name| ["--congestion", name]));
     // A file, since nobody reads while the client is waited for.
     let mut output: File = tempfile::tempfile().context("make a temporary file")?;
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(Stdio::null());

@@ -42,6 +42,7 @@ fn facts(record: &Record) -> Vec<(String, String)> {
         ("kernel".into(), machine.kernel.clone()),
         ("other load".into(), format!("{:.0} % before or after the run", 100.0 * machine.busy)),
         ("measured".into(), format!("{} rounds, {} s for streams and floods", record.rounds, record.seconds)),
+        ("TCP".into(), format!("congestion control {}", record.congestion)),
         ("command".into(), record.command.clone()),
     ];
     facts.extend(machine.versions.clone());
@@ -219,6 +220,7 @@ mod tests {
             for wanted in [
                 "Abacus <9000>",
                 "Linux 6.18",
+                "congestion control cubic",
                 "overlay-bench run",
                 "1.25 (0.50 … 2.00)",
                 "no <answer>",
