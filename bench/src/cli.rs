@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::goals;
-use crate::machine::{self, Machine};
+use crate::machine::Machine;
 use crate::plan::{Place, Preset, Scenario, Subject, Topology, Wire};
 use crate::record::Record;
 use crate::report;
@@ -69,8 +69,8 @@ struct Run {
     /// Datagrams per second where the rate is set
     #[arg(long, help_heading = "What to measure", value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..))]
     udp_rate: u32,
-    /// TCP's congestion control for streams, as "cubic" or "bbr"; the system's default unless given. Ratios differ
-    /// widely between them
+    /// TCP's congestion control for streams, such as cubic or bbr: ratios differ widely between them. Unless
+    /// given, it is the default of the sender's system
     #[arg(long, help_heading = "What to measure", value_name = "NAME")]
     congestion: Option<String>,
 
@@ -165,14 +165,6 @@ fn serve(ports: Ports) -> anyhow::Result<()> {
 
 impl Run {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let (default, available) = machine::congestion_controls();
-        if let Some(name) = &self.congestion {
-            ensure!(
-                available.contains(name),
-                "--congestion {name}: this kernel has {}; others need their module (modprobe tcp_{name})",
-                available.join(", ")
-            );
-        }
         let turns = Turns {
             scenarios: or(&self.scenarios, || {
                 let all = self.preset.scenarios().into_iter();
@@ -207,7 +199,6 @@ impl Run {
             rounds: turns.rounds,
             seconds: turns.seconds,
             udp_rate: turns.udp_rate,
-            congestion: turns.congestion.unwrap_or(default),
             samples: gathered.samples,
             failures: gathered.failures,
             remarks: gathered.remarks,

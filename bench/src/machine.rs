@@ -63,14 +63,6 @@ impl Machine {
     }
 }
 
-/// TCP's congestion control: the default of this system, and all that there are.
-#[must_use]
-pub fn congestion_controls() -> (String, Vec<String>) {
-    let read = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
-    let all = read("tcp_available_congestion_control");
-    (read("tcp_congestion_control").trim().to_owned(), all.split_whitespace().map(str::to_owned).collect())
-}
-
 /// The share of processor time that is in use now.
 fn busy() -> f64 {
     let times = || processor_times(&fs::read_to_string("/proc/stat").unwrap_or_default());

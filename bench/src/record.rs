@@ -1,5 +1,7 @@
 //! What is kept of a run: every sample, and the summary of the samples.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::client::Measured;
@@ -26,8 +28,6 @@ pub struct Record {
     pub seconds: f64,
     /// Datagrams per second where the rate was set.
     pub udp_rate: u32,
-    /// TCP's congestion control for streams.
-    pub congestion: String,
     /// Every measurement, in the order in which they were made.
     pub samples: Vec<Sample>,
     /// What went wrong.
@@ -165,6 +165,14 @@ impl Record {
         found
     }
 
+    /// The congestion controls that the streams had.
+    #[must_use]
+    pub fn congestion(&self) -> Vec<&str> {
+        let names: BTreeSet<&str> =
+            self.samples.iter().filter_map(|sample| sample.measured.congestion.as_deref()).collect();
+        names.into_iter().collect()
+    }
+
     fn row(&self, key: &Key) -> Option<Row> {
         let samples = || self.samples.iter().filter(|sample| sample.key == *key);
         let spread = |of: &dyn Fn(&Sample) -> Option<f64>| {
@@ -228,6 +236,7 @@ pub(crate) mod tests {
                 bytes: 2_000_000_000,
                 packets: Some(1_000_000),
                 retransmits: (scenario == "tcp-1").then_some(7),
+                congestion: (scenario == "tcp-1").then(|| "cubic".into()),
                 sent: None,
                 round_trip: (scenario == "udp-rtt").then(|| Percentiles {
                     p50: value as u64,
@@ -256,7 +265,6 @@ pub(crate) mod tests {
             rounds: 2,
             seconds: 2.0,
             udp_rate: 20_000,
-            congestion: "cubic".into(),
             samples: vec![
                 sample("kernel-vxlan", "tcp-1", 1, 8e9, None),
                 sample("kernel-vxlan", "udp-rtt", 1, 8e3, None),

@@ -35,6 +35,7 @@ pub fn measure(running: &Running<'_>, len: usize, flows: u8, target: &Target) ->
         bytes: tally.bytes,
         packets: Some(tally.received),
         retransmits: None,
+        congestion: None,
         sent: Some(sent),
         round_trip: None,
     })

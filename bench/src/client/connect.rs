@@ -36,6 +36,7 @@ pub fn connections(target: &Target, duration: Duration) -> anyhow::Result<Measur
         bytes: 0,
         packets: None,
         retransmits: None,
+        congestion: None,
         sent: Some(count),
         round_trip: None,
     })

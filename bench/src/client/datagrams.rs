@@ -50,6 +50,7 @@ fn measured(tally: Tally, sender: &Sender, seconds: f64, value: f64) -> Measured
         bytes: tally.bytes,
         packets: Some(tally.received),
         retransmits: None,
+        congestion: None,
         sent: Some(sender.sent),
         round_trip: None,
     }

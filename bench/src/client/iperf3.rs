@@ -19,7 +19,18 @@ pub fn streams(target: &Target, count: u32, direction: Direction, seconds: f64) 
         match report["error"].as_str() {
             // A server that is not yet done with the client before says that it is busy.
             Some(error) => failure = error.to_owned(),
-            None => return read(&report, direction),
+            None => {
+                let measured = read(&report, direction)?;
+                // The server only warns if its kernel does not have it.
+                if let Some((asked, used)) = target.congestion.as_ref().zip(measured.congestion.as_ref())
+                    && asked != used
+                {
+                    bail!(
+                        "the sender had congestion control {used}, not {asked}: is it loaded there (modprobe tcp_{asked})?"
+                    );
+                }
+                return Ok(measured);
+            }
         }
         std::thread::sleep(BETWEEN);
     }
@@ -83,6 +94,7 @@ fn read(report: &Value, direction: Direction) -> anyhow::Result<Measured> {
         bytes: bytes as u64,
         packets: Some((bytes / segment).ceil() as u64),
         retransmits: Some(retransmits as u64),
+        congestion: end["sender_tcp_congestion"].as_str().map(str::to_owned),
         sent: None,
         round_trip: None,
     })
@@ -113,6 +125,7 @@ mod tests {
             "start": { "tcp_mss_default": 1400 },
             "end": {
                 "sum_sent": sent, "sum_received": received,
+                "sender_tcp_congestion": "reno",
                 "sum_sent_bidir_reverse": sent_back, "sum_received_bidir_reverse": received_back,
             }
         })
@@ -123,6 +136,7 @@ mod tests {
         let measured = read(&report(), Direction::Forward).unwrap();
         assert_eq!((measured.value, measured.bytes, measured.seconds), (8e9, 1_400_000, 1.5));
         assert_eq!((measured.packets, measured.retransmits), (Some(1000), Some(3)));
+        assert_eq!(measured.congestion.as_deref(), Some("reno"));
     }
 
     #[test]

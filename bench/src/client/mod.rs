@@ -46,6 +46,9 @@ pub struct Measured {
     /// TCP segments sent again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retransmits: Option<u64>,
+    /// The sender's congestion control, of TCP streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub congestion: Option<String>,
     /// Datagrams, requests or connections that were begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent: Option<u64>,

@@ -80,6 +80,7 @@ fn repeat(
         bytes: answered * 2 * LEN as u64,
         packets: Some(answered * 2),
         retransmits: None,
+        congestion: None,
         sent: Some(sent),
         round_trip: Some(round_trip),
     })

@@ -42,9 +42,12 @@ fn facts(record: &Record) -> Vec<(String, String)> {
         ("kernel".into(), machine.kernel.clone()),
         ("other load".into(), format!("{:.0} % before or after the run", 100.0 * machine.busy)),
         ("measured".into(), format!("{} rounds, {} s for streams and floods", record.rounds, record.seconds)),
-        ("TCP".into(), format!("congestion control {}", record.congestion)),
         ("command".into(), record.command.clone()),
     ];
+    let congestion = record.congestion();
+    if !congestion.is_empty() {
+        facts.push(("TCP".into(), format!("congestion control {}", congestion.join(" and "))));
+    }
     facts.extend(machine.versions.clone());
     facts
 }

@@ -242,8 +242,8 @@ pub struct Flags {
     )]
     pub seccomp: SeccompFlag,
 
-    /// How long a worker that finds nothing to do looks again before it sleeps, in microseconds, not counting
-    /// what others take of its processor meanwhile; 0 sleeps at once.
+    /// How long a worker that finds nothing to do looks again before it sleeps, in microseconds. What others take
+    /// of its processor meanwhile does not count, up to twenty times that; 0 sleeps at once.
     #[arg(
         long,
         help_heading = "Data plane",

@@ -100,7 +100,7 @@ const STEER: &[Instruction] = &[
     op(LOAD_IND_WORD, 0, 8, 0, 0),
     op(XOR_REG, 7, 0, 0, 0),
     // Each bit has to count in the result's lowest ones, which choose the queue, and a product's bits depend on
-    // lower ones only. (Source ports of one client, which are the upper bits, are all odd or all even.)
+    // lower ones only. (The source ports of one client, which are the upper bits, are mostly all odd or all even.)
     op(MOV_REG, 0, 7, 0, 0),
     op(RSH_IMM, 7, 0, 0, 16),
     op(XOR_REG, 7, 0, 0, 0),
