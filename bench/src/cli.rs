@@ -69,10 +69,6 @@ struct Run {
     /// Datagrams per second where the rate is set
     #[arg(long, help_heading = "What to measure", value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..))]
     udp_rate: u32,
-    /// TCP's congestion control for streams, such as cubic or bbr: ratios differ widely between them. Unless
-    /// given, it is the default of the sender's system
-    #[arg(long, help_heading = "What to measure", value_name = "NAME")]
-    congestion: Option<String>,
 
     /// Flags for overlayd, as in "--offload=off --queues=1"
     #[arg(
@@ -173,7 +169,6 @@ impl Run {
             rounds: self.rounds,
             seconds: f64::from(self.seconds),
             udp_rate: self.udp_rate,
-            congestion: self.congestion.clone(),
             ports: Ports(self.port),
         };
         let date = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();

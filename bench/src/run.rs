@@ -26,8 +26,6 @@ pub struct Turns {
     pub seconds: f64,
     /// Datagrams per second where the rate is set.
     pub udp_rate: u32,
-    /// TCP's congestion control for streams, if not the system's default.
-    pub congestion: Option<String>,
     /// The server's ports.
     pub ports: Ports,
 }
@@ -92,13 +90,7 @@ pub fn to_host(addresses: &[(&str, IpAddr)], turns: &Turns) -> Gathered {
 
 impl Turns {
     fn target(&self, address: IpAddr) -> Target {
-        Target {
-            address,
-            ports: self.ports,
-            seconds: self.seconds,
-            udp_rate: self.udp_rate,
-            congestion: self.congestion.clone(),
-        }
+        Target { address, ports: self.ports, seconds: self.seconds, udp_rate: self.udp_rate }
     }
 }
 

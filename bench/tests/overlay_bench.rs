@@ -75,13 +75,7 @@ fn what_is_put_on_the_wire_arrives_by_every_overlay() {
         let ground = Ground::build(Place { topology: Topology::Link, wire: Wire::Plain });
         let running = Running::start(subject, &ground, &Settings::default());
         let _server = running.server.ns.within(|| Server::start(ports)).unwrap();
-        let target = Target {
-            address: running.server.address.into(),
-            ports,
-            seconds: 0.2,
-            udp_rate: 0,
-            congestion: None,
-        };
+        let target = Target { address: running.server.address.into(), ports, seconds: 0.2, udp_rate: 0 };
         for flows in [1, 64] {
             let measured = wire::measure(&running, 64, flows, &target).unwrap();
             let (sent, arrived) = (measured.sent.unwrap(), measured.packets.unwrap());

@@ -16,7 +16,7 @@ use crate::server::Ports;
 use crate::stats::Percentiles;
 
 /// Whom to ask, and how much.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Target {
     /// The server's address.
     pub address: IpAddr,
@@ -26,8 +26,6 @@ pub struct Target {
     pub seconds: f64,
     /// Datagrams per second where the rate is set.
     pub udp_rate: u32,
-    /// TCP's congestion control for streams, if not the system's default.
-    pub congestion: Option<String>,
 }
 
 /// What came of one scenario.
