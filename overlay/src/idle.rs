@@ -111,12 +111,21 @@ mod tests {
                 let mut idle = Idle::new(AWAKE);
                 let (begun, own) = (Instant::now(), own_time());
                 // It says that it is to stop as soon as it goes to sleep.
-                while idle.wait(quiet.as_fd(), &stop).unwrap() == Woken::Readable {}
-                (begun.elapsed(), own_time() - own)
+                let mut asleep = || idle.wait(quiet.as_fd(), &stop).unwrap() == Woken::Stopped;
+                assert!(!asleep());
+                let (counting, mut awake_at) = (Instant::now(), Duration::ZERO);
+                loop {
+                    let at = counting.elapsed();
+                    if asleep() {
+                        return (awake_at, begun.elapsed(), own_time() - own);
+                    }
+                    awake_at = at;
+                }
             });
             let waited = waiter.join();
             done.store(true, Relaxed);
-            let (all, own) = waited.unwrap();
+            let (awake_at, all, own) = waited.unwrap();
+            assert!(awake_at < LIMIT * AWAKE, "still awake after {awake_at:?}");
             // The kernel may have let us go on at once each time that we gave way.
             assert!(all >= LIMIT * AWAKE || own >= AWAKE / 2, "asleep after {all:?}, {own:?} of it our own");
         });
