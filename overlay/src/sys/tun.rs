@@ -78,7 +78,7 @@ pub fn bring_up_mute(name: &str) -> io::Result<(u32, [u8; 6])> {
     ask(libc::SIOCGIFHWADDR, &mut address)?;
     // SAFETY: these calls have set the index and the address; any bits are a valid value of them.
     let (index, address) = unsafe { (index.ifr_ifru.ifru_ifindex, address.ifr_ifru.ifru_hwaddr.sa_data) };
-    Ok((index.cast_unsigned(), std::array::from_fn(|i| address[i].cast_unsigned())))
+    Ok((index.cast_unsigned(), std::array::from_fn(|i| address[i].to_ne_bytes()[0])))
 }
 
 /// The device that `fd` is a queue of; `None` if it is none such as [`open_queue`] opens, or its
@@ -106,7 +106,7 @@ fn of_kind(fd: BorrowedFd<'_>, kind: c_int, header_len: usize) -> Option<String>
         return None;
     }
     let name: Vec<u8> =
-        request.ifr_name.iter().map(|c| c.cast_unsigned()).take_while(|byte| *byte != 0).collect();
+        request.ifr_name.iter().map(|c| c.to_ne_bytes()[0]).take_while(|byte| *byte != 0).collect();
     String::from_utf8(name).ok()
 }
 
@@ -180,7 +180,7 @@ pub(super) fn request(name: &str) -> io::Result<libc::ifreq> {
         ));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     Ok(request)
 }
