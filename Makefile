@@ -61,6 +61,8 @@ test: setup
 test-full: setup-full
 	$(CARGO) build --bins
 	$(RUNNER) cargo nextest run --locked --workspace --profile full
+	$(CARGO) build --release --bin overlayd --bin overlayctl
+	$(RUNNER) cargo nextest run --locked --release --test idle --profile full-release
 
 soak: setup
 	$(CARGO) build --release --bin overlayd --bin overlayctl --bin overlay-soak
