@@ -1,5 +1,5 @@
 //! A daemon with nothing to forward leaves the processor alone. `make test-full` runs this with the release build:
-//! what code without optimisation takes is no measure of what an operator's processor has to give.
+//! what a control plane without optimisation takes is no measure of what an operator's processor has to give.
 
 use std::time::{Duration, Instant};
 
