@@ -78,7 +78,7 @@ pub enum FlagError {
     #[error("{0}")]
     Syntax(String),
     /// Refused by clap; or the text of `--help` or `--version`.
-    #[error("{0}")]
+    #[error("{}", told(.0))]
     Clap(#[from] clap::Error),
     /// A variable of the environment stands for a flag of flanneld's that is refused.
     #[error("in the environment variable {variable}: {error}")]
@@ -89,7 +89,7 @@ pub enum FlagError {
         error: Box<FlagError>,
     },
     /// A value from the environment was refused.
-    #[error("in the environment variable {variable}: {error}")]
+    #[error("in the environment variable {variable}: {}", told(error))]
     Environment {
         /// The variable's name.
         variable: String,
@@ -103,6 +103,15 @@ impl FlagError {
     #[must_use]
     pub fn is_text(&self) -> bool {
         matches!(self, Self::Clap(error) if !error.use_stderr())
+    }
+}
+
+/// What clap says, without the pointer to `--help` that only some of its errors end with.
+fn told(error: &clap::Error) -> String {
+    let text = error.to_string();
+    match text.find("\n\nFor more information") {
+        Some(end) if error.use_stderr() => text[..end].to_owned(),
+        _ => text,
     }
 }
 
@@ -160,7 +169,10 @@ pub(super) fn to_clap(
         if !matches!(definition.get_action(), ArgAction::Append) {
             out.retain(|earlier| !is_flag(earlier, name));
         }
-        out.push(format!("--{name}={value}").into());
+        // As flanneld takes it: units made from templates give what they have no value for.
+        if !(value.is_empty() && is_text(definition)) {
+            out.push(format!("--{name}={value}").into());
+        }
     }
 
     for definition in command.get_arguments() {
@@ -224,6 +236,13 @@ fn find<'a>(command: &'a Command, name: &str) -> Result<Definition<'a>, FlagErro
 /// The variable of the environment that stands for the flag `name`.
 fn variable_of(name: &str) -> String {
     format!("FLANNELD_{}", name.replace('-', "_").to_uppercase())
+}
+
+/// Whether a flag's value is a text, which may be empty and says nothing then; numbers and switches may not.
+fn is_text(arg: &Arg) -> bool {
+    let of = arg.get_value_parser().type_id();
+    let numbers = [TypeId::of::<u8>(), TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<usize>()];
+    !is_switch(arg) && !numbers.into_iter().any(|number| of == number)
 }
 
 /// Whether a flag may be given without a value.

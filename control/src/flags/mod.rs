@@ -593,6 +593,37 @@ mod tests {
     }
 
     #[test]
+    fn a_text_given_as_nothing_is_not_given() {
+        const NUMBERS: [&str; 9] =
+            ["port", "ttl", "margin", "resync", "peers", "queues", "spin", "v", "group"];
+        let defaults = format!("{:?}", Flags { settings: Vec::new(), ..parse(&[], &[]).unwrap() });
+        let definition = Flags::definition();
+        let names = definition.get_arguments().filter_map(clap::Arg::get_long);
+        let mut texts = 0;
+        for name in names.filter(|name| !matches!(*name, "help" | "version")) {
+            let empty = format!("-{name}=");
+            let switch =
+                definition.get_arguments().any(|arg| arg.get_long() == Some(name) && go::is_switch(arg));
+            if switch || NUMBERS.iter().any(|number| name.ends_with(number)) {
+                assert!(parse(&[&empty], &[]).unwrap_err().contains(name), "a number or a switch: {empty}");
+                continue;
+            }
+            texts += 1;
+            // As flannel has it, the command line's word counts, also if it is none.
+            let env = [(format!("FLANNELD_{}", name.replace('-', "_").to_uppercase()), "nonsense")];
+            let env = [(env[0].0.as_str(), env[0].1)];
+            for args in [vec![empty.as_str()], vec!["-queues=4", &empty, "-queues=2"]] {
+                let flags = parse(&args, &env).unwrap_or_else(|error| panic!("{args:?}: {error}"));
+                let flags = Flags { settings: Vec::new(), queues: None, ..flags };
+                assert_eq!(format!("{flags:?}"), defaults, "{args:?}");
+            }
+        }
+        assert!(texts > 20, "{texts}");
+        let flags = parse(&["-iface=", "-iface=eth1", "-public-ip=1.2.3.4", "-public-ip", ""], &[]).unwrap();
+        assert_eq!((flags.iface.as_slice(), flags.public_ip), (&["eth1".to_owned()][..], None));
+    }
+
+    #[test]
     fn errors_name_flag_value_and_what_is_allowed() {
         for (args, parts) in [
             (&["-no-such-flag=1"][..], &["-no-such-flag", "--help"][..]),
@@ -643,6 +674,7 @@ mod tests {
             for part in parts {
                 assert!(error.contains(part), "{args:?}: no {part:?} in: {error}");
             }
+            assert!(!error.contains("For more information"), "{error}");
         }
         let error = parse(&[], &[("FLANNELD_QUEUES", "many")]).unwrap_err();
         assert!(error.contains("FLANNELD_QUEUES") && error.contains("many"), "{error}");
