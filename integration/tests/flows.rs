@@ -1,13 +1,15 @@
 //! What holds for each flow: its packets stay in order, and leave by one source port.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::UdpSocket;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use integration::capture::Capture;
 use integration::datagrams;
 use integration::traffic::Server;
-use integration::{Backend, Pair, SOON, Site, Store};
+use integration::{Backend, Pair, SOON, Site, Store, await_until};
 
 #[test]
 fn packets_of_a_flow_do_not_overtake_each_other_over_vxlan() {
@@ -64,6 +66,31 @@ fn without_spreading_all_flows_leave_by_the_udp_port() {
 fn all_flows_leave_by_the_backends_port(backend: Backend) {
     let ports = outer_ports_by_flow(backend, &["--queues=2", "--source-port-spread=off"]);
     assert!(ports.values().flatten().all(|port| *port == backend.port()), "{ports:?}");
+}
+
+#[test]
+fn pinned_workers_of_a_queue_share_one_processor() {
+    let (site, worker, _master) = Site::two_hosts();
+    let daemon = worker.overlayd(&Store::dir(&site, Backend::Vxlan)).flag("--pin").flag("--queues=2").start();
+    // Each by its first act.
+    await_until(SOON, "both workers of a queue to be on one processor, and each queue on its own", || {
+        let allowed = allowed_processors(daemon.id());
+        let of = |queue: usize| ["egress", "ingress"].map(|name| &allowed[&format!("{name}-{queue}")]);
+        let (first, second) = (of(0), of(1));
+        let tied = [first, second].iter().all(|[a, b]| a == b && a.parse::<u32>().is_ok());
+        tied && (first != second || std::thread::available_parallelism().unwrap().get() == 1)
+    });
+}
+
+/// The processors that each thread of a process may run on, by the threads' names.
+fn allowed_processors(process: u32) -> BTreeMap<String, String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|task| task.unwrap().path());
+    let allowed = |task: PathBuf| {
+        let status = fs::read_to_string(task.join("status")).unwrap();
+        let of = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        (of("Name:"), of("Cpus_allowed_list:"))
+    };
+    tasks.map(allowed).collect()
 }
 
 /// Sends several datagrams of several flows between pods and returns, for each flow's inner source

@@ -95,24 +95,38 @@ fn a_path_grows_back() {
 }
 
 #[test]
-fn a_peer_that_answers_no_echo_gets_fragments() {
+fn a_peer_that_answers_no_echo_gets_fragments_by_sockets() {
+    a_peer_that_answers_no_echo_gets_fragments("--io=udp");
+}
+
+#[test]
+fn a_peer_that_answers_no_echo_gets_fragments_by_rings() {
+    a_peer_that_answers_no_echo_gets_fragments("--io=xdp");
+}
+
+fn a_peer_that_answers_no_echo_gets_fragments(io: &str) {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
     site.router.ok("iptables -A OUTPUT -p icmp --icmp-type fragmentation-needed -j DROP");
     narrow(&site.router, Some(PATH));
-    let w = worker.overlayd(&store).start();
+    let w = worker.overlayd(&store).flag(io).start();
     let a = worker.bridge_and_pod(&w.env());
     let kernel = KernelVxlan::start(&master, &store, "10.1.163");
     w.await_peers(&["10.1.163.0/24"]);
     let pod = master.bridge_and_pod(kernel.env());
     let peer = pod.address.to_string();
-    await_until(SOON, "small packets to pass", || ping(&a.ns, 100, &peer).contains(" 0% packet loss"));
+    let by_ring = || w.status().0["io"]["rings"]["datagrams"]["egress"].as_u64();
+    await_until(SOON, "small packets to pass, by the ring if there is one", || {
+        ping(&a.ns, 100, &peer).contains(" 0% packet loss") && by_ring() != Some(0)
+    });
+    let before = by_ring();
     let full = 1500 - Backend::Vxlan.overhead();
     for _ in 0..3 {
         let text = ping(&a.ns, full, &peer);
         assert!(text.contains(" 0% packet loss"), "{text}");
     }
     assert!(fragments(&site.router) > 0, "the router has cut nothing");
+    assert!(by_ring() >= before.map(|before| before + 3), "they went as the small ones");
     assert!(!w.log().contains("narrower"), "{}", w.log());
 }
 

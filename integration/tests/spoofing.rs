@@ -141,6 +141,15 @@ fn attempts(
     let towards =
         |destination| encapsulate(backend, w, &udp_packet(peers_pod, destination, RECORDER, b"false"));
     let source_routed = source_routed(peers_pod, own_public, pod, RECORDER);
+    let nested = |to| {
+        encapsulate(
+            backend,
+            w,
+            &udp_packet(peers_pod, to, backend.port(), &wrapped(Ipv4Addr::new(10, 1, 7, 2))),
+        )
+    };
+    let peer = w.status().0["peers"][0]["public_ip"].as_str().and_then(|text| text.parse().ok());
+    let peer: Ipv4Addr = peer.expect("a peer's address");
     let mut attempts = vec![
         attempt(
             "an unknown sender",
@@ -162,6 +171,8 @@ fn attempts(
         attempt("a multicast destination", Peer, towards(MULTICAST), always("martian_destination")),
         attempt("a broadcast to all", Peer, towards(Ipv4Addr::BROADCAST), always("martian_destination")),
         attempt("a source route", Peer, encapsulate(backend, w, &source_routed), always("source_route")),
+        attempt("a tunnel in the tunnel", Peer, nested(own_public), always("nested_tunnel")),
+        attempt("a tunnel in the tunnel, to another", Peer, nested(peer), always("nested_tunnel")),
         attempt("an own pod's address", Peer, wrapped(own_pod), always("own_source")),
         attempt("the pod's own address", Peer, wrapped(pod), always("own_source")),
         attempt("the host's overlay address", Peer, wrapped(w.env().base()), always("own_source")),

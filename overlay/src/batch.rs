@@ -12,7 +12,7 @@ use crate::peer_state::PeerState;
 use crate::sys::mmsg::{Outgoing, Slice};
 use crate::table::Hop;
 use crate::wire::ip::Packet;
-use crate::wire::segment::{MAX_IP_LEN, Segments};
+use crate::wire::segment::{MAX_SEGMENT_HEADERS_LEN, Segments};
 use crate::wire::tunnel::SuperPacket;
 use crate::wire::vnet::{self, Gso};
 use crate::wire::vxlan;
@@ -23,8 +23,8 @@ const HEADROOM: usize = 32;
 const READ_LEN: usize = vnet::LEN + 65_535;
 /// A slot begins on a cache line.
 const SLOT_LEN: usize = (HEADROOM + READ_LEN).next_multiple_of(64);
-/// The longest headers of a segment: encapsulation, IP and TCP with all their options.
-const MAX_HEADERS_LEN: usize = vxlan::HEADER_LEN + MAX_IP_LEN + 60;
+/// The longest headers of a segment, behind its encapsulation.
+const MAX_HEADERS_LEN: usize = vxlan::HEADER_LEN + MAX_SEGMENT_HEADERS_LEN;
 /// Segments of one super-packet. The smallest that Linux makes has 48 bytes of payload less
 /// options (`tcp_min_snd_mss`).
 const MAX_SEGMENTS: usize = 2048;

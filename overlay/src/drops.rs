@@ -55,6 +55,8 @@ drop_reasons! {
     SourceRoute = "source_route",
     /// A tunnel's packet is to go into the tunnel: the way to a peer's public address leads through the overlay.
     Recursion = "recursion",
+    /// A tunnel's packet has come out of the tunnel: taken in, it would speak for whomever its writer likes.
+    Nested = "nested_tunnel",
     /// The time to live has run out (flannel's UDP format counts each end of the tunnel as a hop).
     TtlExpired = "ttl_expired",
     /// No node owns the destination.
@@ -108,7 +110,7 @@ impl DropReason {
     ];
 
     /// What can stop a packet from the wire to the overlay device.
-    pub const INGRESS: [Self; 17] = [
+    pub const INGRESS: [Self; 18] = [
         Self::Truncated,
         Self::Malformed,
         Self::NotIp,
@@ -124,6 +126,7 @@ impl DropReason {
         Self::MartianSource,
         Self::MartianDestination,
         Self::SourceRoute,
+        Self::Nested,
         Self::TtlExpired,
         Self::WriteFailed,
     ];

@@ -314,12 +314,7 @@ fn admit<'a>(
 /// Whether `packet` is one that this node has encapsulated itself. (Of fragments, the first one tells, and
 /// without it the others are nothing.)
 fn is_tunnel(packet: &Packet<'_>, table: &PeerTable) -> bool {
-    let port = table.local().port.to_be_bytes();
-    let to_port = matches!(packet.payload(), [_, _, a, b, ..] if [*a, *b] == port);
-    packet.protocol() == protocol::UDP
-        && !packet.is_later_fragment()
-        && to_port
-        && table.is_tunnel(packet.src(), packet.dst())
+    packet.is_udp_to(table.local().port) && table.is_tunnel(packet.src(), packet.dst())
 }
 
 /// What every link carries, if need be in pieces (RFC 791, section 3.2; RFC 8200, section 5): the kernel cuts

@@ -196,6 +196,7 @@ impl Forwarder {
             let confined = Arc::clone(&confinement);
             forwarder
                 .spawn(format!("ingress-{index}"), on_failure, move |stop| {
+                    settle(index);
                     confined.enter()?;
                     ingress.run(Idle::new(awake), stop)
                 })

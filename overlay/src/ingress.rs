@@ -28,6 +28,7 @@ use crate::wire::coalesce::{Coalescer, MAX_SEGMENTS};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{Packet, announced_len, protocol};
 use crate::wire::martian;
+use crate::wire::segment::{MAX_SEGMENT_HEADERS_LEN, Segments};
 use crate::wire::vnet::{Gso, GsoKind, VnetHdr};
 use crate::wire::{Format, vxlan};
 use crate::witness::Witness;
@@ -223,8 +224,21 @@ impl<D: Device> Sink<D> {
                 return Ok(());
             }
         }
-        self.outlet.write(&header, &bytes[start..end], &mut self.witness);
+        self.write_arrival(&header, &mut bytes[start..end]);
         Ok(())
+    }
+
+    /// Writes a packet that has arrived in one piece. If it is a super-packet of a kind that the device does not
+    /// know, it is cut here.
+    fn write_arrival(&mut self, header: &VnetHdr, bytes: &mut [u8]) {
+        let Err(error) = self.outlet.try_write(header, bytes) else { return };
+        if let Some(gso) = header.gso.filter(|_| is_super_packet_refused(&error)) {
+            self.offloads.switch_off(Offload::of(gso.kind));
+            if self.outlet.write_cut(gso, bytes) {
+                return;
+            }
+        }
+        self.outlet.failed(bytes, &mut self.witness);
     }
 
     /// Writes what the coalescer holds, whose payload lies in `bytes`.
@@ -245,10 +259,8 @@ impl<D: Device> Sink<D> {
             match self.outlet.device.write(&parts[..count + 2]) {
                 Ok(()) => self.outlet.written(&parts[1..count + 2], count),
                 Err(error) => {
-                    if is_super_packet_refused(&error) {
-                        let kind = merged.vnet.gso.map(|gso| gso.kind);
-                        let udp = kind == Some(GsoKind::Udp);
-                        self.offloads.switch_off(if udp { Offload::Uso } else { Offload::Tso });
+                    if let Some(gso) = merged.vnet.gso.filter(|_| is_super_packet_refused(&error)) {
+                        self.offloads.switch_off(Offload::of(gso.kind));
                     }
                     // The segments are still what they were: in front of each payload, its headers.
                     for part in merged.parts {
@@ -275,15 +287,43 @@ fn arrival(bytes: &mut [u8]) -> VnetHdr {
 impl<D: Device> Outlet<D> {
     /// Writes a packet, behind its virtio header.
     fn write(&mut self, header: &VnetHdr, packet: &[u8], witness: &mut Witness) {
+        if self.try_write(header, packet).is_err() {
+            self.failed(packet, witness);
+        }
+    }
+
+    fn try_write(&mut self, header: &VnetHdr, packet: &[u8]) -> io::Result<()> {
         let header = header.to_bytes();
         let parts = [IoSlice::new(&header), IoSlice::new(packet)];
-        match self.device.write(&parts) {
-            Ok(()) => self.written(&parts[1..], 1),
-            Err(_) => {
-                self.stats.dropped(DropReason::WriteFailed);
-                witness.unwritten(packet, DropReason::WriteFailed);
-            }
+        self.device.write(&parts)?;
+        self.written(&parts[1..], 1);
+        Ok(())
+    }
+
+    /// Writes the segments of a super-packet, which counts as the one packet that it was on the wire. Whether all
+    /// have been written.
+    fn write_cut(&mut self, gso: Gso, packet: &mut [u8]) -> bool {
+        let Ok(parsed) = Packet::parse(packet) else { return false };
+        let Ok(segments) = Segments::new(&parsed, gso) else { return false };
+        let (plain, mut headers) = (VnetHdr::default().to_bytes(), [0; MAX_SEGMENT_HEADERS_LEN]);
+        let headers = &mut headers[..segments.headers_len()];
+        let mut failures = 0;
+        for index in 0..segments.count() {
+            segments.write_headers(index, headers);
+            let payload = &parsed.bytes()[segments.payload(index)];
+            let parts = [IoSlice::new(&plain), IoSlice::new(headers), IoSlice::new(payload)];
+            failures += usize::from(self.device.write(&parts).is_err());
         }
+        if failures == 0 {
+            self.written(&[IoSlice::new(parsed.bytes())], 1);
+        }
+        failures == 0
+    }
+
+    /// The device has refused `packet`.
+    fn failed(&mut self, packet: &[u8], witness: &mut Witness) {
+        self.stats.dropped(DropReason::WriteFailed);
+        witness.unwritten(packet, DropReason::WriteFailed);
     }
 
     /// A packet made of `parts` has been written, which the wire saw as `packets` ones, each with headers as
@@ -353,9 +393,20 @@ fn admit<'a>(
                 _ => DropReason::WrongSource,
             })
         }
-        Origin::Owner(hop) | Origin::Peer(hop) => martian::check(packet).map(|()| Some(hop)),
-        Origin::Unknown => martian::check(packet).map(|()| None),
+        Origin::Owner(hop) | Origin::Peer(hop) => check_destination(packet, table).map(|()| Some(hop)),
+        Origin::Unknown => check_destination(packet, table).map(|()| None),
     }
+}
+
+/// Checks that `packet` goes where a packet of the overlay may go.
+fn check_destination(packet: &Packet<'_>, table: &PeerTable) -> Result<(), DropReason> {
+    martian::check(packet)?;
+    // Of fragments the first one tells, and without it the kernel joins the others to nothing. A node that would
+    // send it on, to another's tunnel, would lend it its own address by masquerading.
+    if packet.is_udp_to(table.local().port) && table.is_tunnel_end(packet.dst()) {
+        return Err(DropReason::Nested);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -367,9 +418,9 @@ mod tests {
     use crate::fake::{FakeDevice, FakeWire};
     use crate::peer_state::PeerTotals;
     use crate::table::tests::{local, peer};
-    use crate::table::{Local, SharedTable};
-    use crate::wire::ip::Version;
+    use crate::table::{Local, Peer, SharedTable};
     use crate::wire::ip::tests::udp_packet;
+    use crate::wire::ip::{self, Version};
     use crate::wire::vnet;
     use crate::witness::Watched;
 
@@ -449,6 +500,48 @@ mod tests {
         rig.wire.arrive(MASTER, &frame(&martian::tests::with_options(&[131, 7, 4, 10, 1, 7, 2])));
         rig.ingress.step();
         assert_eq!(rig.stats.totals().drops(DropReason::SourceRoute), 1);
+    }
+
+    #[test]
+    fn a_tunnel_inside_the_tunnel_is_dropped_whatever_the_leases_say() {
+        let nested = |src: &str, dst: &str, port: u16, fragment: bool| {
+            let inner = frame(&udp_packet("10.1.7.2", "10.1.9.3", 64, b"forged"));
+            let mut bytes = Vec::new();
+            ip::tests::builder(src, dst, 64).udp(4000, port).write(&mut bytes, &inner).unwrap();
+            if fragment {
+                // More are to follow.
+                bytes[6] = 0x20;
+                bytes[10..12].fill(0);
+                let sum = !crate::wire::checksum::sum(&bytes[..20]);
+                bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            bytes
+        };
+        // Also to another peer, whom this host would send it on to in its own name.
+        let ours = ["192.168.1.12", "10.1.9.0", "2001:db8::12", "192.168.199.7"];
+        for check in [SourceCheck::Strict, SourceCheck::Loose, SourceCheck::Off] {
+            for format in [VXLAN, Format::FlannelUdp] {
+                let verdict = |src: &str, dst: &str, port, fragment| {
+                    let mut rig = rig(format, check);
+                    // Leases that make every source the sender's.
+                    let everything =
+                        Peer { subnet_v6: Some("::/0".parse().unwrap()), ..peer("0.0.0.0/0", MASTER) };
+                    rig.table.publish(local(format), vec![everything, peer("10.1.7.0/24", "192.168.199.7")]);
+                    let packet = nested(src, dst, port, fragment);
+                    rig.wire.arrive(MASTER, &if format == VXLAN { frame(&packet) } else { packet });
+                    rig.ingress.step();
+                    assert_eq!(rig.device.take_written().len() as u64, rig.stats.totals().packets);
+                    rig.stats.totals().drops(DropReason::Nested)
+                };
+                for dst in ours {
+                    let src = if dst.contains(':') { "2001:db8::7" } else { "192.168.199.9" };
+                    assert_eq!(verdict(src, dst, 8472, false), 1, "{dst}");
+                    assert_eq!(verdict(src, dst, 8473, false), 0, "{dst}, another service");
+                }
+                assert_eq!(verdict("192.168.199.9", "192.168.1.12", 8472, true), 1, "a first fragment");
+                assert_eq!(verdict("192.168.199.9", "10.1.9.3", 8472, false), 0, "a pod's own service");
+            }
+        }
     }
 
     #[test]
@@ -684,6 +777,34 @@ mod tests {
         assert_eq!(written[0][vnet::LEN..], packet);
         let header = VnetHdr::parse(written[0].first_chunk().unwrap()).unwrap();
         assert_eq!(header.gso, Some(Gso { kind: GsoKind::Udp, size: 1000 }));
+    }
+
+    #[test]
+    fn a_super_packet_that_arrives_uncut_is_cut_here_for_a_device_that_knows_none() {
+        for (src, dst, headers_len) in
+            [("10.1.63.2", "10.1.9.3", 28), ("fd00:0:0:63::2", "fd00:0:0:9::3", 48)]
+        {
+            let mut rig = rig(VXLAN, SourceCheck::Strict);
+            rig.device.refuse_super_packets();
+            let mut packet = udp_packet(src, dst, 64, &[7; 3000]);
+            let unfilled = Packet::parse(&mut packet).unwrap().pseudo_header();
+            packet[headers_len - 2..headers_len].copy_from_slice(&unfilled.to_be_bytes());
+            rig.wire.arrive_segmented(MASTER, &frame(&packet), 1000);
+            rig.ingress.step();
+            let written = rig.device.take_written();
+            assert_eq!(written.len(), 3);
+            for segment in written {
+                assert_eq!(segment[..vnet::LEN], [0; vnet::LEN]);
+                let expected = udp_packet(src, dst, 64, &[7; 1000]);
+                // The kernel numbers segments; whoever made the expected one did not.
+                assert_eq!(segment.len(), vnet::LEN + expected.len());
+                assert_eq!(segment[vnet::LEN + headers_len - 8..], expected[headers_len - 8..]);
+            }
+            let totals = rig.stats.totals();
+            assert_eq!((totals.packets, totals.bytes), (1, packet.len() as u64));
+            assert_eq!(totals.drops(DropReason::WriteFailed), 0);
+            assert!(!rig.ingress.sink.offloads.is_on(Offload::Uso));
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use crate::wire::vnet::GsoKind;
+
 /// One offload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offload {
@@ -23,6 +25,15 @@ pub enum Offload {
 impl Offload {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Tso, Self::Uso, Self::Gso, Self::Gro, Self::TunnelGso];
+
+    /// The one by which the overlay device takes super-packets of that kind.
+    #[must_use]
+    pub const fn of(kind: GsoKind) -> Self {
+        match kind {
+            GsoKind::Udp => Self::Uso,
+            GsoKind::Tcp4 | GsoKind::Tcp6 => Self::Tso,
+        }
+    }
 
     /// Its name on the command line and in `overlayctl`.
     #[must_use]

@@ -10,7 +10,9 @@ use overlay::wire::{Format, checksum, icmp, vxlan};
 
 use crate::input::Input;
 use crate::packets::{cut, normalised, packet, same_as_etherparse, same_id, successor};
-use crate::{IngressRig, MTU, OURS, OVERLAY_ADDRESS, OVERLAY_ADDRESS_V6, PEERS, dropped, encapsulation};
+use crate::{
+    IngressRig, MTU, OURS, OVERLAY_ADDRESS, OVERLAY_ADDRESS_V6, PEERS, PORT, dropped, encapsulation,
+};
 
 /// Who sends: peers, two of them behind one address, this host itself, and somebody else.
 const SENDERS: [Ipv4Addr; 6] = [
@@ -41,7 +43,9 @@ const SOURCES: [Ipv4Addr; 14] = [
 ];
 
 /// And where it is to go.
-const DESTINATIONS: [Ipv4Addr; 8] = [
+const DESTINATIONS: [Ipv4Addr; 10] = [
+    Ipv4Addr::new(192, 168, 1, 12),
+    Ipv4Addr::new(192, 168, 199, 7),
     Ipv4Addr::new(10, 1, 9, 3),
     Ipv4Addr::new(10, 1, 9, 0),
     Ipv4Addr::new(10, 1, 63, 2),
@@ -308,10 +312,17 @@ impl Model {
     fn may_go_to(inner: &[u8]) -> bool {
         let mut copy = inner.to_vec();
         let packet = Packet::parse(&mut copy).expect("its form has been looked at");
+        let to_the_port = packet.protocol() == 17
+            && !packet.is_later_fragment()
+            && packet.payload().get(2..4) == Some(&PORT.to_be_bytes());
         match packet.dst() {
             IpAddr::V4(dst) => {
                 let options = kinds(&inner[20..packet.header_len()]);
-                !matches!(dst.octets(), [0 | 127 | 169 | 224.., ..] if dst.octets()[0] != 169 || dst.octets()[1] == 254)
+                let tunnel_end = dst == Ipv4Addr::new(192, 168, 1, 12)
+                    || dst == OVERLAY_ADDRESS
+                    || PEERS.iter().any(|(_, public_ip)| *public_ip == dst.to_string());
+                !(to_the_port && tunnel_end)
+                    && !matches!(dst.octets(), [0 | 127 | 169 | 224.., ..] if dst.octets()[0] != 169 || dst.octets()[1] == 254)
                     && !options.into_iter().any(|kind| kind == 131 || kind == 137)
             }
             IpAddr::V6(dst) => {

@@ -33,6 +33,8 @@ pub const THEIRS: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
 pub const VXLAN: Format = Format::Vxlan { vni: 1, vtep_mac: OURS };
 /// The overlay's MTU.
 pub const MTU: u32 = 1450;
+/// The port that every node listens on.
+pub const PORT: u16 = 8472;
 /// This node's overlay address.
 pub const OVERLAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 1, 9, 0);
 
@@ -71,7 +73,7 @@ pub fn table(format: Format) -> SharedTable {
         addresses: vec![Ipv4Addr::new(192, 168, 1, 12).into(), OVERLAY_ADDRESS.into()],
         mtu: MTU,
         format,
-        port: 8472,
+        port: PORT,
     };
     let peers = PEERS.map(|(subnet, public_ip)| Peer {
         subnet: subnet.parse().expect("a subnet"),

@@ -8,6 +8,7 @@ use overlay::wire::ip::{Packet, Version, protocol};
 use overlay::wire::segment::MAX_IP_LEN;
 use overlay::wire::vnet::GsoKind;
 
+use crate::PORT;
 use crate::input::Input;
 
 /// A packet of the input: flags that say what is put right about it, a length to which it is filled up,
@@ -54,6 +55,7 @@ impl Mend {
     const UNFILLED: u16 = 128;
     const WHOLE: u16 = 256;
     const V6: u16 = 512;
+    const TO_THE_TUNNEL: u16 = 1024;
     const LONG: u16 = 0xf000;
 
     fn has(self, what: u16) -> bool {
@@ -94,6 +96,9 @@ impl Mend {
         } else if self.has(Self::UDP) {
             let len = (bytes.len() - header_len) as u16;
             bytes[9] = protocol::UDP;
+            if self.has(Self::TO_THE_TUNNEL) {
+                bytes[header_len + 2..header_len + 4].copy_from_slice(&PORT.to_be_bytes());
+            }
             bytes[header_len + 4..header_len + 6].copy_from_slice(&len.to_be_bytes());
         }
         if self.has(Self::TRANSPORT_CHECKSUM) {

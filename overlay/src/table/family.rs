@@ -59,6 +59,12 @@ impl<N: Prefix + Copy> Family<N> {
     /// Whether `address` is this host's own or in its own subnet.
     #[inline]
     pub fn is_own(&self, address: N::R) -> bool {
-        self.routes.lookup(address) == Target::Own || self.own_addresses.binary_search(&address).is_ok()
+        self.routes.lookup(address) == Target::Own || self.has_address(address)
+    }
+
+    /// Whether this host has `address`.
+    #[inline]
+    pub fn has_address(&self, address: N::R) -> bool {
+        self.own_addresses.binary_search(&address).is_ok()
     }
 }

@@ -242,6 +242,16 @@ impl PeerTable {
         matches!(dst, IpAddr::V4(dst) if self.at(dst).is_some()) && self.local.addresses.contains(&src)
     }
 
+    /// Whether `address` is an end of a tunnel: a peer's public address, or any of this host's.
+    #[must_use]
+    pub fn is_tunnel_end(&self, address: IpAddr) -> bool {
+        match (address, &self.v6) {
+            (IpAddr::V4(address), _) => self.at(address).is_some() || self.v4.has_address(address.into()),
+            (IpAddr::V6(address), Some(v6)) => v6.has_address(address.into()),
+            (IpAddr::V6(_), None) => false,
+        }
+    }
+
     /// Whether `address` is this host's own or in its own subnet.
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
@@ -410,6 +420,19 @@ pub(crate) mod tests {
         assert!(table.is_own(address("fd00:0:0:9::77")));
         assert!(table.is_own(address("2001:db8::12")));
         assert!(!table.is_own(address("fd00:0:0:63::1")));
+    }
+
+    #[test]
+    fn a_lease_of_a_part_of_our_subnet_makes_no_address_of_ours_foreign() {
+        let mut thief = peer("10.1.9.128/25", "192.168.199.66");
+        thief.subnet_v6 = Some("fd00:0:0:9:8000::/65".parse().unwrap());
+        let table = table(vec![peer("10.1.63.0/24", "192.168.199.238"), thief]);
+        for own in ["10.1.9.200", "fd00:0:0:9:8000::7"] {
+            assert!(table.is_own(address(own)), "{own}");
+            assert!(matches!(table.route(address(own)), Route::Own), "{own}");
+            let origin = table.origin("192.168.199.66".parse().unwrap(), address(own));
+            assert!(matches!(origin, Origin::Peer(_)), "{own} is not the thief's");
+        }
     }
 
     #[test]

@@ -61,12 +61,13 @@ impl Slot {
 }
 
 impl<N: Prefix + Copy> Routes<N> {
-    /// The routes to `own`, and to `peers` by their index. Of two equal subnets the later counts,
-    /// and `own` above all.
+    /// The routes to `own`, and to `peers` by their index. Of two equal subnets the later counts. What lies
+    /// in `own` is this node's, whatever the peers say: a lease of a part of it is a mistake, or an attack.
     pub fn new(own: N, peers: impl Iterator<Item = N>) -> Self {
         let entries: Vec<(N, Slot)> = peers
             .enumerate()
             .map(|(index, subnet)| (trunc(subnet), Slot(index as u32)))
+            .filter(|(subnet, _)| !trunc(own).contains(subnet))
             .chain([(trunc(own), Slot::OWN)])
             .collect();
         Self::uniform(own.prefix_len(), &entries)
@@ -219,9 +220,13 @@ mod tests {
     }
 
     #[test]
-    fn the_own_subnet_wins_over_a_peer_with_the_same() {
-        let routes = routes("10.1.9.0/24", &["10.1.9.0/24"]);
-        assert_eq!(lookup(&routes, "10.1.9.1"), Target::Own);
+    fn the_own_subnet_is_nobody_elses_in_whole_or_in_part() {
+        for peers in [&["10.1.9.0/24"][..], &["10.1.9.128/25"], &["10.1.9.1/32", "10.1.0.0/16"]] {
+            let routes = routes("10.1.9.0/24", peers);
+            for address in ["10.1.9.0", "10.1.9.1", "10.1.9.200", "10.1.9.255"] {
+                assert_eq!(lookup(&routes, address), Target::Own, "{address} beside {peers:?}");
+            }
+        }
     }
 
     proptest! {
@@ -244,11 +249,10 @@ mod tests {
                 let expected = peers
                     .iter()
                     .enumerate()
-                    .map(|(index, subnet)| (*subnet, Target::Peer(index)))
-                    .chain([(own, Target::Own)])
-                    .filter(|(subnet, _)| subnet.contains(&address))
-                    .max_by_key(|(subnet, _)| subnet.prefix_len())
-                    .map_or(Target::None, |(_, target)| target);
+                    .filter(|(_, subnet)| subnet.contains(&address))
+                    .max_by_key(|(_, subnet)| subnet.prefix_len())
+                    .map_or(Target::None, |(index, _)| Target::Peer(index));
+                let expected = if own.contains(&address) { Target::Own } else { expected };
                 prop_assert_eq!(routes.lookup(address.into()), expected);
             }
         }

@@ -22,7 +22,6 @@ const UDP_LEN: usize = 8;
 const IPV4: [u8; 2] = [0x08, 0x00];
 /// Version 4, five words of header.
 const PLAIN: u8 = 0x45;
-const DONT_FRAGMENT: u8 = 0x40;
 
 /// What is the same in all frames from one source port.
 #[derive(Debug, Clone)]
@@ -45,7 +44,6 @@ impl Template {
         headers[12..IP].copy_from_slice(&IPV4);
         headers[IP] = PLAIN;
         headers[IP + 1] = tos;
-        headers[IP + 6] = DONT_FRAGMENT;
         headers[IP + 8] = ttl;
         headers[IP + 9] = protocol::UDP;
         headers[IP + 12..IP + 16].copy_from_slice(&source.ip().octets());
@@ -78,7 +76,7 @@ impl Template {
         headers.copy_from_slice(&self.headers);
         headers[..6].copy_from_slice(&mac.0);
         let (total_len, udp_len) = ((end - IP) as u16, (end - UDP) as u16);
-        // A number for each, as the kernel gives it where a router may have to cut (IP_PMTUDISC_WANT).
+        // A router may have to cut it: there is no DF, as on what sockets send, and so each has a number.
         self.id = self.id.wrapping_add(1);
         let address_sum = checksum::sum(&to.ip().octets());
         let ip_sum =
@@ -206,7 +204,7 @@ pub(crate) mod tests {
             )
             .unwrap();
             ip.identification = id as u16;
-            ip.dont_fragment = true;
+            ip.dont_fragment = false;
             PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 9])
                 .ip(etherparse::IpHeaders::Ipv4(ip, Default::default()))
                 .udp(51_234, 8472)

@@ -196,6 +196,15 @@ impl<'a> Packet<'a> {
         self.header.fragment == Fragment::Later
     }
 
+    /// Whether it is the beginning of a UDP datagram to `port`.
+    #[inline]
+    #[must_use]
+    pub fn is_udp_to(&self, port: u16) -> bool {
+        self.header.protocol == protocol::UDP
+            && matches!(self.payload(), [_, _, a, b, ..] if u16::from_be_bytes([*a, *b]) == port)
+            && !self.is_later_fragment()
+    }
+
     /// Takes one hop off, and brings the header's checksum along. There must be one left.
     pub fn decrement_ttl(&mut self) {
         let at = self.ttl_at();

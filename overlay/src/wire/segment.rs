@@ -27,6 +27,8 @@ pub struct Segments<'a> {
 
 /// The longest IP header, extension headers included, that segments are given a copy of.
 pub const MAX_IP_LEN: usize = 128;
+/// The longest headers of a segment: those of IP, and TCP's with all their options.
+pub const MAX_SEGMENT_HEADERS_LEN: usize = MAX_IP_LEN + 60;
 /// TCP flags that only the last segment keeps: FIN and PSH.
 const LAST_ONLY: u8 = 0x09;
 /// The TCP flag that only the first segment keeps: CWR (RFC 3168, section 6.1.2).
