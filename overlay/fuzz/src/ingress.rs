@@ -321,7 +321,8 @@ impl Model {
                 let tunnel_end = dst == Ipv4Addr::new(192, 168, 1, 12)
                     || dst == OVERLAY_ADDRESS
                     || PEERS.iter().any(|(_, public_ip)| *public_ip == dst.to_string());
-                !(to_the_port && tunnel_end)
+                let nested = to_the_port && tunnel_end;
+                !nested
                     && !matches!(dst.octets(), [0 | 127 | 169 | 224.., ..] if dst.octets()[0] != 169 || dst.octets()[1] == 254)
                     && !options.into_iter().any(|kind| kind == 131 || kind == 137)
             }
