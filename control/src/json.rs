@@ -15,6 +15,12 @@ pub enum JsonError {
         /// What was met, with line and column.
         String,
     ),
+    /// The text is longer than any that is meant to be read.
+    #[error("longer than {0} bytes")]
+    TooLong(
+        /// As long as it may be.
+        usize,
+    ),
     /// It is JSON, but not an object.
     #[error("not a JSON object: {0}")]
     NotAnObject(

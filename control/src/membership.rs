@@ -9,6 +9,7 @@
 //! A store that fails is tried again for ever: what was published stays in force meanwhile. So it does
 //! when the lease is lost, until it has been taken again.
 
+use std::collections::BTreeSet;
 use std::mem;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -24,7 +25,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::json::JsonError;
 use crate::lease::{
-    Changes, Conflict, GRACE, Lease, LeaseAttrs, LeaseBackend, LeaseSet, NetworkFull, Rivals,
+    Admitted, Changes, Conflict, GRACE, Ground, Lease, LeaseAttrs, LeaseBackend, LeaseSet, NetworkFull,
+    Refused, Rivals,
 };
 use crate::metrics::Meters;
 use crate::netconf::NetworkConfig;
@@ -59,9 +61,13 @@ pub struct View {
     /// Whether the store has it. If not, it is the one that we had and try to get again.
     pub held: bool,
     /// The other nodes of our backend type.
-    pub peers: Vec<Lease>,
+    pub peers: Admitted,
     /// Leases of another backend type.
     pub ignored: usize,
+    /// Leases that the gate does not let pass; the first of them, if there are many.
+    pub refused: Vec<Refused>,
+    /// How many there are in all.
+    pub refused_count: usize,
     /// Lease keys that cannot be read.
     pub garbage: usize,
     /// Nodes that share what only one may have.
@@ -102,6 +108,8 @@ pub struct Membership {
     rivals: Rivals,
     /// The conflicts that have been said.
     conflicts: Vec<Conflict>,
+    /// The refused leases that have been said.
+    refused: Vec<Refused>,
     /// Asks for the configuration to be read again and applied.
     reload: Arc<Notify>,
     meters: Meters,
@@ -137,7 +145,8 @@ impl Membership {
         earlier: Option<View>,
         out: watch::Sender<Option<View>>,
     ) -> Self {
-        let (config, expected) = earlier.map(|view| ((view.config_text, view.config), view.peers)).unzip();
+        let (config, expected) =
+            earlier.map(|view| ((view.config_text, view.config), view.peers.to_vec())).unzip();
         Self {
             store,
             public_ip: watch::channel(terms.public_ip).1,
@@ -154,6 +163,7 @@ impl Membership {
             full: None,
             rivals: Rivals::default(),
             conflicts: Vec::new(),
+            refused: Vec::new(),
             meters: Meters::default(),
             out,
         }
@@ -452,7 +462,14 @@ impl Membership {
     fn publish(&mut self) {
         let (Some((text, config)), Some(held)) = (&self.config, &self.held) else { return };
         let ours = (held.entry.key.as_str(), &held.attrs);
-        let mut conflicts: Vec<Conflict> = self.leases.conflicts().collect();
+        let ground = Ground { config, own: Some(held.entry.subnet), public_ip: self.terms.public_ip };
+        let mut judgement = ground.judge(&self.leases);
+        self.leases.note_use(&judgement);
+        let refused_count = judgement.refused.len();
+        judgement.refused.truncate(TOLD);
+        tell_refused(&self.refused, &judgement.refused, refused_count);
+        self.refused.clone_from(&judgement.refused);
+        let mut conflicts = judgement.conflicts;
         conflicts.extend(self.rivals.conflicts(&self.leases, ours, self.terms.ttl, Instant::now()));
         for conflict in conflicts.iter().filter(|conflict| !self.conflicts.contains(conflict)) {
             error!("{conflict}");
@@ -461,14 +478,15 @@ impl Membership {
             info!("over: {conflict}");
         }
         self.conflicts.clone_from(&conflicts);
-        let peers = self.leases.peers(held.entry.subnet, config.backend.kind());
         let view = View {
             config: config.clone(),
             config_text: text.clone(),
             lease: Lease { subnet: held.entry.subnet, attrs: held.attrs.clone() },
             held: self.is_held(),
-            peers: peers.leases,
-            ignored: peers.other_backend,
+            peers: judgement.peers,
+            ignored: judgement.other_backend,
+            refused: judgement.refused,
+            refused_count,
             garbage: self.leases.garbage() + self.skipped,
             conflicts,
             connected: self.connected,
@@ -535,6 +553,17 @@ fn tell(changes: &Changes) {
     }
 }
 
+/// Says which leases are refused that were not before.
+fn tell_refused(before: &[Refused], now: &[Refused], count: usize) {
+    let said: BTreeSet<(&str, String)> =
+        before.iter().map(|refused| (refused.key.as_str(), refused.reason.to_string())).collect();
+    for Refused { key, public_ip, reason, .. } in now {
+        if !said.contains(&(key.as_str(), reason.to_string())) {
+            warn!(key, %public_ip, %reason, refused = count, "a lease is not used");
+        }
+    }
+}
+
 /// For who has none yet.
 const EXAMPLE_CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// How often a configuration that is not there is looked for; flannel's period.
@@ -543,6 +572,8 @@ const CONFIG_RETRY: Duration = Duration::from_secs(1);
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(60);
 /// Of many subnets in one line of the log, the first few are named.
 const NAMED: usize = 10;
+/// Of leases that are not used, as many are named: there may be any number.
+const TOLD: usize = 100;
 /// Lost races that nodes starting together may see; more have another cause.
 const HARMLESS_CONFLICTS: u32 = 4;
 

@@ -29,7 +29,7 @@ use crate::host::routes::{self, OffLink, PeerRoute};
 use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link};
 use crate::iface::Underlay;
 use crate::io::{self, Io};
-use crate::lease::{Lease, LeaseBackend};
+use crate::lease::{Admitted, Lease, LeaseBackend};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::path_mtu::PathMtus;
 use crate::ping::{Ping, Pings};
@@ -293,7 +293,7 @@ impl Node {
     pub async fn start(
         plan: Plan,
         options: &NodeOptions,
-        leases: &[Lease],
+        leases: &Admitted,
         on_failure: &OnFailure,
         inherited: &mut Inherited,
     ) -> Result<(Self, Firewall), NodeError> {
@@ -397,9 +397,9 @@ impl Node {
     ///
     /// # Errors
     /// The host's addresses or routes cannot be read; what was known earlier stays.
-    pub async fn publish(&self, leases: &[Lease]) -> Result<(), HostError> {
+    pub async fn publish(&self, leases: &Admitted) -> Result<(), HostError> {
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
-        let peers = others(&self.plan, leases, &addresses);
+        let peers = leases.beyond(&addresses);
         if let (Some(tunnel), Some(wire)) = (&self.tunnel, self.plan.wire()) {
             let (local, peers) = network(&self.plan, wire, &peers, addresses);
             let (begun, count) = (Instant::now(), peers.len());
@@ -409,7 +409,7 @@ impl Node {
                 next_hops.peers_changed();
             }
         }
-        self.find_ways(peers).await.map(drop)
+        self.find_ways(peers.to_vec()).await.map(drop)
     }
 
     /// Finds out how each of `leases` is reached, and puts the routes that this takes. Returns those that were
@@ -431,17 +431,13 @@ impl Node {
     /// Routes to those who are on our link. Through the tunnel the others are reached, if there is one; what
     /// comes from anybody through it is accepted all the same.
     async fn route(&self, leases: Vec<Lease>) -> Result<(Vec<Reached>, Vec<String>), HostError> {
-        let Plan { underlay, config, subnet: own, .. } = &self.plan;
-        // A lease says what it likes; a route for it must not bend what is not that node's.
-        let fits = |subnet: Ipv4Net| {
-            config.network.contains(&subnet) && subnet != config.network && !own.contains(&subnet)
-        };
+        let Plan { underlay, config, .. } = &self.plan;
         let nodes: Vec<Ipv4Addr> = leases.iter().map(|lease| lease.attrs.public_ip).collect();
         let on_link = routes::on_link(&nodes, underlay.index).await?;
         let wanted: Vec<PeerRoute> = leases
             .iter()
             .zip(&on_link)
-            .filter(|(lease, on_link)| on_link.is_ok() && fits(lease.subnet))
+            .filter(|(_, on_link)| on_link.is_ok())
             .map(|(lease, _)| PeerRoute {
                 subnet: lease.subnet,
                 via: lease.attrs.public_ip,
@@ -456,9 +452,6 @@ impl Node {
         let reached = |(lease, on_link): (Lease, Result<(), OffLink>)| {
             let node = lease.attrs.public_ip;
             let problem = match on_link {
-                _ if !fits(lease.subnet) => {
-                    Some(format!("its subnet is not inside {}, or is inside our own", config.network))
-                }
                 Ok(()) => failed.remove(&lease.subnet),
                 Err(_) if otherwise == Way::Tunnel => None,
                 Err(OffLink::Unreachable) => Some(format!("there is no route to {node}")),
@@ -495,7 +488,7 @@ impl Tunnel {
         plan: &Plan,
         wire: (Format, u16),
         options: &NodeOptions,
-        leases: &[Lease],
+        leases: &Admitted,
         firewall: &mut Firewall,
         on_failure: &OnFailure,
         inherited: &mut Inherited,
@@ -525,7 +518,7 @@ impl Tunnel {
         }
         let index = link::index_of(&desired.device).await?;
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
-        let peers = others(plan, leases, &addresses);
+        let peers = leases.beyond(&addresses);
         let (local, peers) = network(plan, wire, &peers, addresses);
         let table = SharedTable::new(PeerTable::new(local, peers));
         let taps = match plan.tap() {
@@ -603,22 +596,11 @@ async fn configure(desired: &Desired) -> Result<Vec<String>, HostError> {
     Ok(put)
 }
 
-/// The other nodes of `leases`. A lease that carries our public address (which the host itself need not have,
-/// behind a NAT) or one of this host's own `addresses` is one that it had earlier: a packet sent there would
-/// come back to this host for ever.
-fn others(plan: &Plan, leases: &[Lease], addresses: &[Ipv4Addr]) -> Vec<Lease> {
-    let is_other = |lease: &&Lease| {
-        let public_ip = lease.attrs.public_ip;
-        public_ip != plan.underlay.public_ip && !addresses.contains(&public_ip)
-    };
-    leases.iter().filter(is_other).cloned().collect()
-}
-
 /// What the tunnel's table is made of, by which it reaches `peers`.
 fn network(
     plan: &Plan,
     wire: (Format, u16),
-    peers: &[Lease],
+    peers: &Admitted,
     addresses: Vec<Ipv4Addr>,
 ) -> (Local, Vec<Peer>) {
     let peer = |lease: &Lease| Peer {
@@ -660,7 +642,6 @@ pub fn derive_vtep_mac(public_ip: Ipv4Addr, vni: u32) -> MacAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::LeaseAttrs;
 
     fn plan(backend: &str) -> Plan {
         let config = format!(r#"{{"Network":"10.1.0.0/16","Backend":{backend}}}"#);
@@ -696,21 +677,6 @@ mod tests {
         for without_tunnel in [r#"{"Type":"host-gw"}"#, r#"{"Type":"alloc"}"#] {
             assert_eq!(facts(without_tunnel), ("10.1.0.0".to_owned(), None, 1500));
         }
-    }
-
-    #[test]
-    fn a_lease_with_an_address_of_this_host_is_no_peer() {
-        let lease = |subnet: &str, public_ip: &str| Lease {
-            subnet: subnet.parse().unwrap(),
-            attrs: LeaseAttrs { public_ip: public_ip.parse().unwrap(), backend: LeaseBackend::Udp },
-        };
-        let leases = [lease("10.1.8.0/24", "192.168.1.12"), lease("10.1.63.0/24", "192.168.199.238")];
-        let own = [Ipv4Addr::new(192, 168, 1, 12)];
-        assert_eq!(others(&plan(r#"{"Type":"udp"}"#), &leases, &own), leases[1..]);
-
-        let mut behind_nat = plan(r#"{"Type":"udp"}"#);
-        behind_nat.underlay.public_ip = Ipv4Addr::new(203, 0, 113, 12);
-        assert!(others(&behind_nat, &[lease("10.1.8.0/24", "203.0.113.12")], &own).is_empty());
     }
 
     #[test]

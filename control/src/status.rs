@@ -33,6 +33,10 @@ pub struct Status {
     pub ignored_leases: usize,
     /// Lease keys that cannot be read.
     pub garbage_leases: usize,
+    /// Leases that are not used, whatever they say: how many, and why the first of them are not.
+    pub refused_leases: usize,
+    /// `10.1.66.0-24 of 192.168.1.66: its subnet …`.
+    pub refused: Vec<String>,
     /// Nodes that share what only one may have: who they are, and what to do.
     #[serde(default)]
     pub conflicts: Vec<String>,
@@ -244,6 +248,9 @@ impl From<&Totals> for Counters {
     }
 }
 
+/// As many are named in the text.
+const NAMED_REFUSED: usize = 10;
+
 /// The drops of `totals`, for each of `reasons`.
 #[must_use]
 pub fn drops(totals: &Totals, reasons: &[DropReason]) -> BTreeMap<String, u64> {
@@ -301,6 +308,13 @@ impl Status {
                 "{:<13} {} lease keys cannot be read (see the log)",
                 "skipped", self.garbage_leases
             );
+        }
+        for refused in self.refused.iter().take(NAMED_REFUSED) {
+            let _ = writeln!(out, "{:<13} {refused}", "not used");
+        }
+        let more = self.refused_leases.saturating_sub(NAMED_REFUSED);
+        if more > 0 {
+            let _ = writeln!(out, "{:<13} {more} more leases (see 'overlayctl leases')", "not used");
         }
         for conflict in &self.conflicts {
             let _ = writeln!(out, "{:<13} {conflict}", "conflict");
@@ -435,6 +449,8 @@ pub(crate) mod tests {
             }],
             ignored_leases: 0,
             garbage_leases: 1,
+            refused_leases: 12,
+            refused: vec!["10.1.66.0-24 of 127.0.0.1: no host's".to_owned(); 12],
             conflicts: vec!["two nodes".to_owned()],
             offloads: [("gso", true), ("tso", true), ("uso", false)]
                 .map(|(name, on)| (name.to_owned(), on))

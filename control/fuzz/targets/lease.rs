@@ -1,7 +1,10 @@
 //! Leases as a store has them, one line a key or a value, and the set that is made of them.
 #![no_main]
 
-use control::lease::{BackendKind, LeaseAttrs, LeaseSet, key_of, parse_key};
+use std::net::Ipv4Addr;
+
+use control::lease::{Ground, LeaseAttrs, LeaseSet, key_of, parse_key};
+use control::netconf::NetworkConfig;
 use control::store::{Entry, Event, Listing};
 use libfuzzer_sys::fuzz_target;
 use tokio::time::Instant;
@@ -23,16 +26,24 @@ fuzz_target!(|data: &[u8]| {
             continue;
         };
         assert!(key.starts_with(&key_of(subnet)) && subnet == subnet.trunc());
-        let entry = Entry { key, subnet, value: value.to_vec(), revision: 1, expiry: None };
+        let entry = Entry { key, subnet, value: value.to_vec(), revision: 1, created: 1, expiry: None };
         set.apply_event(&Event::Put(entry.clone()));
         listing.entries.push(entry);
     }
     set.apply(&listing, Instant::now());
-    let own = "10.1.9.0/24".parse().expect("a subnet");
-    for kind in [BackendKind::Udp, BackendKind::Vxlan] {
-        let peers = set.peers(own, kind);
-        assert!(peers.leases.windows(2).all(|two| two[0].subnet < two[1].subnet), "each once, in order");
-        assert!(peers.leases.iter().all(|lease| lease.subnet != own));
+    let own = Some("10.1.9.0/24".parse().expect("a subnet"));
+    for backend in ["udp", "vxlan"] {
+        let config = format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
+        let config = NetworkConfig::parse(&config).expect("a configuration");
+        let ground = Ground { config: &config, own, public_ip: Ipv4Addr::new(192, 168, 1, 12) };
+        let judgement = ground.judge(&set);
+        let apart = judgement.held.windows(2).all(|two| two[0].broadcast() < two[1].network());
+        assert!(apart, "no two of those in use have an address in common");
+        for peer in judgement.peers.iter() {
+            assert!(config.network.contains(&peer.subnet) && peer.subnet != config.network);
+            assert!(own.is_none_or(|own| !own.contains(&peer.subnet) && !peer.subnet.contains(&own)));
+        }
+        set.note_use(&judgement);
+        assert_eq!(ground.judge(&set).peers, judgement.peers, "who is in use stays so");
     }
-    set.conflicts().count();
 });

@@ -24,7 +24,7 @@ use crate::host::leftovers::devices_with_rules;
 use crate::host::link::{self, HostChanges};
 use crate::host::{HostError, Masquerade};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
-use crate::lease::LeaseBackend;
+use crate::lease::{Ground, LeaseBackend};
 use crate::listen::{self, ListenError};
 use crate::membership::{BadConfig, Membership, Terms, View};
 use crate::metrics::{Meters, Metrics, Repaired, StoreMeter};
@@ -402,13 +402,18 @@ impl Daemon {
         }
         let config = NetworkConfig::parse(&saved.config).ok()?;
         let kind = saved.lease.attrs.backend.kind();
+        let ground =
+            Ground { config: &config, own: Some(saved.lease.subnet), public_ip: self.underlay.public_ip };
+        let peers = ground.judge_saved(saved.peers);
         (kind == Some(config.backend.kind()) && config.fits(saved.lease.subnet)).then_some(View {
             config,
             config_text: saved.config,
             lease: saved.lease,
             held: false,
-            peers: saved.peers,
+            peers,
             ignored: 0,
+            refused: Vec::new(),
+            refused_count: 0,
             garbage: 0,
             conflicts: Vec::new(),
             connected: false,

@@ -107,6 +107,8 @@ impl Shared {
             peers: node.peers().into_iter().map(peer).collect(),
             ignored_leases: view.ignored,
             garbage_leases: view.garbage,
+            refused_leases: view.refused_count,
+            refused: view.refused.iter().map(ToString::to_string).collect(),
             conflicts: view.conflicts.iter().map(ToString::to_string).collect(),
             offloads: node.tunnel().map_or_else(BTreeMap::new, |tunnel| {
                 Offload::ALL

@@ -67,7 +67,7 @@ impl Daemon {
             public_ip: self.underlay.public_ip,
             config: view.config_text.clone(),
             lease: view.lease.clone(),
-            peers: view.peers.clone(),
+            peers: view.peers.to_vec(),
         })
     }
 

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use rand::Rng;
 
-use super::{LeaseAttrs, LeaseSet};
+use super::{Ground, LeaseAttrs, LeaseSet};
 use crate::netconf::NetworkConfig;
 use crate::store::Entry;
 
@@ -46,8 +46,9 @@ pub struct NetworkFull {
 
 /// Chooses as flannel does: (1) a lease with our PublicIP that fits the configuration, (2) the
 /// `previous` subnet if it fits and is free, (3) a random one of the first 100 that are free.
-/// Of several in (1), a reservation comes first, then the previous subnet, then the lowest. A key whose
-/// value is unusable is ours if its PublicIP is, or if it has none and names the previous subnet.
+/// Of several in (1), one whose addresses nobody else has comes first, then a reservation, then the previous
+/// subnet, then the lowest. A key whose value is unusable is ours if its PublicIP is, or if it has none and names
+/// the previous subnet. What leases that the gate refuses claim is avoided for as long as there is anything else.
 pub fn choose(
     config: &NetworkConfig,
     leases: &LeaseSet,
@@ -55,28 +56,37 @@ pub fn choose(
     previous: Option<Ipv4Net>,
     rng: &mut impl Rng,
 ) -> Result<Choice, NetworkFull> {
+    let judgement = Ground { config, own: None, public_ip }.judge(leases);
     let readable = leases.iter().filter(|known| known.attrs.public_ip == public_ip).map(|known| &known.entry);
     let garbage = leases.iter_garbage().filter(|entry| match LeaseAttrs::public_ip_of(&entry.value) {
         Some(owner) => owner == public_ip,
         None => Some(entry.subnet) == previous,
     });
-    let ours = readable
-        .chain(garbage)
-        .filter(|entry| config.fits(entry.subnet))
-        .max_by_key(|entry| (entry.expiry.is_none(), Some(entry.subnet) == previous, Reverse(entry.subnet)));
+    let ours = readable.chain(garbage).filter(|entry| config.fits(entry.subnet)).max_by_key(|entry| {
+        let is_held = judgement.refused.iter().all(|refused| refused.key != entry.key);
+        (is_held, entry.expiry.is_none(), Some(entry.subnet) == previous, Reverse(entry.subnet))
+    });
     if let Some(entry) = ours {
         return Ok(Choice::Ours(entry.clone()));
     }
 
-    let free =
-        |subnet: &Ipv4Net| config.fits(*subnet) && !leases.subnets().any(|other| overlap(*subnet, other));
-    if let Some(subnet) = previous.filter(free) {
+    // A key that names a subnet keeps us from creating it, whatever its value.
+    let named = leases.subnets().filter(|subnet| config.fits(*subnet));
+    let taken: Vec<Ipv4Net> = judgement.held.iter().copied().chain(named).collect();
+    let is_free = |subnet: Ipv4Net| !taken.iter().any(|other| overlap(subnet, *other));
+    if let Some(subnet) = previous.filter(|subnet| config.fits(*subnet) && is_free(*subnet)) {
         return Ok(Choice::Previous(subnet));
     }
 
-    let mut taken = Taken::new(leases);
-    let candidates: Vec<Ipv4Net> =
-        config.subnets().filter(|subnet| taken.is_free(*subnet)).take(CANDIDATES).collect();
+    let claimed =
+        leases.subnets().filter(|subnet| config.network.contains(subnet) && *subnet != config.network);
+    let free_of = |mut taken: Taken| -> Vec<Ipv4Net> {
+        config.subnets().filter(|subnet| taken.is_free(*subnet)).take(CANDIDATES).collect()
+    };
+    let mut candidates = free_of(Taken::new(claimed.collect()));
+    if candidates.is_empty() {
+        candidates = free_of(Taken::new(taken));
+    }
     if candidates.is_empty() {
         return Err(NetworkFull {
             taken: config.subnets().count(),
@@ -104,8 +114,7 @@ struct Taken {
 }
 
 impl Taken {
-    fn new(leases: &LeaseSet) -> Self {
-        let mut subnets: Vec<Ipv4Net> = leases.subnets().collect();
+    fn new(mut subnets: Vec<Ipv4Net>) -> Self {
         subnets.sort_unstable();
         Self { subnets: subnets.into_iter().peekable(), reach: None }
     }
@@ -146,6 +155,7 @@ mod tests {
             subnet: net(subnet),
             value: format!(r#"{{"PublicIP":"{ip}"}}"#).into(),
             revision: 1,
+            created: 1,
             expiry,
         };
         let mut set = LeaseSet::default();
@@ -156,7 +166,14 @@ mod tests {
 
     fn garbage(subnet: &str, value: &str) -> Event {
         let subnet = net(subnet);
-        Event::Put(Entry { key: key_of(subnet), subnet, value: value.into(), revision: 1, expiry: None })
+        Event::Put(Entry {
+            key: key_of(subnet),
+            subnet,
+            value: value.into(),
+            revision: 1,
+            created: 1,
+            expiry: None,
+        })
     }
 
     fn pick(config: &NetworkConfig, set: &LeaseSet, previous: Option<&str>) -> Result<Choice, NetworkFull> {
@@ -253,9 +270,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_the_gate_refuses_takes_nothing_for_which_there_is_need() {
+        let config = config("10.1.0.0/28", 30);
+        let hostile = "192.168.1.66";
+        // All of them once; then half of it, claimed after a lease inside was.
+        let leases = [
+            ("0.0.0.0/0", hostile, Some(1)),
+            ("10.0.0.0/8", hostile, None),
+            ("10.1.0.0/28", hostile, None),
+            ("10.1.0.4/30", "192.168.1.13", Some(2)),
+            ("10.1.0.0/29", hostile, Some(3)),
+            ("10.1.0.8/31", hostile, Some(3)),
+            ("10.1.0.8/29", "127.0.0.1", Some(3)),
+        ];
+        let mut set = set(&leases);
+        assert_eq!(pick(&config, &set, None), Ok(Choice::Free(net("10.1.0.12/30"))));
+        assert_eq!(pick(&config, &set, Some("10.1.0.12/30")), Ok(Choice::Previous(net("10.1.0.12/30"))));
+        set.apply_event(&garbage("10.1.0.12/30", "{}"));
+        assert!(pick(&config, &set, None).is_err(), "nothing is left but what is taken");
+    }
+
     proptest! {
         #[test]
-        fn a_free_choice_overlaps_nothing_and_is_among_the_first_100(
+        fn a_free_choice_overlaps_no_lease_in_use(
             taken in proptest::collection::vec((0u32..0x1_0000, 18u8..=30), 0..80),
             seed: u64,
         ) {
@@ -266,10 +304,10 @@ mod tests {
                 .collect();
             let leases: Vec<_> = nets.iter().map(|net| (net.as_str(), "192.168.1.13", Some(1))).collect();
             let set = set(&leases);
+            let held = Ground { config: &config, own: None, public_ip: IP }.judge(&set).held;
             let free: Vec<Ipv4Net> = config
                 .subnets()
-                .filter(|subnet| !set.subnets().any(|other| overlap(*subnet, other)))
-                .take(CANDIDATES)
+                .filter(|subnet| !held.iter().any(|other| overlap(*subnet, *other)))
                 .collect();
             match choose(&config, &set, IP, None, &mut StdRng::seed_from_u64(seed)) {
                 Ok(Choice::Free(subnet)) => prop_assert!(free.contains(&subnet)),

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+use overlay::MacAddr;
 use tokio::time::Instant;
 
 use super::{LeaseAttrs, LeaseBackend, LeaseSet};
@@ -23,6 +25,30 @@ pub enum Conflict {
         keys: [String; 2],
         /// The PublicIP of each.
         public_ips: [Ipv4Addr; 2],
+    },
+    /// One lease lies inside another's subnet, or around it.
+    #[error(
+        "the lease {} of {} is not used, its addresses belong to the lease {} of {}: delete the one that should not be there",
+        keys[1], public_ips[1], keys[0], public_ips[0]
+    )]
+    Overlap {
+        /// Both keys; the first one counts.
+        keys: [String; 2],
+        /// The PublicIP of each.
+        public_ips: [Ipv4Addr; 2],
+    },
+    /// Two leases name one address, but two Ethernet addresses behind it.
+    #[error(
+        "the leases of {} and {} both name {public_ip}, but different VTEP MACs, {} and {}: delete the one that is no longer used, or give each node an address of its own (--public-ip, --iface)",
+        subnets[0], subnets[1], macs[0], macs[1]
+    )]
+    OneAddress {
+        /// The PublicIP of both.
+        public_ip: Ipv4Addr,
+        /// The subnet of each.
+        subnets: [Ipv4Net; 2],
+        /// The VTEP MAC of each.
+        macs: [MacAddr; 2],
     },
     /// Somebody keeps a lease that carries our PublicIP.
     #[error(
@@ -234,7 +260,7 @@ mod tests {
 
     fn entry(key: &str, attrs: &LeaseAttrs, revision: i64, expiry: Option<i64>) -> Entry {
         let subnet = crate::lease::parse_key(key).unwrap();
-        Entry { key: key.to_owned(), subnet, value: attrs.to_json().into(), revision, expiry }
+        Entry { key: key.to_owned(), subnet, value: attrs.to_json().into(), revision, created: 1, expiry }
     }
 
     struct Case {

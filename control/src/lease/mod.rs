@@ -2,8 +2,9 @@
 //!
 //! The shapes here are flannel's own, byte for byte: the key `10.1.86.0-24` (`key`) and the JSON
 //! value `{"PublicIP":…,"PublicIPv6":null,…}` (`value`), as flannel 0.28 has them in
-//! `pkg/subnet/etcd` and `pkg/lease`. `LeaseSet` is all leases as the store has them, `choose`
-//! picks the subnet to ask for, `Rivals` notices a second node that takes itself for this one.
+//! `pkg/subnet/etcd` and `pkg/lease`. `LeaseSet` is all leases as the store has them, `gate`
+//! says which of them are used, `choose` picks the subnet to ask for, `Rivals` notices a second node that takes
+//! itself for this one.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -13,14 +14,16 @@ use overlay::MacAddr;
 
 mod choose;
 mod conflict;
+mod gate;
 mod key;
 mod set;
 mod value;
 
 pub use choose::{Choice, NetworkFull, choose};
 pub use conflict::{Conflict, Rivals};
+pub use gate::{Admitted, Ground, Judgement, Reason, Refused};
 pub use key::{KeyError, key_of, parse_key};
-pub use set::{Changes, GRACE, Garbage, Known, LeaseSet, Peers};
+pub use set::{Changes, GRACE, Garbage, Known, LeaseSet};
 pub use value::is_one_host;
 
 /// How a node is reached: the value of a lease key.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
-use super::{BackendKind, Conflict, Lease, LeaseAttrs, key_of, parse_key};
+use super::{Judgement, Lease, LeaseAttrs, key_of, parse_key};
 use crate::json::{JsonError, shorten};
-use crate::store::{Entry, Event, Listing};
+use crate::store::{Entry, Event, Listing, Revision};
 
-/// The leases by key. Subnets that overlap are all kept: which one a packet takes is the table's business.
+/// The leases by key, whatever they say: what of them is used is the gate's business ([`Ground`](super::Ground)).
 #[derive(Debug, Clone, Default)]
 pub struct LeaseSet {
     known: BTreeMap<Slot, Known>,
@@ -32,6 +32,8 @@ pub struct Known {
     pub entry: Entry,
     /// Its value, understood.
     pub attrs: LeaseAttrs,
+    /// Whether it has passed the gate, and its owner has kept it since.
+    pub(super) in_use: bool,
 }
 
 /// What a listing or an event changed.
@@ -56,15 +58,6 @@ pub struct Garbage {
     pub value: String,
     /// Why it is no lease.
     pub error: JsonError,
-}
-
-/// The nodes to exchange packets with.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Peers {
-    /// One lease for each, by subnet.
-    pub leases: Vec<Lease>,
-    /// How many leases were left out because their backend is of another kind.
-    pub other_backend: usize,
 }
 
 impl Changes {
@@ -94,14 +87,17 @@ impl LeaseSet {
         changes
     }
 
-    /// Takes over what an earlier run knew: leases that the store does not have now are missing from now on.
+    /// Takes over what an earlier run knew: leases that the store does not have now are missing from now on, the
+    /// others were in use.
     pub fn expect(&mut self, leases: Vec<Lease>, now: Instant) {
+        self.note_peers(&leases);
         for Lease { subnet, attrs } in leases {
-            if self.subnets().all(|taken| taken != subnet) {
+            if !self.names(subnet) {
                 let (key, value) = (key_of(subnet), attrs.to_json().into_bytes());
                 let slot = (subnet, key.clone());
-                let entry = Entry { key, subnet, value, revision: 0, expiry: None };
-                self.known.insert(slot.clone(), Known { entry, attrs });
+                // Later than all that the store has.
+                let entry = Entry { key, subnet, value, revision: 0, created: Revision::MAX, expiry: None };
+                self.known.insert(slot.clone(), Known { entry, attrs, in_use: false });
                 self.missing.insert(slot, now);
             }
         }
@@ -172,62 +168,79 @@ impl LeaseSet {
         self.known.keys().chain(self.garbage.keys()).map(|(subnet, _)| *subnet)
     }
 
+    /// Whether a key names exactly this subnet.
+    #[must_use]
+    pub fn names(&self, subnet: Ipv4Net) -> bool {
+        let first = (subnet, String::new());
+        let is_it = |slot: Option<&Slot>| slot.is_some_and(|(named, _)| *named == subnet);
+        is_it(self.known.range(&first..).next().map(|(slot, _)| slot))
+            || is_it(self.garbage.range(&first..).next().map(|(slot, _)| slot))
+    }
+
     /// How many keys hold a value that is not a lease.
     #[must_use]
     pub fn garbage(&self) -> usize {
         self.garbage.len()
     }
 
-    /// The leases, other than that of our `own` subnet, whose backend is of the kind `ours`.
-    /// With or without expiry makes no difference; nor does the VNI, which is the peer's to choose.
-    /// Of two keys that name one subnet, the plain one counts.
-    #[must_use]
-    pub fn peers(&self, own: Ipv4Net, ours: BackendKind) -> Peers {
-        let mut peers = Peers::default();
-        for ((subnet, _), known) in self.known.iter().filter(|((subnet, _), _)| *subnet != own) {
-            if peers.leases.last().is_some_and(|before| before.subnet == *subnet) {
-                continue;
-            }
-            if known.attrs.backend.kind() == Some(ours) {
-                peers.leases.push(Lease { subnet: *subnet, attrs: known.attrs.clone() });
-            } else {
-                peers.other_backend += 1;
-            }
-        }
-        peers
+    /// All leases, missing ones too, by subnet.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Known> {
+        self.known.values()
     }
 
-    /// Keys that name one subnet for different nodes.
-    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
-        let pairs = self.known.iter().zip(self.known.iter().skip(1));
-        pairs.filter_map(|((one, first), (two, second))| {
-            let owners = [first.attrs.public_ip, second.attrs.public_ip];
-            (one.0 == two.0 && owners[0] != owners[1])
-                .then(|| Conflict::OneSubnet { keys: [one.1.clone(), two.1.clone()], public_ips: owners })
-        })
+    /// Notes which leases are in use now: they keep their addresses against others that come later.
+    pub fn note_use(&mut self, judgement: &Judgement) {
+        self.known.values_mut().for_each(|known| known.in_use = true);
+        for refused in &judgement.refused {
+            if let Some(known) = self.known.get_mut(&(refused.subnet, refused.key.clone())) {
+                known.in_use = false;
+            }
+        }
+    }
+
+    /// Notes that these are in use.
+    pub fn note_peers(&mut self, peers: &[Lease]) {
+        for Lease { subnet, attrs } in peers {
+            let keys = self.known.range_mut((*subnet, String::new())..);
+            for (_, known) in keys.take_while(|((named, _), _)| named == subnet) {
+                known.in_use = known.attrs.public_ip == attrs.public_ip;
+            }
+        }
     }
 
     fn put(&mut self, entry: &Entry, changes: &mut Changes) {
-        let slot = (entry.subnet, entry.key.clone());
+        let subnet = entry.subnet;
+        let slot = (subnet, entry.key.clone());
         self.missing.remove(&slot);
         match LeaseAttrs::from_json(&entry.value) {
             Ok(attrs) => {
                 self.garbage.remove(&slot);
-                let known = Known { entry: entry.clone(), attrs };
-                let changed = self.known.get(&slot).is_none_or(|old| old.attrs != known.attrs);
-                self.known.insert(slot, known);
+                let before = self.known.get(&slot);
+                let changed = before.is_none_or(|before| before.attrs != attrs);
+                let in_use =
+                    before.is_some_and(|before| before.in_use && before.attrs.public_ip == attrs.public_ip);
+                let mut entry = entry.clone();
+                if entry.value.len() > KEPT {
+                    // It says no more than this.
+                    entry.value = attrs.to_json().into();
+                }
+                self.known.insert(slot, Known { entry, attrs, in_use });
                 if changed {
-                    changes.put.push(entry.subnet);
+                    changes.put.push(subnet);
                 }
             }
             Err(error) => {
                 if self.known.remove(&slot).is_some() {
-                    changes.removed.push(entry.subnet);
+                    changes.removed.push(subnet);
                 }
-                let before = self.garbage.insert(slot, entry.clone());
-                if before.is_none_or(|before| before.value != entry.value) {
-                    let value = shorten(&String::from_utf8_lossy(&entry.value));
-                    changes.garbage.push(Garbage { key: entry.key.clone(), value, error });
+                let mut entry = entry.clone();
+                entry.value.truncate(KEPT);
+                let value = shorten(&String::from_utf8_lossy(&entry.value));
+                let key = entry.key.clone();
+                let is_new = self.garbage.get(&slot).is_none_or(|before| before.value != entry.value);
+                self.garbage.insert(slot, entry);
+                if is_new {
+                    changes.garbage.push(Garbage { key, value, error });
                 }
             }
         }
@@ -249,11 +262,11 @@ fn slot(key: &str) -> Option<Slot> {
 /// How long a lease that a listing lacks is still a peer: nodes notice a store that has lost its data
 /// within seconds and register again.
 pub const GRACE: Duration = Duration::from_secs(60);
+/// How much of a value is kept. What nodes write is shorter; of what is longer there may be any number.
+const KEPT: usize = 512;
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     const UDP: &str = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null}"#;
@@ -265,7 +278,14 @@ mod tests {
     }
 
     fn entry(subnet: &str, value: &str, revision: i64) -> Entry {
-        Entry { key: key_of(net(subnet)), subnet: net(subnet), value: value.into(), revision, expiry: None }
+        Entry {
+            key: key_of(net(subnet)),
+            subnet: net(subnet),
+            value: value.into(),
+            revision,
+            created: revision,
+            expiry: None,
+        }
     }
 
     fn dual(value: &str) -> Entry {
@@ -300,7 +320,7 @@ mod tests {
         let mut set = LeaseSet::default();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let peers = |set: &LeaseSet| set.peers(net("10.1.9.0/24"), BackendKind::Udp).leases.len();
+        let peers = |set: &LeaseSet| set.all().count();
         set.apply(&listing(&[entry("10.1.1.0/24", UDP, 1), entry("10.1.2.0/24", UDP, 2)]), start);
 
         set.apply(&listing(&[]), at(5));
@@ -326,8 +346,8 @@ mod tests {
         };
         set.expect(vec![lease("10.1.1.0/24"), lease("10.1.2.0/24")], start);
         assert_eq!(set.iter().count(), 1);
-        let peers = set.peers(net("10.1.9.0/24"), BackendKind::Vxlan);
-        assert_eq!(peers.leases, [lease("10.1.2.0/24")]);
+        let expected: Vec<Ipv4Net> = set.all().map(|known| known.entry.subnet).collect();
+        assert_eq!(expected, [net("10.1.1.0/24"), net("10.1.2.0/24")]);
         assert_eq!(set.forget_missing(start + GRACE).removed, [net("10.1.2.0/24")]);
     }
 
@@ -381,45 +401,18 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_of_one_subnet_are_both_known_and_one_is_the_peer() {
+    fn a_value_costs_no_more_than_a_lease_does() {
         let mut set = LeaseSet::default();
-        set.apply(&listing(&[entry("10.1.1.0/24", UDP, 1), dual(UDP)]), Instant::now());
-        assert_eq!(set.iter().count(), 2);
-        assert_eq!(set.conflicts().count(), 0, "one node's two keys were taken for a conflict");
+        let long =
+            |filling: usize| format!(r#"{{"PublicIP":"192.168.1.12","New":"{}"}}"#, "x".repeat(filling));
+        set.apply_event(&Event::Put(entry("10.1.1.0/24", &long(3_000), 1)));
+        let known = &set.get("10.1.1.0-24").unwrap().entry;
+        assert_eq!(known.value, UDP.as_bytes());
 
-        let other = r#"{"PublicIP":"192.168.1.13"}"#;
-        set.apply_event(&Event::Put(dual(other)));
-        let peers = set.peers(net("10.1.9.0/24"), BackendKind::Udp);
-        assert_eq!(peers.leases.len(), 1);
-        assert_eq!(peers.leases[0].attrs.public_ip, Ipv4Addr::new(192, 168, 1, 12), "not the plain key's");
-        assert!(set.peers(net("10.1.1.0/24"), BackendKind::Udp).leases.is_empty());
-        let conflicts: Vec<Conflict> = set.conflicts().collect();
-        let keys = ["10.1.1.0-24".to_owned(), DUAL.to_owned()];
-        let public_ips = [Ipv4Addr::new(192, 168, 1, 12), Ipv4Addr::new(192, 168, 1, 13)];
-        assert_eq!(conflicts, [Conflict::OneSubnet { keys, public_ips }]);
-
-        assert_eq!(set.apply_event(&delete("10.1.1.0-24")).removed, [net("10.1.1.0/24")]);
-        assert_eq!(set.peers(net("10.1.9.0/24"), BackendKind::Udp).leases.len(), 1);
-        assert_eq!(set.conflicts().count(), 0);
-    }
-
-    #[test]
-    fn peers_are_the_others_of_our_kind() {
-        let host_gw = r#"{"PublicIP":"192.168.1.14","BackendType":"host-gw"}"#;
-        let mut set = LeaseSet::default();
-        set.apply(
-            &listing(&[
-                entry("10.1.1.0/24", VXLAN, 1),
-                entry("10.1.2.0/24", VXLAN, 2),
-                entry("10.1.2.128/25", VXLAN, 3),
-                entry("10.1.3.0/24", UDP, 4),
-                entry("10.1.4.0/24", host_gw, 5),
-            ]),
-            Instant::now(),
-        );
-        let peers = set.peers(net("10.1.1.0/24"), BackendKind::Vxlan);
-        let subnets: Vec<Ipv4Net> = peers.leases.iter().map(|lease| lease.subnet).collect();
-        assert_eq!(subnets, [net("10.1.2.0/24"), net("10.1.2.128/25")]);
-        assert_eq!(peers.other_backend, 2);
+        let changes = set.apply_event(&Event::Put(entry("10.1.2.0/24", &long(5_000), 2)));
+        assert!(changes.garbage[0].error.to_string().contains("longer than 4096 bytes"));
+        assert_eq!(set.get_garbage("10.1.2.0-24").unwrap().value.len(), KEPT);
+        assert!(set.names(net("10.1.1.0/24")) && set.names(net("10.1.2.0/24")));
+        assert!(!set.names(net("10.1.0.0/16")) && !set.names(net("10.1.2.0/25")));
     }
 }

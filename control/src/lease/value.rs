@@ -8,7 +8,8 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{DEFAULT_VNI, LeaseAttrs, LeaseBackend, MAX_VNI};
-use crate::json::{JsonError, Object};
+use crate::json::{JsonError, Object, cut};
+use crate::store::MAX_VALUE;
 
 impl LeaseAttrs {
     /// The value as flannel writes it: one line, fields in flannel's order, no spaces.
@@ -20,6 +21,9 @@ impl LeaseAttrs {
     /// Reads a value. Missing or empty `BackendType` is udp, a missing `VNI` is 1, a type we do not
     /// have is `LeaseBackend::Other`; what we would need to reach the node must be there and sound.
     pub fn from_json(value: &[u8]) -> Result<Self, JsonError> {
+        if value.len() > MAX_VALUE {
+            return Err(JsonError::TooLong(MAX_VALUE));
+        }
         serde_json::from_slice::<Value>(value)?.try_into()
     }
 
@@ -42,7 +46,7 @@ impl TryFrom<Value> for LeaseAttrs {
             None | Some("" | "udp") => LeaseBackend::Udp,
             Some("vxlan") => vxlan(fields)?,
             Some("host-gw") => LeaseBackend::HostGw,
-            Some(other) => LeaseBackend::Other(other.to_owned()),
+            Some(other) => LeaseBackend::Other(cut(other, LONGEST_TYPE)),
         };
         Ok(Self { public_ip, backend })
     }
@@ -117,6 +121,9 @@ struct VxlanData {
     #[serde(rename = "VtepMAC")]
     vtep_mac: String,
 }
+
+/// Of a backend's name, in characters: enough to tell what is meant.
+const LONGEST_TYPE: usize = 40;
 
 #[cfg(test)]
 mod tests {

@@ -162,6 +162,10 @@ fn node(out: &mut Writer<'_>, status: &Status) -> fmt::Result {
         status.garbage_leases as i64,
     )?;
     out.gauge(
+        About("leases_refused", "Leases that are not used, since they claim what cannot be theirs", None),
+        status.refused_leases as i64,
+    )?;
+    out.gauge(
         About("lease_conflicts", "Nodes that share what only one may have", None),
         status.conflicts.len() as i64,
     )?;

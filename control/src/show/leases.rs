@@ -1,16 +1,18 @@
 //! All leases, as the store has them now: `GET /v1/leases`.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{Align, Show, millis, table};
-use crate::lease::{LeaseAttrs, LeaseBackend};
+use crate::lease::{Ground, Judgement, LeaseAttrs, LeaseBackend, LeaseSet};
 use crate::membership::View;
-use crate::store::{Entry, LeaseStore, StoreError};
+use crate::store::{Entry, LeaseStore, Listing, StoreError};
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +48,8 @@ pub struct StoredLease {
     pub reservation: bool,
     /// Why the value is no lease.
     pub error: Option<String>,
+    /// Why the lease is not used.
+    pub refused: Option<String>,
 }
 
 impl Leases {
@@ -55,10 +59,18 @@ impl Leases {
     /// The store cannot be asked.
     pub async fn of(store: &dyn LeaseStore, view: &View) -> Result<Self, StoreError> {
         let listing = store.list().await?;
+        let few = listing.entries.len() <= MOST_ASKED;
+        let judgement = judge(&listing, view);
+        let refused: HashMap<&str, String> = judgement
+            .refused
+            .iter()
+            .map(|refused| (refused.key.as_str(), refused.reason.to_string()))
+            .collect();
+        let refused = &refused;
         let described = |entry: Entry| async move {
             let expires_in = match entry.expiry {
-                Some(_) => store.expires_in(&entry).await?,
-                None => None,
+                Some(_) if few => store.expires_in(&entry).await?,
+                _ => None,
             };
             let attrs = LeaseAttrs::from_json(&entry.value);
             let backend = attrs.as_ref().ok().map(|attrs| &attrs.backend);
@@ -78,6 +90,7 @@ impl Leases {
                 expires_in_ms: expires_in.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
                 reservation: store.knows_expiry() && entry.expiry.is_none(),
                 error: attrs.err().map(|error| error.to_string()),
+                refused: refused.get(entry.key.as_str()).cloned(),
                 key: entry.key,
             })
         };
@@ -99,6 +112,7 @@ impl Show for Leases {
             let expiry = match (lease.expires_in_ms, lease.reservation) {
                 (Some(ms), _) => format!("in {}", millis(ms)),
                 (None, true) => "never (reservation)".to_owned(),
+                (None, false) if self.leases.len() > MOST_ASKED => "not asked".to_owned(),
                 (None, false) => "never".to_owned(),
             };
             vec![
@@ -106,10 +120,11 @@ impl Show for Leases {
                 lease.public_ip.map_or_else(dash, |public_ip| public_ip.to_string()),
                 lease.backend.clone().unwrap_or_else(dash),
                 expiry,
-                match &lease.error {
-                    Some(error) => format!("cannot be read: {error}"),
-                    None if lease.own => "this node".to_owned(),
-                    None => String::new(),
+                match (&lease.error, &lease.refused) {
+                    (Some(error), _) => format!("cannot be read: {error}"),
+                    (None, Some(reason)) => format!("not used: {reason}"),
+                    (None, None) if lease.own => "this node".to_owned(),
+                    (None, None) => String::new(),
                 },
             ]
         });
@@ -132,5 +147,17 @@ impl Show for Leases {
     }
 }
 
+/// What this node makes of them.
+fn judge(listing: &Listing, view: &View) -> Judgement {
+    let mut set = LeaseSet::default();
+    set.apply(listing, Instant::now());
+    set.note_peers(&view.peers);
+    let ground =
+        Ground { config: &view.config, own: Some(view.lease.subnet), public_ip: view.lease.attrs.public_ip };
+    ground.judge(&set)
+}
+
 /// How many are asked for their expiry at a time.
 const AT_ONCE: usize = 32;
+/// Of more, none is asked: each is a question of its own to the store.
+const MOST_ASKED: usize = 10_000;

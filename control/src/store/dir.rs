@@ -390,7 +390,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 fn entry(key: String, subnet: Ipv4Net, value: Vec<u8>) -> Entry {
-    Entry { revision: fingerprint(&key, &value), key, subnet, value, expiry: None }
+    Entry { revision: fingerprint(&key, &value), created: 0, key, subnet, value, expiry: None }
 }
 
 fn is_unchanged(held: &Entry, file: &Path) -> io::Result<bool> {

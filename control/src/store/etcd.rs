@@ -20,7 +20,9 @@ use futures::stream::{self, BoxStream};
 use ipnet::Ipv4Net;
 use tokio::time::{Instant, sleep};
 
-use super::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError, Written};
+use super::{
+    Entry, Event, EventStream, LeaseStore, Listing, MAX_VALUE, Revision, StoreError, Written, bounded,
+};
 use crate::lease::{key_of, parse_key};
 use crate::metrics::StoreMeter;
 
@@ -154,11 +156,12 @@ impl EtcdStore {
         }
     }
 
-    /// Writes `value` at `key`, which names `subnet`, attached to the etcd lease `expiry`, if `condition` holds.
+    /// Writes `value` at `key`, which names `subnet` and was `created` before unless it is new, attached to the
+    /// etcd lease `expiry`, if `condition` holds.
     async fn write(
         &self,
         action: &str,
-        (key, subnet): (String, Ipv4Net),
+        (key, subnet, created): (String, Ipv4Net, Option<Revision>),
         value: &[u8],
         expiry: Option<i64>,
         condition: Compare,
@@ -184,7 +187,10 @@ impl EtcdStore {
             }
         };
         Ok(match self.call(action, request).await? {
-            Some(revision) => Written::Done(Entry { key, subnet, value: value.to_vec(), revision, expiry }),
+            Some(revision) => {
+                let created = created.unwrap_or(revision);
+                Written::Done(Entry { key, subnet, value: value.to_vec(), revision, created, expiry })
+            }
             None => Written::Conflict,
         })
     }
@@ -246,7 +252,7 @@ impl LeaseStore for EtcdStore {
         let lease = self.grant(ttl).await?;
         let absent = Compare::version(path.as_str(), CompareOp::Equal, 0);
         let written =
-            self.write(&format!("create {path}"), (key, subnet), value, Some(lease), absent).await?;
+            self.write(&format!("create {path}"), (key, subnet, None), value, Some(lease), absent).await?;
         if written == Written::Conflict {
             self.revoke(lease).await;
         }
@@ -265,7 +271,7 @@ impl LeaseStore for EtcdStore {
             }
         };
         let unchanged = Compare::mod_revision(path.as_str(), CompareOp::Equal, held.revision);
-        let name = (held.key.clone(), held.subnet);
+        let name = (held.key.clone(), held.subnet, Some(held.created));
         let written = self.write(&format!("renew {path}"), name, value, expiry, unchanged).await?;
         if let (Written::Conflict, Some(lease)) = (&written, granted) {
             self.revoke(lease).await;
@@ -511,8 +517,9 @@ fn entry((key, subnet): (String, Ipv4Net), kv: &KeyValue) -> Entry {
     Entry {
         key,
         subnet,
-        value: kv.value().to_vec(),
+        value: bounded(kv.value(), MAX_VALUE),
         revision: kv.mod_revision(),
+        created: kv.create_revision(),
         expiry: Some(kv.lease()).filter(|lease| *lease != NO_LEASE),
     }
 }

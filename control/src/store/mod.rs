@@ -27,10 +27,12 @@ pub struct Entry {
     pub key: String,
     /// The subnet that the key names.
     pub subnet: Ipv4Net,
-    /// The JSON value, as stored.
+    /// The JSON value, as stored; of one that is longer than [`MAX_VALUE`] the beginning, one byte more than that.
     pub value: Vec<u8>,
     /// Changes with every change of the key: what a conditional write compares with.
     pub revision: Revision,
+    /// Tells which of two keys was there first; 0 in a store that does not know.
+    pub created: Revision,
     /// Identifies the store's own expiry for this key; `None` for a key that never expires
     /// (a reservation, or any key of a store without expiry).
     pub expiry: Option<i64>,
@@ -127,6 +129,14 @@ pub trait LeaseStore: Send + Sync {
     /// with `Relist` or with an error, never silently. After an error, watching again from the last
     /// revision seen loses nothing; what cannot be made up for is told as `Relist`.
     async fn watch(&self, from: Revision) -> Result<EventStream, StoreError>;
+}
+
+/// The longest value that can be a lease's, in bytes. Nodes write 150.
+pub const MAX_VALUE: usize = 4096;
+
+/// `value`, cut so that its reader sees that it is too long.
+fn bounded(value: &[u8], most: usize) -> Vec<u8> {
+    value[..value.len().min(most + 1)].to_vec()
 }
 
 /// The changes after a revision, in order; each with the revision that it leads to.

@@ -98,11 +98,13 @@ impl Memory {
 impl State {
     fn put(&mut self, key: &str, value: &[u8], expiry: Option<i64>) -> Entry {
         self.revision += 1;
+        let created = self.entries.get(key).map_or(self.revision, |before| before.created);
         let entry = Entry {
             key: key.to_owned(),
             subnet: parse_key(key).expect("a lease's key"),
             value: value.to_vec(),
             revision: self.revision,
+            created,
             expiry,
         };
         self.entries.insert(key.to_owned(), entry.clone());

@@ -165,6 +165,14 @@ fn daemon(status: &Status) -> Vec<Finding> {
             "the log names them: remove them from the store",
         ));
     }
+    if let Some(first) = status.refused.first() {
+        let count = status.refused_leases;
+        findings.push(Finding::warning(
+            "leases",
+            format!("{count} of them are not used, the first is {first}"),
+            "see 'overlayctl leases': remove what no node of this network has written, and find out who did",
+        ));
+    }
     let off: Vec<&str> =
         status.offloads.iter().filter(|(_, on)| !**on).map(|(name, _)| name.as_str()).collect();
     // Where there is no virtual wire, or another backend, there is nothing to be missed.
