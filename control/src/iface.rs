@@ -21,6 +21,9 @@ pub struct IfaceSpec {
     pub can_reach: Option<Ipv4Addr>,
     /// `--public-ip`: the address that other nodes reach us by, if it is another (behind 1:1 NAT, for example).
     pub public_ip: Option<Ipv4Addr>,
+    /// The address that this node had in an earlier run: of several that an interface has, it stays, so that one that
+    /// comes and goes does not move the node.
+    pub earlier: Option<Ipv4Addr>,
 }
 
 /// The underlay as chosen.
@@ -83,34 +86,42 @@ impl fmt::Display for HostInterfaces {
 }
 
 /// Chooses as flannel does (0.28, `main.go`, `pkg/ipmatch`, `pkg/ip`). A `--public-ip` that no interface has
-/// is one of a NAT here, while flannel refuses to start without `--iface` then.
+/// is one of a NAT here, while flannel refuses to start without `--iface` then. One that this host has, on whichever
+/// interface, is where we send from and listen: the others send there, and expect us to come from there.
 ///
 /// # Errors
 /// [`IfaceError`], which lists the interfaces there are.
 pub async fn choose(spec: &IfaceSpec) -> Result<Underlay, IfaceError> {
     let netlink = Netlink::open()?;
-    let host = Host::ask(&netlink).await?;
+    let host = Host { earlier: spec.earlier, ..Host::ask(&netlink).await? };
     let (link, address, reason) = host.find(spec, &netlink).await?;
     Ok(Underlay {
         name: link.name.clone(),
         index: link.index,
         mtu: link.mtu,
         mac: link.mac,
-        address,
+        address: host.public_address(spec).unwrap_or(address),
         public_ip: spec.public_ip.unwrap_or(address),
         reason,
     })
 }
 
-/// What has become of `before`: as it is now, if the interface of that name still has the address; chosen
-/// anew if not. So another default route, or one more address, moves nothing that works.
+/// What has become of `before`: as it is now, if its interface and its address are still there; chosen anew if not, or
+/// if a `--public-ip` has come to this host. So another default route, or one more address, moves nothing that works.
 ///
 /// # Errors
 /// As [`choose`].
 pub async fn choose_again(spec: &IfaceSpec, before: &Underlay) -> Result<Underlay, IfaceError> {
     let host = Host::ask(&Netlink::open()?).await?;
-    let link = host.links.iter().find(|link| link.name == before.name);
-    match link.filter(|link| host.owner(before.address).is_some_and(|owner| owner.index == link.index)) {
+    let public = host.public_address(spec);
+    let stays = match public {
+        Some(public) => public == before.address,
+        None => true,
+    };
+    let owns = |link: &&Link| {
+        host.owner(before.address).is_some_and(|owner| owner.index == link.index || public.is_some())
+    };
+    match host.links.iter().find(|link| link.name == before.name).filter(owns).filter(|_| stays) {
         Some(link) => Ok(Underlay { index: link.index, mtu: link.mtu, mac: link.mac, ..before.clone() }),
         None => choose(spec).await,
     }
@@ -120,13 +131,15 @@ pub async fn choose_again(spec: &IfaceSpec, before: &Underlay) -> Result<Underla
 struct Host {
     links: Vec<Link>,
     addresses: Vec<Address>,
+    /// The address that this node had before.
+    earlier: Option<Ipv4Addr>,
 }
 
 type Choice<'a> = (&'a Link, Ipv4Addr, String);
 
 impl Host {
     async fn ask(netlink: &Netlink) -> Result<Self, HostError> {
-        Ok(Self { links: netlink.links().await?, addresses: netlink.addresses().await? })
+        Ok(Self { links: netlink.links().await?, addresses: netlink.addresses().await?, earlier: None })
     }
 
     async fn find(&self, spec: &IfaceSpec, netlink: &Netlink) -> Result<Choice<'_>, IfaceError> {
@@ -181,9 +194,9 @@ impl Host {
     /// Addresses first, in the kernel's order of interfaces, then names: as flannel does.
     fn matching(&self, regex: &Regex) -> Result<(&Link, Ipv4Addr), &'static str> {
         let by_address = self.links.iter().find_map(|link| {
-            let mut of_link = self.addresses.iter().filter(|a| a.index == link.index);
-            let matching = of_link.find(|a| is_unicast(a.address) && regex.is_match(&a.address.to_string()));
-            matching.map(|a| (link, a.address))
+            let of_link = self.addresses.iter().filter(|a| a.index == link.index && is_unicast(a.address));
+            let matching = of_link.filter(|a| regex.is_match(&a.address.to_string()));
+            matching.min_by_key(|a| self.rank(a)).map(|a| (link, a.address))
         });
         if let Some(found) = by_address {
             return Ok(found);
@@ -215,13 +228,25 @@ impl Host {
         self.addresses.iter().find(|a| a.address == address).and_then(|a| self.link(a.index))
     }
 
-    /// Global addresses before link-local ones, lasting ones before those on a lease; else the kernel's order.
+    /// The `--public-ip`, if it is an address of this host.
+    fn public_address(&self, spec: &IfaceSpec) -> Option<Ipv4Addr> {
+        spec.public_ip.filter(|address| self.owner(*address).is_some())
+    }
+
+    /// The best of an interface's addresses; else the kernel's order.
     fn preferred_address(&self, link: &Link) -> Option<Ipv4Addr> {
         self.addresses
             .iter()
-            .filter(|a| a.index == link.index && !a.deprecated && is_unicast(a.address))
-            .min_by_key(|a| (a.address.is_link_local(), !a.permanent))
+            .filter(|a| a.index == link.index && is_unicast(a.address))
+            .min_by_key(|a| (self.rank(a), !a.permanent))
             .map(|a| a.address)
+    }
+
+    /// The least is the best: the one that the node had, global ones before link-local ones, and those last that are
+    /// not to be used for anything new.
+    fn rank(&self, address: &Address) -> (bool, bool, bool) {
+        let other = self.earlier != Some(address.address);
+        (other, address.deprecated, address.address.is_link_local())
     }
 
     fn interfaces(&self) -> HostInterfaces {

@@ -110,6 +110,8 @@ impl Plan {
             },
             forward_rules: options.forward_rules,
             firewall: firewall_kind(options.firewall, &self.config),
+            underlay: self.underlay.name.clone(),
+            tunnel_port: self.wire().map(|(_, port)| port),
             blackhole: options.blackhole,
         }
     }

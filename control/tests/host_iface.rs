@@ -197,3 +197,58 @@ fn what_still_has_its_address_is_kept_and_otherwise_the_choice_is_made_anew() {
     host.sh("ip addr flush dev eth0; ip addr add 192.168.1.12/24 dev eth2");
     assert_eq!(again(&before).unwrap().name, "eth1", "the address alone is not the interface");
 }
+
+#[test]
+fn a_public_address_that_another_interface_has_is_where_we_listen() {
+    let host = host();
+    let spec = IfaceSpec {
+        iface: vec!["eth0".to_owned()],
+        public_ip: Some([10, 8, 0, 5].into()),
+        ..IfaceSpec::default()
+    };
+    let underlay = choose_by(&host, spec.clone()).unwrap();
+    assert_eq!(chosen(&underlay), expect("eth0", "10.8.0.5", "10.8.0.5"));
+    let again = |before: &Underlay| {
+        let (spec, before) = (spec.clone(), before.clone());
+        host.block_on(move || async move { iface::choose_again(&spec, &before).await }).unwrap()
+    };
+    assert_eq!(again(&underlay), underlay);
+    host.sh("ip addr del 10.8.0.5/24 dev eth1");
+    let without = again(&underlay);
+    assert_eq!(chosen(&without), expect("eth0", "192.168.1.12", "10.8.0.5"), "as behind a NAT");
+    assert_eq!(again(&without), without);
+    host.sh("ip addr add 10.8.0.5/24 dev eth2");
+    assert_eq!(chosen(&again(&without)), expect("eth0", "10.8.0.5", "10.8.0.5"), "it has come back");
+}
+
+#[test]
+fn the_address_that_the_node_had_is_kept_and_a_deprecated_one_is_the_last_choice() {
+    let host = host();
+    host.sh("ip addr add 192.168.1.100/24 dev eth2 preferred_lft 0 valid_lft forever
+         ip addr add 192.168.1.101/24 dev eth2");
+    let by_name = |name: &str, earlier: Option<&str>| {
+        let earlier = earlier.map(|ip| ip.parse().unwrap());
+        let spec = IfaceSpec { iface: vec![name.to_owned()], earlier, ..IfaceSpec::default() };
+        choose_by(&host, spec).unwrap().address.to_string()
+    };
+    for (name, earlier, expected) in [
+        ("eth0", None, "192.168.1.12"),
+        ("eth0", Some("192.168.1.13"), "192.168.1.13"),
+        ("eth0", Some("192.168.1.77"), "192.168.1.12"),
+        ("eth0", Some("10.8.0.5"), "192.168.1.12"),
+        ("eth1", None, "10.8.0.5"),
+        ("eth1", Some("10.7.0.5"), "10.7.0.5"),
+        ("eth2", None, "192.168.1.101"),
+    ] {
+        assert_eq!(by_name(name, earlier), expected, "{name}, earlier {earlier:?}");
+    }
+    let regex = choose_by(&host, by_regex(&[r"^192\.168\.1\.10"])).unwrap();
+    assert_eq!(regex.address.to_string(), "192.168.1.101");
+    let earlier = Some([192, 168, 1, 13].into());
+    let regex = choose_by(&host, IfaceSpec { earlier, ..by_regex(&[r"^192\.168\.1\."]) }).unwrap();
+    assert_eq!(regex.address.to_string(), "192.168.1.13");
+    let named = IfaceSpec { iface: vec!["192.168.1.12".to_owned()], earlier, ..IfaceSpec::default() };
+    assert_eq!(choose_by(&host, named).unwrap().address.to_string(), "192.168.1.12", "what is named counts");
+    host.sh("ip addr del 192.168.1.101/24 dev eth2");
+    assert_eq!(by_name("eth2", None), "192.168.1.100", "better than none");
+}

@@ -355,6 +355,7 @@ impl Flags {
             regex: self.iface_regex.clone(),
             can_reach: self.iface_can_reach,
             public_ip: self.public_ip,
+            earlier: None,
         }
     }
 

@@ -12,11 +12,11 @@ use super::HostError;
 /// Runs `program` with `input` on its standard input and returns its standard output.
 ///
 /// # Errors
-/// [`HostError::NoProgram`] if it is not installed; [`HostError::Program`] with its standard error if it fails,
-/// or if it has not ended in time: then it is killed.
+/// [`HostError::NoProgram`] if it is not installed; [`HostError::Program`] with its standard error if it fails;
+/// [`HostError::Hangs`] if it has not ended in time: then it is killed.
 pub(super) async fn run(program: &str, args: &[&str], input: &str) -> Result<String, HostError> {
-    let failed =
-        |reason: String| HostError::Program { command: format!("{program} {}", args.join(" ")), reason };
+    let command = || format!("{program} {}", args.join(" "));
+    let failed = |reason: String| HostError::Program { command: command(), reason };
     let child = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())
@@ -42,7 +42,7 @@ pub(super) async fn run(program: &str, args: &[&str], input: &str) -> Result<Str
     // The same task renews the lease and follows the peers: it must not hang on a lock of iptables.
     let output = tokio::time::timeout(PATIENCE, talk)
         .await
-        .map_err(|_| failed(format!("it has not ended in {} s", PATIENCE.as_secs())))?
+        .map_err(|_| HostError::Hangs { command: command(), seconds: PATIENCE.as_secs() })?
         .map_err(|e| failed(e.to_string()))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -43,10 +43,15 @@ pub struct Desired {
     pub pod_subnet: Ipv4Net,
     /// Which sources are rewritten.
     pub masquerade: Masquerade,
-    /// Whether forwarding to and from `network` is accepted where iptables' FORWARD would drop it.
+    /// Whether forwarding to and from `network` is accepted where iptables' FORWARD would drop it, and what pods
+    /// send to the tunnel's port of a host is dropped.
     pub forward_rules: bool,
     /// What the rules are made with.
     pub firewall: FirewallKind,
+    /// The underlay's device: what comes or goes by it has left the tunnel.
+    pub underlay: String,
+    /// The UDP port of every node's end of the tunnel, if there is one: not for pods.
+    pub tunnel_port: Option<u16>,
     /// Whether what is sent to `pod_subnet` and to none of its pods ends here.
     pub blackhole: bool,
 }
@@ -65,6 +70,8 @@ impl Desired {
             masquerade: Masquerade { return_path: true, ip_masq: false, fully_random: true },
             forward_rules: true,
             firewall: FirewallKind::Nftables,
+            underlay: "eth0".to_owned(),
+            tunnel_port: Some(8472),
             blackhole: false,
         }
     }
@@ -142,6 +149,19 @@ pub enum HostError {
         /// What it, or the attempt to start it, said.
         reason: String,
     },
+    /// A program has not ended in time.
+    #[error("{command}: it has not ended in {seconds} s")]
+    Hangs {
+        /// The command line.
+        command: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// Somebody undoes what we do, again and again.
+    #[error(
+        "somebody keeps changing the firewall's rules: ours are put back less often from now on (see who does, as by 'nft monitor')"
+    )]
+    Contested,
     /// Several steps failed that do not depend on each other.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<HostError>),

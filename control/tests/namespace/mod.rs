@@ -27,6 +27,8 @@ pub fn desired() -> Desired {
         masquerade: Masquerade { return_path: true, ip_masq: false, fully_random: true },
         forward_rules: true,
         firewall: FirewallKind::Auto,
+        underlay: "eth0".to_owned(),
+        tunnel_port: Some(8472),
         blackhole: false,
     }
 }

@@ -9,15 +9,23 @@
 //! It compares before it writes, and asks for the ruleset's [`generation`] before it compares: while nobody
 //! has touched anything, that is all it costs. Only iptables' legacy variant has no such number, and its rules,
 //! if there are any, are read each time.
+//!
+//! Others write, too, also between our reading and our writing. What fails then is read and tried again, a few
+//! times at once; and what somebody undoes for ever is put back less and less often ([`contest`]).
 
+mod contest;
 mod generation;
 mod iptables;
 mod nft;
 mod others;
 pub mod verdict;
 
-use tracing::{info, warn};
+use std::time::{Duration, Instant};
 
+use serde_json::Value;
+use tracing::{debug, info, warn};
+
+use self::contest::Contest;
 use self::iptables::{Change, Role, Variants};
 use super::command::run;
 use super::{Desired, FirewallKind, HostError};
@@ -27,14 +35,17 @@ pub struct Firewall {
     desired: Desired,
     /// With what they are kept; known when it has been found out.
     tool: Option<Tool>,
-    /// The kernel's listing of our nftables table just after we had put it there: if it still reads so, nobody
-    /// has touched it. (What we send and what is listed differ in spelling, so the two cannot be compared.)
-    listing: Option<String>,
+    /// The kernel's listing of our nftables table just after we had put it there: if it still says so, it is right,
+    /// whoever has put it. (What we send and what is listed differ in spelling, so the two cannot be compared.)
+    listing: Option<Value>,
     variants: Option<Variants>,
     /// Whether what an earlier life left in other places has been removed.
     tidied: bool,
     /// The ruleset's generation at which all was found in place.
     settled: Option<u32>,
+    /// Whether the last sync failed: then there is nobody in between whose changes were met.
+    failed: bool,
+    contest: Contest,
     /// What has been said, and need not be at each [`sync`](Self::sync).
     said: Vec<String>,
 }
@@ -56,6 +67,8 @@ impl Firewall {
             variants: None,
             tidied: false,
             settled: None,
+            failed: false,
+            contest: Contest::new(Instant::now()),
             said: Vec::new(),
         }
     }
@@ -71,13 +84,37 @@ impl Firewall {
     /// life with other options.
     ///
     /// # Errors
-    /// [`HostError::NoProgram`] or [`HostError::NoFirewall`] without the tools; otherwise what `nft` or
-    /// iptables refused. Sources and forwarding do not wait for each other: one that fails does not keep the
-    /// other from being put.
+    /// [`HostError::NoProgram`] or [`HostError::NoFirewall`] without the tools; [`HostError::Contested`] while somebody
+    /// keeps changing the rules; otherwise what `nft` or iptables refused. Sources and forwarding do not wait for each
+    /// other: one that fails does not keep the other from being put.
     pub async fn sync(&mut self) -> Result<bool, HostError> {
+        let mut pauses = PAUSES.into_iter();
+        let mut again = self.failed;
+        let outcome = loop {
+            let outcome = self.bring(again).await;
+            again = true;
+            let met = !self.failed && outcome.as_ref().is_err_and(is_refusal);
+            let Some(pause) = pauses.next().filter(|_| met) else { break outcome };
+            debug!(error = ?outcome, "the firewall's rules cannot be put: others may have changed them, trying again");
+            // Several daemons that have met once must not meet again.
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
+        };
+        self.failed = outcome.as_ref().is_err_and(is_refusal);
+        if let Some(times) = self.contest.news(Instant::now()) {
+            warn!(
+                times,
+                device = self.desired.device,
+                "somebody keeps changing the firewall's rules, so often in the last minute: ours are put back less often (see who does, as by 'nft monitor')"
+            );
+        }
+        outcome
+    }
+
+    /// Does what [`sync`](Self::sync) is for, once, or `again` after it could not be done.
+    async fn bring(&mut self, again: bool) -> Result<bool, HostError> {
         let generation = generation::current();
         if self.is_settled(generation) {
-            return Ok(false);
+            return self.unless_contested(false);
         }
         let untouched = self.is_untouched(generation);
         let tool = self.tool().await?;
@@ -87,11 +124,17 @@ impl Firewall {
             return Ok(removed);
         }
 
-        let mut outcomes = Vec::new();
-        if tool == Tool::Nftables && !untouched {
-            outcomes.push(self.sync_nft().await);
+        let nft = tool == Tool::Nftables && !untouched && !self.has_nft().await?;
+        let changes = self.changes(tool, untouched).await;
+        let differs = nft || changes.as_ref().is_ok_and(|changes| !changes.is_empty());
+        if differs && self.tidied && !again && !self.contest.may_repair(Instant::now()) {
+            return Err(HostError::Contested);
         }
-        outcomes.push(match self.changes(tool, untouched).await {
+        let mut outcomes = Vec::new();
+        if nft {
+            outcomes.push(self.put_nft().await);
+        }
+        outcomes.push(match changes {
             Ok(changes) => make(&changes).await,
             Err(error) => Err(error),
         });
@@ -106,7 +149,11 @@ impl Firewall {
         self.tidied = true;
         // What has changed since the generation was asked for is looked at the next time.
         self.settled = generation.filter(|_| !changed);
-        Ok(changed)
+        self.unless_contested(changed)
+    }
+
+    fn unless_contested(&mut self, changed: bool) -> Result<bool, HostError> {
+        if self.contest.is_contested(Instant::now()) { Err(HostError::Contested) } else { Ok(changed) }
     }
 
     /// Whether all is as it should be. Nothing is written; before the first [`sync`](Self::sync) nothing is in
@@ -124,9 +171,7 @@ impl Firewall {
         }
         let tool = self.tool().await?;
         let untouched = self.is_untouched(generation);
-        let nft = tool != Tool::Nftables
-            || untouched
-            || self.listing.is_some() && self.listing == nft::list(&self.desired.device).await?;
+        let nft = tool != Tool::Nftables || untouched || self.has_nft().await?;
         let in_place = nft && (tool == Tool::None || self.changes(tool, untouched).await?.is_empty());
         self.settled = generation.filter(|_| in_place);
         Ok(in_place)
@@ -155,13 +200,15 @@ impl Firewall {
         Ok(*self.tool.insert(tool))
     }
 
-    async fn sync_nft(&mut self) -> Result<bool, HostError> {
+    /// Whether our nftables table is as we have put it.
+    async fn has_nft(&self) -> Result<bool, HostError> {
+        Ok(self.listing.is_some() && self.listing == nft::list(&self.desired.device).await?)
+    }
+
+    async fn put_nft(&mut self) -> Result<bool, HostError> {
         let device = &self.desired.device;
-        if self.listing.is_some() && self.listing == nft::list(device).await? {
-            return Ok(false);
-        }
         if self.listing.take().is_some() {
-            info!(device, "the NAT rules were changed or removed: putting them back");
+            debug!(device, "the NAT rules were changed or removed: putting them back");
         }
         nft::replace(&self.desired).await?;
         self.listing = nft::list(device).await?;
@@ -175,7 +222,7 @@ impl Firewall {
             Tool::Nftables if self.desired.forward_rules => Role::Forwarding,
             _ => Role::Nothing,
         };
-        let variants = match self.variants.take() {
+        let mut variants = match self.variants.take() {
             Some(variants) => variants,
             None => match Variants::find().await {
                 Err(HostError::NoProgram { .. }) if role != Role::Everything => {
@@ -189,6 +236,15 @@ impl Firewall {
             },
         };
         let changes = variants.changes(role, &self.desired, !self.tidied, legacy_only).await;
+        for table in variants.unlisted() {
+            let warning = || {
+                warn!(
+                    table,
+                    "iptables cannot list this table, into which somebody has put rules by nft: ours are looked for one by one, and put first where others' cannot be read"
+                );
+            };
+            self.say(warning, table);
+        }
         self.variants = Some(variants);
         changes
     }
@@ -313,10 +369,29 @@ async fn choose() -> Result<Tool, HostError> {
 async fn make(changes: &[Change]) -> Result<bool, HostError> {
     let mut outcomes = Vec::new();
     for change in changes {
+        debug!(program = change.program(), "putting the rules of iptables as they should be");
         outcomes.push(change.make().await.map(|()| true));
     }
     all(outcomes)
 }
+
+/// Whether a program has refused a change, as it does when others have changed the rules since we have read them.
+fn is_refusal(error: &HostError) -> bool {
+    match error {
+        HostError::Program { .. } => true,
+        HostError::Several(errors) => errors.iter().any(is_refusal),
+        _ => false,
+    }
+}
+
+/// Before the rules are read and tried again at once; after that it is left to the next look at them.
+const PAUSES: [Duration; 5] = [
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+];
 
 /// Whether anything was changed, or all that failed.
 fn all(outcomes: Vec<Result<bool, HostError>>) -> Result<bool, HostError> {

@@ -1,4 +1,5 @@
-//! Which packets keep their source and which get this host's: one nftables table per overlay device.
+//! Which packets keep their source and which get this host's, and what pods may not send: one nftables table per
+//! overlay device.
 //!
 //! The table is replaced in a single transaction, so that no packet sees a host without rules. `nft` is run by
 //! us and not by the `nftables` crate, which gives the types: the crate lets go of what `nft` says on failure.
@@ -11,8 +12,10 @@ use nftables::expr::{
     BinaryOperation, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
 };
 use nftables::schema::{Chain, NfListObject, Nftables, Rule, Table};
-use nftables::stmt::{Match, NAT, NATFlag, Operator, Statement};
+use nftables::stmt::{Counter, Match, NAT, NATFlag, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+use serde_json::Value;
 
 use crate::host::command::run;
 use crate::host::{Desired, HostError};
@@ -22,14 +25,33 @@ pub(super) async fn replace(desired: &Desired) -> Result<(), HostError> {
     commit(&ruleset(desired)).await
 }
 
-/// The table as the kernel has it, handles included; `None` if there is none.
-pub(super) async fn list(device: &str) -> Result<Option<String>, HostError> {
+/// What the table says, as the kernel has it; `None` if there is none. Who has put it, and what its counters have
+/// counted, is left out: two that say the same are equal.
+pub(super) async fn list(device: &str) -> Result<Option<Value>, HostError> {
     match run("nft", &["-j", "list", "table", "ip", &table_name(device)], "").await {
-        Ok(listing) => Ok(Some(listing)),
+        Ok(listing) => Ok(Some(said(&listing))),
         // The exit status does not tell a missing table from other failures. Those show again, and are
         // reported, when the table is put anew.
         Err(HostError::Program { .. }) => Ok(None),
         Err(e) => Err(e),
+    }
+}
+
+fn said(listing: &str) -> Value {
+    let mut value = serde_json::from_str(listing).unwrap_or_else(|_| Value::String(listing.to_owned()));
+    forget_history(&mut value);
+    value
+}
+
+/// Removes what depends on when something was put.
+fn forget_history(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|name, _| !matches!(name.as_str(), "handle" | "packets" | "bytes"));
+            fields.values_mut().for_each(forget_history);
+        }
+        Value::Array(values) => values.iter_mut().for_each(forget_history),
+        _ => {}
     }
 }
 
@@ -84,34 +106,44 @@ fn ruleset(desired: &Desired) -> Nftables<'static> {
     let mut batch = Batch::new();
     clear(&mut batch, &desired.device);
     batch.add(table(&desired.device));
-    batch.add(NfListObject::Chain(Chain {
-        family: NfFamily::IP,
-        table: table_name(&desired.device).into(),
-        name: CHAIN.into(),
-        _type: Some(NfChainType::NAT),
-        hook: Some(NfHook::Postrouting),
-        prio: Some(PRIORITY),
-        policy: Some(NfChainPolicy::Accept),
-        ..Chain::default()
-    }));
-    for (expr, comment) in rules(desired) {
-        batch.add(NfListObject::Rule(Rule {
+    let mut chain = |name: &'static str, kind, hook, priority, rules: Rules| {
+        batch.add(NfListObject::Chain(Chain {
             family: NfFamily::IP,
             table: table_name(&desired.device).into(),
-            chain: CHAIN.into(),
-            expr: expr.into(),
-            comment: Some(comment.into()),
-            ..Rule::default()
+            name: name.into(),
+            _type: Some(kind),
+            hook: Some(hook),
+            prio: Some(priority),
+            policy: Some(NfChainPolicy::Accept),
+            ..Chain::default()
         }));
+        for (expr, comment) in rules {
+            batch.add(NfListObject::Rule(Rule {
+                family: NfFamily::IP,
+                table: table_name(&desired.device).into(),
+                chain: name.into(),
+                expr: expr.into(),
+                comment: Some(comment.into()),
+                ..Rule::default()
+            }));
+        }
+    };
+    chain("postrouting", NfChainType::NAT, NfHook::Postrouting, BEFORE_IPTABLES, rules(desired));
+    let refused = from_pods_to_a_tunnel(desired);
+    if !refused.is_empty() {
+        chain("forward", NfChainType::Filter, NfHook::Forward, FILTER, refused);
     }
     batch.to_nftables()
 }
+
+/// Each rule with its comment.
+type Rules = Vec<(Vec<Statement<'static>>, &'static str)>;
 
 /// The rules in their order, each with the comment that `nft list` shows.
 ///
 /// A connection's first packet goes through them. `return` leaves the say to the NAT chains that come later,
 /// docker's among them; a translation, also one to the same address, ends it.
-fn rules(desired: &Desired) -> Vec<(Vec<Statement<'static>>, &'static str)> {
+fn rules(desired: &Desired) -> Rules {
     let Desired { network, pod_subnet: pods, masquerade: wanted, .. } = desired;
     let out = || meta_is(MetaKey::Oifname, &desired.device);
     let masquerade = || masquerade(wanted.fully_random);
@@ -181,6 +213,26 @@ fn rules(desired: &Desired) -> Vec<(Vec<Statement<'static>>, &'static str)> {
     rules
 }
 
+/// What pods send to the tunnel's port of a host is dropped, wherever that host is: masqueraded, by whomever, it would
+/// have this node's address, and be taken for a packet of the overlay.
+fn from_pods_to_a_tunnel(desired: &Desired) -> Rules {
+    let network = &desired.network;
+    let Some(port) = desired.tunnel_port.filter(|_| desired.forward_rules) else { return Vec::new() };
+    let to_port = Statement::Match(Match {
+        left: field("udp", "dport"),
+        right: Expression::Number(port.into()),
+        op: Operator::EQ,
+    });
+    let expr = vec![
+        source(Operator::EQ, network),
+        destination(Operator::NEQ, network),
+        to_port,
+        Statement::Counter(Counter::Anonymous(None)),
+        Statement::Drop(None),
+    ];
+    vec![(expr, "from pods to the tunnel's port of a host: translated, it would pass as the overlay's")]
+}
+
 fn kube_proxy_mark() -> Statement<'static> {
     let mark = named(NamedExpression::Meta(Meta { key: MetaKey::Mark }));
     Statement::Match(Match {
@@ -215,11 +267,11 @@ fn address(name: &'static str, op: Operator, net: &Ipv4Net) -> Statement<'static
         addr: Box::new(Expression::String(net.addr().to_string().into())),
         len: u32::from(net.prefix_len()),
     };
-    Statement::Match(Match { left: field(name), right: named(NamedExpression::Prefix(prefix)), op })
+    Statement::Match(Match { left: field("ip", name), right: named(NamedExpression::Prefix(prefix)), op })
 }
 
 fn keep_source() -> Statement<'static> {
-    Statement::SNAT(Some(NAT { addr: Some(field("saddr")), family: None, port: None, flags: None }))
+    Statement::SNAT(Some(NAT { addr: Some(field("ip", "saddr")), family: None, port: None, flags: None }))
 }
 
 fn masquerade(fully_random: bool) -> Statement<'static> {
@@ -227,9 +279,9 @@ fn masquerade(fully_random: bool) -> Statement<'static> {
     Statement::Masquerade(flags.map(|flags| NAT { addr: None, family: None, port: None, flags: Some(flags) }))
 }
 
-fn field(name: &'static str) -> Expression<'static> {
+fn field(protocol: &'static str, name: &'static str) -> Expression<'static> {
     named(NamedExpression::Payload(Payload::PayloadField(PayloadField {
-        protocol: "ip".into(),
+        protocol: protocol.into(),
         field: name.into(),
     })))
 }
@@ -238,10 +290,11 @@ fn named(expression: NamedExpression<'static>) -> Expression<'static> {
     Expression::Named(expression)
 }
 
-const CHAIN: &str = "postrouting";
-
 /// Before the iptables chains (`srcnat`, 100), in which docker's MASQUERADE stands.
-const PRIORITY: i32 = 90;
+const BEFORE_IPTABLES: i32 = 90;
+
+/// Where filters stand, whose order does not matter to a drop.
+const FILTER: i32 = 0;
 
 /// Set by kube-proxy on what it will masquerade (its `--iptables-masquerade-bit`, 14 by default).
 const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -273,10 +326,33 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_is_equal_whoever_has_put_it_and_whatever_it_has_counted() {
+        let listing = |handle, packets, port| {
+            said(&format!(
+                r#"{{"nftables":[{{"rule":{{"handle":{handle},"expr":[{{"counter":{{"packets":{packets},"bytes":1}}}},{{"right":{port}}}]}}}}]}}"#
+            ))
+        };
+        assert_eq!(listing(1, 0, 8472), listing(77, 12, 8472));
+        assert_ne!(listing(1, 0, 8472), listing(1, 0, 8473));
+    }
+
+    #[test]
+    fn only_a_tunnel_has_a_port_to_be_kept_from_pods() {
+        assert_eq!(from_pods_to_a_tunnel(&Desired::example()).len(), 1);
+        for without in [
+            Desired { tunnel_port: None, ..Desired::example() },
+            Desired { forward_rules: false, ..Desired::example() },
+        ] {
+            assert!(from_pods_to_a_tunnel(&without).is_empty());
+        }
+    }
+
+    #[test]
     fn comments_fit() {
         let all = Masquerade { return_path: true, ip_masq: true, fully_random: true };
         let direct = Some("eth0".to_owned());
-        for (_, comment) in rules(&Desired { direct, ..desired(all) }) {
+        let desired = Desired { direct, ..desired(all) };
+        for (_, comment) in rules(&desired).into_iter().chain(from_pods_to_a_tunnel(&desired)) {
             // NFTNL_UDATA_COMMENT_MAXLEN, less the final zero.
             assert!(comment.len() < 128, "{comment}");
         }

@@ -2,14 +2,14 @@
 //! accept forwarded packets.
 //!
 //! An accept elsewhere does not help: a packet passes only if every table lets it, so the accept must stand
-//! where the drop is, and docker sets the policy of iptables' FORWARD to DROP. Like flannel (0.28,
-//! `pkg/trafficmngr/iptables`) we append a jump to a chain, so that what others say before it, as in
-//! DOCKER-USER, still holds, and only the chain's default is answered. Where that default is not the policy
-//! but a catch-all DROP or REJECT rule, the jump stands before that rule.
+//! where the drop is, and docker sets the policy of iptables' FORWARD to DROP. A jump to a chain of accepts stands
+//! before whatever may drop what goes from pod to pod, as flannel's did up to 0.20, which put its own first. What
+//! a site says in DOCKER-USER, and the network policies of others, still hold.
 //!
 //! iptables comes in two variants over different kernel tables, both of which may drop and translate. The one
 //! called `iptables` always gets the rules. The other gets them only if it would drop or translate.
 
+mod piecemeal;
 mod repair;
 mod rules;
 mod save;
@@ -17,9 +17,7 @@ mod save;
 use std::collections::BTreeSet;
 use std::fs;
 
-use tracing::info;
-
-use self::rules::Wanted;
+use self::rules::{Hook, Wanted};
 pub(super) use self::save::{Table, negated, target, value, words};
 use crate::host::command::run;
 use crate::host::{Desired, HostError};
@@ -40,6 +38,8 @@ pub(super) enum Role {
 #[derive(Debug)]
 pub(super) struct Change {
     program: &'static str,
+    /// Rules in chains that cannot be listed, by table and chain: deleted first, as often as they are there.
+    unseen: Vec<(&'static str, Hook)>,
     /// What its `-restore` reads.
     script: String,
 }
@@ -47,16 +47,28 @@ pub(super) struct Change {
 impl Change {
     /// Makes it: all of a table or nothing.
     pub(super) async fn make(&self) -> Result<(), HostError> {
+        for (table, hook) in &self.unseen {
+            while piecemeal::tell(self.program, table, "-D", hook).await? {}
+        }
+        if self.script.is_empty() {
+            return Ok(());
+        }
         let program = format!("{}-restore", self.program);
-        run(&program, &["-w", LOCK_WAIT, "--noflush"], &self.script).await?;
-        info!(program = self.program, "put the rules of iptables as they should be");
-        Ok(())
+        run(&program, &["-w", LOCK_WAIT, "--noflush"], &self.script).await.map(drop)
+    }
+
+    /// The variant's program.
+    pub(super) fn program(&self) -> &'static str {
+        self.program
     }
 
     /// Each line, with the program and the table that it is for.
     pub(super) fn describe(&self) -> Vec<String> {
         let mut table = "";
-        let mut lines = Vec::new();
+        let unseen = self.unseen.iter();
+        let mut lines: Vec<String> = unseen
+            .map(|(table, Hook { chain, rule, .. })| format!("{} -t {table} -D {chain} {rule}", self.program))
+            .collect();
         for line in self.script.lines() {
             match line.strip_prefix('*') {
                 Some(name) => table = name,
@@ -69,7 +81,11 @@ impl Change {
 }
 
 /// The installed variants.
-pub(super) struct Variants(Vec<Variant>);
+pub(super) struct Variants {
+    all: Vec<Variant>,
+    /// Tables that a variant cannot list, as in `filter of iptables`.
+    unlisted: BTreeSet<String>,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Variant {
@@ -106,30 +122,49 @@ impl Variants {
         let random_fully = has_random_fully(&version);
         let other = if is_legacy { nft } else { legacy };
         let variant = |program, default, legacy| Variant { program, default, legacy, random_fully, loaded };
-        Ok(Self(vec![variant(default, true, is_legacy), variant(other, false, !is_legacy)]))
+        let all = vec![variant(default, true, is_legacy), variant(other, false, !is_legacy)];
+        Ok(Self { all, unlisted: BTreeSet::new() })
+    }
+
+    /// Tables that a variant could not list when it was last asked, as in `filter of iptables`.
+    pub(super) fn unlisted(&self) -> &BTreeSet<String> {
+        &self.unlisted
     }
 
     /// What has to be changed so that `role` is filled; nothing if all is right. `tidy` looks for what an
     /// earlier life of this daemon, with other options, has left. `legacy_only` leaves the nft variant out.
     pub(super) async fn changes(
-        &self,
+        &mut self,
         role: Role,
         desired: &Desired,
         tidy: bool,
         legacy_only: bool,
     ) -> Result<Vec<Change>, HostError> {
         let mut changes = Vec::new();
-        for variant in self.0.iter().filter(|variant| variant.legacy || !legacy_only) {
+        for variant in self.all.iter().filter(|variant| variant.legacy || !legacy_only) {
             let read = |name: &&str| {
-                tidy || match role {
-                    Role::Everything => *name != "raw" || desired.forward_rules,
-                    Role::Forwarding => *name != "nat" && desired.forward_rules,
-                    Role::Nothing => false,
+                tidy || match (role, *name) {
+                    (Role::Nothing, _) => false,
+                    (_, "nat") => role == Role::Everything,
+                    (_, "mangle") => role == Role::Everything && variant.default && desired.forward_rules,
+                    _ => desired.forward_rules || role == Role::Everything && *name == "filter",
                 }
             };
             let names: Vec<&'static str> = TABLES.into_iter().filter(|name| read(name)).collect();
-            let tables = variant.read(&names).await?;
-            changes.extend(variant.change(&tables, role, desired, tidy));
+            let mut tables = variant.read(&names, &rules::chains_of(&desired.device)).await?;
+            let wanted: Vec<Wanted> = tables
+                .iter()
+                .filter_map(|(name, table)| variant.wanted(name, table, role, desired))
+                .collect();
+            for (name, table) in &mut tables {
+                if table.is_piecemeal() {
+                    self.unlisted.insert(format!("{name} of {}", variant.program));
+                    let hooks =
+                        wanted.iter().filter(|wanted| wanted.table == *name).flat_map(|one| &one.hooks);
+                    piecemeal::find(variant.program, name, table, hooks).await?;
+                }
+            }
+            changes.extend(variant.change(&tables, &wanted, desired, tidy));
         }
         Ok(changes)
     }
@@ -137,11 +172,11 @@ impl Variants {
     /// What has to be changed so that nothing of `device` is left.
     pub(super) async fn removal(&self, device: &str) -> Result<Vec<Change>, HostError> {
         let mut changes = Vec::new();
-        for variant in &self.0 {
-            let tables = variant.read(&TABLES).await?;
+        for variant in &self.all {
+            let tables = variant.read(&TABLES, &rules::chains_of(device)).await?;
             let networks = networks_to_remove(&tables, device);
             let lines = |table: &Table| repair::removal(table, device, &networks, &[]);
-            changes.extend(variant.transaction(tables.iter().map(|(name, table)| (*name, lines(table)))));
+            changes.extend(variant.removal(&tables, rules::jumps_of(device), lines).await?);
         }
         Ok(changes)
     }
@@ -149,17 +184,17 @@ impl Variants {
     /// What has to be changed so that nothing of flannel's is left, except what another overlayd uses.
     async fn removal_of_flannels(&self) -> Result<Vec<Change>, HostError> {
         let mut tables = Vec::new();
-        for variant in &self.0 {
-            tables.push(variant.read(&["nat", "filter"]).await?);
+        for variant in &self.all {
+            tables.push(variant.read(&["nat", "filter"], &rules::flannels_chains()).await?);
         }
         let owned: BTreeSet<String> =
             tables.iter().flatten().flat_map(|(_, table)| repair::networks_of_all(table)).collect();
-        let of = |tables: &[(&'static str, Table)]| -> Vec<(&'static str, Vec<String>)> {
-            let lines = |table| repair::removal_of_flannels(table, &owned);
-            tables.iter().map(|(name, table)| (*name, lines(table))).collect()
-        };
-        let each = self.0.iter().zip(&tables);
-        Ok(each.filter_map(|(variant, tables)| variant.transaction(of(tables))).collect())
+        let mut changes = Vec::new();
+        for (variant, tables) in self.all.iter().zip(&tables) {
+            let lines = |table: &Table| repair::removal_of_flannels(table, &owned);
+            changes.extend(variant.removal(tables, rules::flannels_jumps(), lines).await?);
+        }
+        Ok(changes)
     }
 }
 
@@ -184,8 +219,8 @@ pub(super) async fn filter_tables() -> Result<Vec<(&'static str, Table)>, HostEr
         Err(error) => return Err(error),
     };
     let mut tables = Vec::new();
-    for variant in &variants.0 {
-        let filter = variant.read(&["filter"]).await?;
+    for variant in &variants.all {
+        let filter = variant.read(&["filter"], &[]).await?;
         tables.extend(filter.into_iter().map(|(_, table)| (variant.program, table)));
     }
     Ok(tables)
@@ -197,8 +232,13 @@ pub(super) fn legacy_in_use() -> bool {
 }
 
 impl Variant {
-    /// The tables of these names; those that are not there are empty.
-    async fn read(&self, names: &[&'static str]) -> Result<Vec<(&'static str, Table)>, HostError> {
+    /// The tables of these names; those that are not there are empty. Of one that cannot be listed, the chains that
+    /// lead on from where our rules are hooked, and those named `own`.
+    async fn read(
+        &self,
+        names: &[&'static str],
+        own: &[String],
+    ) -> Result<Vec<(&'static str, Table)>, HostError> {
         // Merely asking iptables-legacy for a table would load its kernel module: it writes all that there are,
         // in one go. iptables-nft is asked for each, since others may be long.
         let saved = if self.legacy {
@@ -212,7 +252,12 @@ impl Variant {
         for name in names {
             let table = match &saved {
                 Some(saved) => Table::parse(name, saved),
-                None => Table::parse(name, &self.save(&["-t", name]).await?),
+                None => match self.save(&["-t", name]).await? {
+                    saved if save::is_withheld(name, &saved) => {
+                        piecemeal::read(self.program, name, own).await?
+                    }
+                    saved => Table::parse(name, &saved),
+                },
             };
             tables.push((*name, table));
         }
@@ -230,19 +275,24 @@ impl Variant {
     fn change(
         &self,
         tables: &[(&'static str, Table)],
-        role: Role,
+        wanted: &[Wanted],
         desired: &Desired,
         tidy: bool,
     ) -> Option<Change> {
         let device = &desired.device;
         let networks = networks_to_remove(tables, device);
-        let wanted: Vec<Wanted> =
-            tables.iter().filter_map(|(name, table)| self.wanted(name, table, role, desired)).collect();
         let mut keep: Vec<String> =
             wanted.iter().flat_map(|wanted| &wanted.chains).map(|chain| chain.name.clone()).collect();
         if desired.forward_rules {
             keep.extend(rules::direct(desired));
         }
+        keep.extend(
+            wanted
+                .iter()
+                .filter(|one| one.table == "mangle")
+                .flat_map(|one| &one.hooks)
+                .map(|hook| hook.rule.clone()),
+        );
 
         let former: BTreeSet<String> = networks
             .iter()
@@ -259,20 +309,23 @@ impl Variant {
             }
             lines
         };
-        self.transaction(tables.iter().map(|(name, table)| (*name, lines(name, table))))
+        let script = script(tables.iter().map(|(name, table)| (*name, lines(name, table))));
+        self.change_of(Vec::new(), script)
     }
 
     /// What this variant's table `name` should have, if anything.
     fn wanted(&self, name: &str, table: &Table, role: Role, desired: &Desired) -> Option<Wanted> {
         let device = &desired.device;
         match (name, role) {
-            (_, Role::Nothing) | ("nat", Role::Forwarding) => None,
+            (_, Role::Nothing) | ("nat" | "mangle", Role::Forwarding) => None,
             ("nat", _) => {
                 let needed =
                     self.default || repair::translates_sources(table) || table.has(&rules::nat_chain(device));
                 needed.then(|| rules::nat(desired, self.random_fully, self.default))
             }
             _ if !desired.forward_rules => None,
+            // One table that drops is enough.
+            ("mangle", _) => self.default.then(|| rules::mangle(desired)),
             ("filter", _) => {
                 let wanted = match role {
                     Role::Everything => rules::forward_as_flannel(desired),
@@ -285,13 +338,40 @@ impl Variant {
         }
     }
 
-    fn transaction(&self, tables: impl IntoIterator<Item = (&'static str, Vec<String>)>) -> Option<Change> {
-        let mut script = String::new();
-        for (table, lines) in tables.into_iter().filter(|(_, lines)| !lines.is_empty()) {
-            script += &format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
+    /// The change that `lines` are for each of `tables`. Those of `jumps` that lead to chains which go are looked for where
+    /// a chain cannot be listed.
+    async fn removal(
+        &self,
+        tables: &[(&'static str, Table)],
+        jumps: impl IntoIterator<Item = Hook>,
+        lines: impl Fn(&Table) -> Vec<String>,
+    ) -> Result<Option<Change>, HostError> {
+        let all: Vec<(&'static str, Vec<String>)> =
+            tables.iter().map(|(name, table)| (*name, lines(table))).collect();
+        let mut unseen = Vec::new();
+        for jump in jumps {
+            let goes = target(&words(&jump.rule)).map(|chain| format!("-X {chain}")).unwrap_or_default();
+            for ((name, lines), (_, table)) in all.iter().zip(tables) {
+                if table.is_unread(jump.chain)
+                    && lines.contains(&goes)
+                    && piecemeal::tell(self.program, name, "-C", &jump).await?
+                {
+                    unseen.push((*name, jump.clone()));
+                }
+            }
         }
-        (!script.is_empty()).then_some(Change { program: self.program, script })
+        Ok(self.change_of(unseen, script(all)))
     }
+
+    fn change_of(&self, unseen: Vec<(&'static str, Hook)>, script: String) -> Option<Change> {
+        (!unseen.is_empty() || !script.is_empty()).then_some(Change { program: self.program, unseen, script })
+    }
+}
+
+/// What a variant's `-restore` is to read, if anything.
+fn script(tables: impl IntoIterator<Item = (&'static str, Vec<String>)>) -> String {
+    let tables = tables.into_iter().filter(|(_, lines)| !lines.is_empty());
+    tables.map(|(table, lines)| format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"))).collect()
 }
 
 /// The networks that this daemon, and no other, has rules about in shared chains.
@@ -314,7 +394,7 @@ fn has_random_fully(version: &str) -> bool {
 }
 
 /// In the order in which they are put: sources first, so that nothing is let through that is to be rewritten.
-const TABLES: [&str; 3] = ["nat", "filter", "raw"];
+const TABLES: [&str; 4] = ["mangle", "nat", "filter", "raw"];
 
 // `thread-self`, since /proc/net shows the network namespace of the main thread.
 const LOADED: &str = "/proc/thread-self/net/ip_tables_names";

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::rules::{
-    Chain, DIRECT, FORWARD, FWD, Hook, MASQ, NAT_PREFIX, POSTRTG, Place, Shared, Wanted, direct_by_underlay,
-    forward_chain, nat_chain,
+    Chain, DIRECT, FORWARD, FWD, Hook, MASQ, NAT_PREFIX, POSTRTG, Place, Shared, Traffic, Wanted,
+    direct_by_underlay, forward_chain, nat_chain, tunnel_in_tunnel,
 };
 use super::save::{Table, negated, same, target, value, words};
 
@@ -14,10 +14,11 @@ pub(super) fn repair(table: &Table, wanted: &Wanted, former: &BTreeSet<String>) 
     let mut lines = Vec::new();
     for chain in &wanted.chains {
         let there: Vec<&str> = table.rules(&chain.name).collect();
-        if table.has(&chain.name) && is_right(&there, chain, former) {
-            continue;
-        }
-        lines.extend(rewrite(&chain.name, contents(&there, chain, former)));
+        lines.extend(match &chain.shared {
+            Some(shared) => amend(table, chain, shared, former),
+            None if table.has(&chain.name) && equal(&there, &chain.rules) => Vec::new(),
+            None => rewrite(&chain.name, &chain.rules),
+        });
     }
     let mut built_in: Vec<&'static str> = wanted.hooks.iter().map(|hook| hook.chain).collect();
     built_in.dedup();
@@ -30,29 +31,47 @@ pub(super) fn repair(table: &Table, wanted: &Wanted, former: &BTreeSet<String>) 
     lines
 }
 
-/// Empties or creates a chain, and fills it.
-fn rewrite(chain: &str, rules: impl IntoIterator<Item = String>) -> Vec<String> {
-    let appended = rules.into_iter().map(|rule| format!("-A {chain} {rule}"));
+/// Empties or creates a chain of our own, and fills it.
+fn rewrite(chain: &str, rules: &[String]) -> Vec<String> {
+    let appended = rules.iter().map(|rule| format!("-A {chain} {rule}"));
     std::iter::once(format!(":{chain} - [0:0]")).chain(appended).collect()
 }
 
-fn is_right(there: &[&str], chain: &Chain, former: &BTreeSet<String>) -> bool {
-    let equal = |there: &[&str], wanted: &[String]| {
-        there.len() == wanted.len() && there.iter().zip(wanted).all(|(one, other)| same(one, other))
-    };
-    let Some(shared) = &chain.shared else { return equal(there, &chain.rules) };
-    // Others' rules may stand before, between and after ours: they are about other networks.
-    let ours: Vec<&str> = there.iter().copied().filter(|rule| names(rule, &shared.network)).collect();
-    let first = usize::from(shared.first.is_some());
-    equal(&ours, &chain.rules)
-        && shared.first.as_ref().is_none_or(|first| there.first().is_some_and(|there| same(there, first)))
-        && there.len() == first + theirs(there, shared, former).len() + ours.len()
+fn equal(there: &[&str], wanted: &[String]) -> bool {
+    there.len() == wanted.len() && there.iter().zip(wanted).all(|(one, other)| same(one, other))
 }
 
-fn contents(there: &[&str], chain: &Chain, former: &BTreeSet<String>) -> Vec<String> {
-    let Some(shared) = &chain.shared else { return chain.rules.clone() };
-    let theirs = theirs(there, shared, former).into_iter().map(str::to_owned);
-    shared.first.iter().cloned().chain(theirs).chain(chain.rules.iter().cloned()).collect()
+/// Puts our rules into a chain that others may be writing to at this moment: theirs may stand before, between and
+/// after ours and are never written anew, so that nothing of what they have put since we looked is lost.
+fn amend(table: &Table, chain: &Chain, shared: &Shared, former: &BTreeSet<String>) -> Vec<String> {
+    let name = &chain.name;
+    let there: Vec<&str> = table.rules(name).collect();
+    let mut lines = Vec::new();
+    if !table.has(name) {
+        // Fails if somebody else has just made it: they may have rules there by now.
+        lines.push(format!("-N {name}"));
+    }
+    let theirs = theirs(&there, shared, former);
+    let is_first = |rule: &str| shared.first.as_ref().is_some_and(|first| same(rule, first));
+    let ours: Vec<&str> = there.iter().copied().filter(|rule| names(rule, &shared.network)).collect();
+    let right = equal(&ours, &chain.rules);
+    let leads = there.first().is_some_and(|rule| is_first(rule))
+        && there.iter().filter(|rule| is_first(rule)).count() == 1;
+    for rule in &there {
+        let stays = match (is_first(rule), names(rule, &shared.network)) {
+            (true, _) => leads,
+            (false, true) => right,
+            (false, false) => theirs.contains(rule),
+        };
+        if !stays {
+            lines.push(format!("-D {name} {rule}"));
+        }
+    }
+    lines.extend(shared.first.iter().filter(|_| !leads).map(|first| format!("-I {name} 1 {first}")));
+    if !right {
+        lines.extend(chain.rules.iter().map(|rule| format!("-A {name} {rule}")));
+    }
+    lines
 }
 
 /// What other daemons have in a shared chain.
@@ -79,9 +98,14 @@ fn place(table: &Table, rules: &mut Vec<String>, hook: &Hook) -> Vec<String> {
     let at = rules.iter().position(|other| same(other, rule));
     let copies = rules.iter().filter(|other| same(other, rule)).count();
     let mut others: Vec<String> = rules.iter().filter(|other| !same(other, rule)).cloned().collect();
-    let limit = others.iter().position(|other| must_follow(table, other, *place, out));
+    if table.is_unread(chain) {
+        // What stands there is not known, only whether ours does.
+        let first = format!("-I {chain} 1 {rule}");
+        return if copies == 0 { vec![first] } else { Vec::new() };
+    }
+    let limit = others.iter().position(|other| must_follow(table, other, place, out));
 
-    let wanted = limit.is_some() || *place != Place::BeforeDockersRefusal;
+    let wanted = limit.is_some() || !matches!(place, Place::BeforeDockersRefusal);
     // `limit` counts the others only: as many of them may precede a single rule of ours.
     let right = copies == usize::from(wanted)
         && (!wanted || at.is_some_and(|at| limit.is_none_or(|limit| at <= limit)));
@@ -102,24 +126,29 @@ fn place(table: &Table, rules: &mut Vec<String>, hook: &Hook) -> Vec<String> {
 }
 
 /// Whether a rule of `place`, for what leaves through `out`, must stand before `other`.
-fn must_follow(table: &Table, other: &str, place: Place, out: Option<&str>) -> bool {
+fn must_follow(table: &Table, other: &str, place: &Place, out: Option<&str>) -> bool {
     match place {
         Place::Anywhere => false,
-        Place::BeforeCatchAll => is_catch_all(other),
+        Place::BeforeDrops(traffic) => may_drop(table, other, traffic),
         Place::BeforeTranslation => may_translate(table, other, out),
         Place::BeforeDockersRefusal => table.leads_to(other, &is_dockers_refusal),
     }
 }
 
-/// A rule that drops whatever reaches it.
-fn is_catch_all(rule: &str) -> bool {
-    let words = words(rule);
-    let bare = match words.as_slice() {
-        ["-m", "comment", "--comment", _, rest @ ..] => rest,
-        all => all,
-    };
-    matches!(bare, ["-j", "DROP" | "REJECT", ..])
+/// Whether `rule`, or a rule of a chain that it leads to, drops or rejects something that goes from pod to pod.
+///
+/// Not counted are the chains of those who have the last word on what containers and pods may exchange: what
+/// a site writes into DOCKER-USER, docker's isolation, and the network policies of kube-router and Calico. They keep
+/// themselves first, and contending with them would undo what the operator wants.
+fn may_drop(table: &Table, rule: &str, traffic: &Traffic) -> bool {
+    let concerns = |words: &[&str]| traffic.may_match(words);
+    let respected = |chain: &str| RESPECTED.iter().any(|prefix| chain.starts_with(prefix));
+    let drops = |words: &[&str]| matches!(target(words), Some("DROP" | "REJECT"));
+    table.leads_through(rule, &|words| concerns(words) && !target(words).is_some_and(respected), &drops)
 }
+
+/// What the chains of docker, kube-proxy, kube-router and Calico begin with.
+const RESPECTED: [&str; 3] = ["DOCKER", "KUBE-", "cali-"];
 
 /// kube-proxy translates what it has marked only, and other daemons like us what leaves by their own device;
 /// whoever of these comes first makes no difference, and contending for it would never end.
@@ -177,7 +206,7 @@ fn networks_in(nat: &Table, wanted: impl Fn(&str) -> bool) -> BTreeSet<String> {
 }
 
 /// What to restore so that nothing of `device` is left in a table, except the chains that `keep` names and
-/// the direct rule that it holds. `networks` are those of its rules in shared chains.
+/// the rules of built-in chains that it holds. `networks` are those of its rules in shared chains.
 pub(super) fn removal(
     table: &Table,
     device: &str,
@@ -200,9 +229,10 @@ pub(super) fn removal(
     lines.extend(unlink(table, |rule| {
         let words = words(rule);
         let comment = value(&words, "--comment");
-        let direct = comment == Some(DIRECT) && value(&words, "-i") == Some(device)
-            || comment == Some(&direct_by_underlay(device));
-        direct && !keep.iter().any(|keep| same(keep, rule))
+        let ours = comment == Some(DIRECT) && value(&words, "-i") == Some(device)
+            || comment == Some(&direct_by_underlay(device))
+            || comment == Some(&tunnel_in_tunnel(device));
+        ours && !keep.iter().any(|keep| same(keep, rule))
     }));
     lines
 }
@@ -233,9 +263,10 @@ fn names_any(rule: &str) -> bool {
 
 /// Takes from a shared chain all that is not to be kept; with the last network's rules the chain itself goes.
 fn reduce_chain(table: &Table, chain: &str, keep: impl Fn(&str) -> bool) -> Vec<String> {
-    let kept: Vec<&str> = table.rules(chain).filter(|rule| !names_any(rule) || keep(rule)).collect();
-    if kept.iter().any(|rule| names_any(rule)) {
-        rewrite(chain, kept.into_iter().map(str::to_owned))
+    let stays = |rule: &&str| !names_any(rule) || keep(rule);
+    if table.rules(chain).any(|rule| names_any(rule) && keep(rule)) {
+        let gone = table.rules(chain).filter(|rule| !stays(rule));
+        gone.map(|rule| format!("-D {chain} {rule}")).collect()
     } else {
         remove_chain(table, chain)
     }

@@ -9,8 +9,11 @@
 //!
 //! nftables keeps sources in a table of its own, and needs of iptables only what it cannot overrule: the drops.
 
+use std::net::Ipv4Addr;
+
 use ipnet::Ipv4Net;
 
+use super::save::{negated, value};
 use crate::host::Desired;
 
 /// What one table should have.
@@ -46,7 +49,7 @@ pub(super) struct Shared {
 }
 
 /// A rule in a built-in chain.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Hook {
     pub(super) chain: &'static str,
     pub(super) rule: String,
@@ -54,16 +57,50 @@ pub(super) struct Hook {
 }
 
 /// Where in its chain a rule must stand. One that nothing requires to be earlier stays wherever it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
     /// Anywhere.
     Anywhere,
-    /// Before a rule that drops all that reaches it: a policy in all but name.
-    BeforeCatchAll,
+    /// Before whatever may drop this traffic.
+    BeforeDrops(Traffic),
     /// Before what may translate the source of our packets.
     BeforeTranslation,
     /// Before docker's refusal (28 and later) of what is routed to containers; without one, it is not wanted.
     BeforeDockersRefusal,
+}
+
+/// What goes from pod to pod through this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Traffic {
+    /// Its sources and destinations lie here.
+    network: Ipv4Net,
+    /// An interface by which it neither comes nor goes.
+    elsewhere: Option<String>,
+}
+
+impl Traffic {
+    fn of(desired: &Desired) -> Self {
+        let through = |name: &String| desired.direct.as_ref() != Some(name);
+        Self { network: desired.network.trunc(), elsewhere: Some(desired.underlay.clone()).filter(through) }
+    }
+
+    /// Whether a rule of these words may be about it, as far as addresses and interfaces tell.
+    pub(super) fn may_match(&self, words: &[&str]) -> bool {
+        let parse = |text: &str| {
+            text.parse::<Ipv4Net>().or_else(|_| text.parse::<Ipv4Addr>().map(Ipv4Net::from)).ok()
+        };
+        let addresses = ["-s", "-d"].into_iter().all(|option| {
+            let inside = value(words, option).and_then(parse);
+            let outside = negated(words, option).and_then(parse);
+            inside.is_none_or(|net| net.contains(&self.network) || self.network.contains(&net))
+                && outside.is_none_or(|net| !net.contains(&self.network))
+        });
+        let interfaces = ["-i", "-o"].into_iter().all(|option| {
+            let name = value(words, option);
+            name.is_none() || name != self.elsewhere.as_deref() && name != Some("lo")
+        });
+        addresses && interfaces
+    }
 }
 
 /// Sources, as `--firewall=iptables` has them. flannel's rules are only for the default variant, where flannel
@@ -84,7 +121,7 @@ pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Want
         own.push(format!("! -s {network} -m comment --comment from-outside-into-the-overlay -j {target}"));
     }
     let name = nat_chain(device);
-    let jump = format!("-m comment --comment overlayd-nat -j {name}");
+    let jump = jump_to_nat(device);
     // By the underlay only what goes from pod to pod is ours to say.
     let mut hooks = vec![format!("-o {device} {jump}")];
     hooks.extend(desired.direct.as_ref().map(|direct| format!("-s {bound} -d {network} -o {direct} {jump}")));
@@ -96,11 +133,7 @@ pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Want
     };
     if masquerade.ip_masq && flannels {
         wanted.chains.push(flannels_masquerade(network, pods.trunc(), target));
-        wanted.hooks.push(Hook {
-            chain: "POSTROUTING",
-            rule: format!("-m comment --comment \"{MASQ}\" -j {POSTRTG}"),
-            place: Place::Anywhere,
-        });
+        wanted.hooks.push(Hook { chain: "POSTROUTING", rule: jump_to_postrtg(), place: Place::Anywhere });
     }
     wanted
 }
@@ -134,14 +167,14 @@ pub(super) fn forward_as_flannel(desired: &Desired) -> Wanted {
         rules: vec![format!("-s {network} {comment} -j ACCEPT"), format!("-d {network} {comment} -j ACCEPT")],
         shared: Some(Shared { network: network.to_string(), comment: FORWARD, first: None }),
     };
-    forward(desired, chain, format!("{comment} -j {FWD}"))
+    forward(desired, chain, jump_to_fwd())
 }
 
 /// Forwarding under `--firewall=nftables`: the same in a chain of our own.
 pub(super) fn forward_beside_nftables(desired: &Desired) -> Wanted {
     let network = desired.network.trunc();
     let name = forward_chain(&desired.device);
-    let jump = format!("-m comment --comment overlayd-forward -j {name}");
+    let jump = jump_to_forward(&desired.device);
     let chain = Chain {
         name,
         // Single words, which every version of iptables lists without quotes.
@@ -155,7 +188,8 @@ pub(super) fn forward_beside_nftables(desired: &Desired) -> Wanted {
 }
 
 fn forward(desired: &Desired, chain: Chain, jump: String) -> Wanted {
-    let mut hooks = vec![Hook { chain: "FORWARD", rule: jump, place: Place::BeforeCatchAll }];
+    let mut hooks =
+        vec![Hook { chain: "FORWARD", rule: jump, place: Place::BeforeDrops(Traffic::of(desired)) }];
     hooks.extend(before_dockers_refusal("FORWARD", desired));
     Wanted { table: "filter", chains: vec![chain], hooks }
 }
@@ -167,6 +201,26 @@ pub(super) fn raw(desired: &Desired) -> Wanted {
         chains: Vec::new(),
         hooks: before_dockers_refusal("PREROUTING", desired).collect(),
     }
+}
+
+/// What pods send to the tunnel's port of a host is dropped, wherever that host is: translated, it would have this
+/// node's address, and be taken for a packet of the overlay. In mangle, since no accept in filter comes before it.
+pub(super) fn mangle(desired: &Desired) -> Wanted {
+    let hook = |rule| Hook { chain: "FORWARD", rule, place: Place::Anywhere };
+    Wanted {
+        table: "mangle",
+        chains: Vec::new(),
+        hooks: from_pods_to_a_tunnel(desired).into_iter().map(hook).collect(),
+    }
+}
+
+/// The rule of [`mangle`], if there is a tunnel.
+pub(super) fn from_pods_to_a_tunnel(desired: &Desired) -> Option<String> {
+    let (network, comment) = (desired.network.trunc(), tunnel_in_tunnel(&desired.device));
+    let port = desired.tunnel_port?;
+    Some(format!(
+        "-s {network} ! -d {network} -p udp -m udp --dport {port} -m comment --comment {comment} -j DROP"
+    ))
 }
 
 fn before_dockers_refusal(chain: &'static str, desired: &Desired) -> impl Iterator<Item = Hook> {
@@ -189,6 +243,53 @@ pub(super) fn direct(desired: &Desired) -> Vec<String> {
 /// The comment of the rule for what comes by the underlay, whose name does not say whose rule it is.
 pub(super) fn direct_by_underlay(device: &str) -> String {
     format!("{DIRECT}-{device}")
+}
+
+/// The comment of the rule of [`mangle`].
+pub(super) fn tunnel_in_tunnel(device: &str) -> String {
+    format!("overlayd-tunnel-in-tunnel-{device}")
+}
+
+/// All chains in which the daemon of `device` may have rules.
+pub(super) fn chains_of(device: &str) -> Vec<String> {
+    let own = [nat_chain(device), forward_chain(device)];
+    own.into_iter().chain(flannels_chains()).collect()
+}
+
+/// The rules that lead to them, as far as the device tells what they are.
+pub(super) fn jumps_of(device: &str) -> impl Iterator<Item = Hook> {
+    let own = [
+        ("POSTROUTING", format!("-o {device} {}", jump_to_nat(device))),
+        ("FORWARD", jump_to_forward(device)),
+    ];
+    own.into_iter().map(|(chain, rule)| Hook { chain, rule, place: Place::Anywhere }).chain(flannels_jumps())
+}
+
+/// The rules that lead to flannel's chains.
+pub(super) fn flannels_jumps() -> impl Iterator<Item = Hook> {
+    let jumps = [("POSTROUTING", jump_to_postrtg()), ("FORWARD", jump_to_fwd())];
+    jumps.into_iter().map(|(chain, rule)| Hook { chain, rule, place: Place::Anywhere })
+}
+
+fn jump_to_postrtg() -> String {
+    format!("-m comment --comment \"{MASQ}\" -j {POSTRTG}")
+}
+
+fn jump_to_fwd() -> String {
+    format!("-m comment --comment \"{FORWARD}\" -j {FWD}")
+}
+
+fn jump_to_nat(device: &str) -> String {
+    format!("-m comment --comment overlayd-nat -j {}", nat_chain(device))
+}
+
+fn jump_to_forward(device: &str) -> String {
+    format!("-m comment --comment overlayd-forward -j {}", forward_chain(device))
+}
+
+/// flannel's chains, which all daemons share.
+pub(super) fn flannels_chains() -> [String; 2] {
+    [POSTRTG.to_owned(), FWD.to_owned()]
 }
 
 /// The chain of a daemon's own NAT rules. 13 characters and a device's name (15 at most) just make the 28 that

@@ -9,6 +9,10 @@ pub(in crate::host::firewall) struct Table {
     chains: Vec<(String, String)>,
     /// Each rule with its chain, in order, without the `-A CHAIN `.
     rules: Vec<(String, String)>,
+    /// Whether its chains were asked for one by one.
+    piecemeal: bool,
+    /// Chains whose rules cannot be told.
+    unread: BTreeSet<String>,
 }
 
 impl Table {
@@ -17,16 +21,50 @@ impl Table {
         let mut table = Self::default();
         let begin = format!("*{name}");
         let lines = saved.lines().skip_while(|line| *line != begin).skip(1);
-        for line in lines.take_while(|line| *line != "COMMIT") {
-            if let Some((chain, rest)) = line.strip_prefix(':').and_then(|line| line.split_once(' ')) {
-                let policy = rest.split(' ').next().unwrap_or_default();
-                table.chains.push((chain.to_owned(), policy.to_owned()));
-            } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|line| line.split_once(' '))
-            {
-                table.rules.push((chain.to_owned(), rule.to_owned()));
-            }
-        }
+        lines.take_while(|line| *line != "COMMIT").for_each(|line| table.take(line));
         table
+    }
+
+    /// Takes what `iptables -S CHAIN` says of one chain.
+    pub(super) fn take_chain(&mut self, listing: &str) {
+        listing.lines().for_each(|line| self.take(line));
+    }
+
+    fn take(&mut self, line: &str) {
+        let two = |rest: &str| rest.split_once(' ').map(|(one, other)| (one.to_owned(), other.to_owned()));
+        if let Some((chain, rest)) = line.strip_prefix(':').or(line.strip_prefix("-P ")).and_then(two) {
+            let policy = rest.split(' ').next().unwrap_or_default().to_owned();
+            self.chains.push((chain, policy));
+        } else if let Some(chain) = line.strip_prefix("-N ") {
+            self.chains.push((chain.to_owned(), "-".to_owned()));
+        } else if let Some(rule) = line.strip_prefix("-A ").and_then(two) {
+            self.rules.push(rule);
+        }
+    }
+
+    /// Whether its chains were asked for one by one.
+    pub(super) fn is_piecemeal(&self) -> bool {
+        self.piecemeal
+    }
+
+    /// One whose chains are still to be asked for.
+    pub(super) fn piecemeal() -> Self {
+        Self { piecemeal: true, ..Self::default() }
+    }
+
+    /// From now on it is known that the rules of `chain` are not.
+    pub(super) fn leave_unread(&mut self, chain: &str) {
+        self.unread.insert(chain.to_owned());
+    }
+
+    /// Whether `chain` may be there, with rules that cannot be told.
+    pub(super) fn is_unread(&self, chain: &str) -> bool {
+        self.unread.contains(chain)
+    }
+
+    /// Adds a rule that is known to be in `chain`, wherever it stands.
+    pub(super) fn found(&mut self, chain: &str, rule: &str) {
+        self.rules.push((chain.to_owned(), rule.to_owned()));
     }
 
     /// Whether there is a chain of this name.
@@ -51,21 +89,46 @@ impl Table {
 
     /// Whether `rule`, or a rule of a chain that it leads to, is one that `wanted` names.
     pub(super) fn leads_to(&self, rule: &str, wanted: &dyn Fn(&[&str]) -> bool) -> bool {
-        self.leads_on(rule, wanted, &mut BTreeSet::new())
+        self.leads_through(rule, &|_| true, wanted)
+    }
+
+    /// The same, by rules alone that `through` names. A chain that could not be read may hold anything.
+    pub(super) fn leads_through(
+        &self,
+        rule: &str,
+        through: &dyn Fn(&[&str]) -> bool,
+        wanted: &dyn Fn(&[&str]) -> bool,
+    ) -> bool {
+        self.leads_on(rule, through, wanted, &mut BTreeSet::new())
     }
 
     fn leads_on<'a>(
         &'a self,
         rule: &'a str,
+        through: &dyn Fn(&[&str]) -> bool,
         wanted: &dyn Fn(&[&str]) -> bool,
         seen: &mut BTreeSet<&'a str>,
     ) -> bool {
         let words = words(rule);
-        wanted(&words)
-            || target(&words).is_some_and(|chain| {
-                seen.insert(chain) && self.rules(chain).any(|next| self.leads_on(next, wanted, seen))
-            })
+        through(&words)
+            && (wanted(&words)
+                || target(&words).is_some_and(|chain| {
+                    self.is_unread(chain)
+                        || seen.insert(chain)
+                            && self.rules(chain).any(|next| self.leads_on(next, through, wanted, seen))
+                }))
     }
+}
+
+/// Whether `iptables-save` says that there is a table `name` that it cannot list: somebody has put something into
+/// one of its chains, by `nft`, that iptables has no words for.
+pub(super) fn is_withheld(name: &str, saved: &str) -> bool {
+    let says = |line: &str| {
+        line.starts_with('#')
+            && line.contains("is incompatible")
+            && [format!("`{name}'"), format!("'{name}'")].iter().any(|quoted| line.contains(quoted))
+    };
+    saved.lines().any(says)
 }
 
 /// A rule's words; a comment counts as one, without its quotes.

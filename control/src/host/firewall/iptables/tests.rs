@@ -38,6 +38,10 @@ fn restored(name: &str, built_in: &str, lines: &[String]) -> Table {
             continue;
         }
         let (command, rest) = line.split_once(' ').unwrap();
+        if command == "-N" {
+            chains.push(format!(":{rest} - [0:0]"));
+            continue;
+        }
         let (chain, rule) = rest.split_once(' ').unwrap();
         match command {
             "-A" => rules.push((chain.to_owned(), rule.to_owned())),
@@ -85,13 +89,12 @@ fn moves(wanted: &Wanted, chain: &str, rules: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn the_jump_to_the_accepts_stands_before_a_catch_all_and_otherwise_anywhere() {
+fn the_jump_to_the_accepts_stands_before_what_may_drop_and_otherwise_anywhere() {
     for wanted in [rules::forward_as_flannel(&desired()), rules::forward_beside_nftables(&desired())] {
         for (rules, expected) in [
             (&["JUMP"][..], &[][..]),
             (&["-j DOCKER-USER", "JUMP", "-i docker0 -j ACCEPT"], &[]),
             (&["JUMP", "-j REJECT --reject-with icmp-host-prohibited"], &[]),
-            (&["-s 10.9.0.0/16 -j DROP", "JUMP"], &[]),
             (&["-j DOCKER-USER"], &["-A FORWARD JUMP"]),
             (&["-j DOCKER-USER", "-j DROP"], &["-I FORWARD 2 JUMP"]),
             (&["-m comment --comment \"the end\" -j REJECT"], &["-I FORWARD 1 JUMP"]),
@@ -100,6 +103,89 @@ fn the_jump_to_the_accepts_stands_before_a_catch_all_and_otherwise_anywhere() {
         ] {
             assert_eq!(moves(&wanted, "FORWARD", rules), expected, "{rules:?}");
         }
+        // What may drop something from pod to pod comes after us, by whatever way.
+        for drops in [
+            &["-N ufw-reject", "-A ufw-reject -j REJECT", "-j ufw-reject"][..],
+            &["-N A", "-N B", "-A A -g B", "-A B -i docker0 -j DROP", "-j A"],
+            &["-m conntrack --ctstate NEW -j DROP"],
+            &["-i docker0 -j DROP"],
+            &["! -i lo -j DROP"],
+            &["-p icmp -j DROP"],
+            &["-d 10.0.0.0/8 -j REJECT"],
+            &["-s 10.1.9.2 -j DROP"],
+            &["! -s 192.168.0.0/16 -j DROP"],
+        ] {
+            let after = [drops, &["JUMP"]].concat();
+            assert_eq!(
+                moves(&wanted, "FORWARD", &after),
+                ["-D FORWARD JUMP", "-I FORWARD 1 JUMP"],
+                "{drops:?}"
+            );
+            assert_eq!(moves(&wanted, "FORWARD", drops), ["-I FORWARD 1 JUMP"], "{drops:?}");
+        }
+        // Others' say on other traffic, and those who have the last word on pods, come where they please.
+        for respected in [
+            &["-s 10.9.0.0/16 -j DROP"][..],
+            &["! -d 10.0.0.0/8 -j DROP"],
+            &["-i eth0 -j DROP"],
+            &["-o lo -j REJECT"],
+            &["-N DOCKER-USER", "-A DOCKER-USER -j DROP", "-j DOCKER-USER"],
+            &["-N KUBE-ROUTER-FORWARD", "-A KUBE-ROUTER-FORWARD -j REJECT", "-j KUBE-ROUTER-FORWARD"],
+            &["-N cali-FORWARD", "-A cali-FORWARD -j DROP", "-j cali-FORWARD"],
+            &["-N A", "-N B", "-A A -s 10.9.0.0/16 -j B", "-A B -j DROP", "-j A"],
+            &["-N A", "-A A -j A", "-j A"],
+        ] {
+            let after = [respected, &["JUMP"]].concat();
+            assert!(moves(&wanted, "FORWARD", &after).is_empty(), "{respected:?}");
+        }
+    }
+    let direct = rules::forward_beside_nftables(&Desired { direct: Some("eth0".to_owned()), ..desired() });
+    assert!(!moves(&direct, "FORWARD", &["-i eth0 -j DROP", "JUMP"]).is_empty(), "pods' packets come by it");
+}
+
+#[test]
+fn a_chain_that_cannot_be_read_has_our_rule_first_once() {
+    let wanted = rules::forward_beside_nftables(&desired());
+    let jump = &wanted.hooks[0].rule;
+    let mut table = Table::default();
+    table.take_chain("-N OVERLAYD-FWD-flannel.1");
+    wanted.chains[0].rules.iter().for_each(|rule| table.found("OVERLAYD-FWD-flannel.1", rule));
+    table.leave_unread("FORWARD");
+    assert_eq!(fix(&table, &wanted)[0], format!("-I FORWARD 1 {jump}"));
+    wanted.hooks.iter().for_each(|hook| table.found("FORWARD", &hook.rule));
+    assert!(fix(&table, &wanted).is_empty());
+
+    let read = |forward: &str| {
+        let mut table = Table::default();
+        for listing in [forward, "-N OVERLAYD-FWD-flannel.1"] {
+            table.take_chain(listing);
+        }
+        wanted.chains[0].rules.iter().for_each(|rule| table.found("OVERLAYD-FWD-flannel.1", rule));
+        table.leave_unread("theirs");
+        fix(&table, &wanted)
+    };
+    assert!(
+        read(&format!("-P FORWARD DROP\n-A FORWARD {jump}\n-A FORWARD -j theirs"))
+            .iter()
+            .all(|line| line.contains("overlayd-direct"))
+    );
+    let first = read("-P FORWARD DROP\n-A FORWARD -j theirs");
+    assert_eq!(first[0], format!("-I FORWARD 1 {jump}"), "it may hold anything");
+}
+
+#[test]
+fn a_table_that_iptables_cannot_list_is_not_an_empty_one() {
+    for (saved, withheld) in [
+        ("# Table `filter' is incompatible, use 'nft' tool.\n", true),
+        ("# Table 'filter' is incompatible, use 'nft' tool.\n", true),
+        ("# Table `nat' is incompatible, use 'nft' tool.\n", false),
+        (
+            "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them.\n*filter\nCOMMIT\n",
+            false,
+        ),
+        ("", false),
+    ] {
+        assert_eq!(save::is_withheld("filter", saved), withheld, "{saved}");
     }
 }
 
@@ -200,7 +286,13 @@ fn two_networks_share_flannels_chains() {
     let table = restored("nat", empty, &both);
     let lines = removal(&table, "flannel.1", &BTreeSet::from(["10.1.0.0/16".to_owned()]), &[]);
     assert!(!lines.iter().any(|line| line.contains("10.1.0.0") && !line.starts_with("-D ")), "{lines:#?}");
-    assert_eq!(lines.iter().filter(|line| line.contains("10.2.0.0/16")).count(), 5, "{lines:#?}");
+    assert!(
+        !lines.iter().any(|line| line.contains("10.2.0.0/16")),
+        "the others' are not touched: {lines:#?}"
+    );
+    let mut less = both.clone();
+    less.extend(lines.into_iter().filter(|line| line.starts_with("-D FLANNEL")));
+    assert_eq!(restored("nat", empty, &less).rules("FLANNEL-POSTRTG").count(), 1 + 5);
 }
 
 #[test]
@@ -286,9 +378,15 @@ fn random_ports_are_asked_of_those_that_know_them() {
 #[test]
 fn a_change_is_told_line_by_line() {
     let script = "*nat\n:A - [0:0]\n-A A -j RETURN\nCOMMIT\n*filter\n-F B\nCOMMIT\n".to_owned();
-    let change = Change { program: "iptables", script };
+    let forward = rules::jumps_of("flannel.1").find(|hook| hook.chain == "FORWARD").unwrap();
+    let change = Change { program: "iptables", unseen: vec![("filter", forward)], script };
     assert_eq!(
         change.describe(),
-        ["iptables -t nat :A - [0:0]", "iptables -t nat -A A -j RETURN", "iptables -t filter -F B",]
+        [
+            "iptables -t filter -D FORWARD -m comment --comment overlayd-forward -j OVERLAYD-FWD-flannel.1",
+            "iptables -t nat :A - [0:0]",
+            "iptables -t nat -A A -j RETURN",
+            "iptables -t filter -F B",
+        ]
     );
 }
