@@ -1,11 +1,74 @@
-//! Replacing a file as a whole: a reader sees the old content or the new one, never a part.
+//! Files as the daemon reads and writes them. What is read is a regular file of a bounded size: a FIFO would be
+//! waited for, and a device may never end. A file is replaced as a whole, so that a reader sees the old content
+//! or the new one, never a part.
 
-use std::fs::{DirBuilder, File, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::{DirBuilder, File, Metadata, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
+use rustix::fs::OFlags;
 use tempfile::NamedTempFile;
+
+/// The content of the regular file at `path`, if it is no longer than `most` bytes.
+pub(crate) fn read(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let (file, _) = open(path, OFlags::empty())?;
+    let content = beginning(file, most)?;
+    if content.len() > most {
+        return Err(refused(&format!("it is longer than {most} bytes")));
+    }
+    Ok(content)
+}
+
+/// The content of a regular file in a directory that others may write to; of one that is longer than `most` bytes
+/// the beginning, one byte more than that. It is read only under its one name, so that nobody has us read, and
+/// tell, what is somebody else's.
+pub(crate) fn read_own(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let (file, mut metadata) = open(path, OFlags::NOFOLLOW)?;
+    if metadata.nlink() > 1 {
+        // Where files cannot be renamed without replacing others, they have two names while they are made.
+        thread::sleep(TWO_NAMES);
+        metadata = file.metadata()?;
+    }
+    if metadata.nlink() > 1 {
+        return Err(refused("it is a hard link to another file"));
+    }
+    beginning(file, most)
+}
+
+fn open(path: &Path, flags: OFlags) -> io::Result<(File, Metadata)> {
+    let flags = (flags | OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(|error| {
+        // What O_NOFOLLOW says of a link.
+        let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+        if is_link { refused("it is a symbolic link") } else { error }
+    })?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !metadata.is_file() {
+        return Err(refused("it is not a regular file"));
+    }
+    Ok((file, metadata))
+}
+
+fn beginning(file: File, most: usize) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(u64::try_from(most).map_or(u64::MAX, |most| most + 1)).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+fn refused(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// For as long a file in the making may have two names.
+const TWO_NAMES: Duration = Duration::from_millis(20);
+/// The longest text that is read of files which people or their tools write, in bytes.
+pub(crate) const LONGEST_TEXT: usize = 1 << 20;
 
 /// Writes `content` to `path`, replacing what is there, with the permission bits `mode` whatever
 /// the umask; makes the directory (0755) if it is missing.
@@ -54,6 +117,33 @@ fn sync(directory: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    #[test]
+    fn only_regular_files_that_are_not_too_long_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), "12345").unwrap();
+        mknodat(CWD, path("fifo"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        symlink(path("file"), path("link")).unwrap();
+        let reason = |read: io::Result<Vec<u8>>| read.unwrap_err().to_string();
+
+        assert_eq!(read(&path("file"), 5).unwrap(), b"12345");
+        assert_eq!(read(&path("link"), 5).unwrap(), b"12345");
+        assert_eq!(read_own(&path("file"), 5).unwrap(), b"12345");
+        assert!(reason(read(&path("file"), 4)).contains("longer than 4 bytes"));
+        assert_eq!(read_own(&path("file"), 3).unwrap(), b"1234", "one byte more");
+        assert!(reason(read_own(&path("link"), 5)).contains("symbolic link"));
+        assert_eq!(read(dir.path(), 5).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        for read in [read, read_own] {
+            assert!(reason(read(&path("fifo"), 5)).contains("not a regular file"));
+            assert_eq!(read(&path("none"), 5).unwrap_err().kind(), io::ErrorKind::NotFound);
+        }
+        fs::hard_link(path("file"), path("second")).unwrap();
+        assert!(reason(read_own(&path("second"), 5)).contains("hard link"));
+    }
 
     #[test]
     fn replacing_sets_the_mode_and_leaves_nothing_else() {

@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod ask;
 pub mod cleanup;
+pub mod connections;
 pub mod daemon;
 pub mod diagnose;
 pub mod events;

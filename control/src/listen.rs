@@ -8,6 +8,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tracing::info;
 
+use crate::connections::{self, Limits};
+
 /// Something to be served.
 #[derive(Debug)]
 pub struct Service {
@@ -63,10 +65,7 @@ pub async fn serve(services: Vec<Service>) -> Result<Listeners, ListenError> {
     }
     let start = |(what, address, listener, router)| {
         info!(%address, "serving {what}");
-        tokio::spawn(async move {
-            // `serve` ends with the task only: it retries what fails.
-            let _ = axum::serve(listener, router).await;
-        })
+        tokio::spawn(connections::serve(listener, router, Limits::STRANGERS))
     };
     Ok(Listeners(listeners.into_iter().map(start).collect()))
 }

@@ -2,7 +2,6 @@
 //! after a restart it forwards before the store has answered.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -93,7 +92,7 @@ impl SavedState {
     pub fn read(path: &Path) -> Result<Self, StateError> {
         let read = |source| StateError::Read { path: path.to_owned(), source };
         let form = |source| StateError::Form { path: path.to_owned(), source };
-        let text = fs::read(path).map_err(read)?;
+        let text = files::read(path, LONGEST).map_err(read)?;
 
         // The version first: what else is there depends on it.
         let Version { version } = serde_json::from_slice(&text).map_err(form)?;
@@ -159,11 +158,15 @@ impl From<SavedLease> for Lease {
 
 /// The unit's directory for what outlives a reboot.
 pub const LASTING: &str = "/var/lib/overlayd";
+/// Some hundred thousand peers, in bytes.
+const LONGEST: usize = 64 << 20;
 /// Raised with every change of form that an earlier daemon would misread.
 const VERSION: u64 = 1;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::lease::LeaseBackend;
     use std::os::unix::fs::PermissionsExt;

@@ -1,7 +1,6 @@
 //! `subnet.env`: what docker, CNI plugins and the next start of the daemon learn of our lease.
 //! The format is flannel's (`WriteSubnetFile` in `pkg/subnet`), line by line.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -40,7 +39,7 @@ impl SubnetFile {
     /// Whether `path` says this already.
     #[must_use]
     pub fn is_at(&self, path: &Path) -> bool {
-        fs::read_to_string(path).is_ok_and(|text| text == self.text())
+        files::read(path, files::LONGEST_TEXT).is_ok_and(|text| text == self.text().as_bytes())
     }
 
     fn text(&self) -> String {
@@ -59,7 +58,7 @@ impl SubnetFile {
 impl Previous {
     /// Reads the file. A missing one, and lines that say nothing of use, are no error.
     pub fn read(path: &Path) -> io::Result<Self> {
-        match fs::read(path) {
+        match files::read(path, files::LONGEST_TEXT) {
             Ok(content) => Ok(Self::parse(&String::from_utf8_lossy(&content))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error),
@@ -84,6 +83,8 @@ impl Previous {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use control::daemon;
 use control::flags::Flags;
-use control::{logging, privileges, service_manager};
+use control::{connections, logging, privileges, service_manager};
 use tokio::time::Instant;
 
 /// A sanitizer has one of its own.
@@ -30,6 +30,7 @@ async fn main() -> ExitCode {
         }
     };
     let events = logging::start(flags.verbosity, flags.log_format);
+    connections::raise_descriptor_limit();
     privileges::settle(&flags);
     match daemon::run(flags, events).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -235,7 +235,7 @@ impl LeaseSet {
                 }
                 let mut entry = entry.clone();
                 entry.value.truncate(KEPT);
-                let value = shorten(&String::from_utf8_lossy(&entry.value));
+                let value = shorten(String::from_utf8_lossy(&entry.value).trim());
                 let key = entry.key.clone();
                 let is_new = self.garbage.get(&slot).is_none_or(|before| before.value != entry.value);
                 self.garbage.insert(slot, entry);

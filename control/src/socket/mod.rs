@@ -21,6 +21,7 @@ use overlay::offload::Offload;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
+use crate::connections::{self, Limits};
 use crate::membership::View;
 use crate::node::Node;
 use crate::show::config::Setting;
@@ -82,10 +83,7 @@ impl ControlSocket {
         // What it tells is for the host's administrators, and for those whom they have put into its group.
         tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).await?;
         let router = answers::router(source).merge(others);
-        let task = tokio::spawn(async move {
-            // `serve` ends with the task only: it retries what fails.
-            let _ = axum::serve(listener, router).await;
-        });
+        let task = tokio::spawn(connections::serve(listener, router, Limits::ADMINISTRATORS));
         Ok(Self { path: path.to_owned(), task })
     }
 

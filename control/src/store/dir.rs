@@ -10,26 +10,35 @@
 //! directory that is as it was has lost nobody any change. Events carry what is in the files when
 //! they are looked at: of several changes in a row to one file, only the last may be seen.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream;
 use ipnet::Ipv4Net;
-use notify::event::{AccessKind, AccessMode, ModifyKind};
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
+use rustix::fs::OFlags;
+use tokio::sync::{Semaphore, oneshot};
+use tracing::warn;
 
-use super::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError, Written};
+use super::{
+    Entry, EventStream, LeaseStore, Listing, MAX_CONFIG, MAX_VALUE, Revision, StoreError, Written,
+    config_text,
+};
 use crate::files;
 use crate::lease::{key_of, parse_key};
 use crate::metrics::StoreMeter;
+
+mod watch;
+
+use watch::Watch;
 
 /// A store in a directory.
 #[derive(Debug, Clone)]
@@ -38,16 +47,31 @@ pub struct DirStore {
     path: PathBuf,
     /// The last listing: what a watch from there on compares with. A directory itself has no history.
     listed: Arc<Mutex<Snapshot>>,
+    /// What has been said of files that cannot be used, by their names.
+    said: Arc<Mutex<BTreeMap<PathBuf, String>>>,
+    /// For threads that wait for the disk: there are never many, however long it hangs.
+    threads: Arc<Semaphore>,
     meter: StoreMeter,
 }
 
 impl DirStore {
-    /// Opens the store at `path`; makes it and its `subnets` (0755) if they are missing.
+    /// Opens the store at `path`; makes it and its `subnets` (0755) if they are missing. Where the disk does not
+    /// answer, that is for the requests to find out.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
         let opened = std::path::absolute(path).and_then(|path| {
-            let store = Self { path, listed: Arc::default(), meter: StoreMeter::default() };
-            files::make_directory(&store.subnets())?;
+            let store = Self {
+                path,
+                listed: Arc::default(),
+                said: Arc::default(),
+                threads: Arc::new(Semaphore::new(MOST_THREADS)),
+                meter: StoreMeter::default(),
+            };
+            let subnets = store.subnets();
+            let (done, result) = mpsc::channel();
+            // Who no longer waits for the result need not have it.
+            in_a_thread(move || drop(done.send(files::make_directory(&subnets))))?;
+            result.recv_timeout(OPENING).unwrap_or(Ok(()))?;
             Ok(store)
         });
         opened.map_err(|error| {
@@ -74,7 +98,7 @@ impl DirStore {
         self.subnets().join(key)
     }
 
-    /// Runs `work`, which blocks on files and locks, apart from the runtime's own threads.
+    /// Runs `work`, which blocks on files and locks, in a thread of its own, and waits for it for a bounded time.
     async fn blocking<T: Send + 'static>(
         &self,
         action: String,
@@ -82,22 +106,56 @@ impl DirStore {
     ) -> Result<T, StoreError> {
         let store = self.clone();
         let request = async {
-            let done = tokio::task::spawn_blocking(move || work(&store)).await;
-            let result = done.unwrap_or_else(|error| Err(io::Error::other(error)));
-            result.map_err(|error| StoreError::new(action.as_str(), error))
+            let answer = async {
+                let permit = Arc::clone(&store.threads).acquire_owned().await.map_err(io::Error::other)?;
+                let (done, result) = oneshot::channel();
+                in_a_thread(move || {
+                    // Who no longer waits for the result need not have it.
+                    let _ = done.send(work(&store));
+                    drop(permit);
+                })?;
+                result.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+            };
+            match tokio::time::timeout(DEADLINE, answer).await {
+                Ok(result) => result.map_err(|error| StoreError::new(action.as_str(), error)),
+                Err(_) => {
+                    let seconds = DEADLINE.as_secs();
+                    let reason = format!("no answer within {seconds} s: does a network file system hang?");
+                    Err(StoreError::new(action.as_str(), reason))
+                }
+            }
         };
         self.meter.time(&action, request).await
     }
 
     /// Holds off all other writers of ours, in this process and others, until dropped.
     fn lock(&self) -> io::Result<File> {
-        let file = File::options().create(true).append(true).open(self.path.join(".lock"))?;
-        file.lock()?;
-        Ok(file)
+        let path = self.path.join(".lock");
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let file =
+            File::options().create(true).append(true).custom_flags(flags).open(&path).map_err(named)?;
+        if !file.metadata()?.is_file() {
+            return Err(named(io::Error::other("it is not a regular file: remove it")));
+        }
+        let begun = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::Error(error)) => return Err(named(error)),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < LOCKING => thread::sleep(LOOK_AGAIN),
+                Err(TryLockError::WouldBlock) => {
+                    let seconds = LOCKING.as_secs();
+                    let reason = format!("somebody has held it for {seconds} s: 'fuser -v' on it shows who");
+                    return Err(named(io::Error::new(io::ErrorKind::TimedOut, reason)));
+                }
+            }
+        }
     }
 
     fn snapshot(&self) -> io::Result<Snapshot> {
-        let mut snapshot = Snapshot { config: read(&self.config_file())?, ..Snapshot::default() };
+        let config = self.find(&self.config_file(), MAX_CONFIG);
+        let mut snapshot = Snapshot { config: config.ok().flatten(), ..Snapshot::default() };
         let names = match fs::read_dir(self.subnets()) {
             Ok(names) => names,
             // As in etcd, `subnets` is there only with something in it. The directory itself must
@@ -113,11 +171,33 @@ impl DirStore {
             let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
             if parse_key(name).is_err() {
                 snapshot.skipped += 1;
-            } else if let Some(value) = read(&self.file_of(name))? {
-                snapshot.leases.insert(name.to_owned(), value);
+            } else {
+                match self.find(&self.file_of(name), MAX_VALUE) {
+                    Ok(Some(value)) => _ = snapshot.leases.insert(name.to_owned(), value),
+                    Ok(None) => {}
+                    Err(_) => snapshot.skipped += 1,
+                }
             }
         }
         Ok(snapshot)
+    }
+
+    /// What is in a file, if it is there; of one that is too long the beginning, one byte more than it may have.
+    /// Of one that cannot be used is said why, once.
+    fn find(&self, path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
+        let found = read(path, most);
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        match &found {
+            Ok(_) => _ = said.remove(path),
+            Err(error) => {
+                let problem = error.to_string();
+                if said.get(path) != Some(&problem) {
+                    warn!(%problem, "a file of the store cannot be used: it is passed over");
+                    said.insert(path.to_owned(), problem);
+                }
+            }
+        }
+        found
     }
 }
 
@@ -135,9 +215,9 @@ impl LeaseStore for DirStore {
         let action = format!("read {}", self.config_file().display());
         let config = self.blocking(action, |store| {
             fs::metadata(&store.path)?;
-            read(&store.config_file())
+            read(&store.config_file(), MAX_CONFIG)
         });
-        Ok(config.await?.map(as_text))
+        Ok(config.await?.map(|text| config_text(&text)))
     }
 
     async fn list(&self) -> Result<Listing, StoreError> {
@@ -230,157 +310,10 @@ impl Snapshot {
     }
 }
 
-/// The state of one watch: what has been told so far, and what is yet to be looked at.
-struct Watch {
-    store: DirStore,
-    told: Snapshot,
-    queue: VecDeque<(Revision, Event)>,
-    ended: bool,
-    changes: mpsc::UnboundedReceiver<notify::Result<notify::Event>>,
-    /// Ends the notifications when dropped.
-    _watcher: RecommendedWatcher,
-}
-
-impl Watch {
-    /// First the notifications, then the look at the directory: a change in between is noticed twice, not never.
-    fn start(store: DirStore, from: Revision) -> io::Result<Self> {
-        let (sender, changes) = mpsc::unbounded_channel();
-        let tell = move |event: notify::Result<notify::Event>| {
-            if event.as_ref().map_or(true, is_change) {
-                // A receiver that is gone has no more interest.
-                let _ = sender.send(event);
-            }
-        };
-        let mut watcher = notify::recommended_watcher(tell).map_err(io::Error::other)?;
-        watcher.watch(&store.path, RecursiveMode::NonRecursive).map_err(io::Error::other)?;
-        match watcher.watch(&store.subnets(), RecursiveMode::NonRecursive) {
-            // When somebody makes it, the watch on its parent tells.
-            Err(error) if matches!(error.kind, notify::ErrorKind::PathNotFound) => {}
-            other => other.map_err(io::Error::other)?,
-        }
-
-        let now = store.snapshot()?;
-        let listed = store.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let told = if listed.revision() == from { listed } else { now.clone() };
-        let mut watch =
-            Self { store, told, queue: VecDeque::new(), ended: false, changes, _watcher: watcher };
-        if watch.told.revision() == from {
-            watch.catch_up(now);
-        } else {
-            watch.relist();
-        }
-        Ok(watch)
-    }
-
-    async fn next(&mut self) -> Option<Result<(Revision, Event), StoreError>> {
-        loop {
-            if let Some(event) = self.queue.pop_front() {
-                return Some(Ok(event));
-            }
-            if self.ended {
-                return None;
-            }
-            let looked = match self.changes.recv().await {
-                Some(Ok(change)) => self.look(&change),
-                Some(Err(error)) => Err(io::Error::other(error)),
-                None => Err(io::Error::other("the notifications ended")),
-            };
-            if let Err(error) = looked {
-                self.ended = true;
-                let action = format!("watch {}", self.store.path.display());
-                return Some(Err(StoreError::new(action, error)));
-            }
-        }
-    }
-
-    /// Looks at the files that a notification names.
-    fn look(&mut self, change: &notify::Event) -> io::Result<()> {
-        if change.need_rescan() {
-            self.relist();
-        }
-        for path in &change.paths {
-            if self.ended {
-                break;
-            }
-            if *path == self.store.path || *path == self.store.subnets() {
-                // Replaced or gone: the notifications are about a directory that is no longer the store's.
-                self.relist();
-            } else if *path == self.store.config_file() {
-                self.tell_config(read(path)?);
-            } else if path.parent() == Some(&self.store.subnets())
-                && let Some(name) = path.file_name().and_then(|name| name.to_str())
-            {
-                self.tell_lease(name, read(path)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells in what `now` differs from what has been told.
-    fn catch_up(&mut self, now: Snapshot) {
-        self.tell_config(now.config);
-        let gone: Vec<String> =
-            self.told.leases.keys().filter(|key| !now.leases.contains_key(*key)).cloned().collect();
-        for key in gone {
-            self.tell_lease(&key, None);
-        }
-        for (key, value) in now.leases {
-            self.tell_lease(&key, Some(value));
-        }
-    }
-
-    fn tell_config(&mut self, config: Option<Vec<u8>>) {
-        if !is_being_filled(config.as_deref()) && config != self.told.config {
-            self.told.config.clone_from(&config);
-            self.queue.push_back((self.told.revision(), Event::Config(config.map(as_text))));
-        }
-    }
-
-    fn tell_lease(&mut self, name: &str, value: Option<Vec<u8>>) {
-        let Ok(subnet) = parse_key(name) else { return };
-        if is_being_filled(value.as_deref()) || value.as_ref() == self.told.leases.get(name) {
-            return;
-        }
-        let event = match value {
-            Some(value) => {
-                self.told.leases.insert(name.to_owned(), value.clone());
-                Event::Put(entry(name.to_owned(), subnet, value))
-            }
-            None => {
-                self.told.leases.remove(name);
-                Event::Delete(name.to_owned())
-            }
-        };
-        self.queue.push_back((self.told.revision(), event));
-    }
-
-    fn relist(&mut self) {
-        self.queue.push_back((self.told.revision(), Event::Relist));
-        self.ended = true;
-    }
-}
-
-/// Whether a file has come, gone or been completed. Not while it is being written: half a file is
-/// no use, and reading it is announced by notifications of its own.
-fn is_change(event: &notify::Event) -> bool {
-    event.need_rescan()
-        || matches!(
-            event.kind,
-            EventKind::Create(_)
-                | EventKind::Remove(_)
-                | EventKind::Modify(ModifyKind::Name(_))
-                | EventKind::Access(AccessKind::Close(AccessMode::Write))
-        )
-}
-
-/// Whether a file is empty, which it will not be for long; then there will be another notification.
-fn is_being_filled(content: Option<&[u8]>) -> bool {
-    content.is_some_and(<[u8]>::is_empty)
-}
-
-/// The content of a file; `None` if there is none. A directory is no file, whatever its name.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::read(path) {
+/// The content of a file; `None` if there is none. A directory is no file, whatever its name. Others may write to
+/// the store, so it is read under its own name only.
+fn read(path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
+    match files::read_own(path, most) {
         Ok(content) => Ok(Some(content)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => {
             Ok(None)
@@ -389,12 +322,17 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// A thread that is left behind when it does not end: the process does not wait for it.
+fn in_a_thread(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name("store".to_owned()).spawn(work).map(drop)
+}
+
 fn entry(key: String, subnet: Ipv4Net, value: Vec<u8>) -> Entry {
     Entry { revision: fingerprint(&key, &value), created: 0, key, subnet, value, expiry: None }
 }
 
 fn is_unchanged(held: &Entry, file: &Path) -> io::Result<bool> {
-    Ok(read(file)?.is_some_and(|current| fingerprint(&held.key, &current) == held.revision))
+    Ok(read(file, MAX_VALUE)?.is_some_and(|current| fingerprint(&held.key, &current) == held.revision))
 }
 
 /// Stands for a name and a content; the same in all processes of one build.
@@ -404,10 +342,14 @@ fn fingerprint(name: impl Hash, content: &[u8]) -> Revision {
     hasher.finish().cast_signed()
 }
 
-/// Go replaces what is not UTF-8 inside a JSON text, too.
-fn as_text(bytes: Vec<u8>) -> String {
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 /// Leases are no secret: any node's tools may read them.
 const FILE_MODE: u32 = 0o644;
+/// How long a request may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How long it waits for the lock, which others hold for as long as a write takes.
+const LOCKING: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How long a start waits for the directory to be made.
+const OPENING: Duration = Duration::from_secs(1);
+/// Requests at a time, those that hang among them.
+const MOST_THREADS: usize = 4;

@@ -5,33 +5,35 @@
 //! and value. A watch is checked every few seconds by a question of its own, since a watch alone
 //! cannot tell that nothing happens from that nothing arrives.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, Error, EventType, GetOptions, GetResponse, KeyValue, LeaseTimeToLiveOptions,
-    PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse, WatchStream,
+    Client, Compare, CompareOp, Error, GetOptions, GetResponse, KeyValue, LeaseTimeToLiveOptions, PutOptions,
+    ResponseHeader, Txn, TxnOp, TxnOpResponse,
 };
 use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use ipnet::Ipv4Net;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::{
-    Entry, Event, EventStream, LeaseStore, Listing, MAX_VALUE, Revision, StoreError, Written, bounded,
+    Entry, EventStream, LeaseStore, Listing, MAX_CONFIG, MAX_VALUE, Revision, StoreError, Written, bounded,
+    config_text,
 };
 use crate::lease::{key_of, parse_key};
 use crate::metrics::StoreMeter;
 
 mod access;
 mod cluster;
+mod listing;
 mod v2;
+mod watch;
 
 pub use access::{Access, IdentityFiles, Password, User};
-use cluster::Cluster;
+use cluster::{Cluster, is_too_long};
 
 /// A store in an etcd cluster.
 pub struct EtcdStore {
@@ -39,6 +41,8 @@ pub struct EtcdStore {
     /// Without a trailing slash.
     prefix: String,
     v2: V2,
+    /// For how many seconds a lease was asked for last, and for how many it was granted.
+    least: Mutex<Option<(i64, i64)>>,
 }
 
 /// The search for a configuration that is only in the v2 store.
@@ -65,7 +69,7 @@ impl EtcdStore {
     ) -> Result<Self, StoreError> {
         let cluster = Arc::new(Cluster::new(endpoints, access, meter).await?);
         let v2 = V2 { next: Mutex::new(Instant::now()), found: AtomicBool::new(false) };
-        Ok(Self { cluster, prefix: normalized(&prefix), v2 })
+        Ok(Self { cluster, prefix: normalized(&prefix), v2, least: Mutex::default() })
     }
 
     /// Whether the certificates can be used as they are now. A store that cannot use them fails
@@ -115,9 +119,26 @@ impl EtcdStore {
 
     /// An etcd lease of `ttl`. If nothing comes to be attached to it, it ends by itself.
     async fn grant(&self, ttl: Duration) -> Result<i64, StoreError> {
-        let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
+        let seconds = seconds(ttl);
         let grant = |mut client: Client, _| async move { client.lease_grant(seconds, None).await };
-        Ok(self.call(&format!("grant a lease of {seconds} s"), grant).await?.id())
+        let granted = self.call(&format!("grant a lease of {seconds} s"), grant).await?;
+        *self.least.lock().unwrap_or_else(PoisonError::into_inner) = Some((seconds, granted.ttl()));
+        Ok(granted.id())
+    }
+
+    /// Whether an etcd lease that was granted for `granted` seconds is what we get when we ask for `ttl`. A
+    /// server grants no less than some of its elections take.
+    fn is_granted_for(&self, granted: i64, ttl: Duration) -> bool {
+        let least = *self.least.lock().unwrap_or_else(PoisonError::into_inner);
+        granted == seconds(ttl) || least == Some((seconds(ttl), granted))
+    }
+
+    /// `held`, if that is how the key stands in the store.
+    async fn find_unchanged(&self, held: &Entry) -> Result<Written, StoreError> {
+        let path = self.path_of(&held.key);
+        let response = get(&self.cluster, &format!("get {path}"), &path).await?;
+        let is_unchanged = response.kvs().first().is_some_and(|kv| kv.mod_revision() == held.revision);
+        Ok(if is_unchanged { Written::Done(held.clone()) } else { Written::Conflict })
     }
 
     /// Ends an etcd lease that nothing is attached to. If that fails, its time runs out anyway.
@@ -135,7 +156,7 @@ impl EtcdStore {
             match client.lease_keep_alive(lease).await {
                 Ok(_) => {
                     let granted = client.lease_time_to_live(lease, None).await?.granted_ttl();
-                    Ok(u64::try_from(granted) == Ok(ttl.as_secs().max(1)))
+                    Ok(self.is_granted_for(granted, ttl))
                 }
                 Err(Error::LeaseKeepAliveError(_)) => Ok(false),
                 Err(error) => Err(error),
@@ -222,28 +243,15 @@ impl LeaseStore for EtcdStore {
 
     async fn config(&self) -> Result<Option<String>, StoreError> {
         let key = self.config_key();
-        let response = get(&self.cluster, &format!("get {key}"), &key).await?;
-        if response.kvs().is_empty() {
+        let config = Config::get(&self.cluster, &format!("get {key}"), &key).await?;
+        if config.text.is_none() {
             self.look_in_v2(&key).await;
         }
-        Ok(response.kvs().first().map(as_text))
+        Ok(config.text)
     }
 
     async fn list(&self) -> Result<Listing, StoreError> {
-        let prefix = self.subnets_prefix();
-        let get = |mut client: Client, _| {
-            let prefix = prefix.as_str();
-            async move { client.get(prefix, Some(GetOptions::new().with_prefix())).await }
-        };
-        let response = self.call(&format!("list {prefix}"), get).await?;
-        let mut listing = Listing { revision: revision_of(response.header()), ..Listing::default() };
-        for kv in response.kvs() {
-            match name_of(kv, &prefix) {
-                Some(name) => listing.entries.push(entry(name, kv)),
-                None => listing.skipped += 1,
-            }
-        }
-        Ok(listing)
+        listing::list(&self.cluster, &self.subnets_prefix()).await
     }
 
     async fn create(&self, subnet: Ipv4Net, value: &[u8], ttl: Duration) -> Result<Written, StoreError> {
@@ -272,7 +280,14 @@ impl LeaseStore for EtcdStore {
         };
         let unchanged = Compare::mod_revision(path.as_str(), CompareOp::Equal, held.revision);
         let name = (held.key.clone(), held.subnet, Some(held.created));
-        let written = self.write(&format!("renew {path}"), name, value, expiry, unchanged).await?;
+        let written = self.write(&format!("renew {path}"), name, value, expiry, unchanged).await;
+        let written = match written {
+            // Its time has begun anew, and that is all there was to do.
+            Err(error) if granted.is_none() && value == held.value && error.reason.contains(NO_SPACE) => {
+                self.find_unchanged(held).await?
+            }
+            written => written?,
+        };
         if let (Written::Conflict, Some(lease)) = (&written, granted) {
             self.revoke(lease).await;
         }
@@ -315,185 +330,34 @@ impl LeaseStore for EtcdStore {
     }
 }
 
-impl EtcdStore {
-    /// A watch of all keys that begin with `prefix`.
-    async fn open_watch(&self, from: Revision, prefix: &str) -> Result<Watch, StoreError> {
-        let action = format!("watch {prefix}");
-        let config_key = self.config_key();
-        let request = |mut client: Client, _| {
-            let options = WatchOptions::new().with_prefix().with_start_revision(from + 1);
-            let config_key = config_key.as_str();
-            async move {
-                // Asked of the same server first: it has now seen all that any has, and our token is good.
-                let newest = client.get(config_key, Some(GetOptions::new().with_keys_only())).await?;
-                let mut stream = client.watch(prefix, Some(options)).await?;
-                // A watch that is refused is told by a message, and is no watch that came to an end.
-                let first =
-                    stream.message().await?.ok_or(Error::WatchError("the connection ended".into()))?;
-                if first.canceled() && first.compact_revision() == 0 {
-                    return Err(Error::WatchError(first.cancel_reason().to_owned()));
+/// What is known of the network configuration.
+struct Config {
+    /// The store's revision when it was read.
+    now: Revision,
+    /// Its own; 0 without a configuration.
+    revision: Revision,
+    text: Option<String>,
+}
+
+impl Config {
+    async fn get(cluster: &Cluster, action: &str, key: &str) -> Result<Self, StoreError> {
+        let request = |mut client: Client, _| async move {
+            match client.get(key, None).await {
+                Err(error) if is_too_long(&error) => {
+                    let name = client.get(key, Some(GetOptions::new().with_keys_only())).await?;
+                    Ok(Self::of(&name, |_| config_text(&[0; MAX_CONFIG + 1])))
                 }
-                Ok((client, stream, first, newest))
+                found => Ok(Self::of(&found?, |kv| config_text(kv.value()))),
             }
         };
-        let (client, stream, first, newest) = self.call(&action, request).await?;
-        let seen = Arc::new(AtomicI64::new(from));
-        let mut watch = Watch {
-            stream,
-            _client: client,
-            checks: checks(Arc::clone(&self.cluster), config_key.clone(), Arc::clone(&seen)),
-            endpoint: self.cluster.current(),
-            cluster: Arc::clone(&self.cluster),
-            action,
-            config_key,
-            config_revision: newest.kvs().first().map_or(0, KeyValue::mod_revision),
-            unwatched_config: None,
-            subnets_prefix: self.subnets_prefix(),
-            seen,
-            queue: VecDeque::new(),
-            ended: false,
-        };
-        if revision_of(newest.header()) < from {
-            watch.relist();
-        } else {
-            watch.take(&first);
-        }
-        Ok(watch)
-    }
-}
-
-/// One watch and what of its last message is yet to be told.
-struct Watch {
-    stream: WatchStream,
-    /// Keeps the stream's connection when the cluster makes new ones.
-    _client: Client,
-    checks: BoxStream<'static, Result<Checked, StoreError>>,
-    cluster: Arc<Cluster>,
-    /// Where the stream comes from.
-    endpoint: usize,
-    action: String,
-    config_key: String,
-    /// The configuration's revision when the watch began; 0 without a configuration.
-    config_revision: Revision,
-    /// The revision of the configuration last told of, if the stream does not tell of it.
-    unwatched_config: Option<Revision>,
-    subnets_prefix: String,
-    /// The store's latest revision that we know of.
-    seen: Arc<AtomicI64>,
-    queue: VecDeque<Result<(Revision, Event), StoreError>>,
-    ended: bool,
-}
-
-/// The answer to a check, and the latest revision that was known before it.
-struct Checked {
-    before: Revision,
-    answer: GetResponse,
-}
-
-impl Watch {
-    async fn next(&mut self) -> Option<Result<(Revision, Event), StoreError>> {
-        while self.queue.is_empty() && !self.ended {
-            tokio::select! {
-                message = self.stream.message() => match message {
-                    Ok(Some(message)) => self.take(&message),
-                    Ok(None) => self.fail("the connection ended"),
-                    Err(error) => self.fail(self.cluster.explain(self.endpoint, &error)),
-                },
-                Some(checked) = self.checks.next() => self.heed(checked),
-            }
-        }
-        self.queue.pop_front()
+        cluster.call(action, request).await
     }
 
-    /// What a check says of a watch that has nothing to say itself.
-    fn heed(&mut self, checked: Result<Checked, StoreError>) {
-        let Checked { before, answer } = match checked {
-            Ok(checked) => checked,
-            Err(error) => {
-                self.queue.push_back(Err(error));
-                self.ended = true;
-                return;
-            }
-        };
-        if revision_of(answer.header()) < before {
-            self.relist();
-        } else if self.cluster.current() != self.endpoint {
-            self.fail(format!("{} answers no more, another does", self.cluster.url(self.endpoint)));
-        } else if let Some(told) = &mut self.unwatched_config {
-            let config = answer.kvs().first();
-            let revision = config.map_or(0, KeyValue::mod_revision);
-            if *told != revision {
-                *told = revision;
-                let seen = self.seen.load(Ordering::Relaxed);
-                self.queue.push_back(Ok((seen, Event::Config(config.map(as_text)))));
-            }
-        }
+    fn of(found: &GetResponse, text: impl Fn(&KeyValue) -> String) -> Self {
+        let kv = found.kvs().first();
+        let revision = kv.map_or(0, KeyValue::mod_revision);
+        Self { now: revision_of(found.header()), revision, text: kv.map(text) }
     }
-
-    fn take(&mut self, message: &WatchResponse) {
-        // History that is compacted cannot be told any more.
-        if message.compact_revision() > 0 {
-            self.relist();
-            return;
-        }
-        if message.canceled() {
-            self.fail(message.cancel_reason());
-            return;
-        }
-        // A store that knows less than it did has lost its data: it would stay silent until it has
-        // caught up with us.
-        let revision = revision_of(message.header());
-        if revision < self.seen.load(Ordering::Relaxed) {
-            self.relist();
-            return;
-        }
-        self.seen.store(revision, Ordering::Relaxed);
-        for event in message.events() {
-            let Some(kv) = event.kv() else { continue };
-            if let Some(told) = self.meaning(event.event_type(), kv) {
-                self.queue.push_back(Ok((kv.mod_revision(), told)));
-            }
-        }
-    }
-
-    fn meaning(&self, kind: EventType, kv: &KeyValue) -> Option<Event> {
-        if kv.key() == self.config_key.as_bytes() {
-            return Some(Event::Config((kind == EventType::Put).then(|| as_text(kv))));
-        }
-        let (key, subnet) = name_of(kv, &self.subnets_prefix)?;
-        Some(match kind {
-            EventType::Put => Event::Put(entry((key, subnet), kv)),
-            EventType::Delete => Event::Delete(key),
-        })
-    }
-
-    fn relist(&mut self) {
-        self.queue.push_back(Ok((self.seen.load(Ordering::Relaxed), Event::Relist)));
-        self.ended = true;
-    }
-
-    fn fail(&mut self, reason: impl std::fmt::Display) {
-        self.queue.push_back(Err(StoreError::new(self.action.as_str(), reason)));
-        self.ended = true;
-    }
-}
-
-/// Asks every few seconds whether the store is there, how far its history goes, and for the configuration.
-fn checks(
-    cluster: Arc<Cluster>,
-    key: String,
-    seen: Arc<AtomicI64>,
-) -> BoxStream<'static, Result<Checked, StoreError>> {
-    stream::unfold((), move |()| {
-        let (cluster, key, seen) = (Arc::clone(&cluster), key.clone(), Arc::clone(&seen));
-        async move {
-            sleep(CHECK_INTERVAL).await;
-            let before = seen.load(Ordering::Relaxed);
-            let answer = get(&cluster, "check that etcd answers", &key).await;
-            Some((answer.map(|answer| Checked { before, answer }), ()))
-        }
-    })
-    .boxed()
 }
 
 async fn get(cluster: &Cluster, action: &str, key: &str) -> Result<GetResponse, StoreError> {
@@ -524,20 +388,18 @@ fn entry((key, subnet): (String, Ipv4Net), kv: &KeyValue) -> Entry {
     }
 }
 
+fn seconds(ttl: Duration) -> i64 {
+    i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX)
+}
+
 fn revision_of(header: Option<&ResponseHeader>) -> Revision {
     header.map_or(0, ResponseHeader::revision)
 }
 
-/// Go replaces what is not UTF-8 inside a JSON text, too.
-fn as_text(kv: &KeyValue) -> String {
-    String::from_utf8_lossy(kv.value()).into_owned()
-}
-
 /// etcd's word for a key that never expires.
 const NO_LEASE: i64 = 0;
-/// How long a watch may stay silent before the store is asked whether it is still there and still the
-/// same. With thousands of nodes this is a thousand reads of one key a second.
-const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// What etcd says to writes once its quota is used up.
+const NO_SPACE: &str = "database space exceeded";
 /// How often a missing configuration is looked for in the v2 store.
 const V2_INTERVAL: Duration = Duration::from_secs(10);
 

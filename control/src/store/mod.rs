@@ -134,6 +134,18 @@ pub trait LeaseStore: Send + Sync {
 /// The longest value that can be a lease's, in bytes. Nodes write 150.
 pub const MAX_VALUE: usize = 4096;
 
+/// The longest network configuration, in bytes.
+const MAX_CONFIG: usize = 16 * 1024;
+
+/// A network configuration as text; of one that is too long, words that are none. Go replaces what is not
+/// UTF-8 inside a JSON text, too.
+fn config_text(bytes: &[u8]) -> String {
+    if bytes.len() > MAX_CONFIG {
+        return format!("(longer than {MAX_CONFIG} bytes)");
+    }
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
 /// `value`, cut so that its reader sees that it is too long.
 fn bounded(value: &[u8], most: usize) -> Vec<u8> {
     value[..value.len().min(most + 1)].to_vec()

@@ -26,15 +26,22 @@ pub struct Etcd {
     data: TempDir,
     client_port: u16,
     peer_port: u16,
+    flags: Vec<String>,
 }
 
 impl Etcd {
     /// Starts a server on free ports and waits until it answers.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more flags.
+    pub async fn start_with(flags: &[&str]) -> Self {
         let (client_port, peer_port) = free_ports();
         let data = tempfile::tempdir().expect("a temporary directory");
-        let server = spawn(data.path(), client_port, peer_port);
-        let etcd = Self { server, data, client_port, peer_port };
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let server = spawn(data.path(), client_port, peer_port, &flags);
+        let etcd = Self { server, data, client_port, peer_port, flags };
         etcd.ready().await;
         etcd
     }
@@ -55,7 +62,7 @@ impl Etcd {
         if wiped {
             self.data = tempfile::tempdir().expect("a temporary directory");
         }
-        self.server = spawn(self.data.path(), self.client_port, self.peer_port);
+        self.server = spawn(self.data.path(), self.client_port, self.peer_port, &self.flags);
         self.ready().await;
     }
 
@@ -204,7 +211,7 @@ fn free_ports() -> (u16, u16) {
     (client, peer)
 }
 
-fn spawn(data: &Path, client_port: u16, peer_port: u16) -> Child {
+fn spawn(data: &Path, client_port: u16, peer_port: u16, flags: &[String]) -> Child {
     let client = format!("http://127.0.0.1:{client_port}");
     let peer = format!("http://127.0.0.1:{peer_port}");
     Command::new("etcd")
@@ -213,6 +220,7 @@ fn spawn(data: &Path, client_port: u16, peer_port: u16) -> Child {
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
         .arg(format!("--initial-cluster=default={peer}"))
+        .args(flags)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -1,7 +1,6 @@
 //! Whom we trust and who we are to etcd: certificates in files, and a user with a password.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,7 @@ use etcd_client::{Certificate, Identity, TlsOptions};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::files;
 use crate::privileges::reading;
 
 /// What a connection to etcd is secured with. The default is nothing: `https` endpoints are then
@@ -111,12 +111,14 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
         }
         _ => "",
     };
-    reading(|| fs::read(path))
+    reading(|| files::read(path, files::LONGEST_TEXT))
         .map_err(|error| format!("{flag} {}: {error}{}", path.display(), remedy(&error)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -285,6 +285,11 @@ fn says_any(error: &Error, texts: &[&str]) -> bool {
     texts.iter().any(|text| said.contains(text))
 }
 
+/// Whether an answer is longer than we take (4 MiB).
+pub(super) fn is_too_long(error: &Error) -> bool {
+    says_any(error, &["decoded message length too large"])
+}
+
 /// The error in one line, down to the cause that a person can act on.
 fn reason(error: &Error) -> String {
     let (mut text, mut cause) = match error {
@@ -308,7 +313,11 @@ fn reason(error: &Error) -> String {
 const TOKEN_REFUSED: [&str; 3] =
     ["invalid auth token", "revision of auth store is old", "user name is empty"];
 /// What to do when etcd or TLS say this.
-const REMEDIES: [(&str, &str); 13] = [
+const REMEDIES: [(&str, &str); 14] = [
+    (
+        "database space exceeded",
+        "etcd is full and takes no writes: 'etcdctl compact REVISION', 'etcdctl defrag', 'etcdctl alarm disarm', or a larger --quota-backend-bytes",
+    ),
     ("Connection refused", "nothing listens there: is etcd running, and is it at --etcd-endpoints?"),
     ("failed to lookup address", "this host knows no address of that name: see --etcd-endpoints"),
     ("invalid user ID or password", "--etcd-username=USER and --etcd-password are not what etcd knows"),
