@@ -16,6 +16,7 @@ UNITS   := systemd/overlayd.service:/etc/systemd/system/overlayd.service \
     systemd/overlayd-prepare.service:/etc/systemd/system/overlayd-prepare.service \
     sysusers/overlayd.conf:/etc/sysusers.d/overlayd.conf \
     docker/overlayd.conf:/etc/systemd/system/docker.service.d/overlayd.conf
+GENERATOR := /etc/systemd/system-generators/overlayd-docker
 # What overlay-manuals writes below share/.
 MANUALS := man/man8/overlayd.8 man/man8/overlayctl*.8 \
     $(foreach name,overlayd overlayctl,bash-completion/completions/$(name) zsh/site-functions/_$(name) \
@@ -139,21 +140,23 @@ doc:
 install:
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/overlayd target/release/overlayctl
 	umask 022 && target/release/overlay-manuals $(DESTDIR)$(PREFIX)/share
-	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/overlayd deploy/bin/flanneld-start
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/overlayd deploy/bin/flanneld-start deploy/bin/docker-options
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/flannel deploy/bin/mk-docker-opts.sh
 	for file in $(UNITS); do \
 	    install -d $(DESTDIR)$$(dirname $${file#*:}) && \
 	    sed 's#/usr/\(bin/overlayd\|libexec/\)#$(PREFIX)/\1#' deploy/$${file%%:*} > $(DESTDIR)$${file#*:} && \
 	    chmod 0644 $(DESTDIR)$${file#*:} || exit; \
 	done
-	sed -i 's#/usr/bin/overlayd#$(PREFIX)/bin/overlayd#' $(DESTDIR)$(PREFIX)/libexec/overlayd/flanneld-start
+	install -D -m 0755 deploy/bin/docker-generator $(DESTDIR)$(GENERATOR)
+	sed -i 's#/usr/\(bin/overlayd\|libexec/\)#$(PREFIX)/\1#' $(DESTDIR)$(PREFIX)/libexec/overlayd/*
 	[ -n "$(DESTDIR)" ] || systemd-sysusers overlayd.conf
 	[ -e $(DESTDIR)/etc/default/overlayd ] || install -D -m 0644 deploy/etc/overlayd $(DESTDIR)/etc/default/overlayd
 
 # What an operator may have written stays: /etc/default/overlayd.
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/overlayd bin/overlayctl libexec/overlayd/flanneld-start \
-	    libexec/flannel/mk-docker-opts.sh $(addprefix share/,$(MANUALS))) \
+	    libexec/overlayd/docker-options libexec/flannel/mk-docker-opts.sh $(addprefix share/,$(MANUALS))) \
+	    $(DESTDIR)$(GENERATOR) \
 	    $(foreach file,$(UNITS),$(DESTDIR)$(lastword $(subst :, ,$(file))))
 
 setup setup-full setup-demo setup-bench setup-fuzz setup-lint setup-e2e setup-package setup-image:

@@ -18,7 +18,8 @@ systemd takes as its EnvironmentFile.
   -m       leave --ip-masq out
   -h       show this
 
-With neither -i nor -c, both are written.
+With neither -i nor -c, both are written. Options that the environment holds stay:
+those of KEY come first, and each DOCKER_OPT_* is one more option.
 EOF
 }
 
@@ -65,7 +66,6 @@ fi
 [ -r "$subnet_file" ] || fail "cannot read $subnet_file: is overlayd running? (see systemctl status overlayd)"
 
 # Read, not sourced: what stands in the file is data.
-FLANNEL_SUBNET='' FLANNEL_MTU='' FLANNEL_IPMASQ=''
 while IFS='=' read -r name value || [ -n "$name" ]; do
     value=${value#[\"\']}
     value=${value%[\"\']}
@@ -76,38 +76,56 @@ while IFS='=' read -r name value || [ -n "$name" ]; do
     esac
 done <"$subnet_file"
 
-lines=''
-all=''
-option() {
-    all="$all $2"
-    if $each; then lines="$lines$1=\"$2\"
-"; fi
-}
-
 # They become words of docker's command line, which is root's.
-case $FLANNEL_SUBNET in
+case ${FLANNEL_SUBNET:=} in
 *[!0-9./]*) fail "in $subnet_file, FLANNEL_SUBNET is '$FLANNEL_SUBNET': it is an address and a length" ;;
 esac
-case $FLANNEL_MTU in
+case ${FLANNEL_MTU:=} in
 *[!0-9]*) fail "in $subnet_file, FLANNEL_MTU is '$FLANNEL_MTU': it is a number" ;;
 esac
-if [ -n "$FLANNEL_SUBNET" ]; then option DOCKER_OPT_BIP "--bip=$FLANNEL_SUBNET"; fi
+if [ -n "$FLANNEL_SUBNET" ]; then export DOCKER_OPT_BIP="--bip=$FLANNEL_SUBNET"; fi
+if [ -n "$FLANNEL_MTU" ]; then export DOCKER_OPT_MTU="--mtu=$FLANNEL_MTU"; fi
 # Who masquerades? If the overlay does, docker must not, and the other way round.
-if $ip_masq && [ -n "$FLANNEL_IPMASQ" ]; then
+if $ip_masq && [ -n "${FLANNEL_IPMASQ:=}" ]; then
     case $FLANNEL_IPMASQ in
-    true) option DOCKER_OPT_IPMASQ --ip-masq=false ;;
-    false) option DOCKER_OPT_IPMASQ --ip-masq=true ;;
+    true) export DOCKER_OPT_IPMASQ=--ip-masq=false ;;
+    false) export DOCKER_OPT_IPMASQ=--ip-masq=true ;;
     *) fail "in $subnet_file, FLANNEL_IPMASQ is '$FLANNEL_IPMASQ': it is true or false" ;;
     esac
 fi
-if [ -n "$FLANNEL_MTU" ]; then option DOCKER_OPT_MTU "--mtu=$FLANNEL_MTU"; fi
-if $together; then lines="$lines$key=\"$all\"
-"; fi
+
+# A line as shells and systemd read it.
+line() {
+    printf '%s="%s"\n' "$1" "$(printf '%s' "$2" | sed 's/[\\"]/\\&/g')"
+}
+
+# All options there are, ours among those that the environment holds, as flannel has it.
+names=$(env | LC_ALL=C sed -n 's/^\(DOCKER_OPT_[A-Za-z0-9_]*\)=.*/\1/p' | LC_ALL=C sort -u)
+options() {
+    eval "all=\${$key:-}"
+    all=${all:+$all }
+    for name in $names; do
+        eval "value=\${$name:-}"
+        if $each; then line "$name" "$value"; fi
+        all="$all $value"
+    done
+    if $together; then line "$key" "$all"; fi
+}
+
+# Where the file of the subnet is that of docker's options, too, its other lines stay.
+others() {
+    written=$(options | sed -n 's/^\([A-Za-z0-9_]*\)=.*/^\1=/p')
+    grep -v -e "$written" "$subnet_file" || true
+}
 
 # Whole or not at all: docker may be starting at this moment.
 mkdir -p "$(dirname "$docker_file")"
 temporary=$(mktemp "$docker_file.XXXXXX")
 trap 'rm -f "$temporary"' EXIT
-printf '%s' "$lines" >"$temporary"
+{
+    # shellcheck disable=SC3013 # dash, busybox and bash have it.
+    if [ "$docker_file" -ef "$subnet_file" ]; then others; fi
+    options
+} >"$temporary"
 chmod 0644 "$temporary"
 mv -f "$temporary" "$docker_file"

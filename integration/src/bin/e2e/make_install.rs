@@ -22,12 +22,14 @@ pub fn check() {
         "opt/overlay/bin/overlayd",
         "opt/overlay/bin/overlayctl",
         "opt/overlay/libexec/overlayd/flanneld-start",
+        "opt/overlay/libexec/overlayd/docker-options",
         "opt/overlay/libexec/flannel/mk-docker-opts.sh",
         "opt/overlay/share/man/man8/overlayd.8",
         "etc/systemd/system/overlayd.service",
         "etc/systemd/system/overlayd-prepare.service",
         "etc/sysusers.d/overlayd.conf",
         "etc/systemd/system/docker.service.d/overlayd.conf",
+        "etc/systemd/system-generators/overlayd-docker",
         DEFAULTS,
     ] {
         assert!(installed.contains(wanted), "no {wanted} among {installed:?}");
@@ -39,9 +41,14 @@ pub fn check() {
             assert!(line.contains("=/opt/overlay/libexec/"), "not below the prefix: {line}");
         }
     }
-    let starter = root.join("opt/overlay/libexec/overlayd/flanneld-start");
-    let starter = fs::read_to_string(starter).expect("read a script");
-    assert!(starter.contains("/opt/overlay/bin/overlayd"), "{starter}");
+    for (script, path) in [
+        ("flanneld-start", "/opt/overlay/bin/overlayd"),
+        ("docker-options", "/opt/overlay/libexec/flannel/mk-docker-opts.sh"),
+    ] {
+        let script = root.join("opt/overlay/libexec/overlayd").join(script);
+        let script = fs::read_to_string(script).expect("read a script");
+        assert!(script.contains(path), "{script}");
+    }
 
     // What an operator has written outlives both.
     fs::write(root.join(DEFAULTS), "FLANNELD_IFACE=eth2\n").expect("write the defaults");
