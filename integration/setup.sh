@@ -49,6 +49,21 @@ all-lint)
     ;;
 esac
 
+# Brings the lists of packages up to date. A host that has just booted may be doing so itself, and apt waits for its
+# other locks only (DPkg::Lock::Timeout).
+update() {
+    local waited=0
+    while ! said=$("${as_root[@]}" env LC_ALL=C apt-get -o DPkg::Lock::Timeout=300 update -q 2>&1); do
+        if ! grep -q 'Could not get lock' <<<"$said" || [ "$waited" -ge 300 ]; then
+            echo "$said" >&2
+            return 1
+        fi
+        if [ "$waited" = 0 ]; then echo "another apt-get is at work on the lists of packages: waiting for it"; fi
+        sleep 1
+        waited=$((waited + 1))
+    done
+}
+
 missing=()
 for package in "${packages[@]}"; do
     if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then
@@ -67,7 +82,7 @@ if [ ${#missing[@]} -gt 0 ]; then
         "${as_root[@]}" chmod +x "$policy"
         trap '"${as_root[@]}" rm -f "$policy"' EXIT
     fi
-    "${as_root[@]}" apt-get -o DPkg::Lock::Timeout=300 update -q
+    update
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -qy --no-install-recommends "${missing[@]}"
 fi
 

@@ -114,21 +114,224 @@ fn a_value_is_neither_a_command_nor_another_option() {
 }
 
 #[test]
-fn flannels_variables_become_flags_and_arguments_come_last() {
-    let start = |variables: &[(&str, &str)], arguments: &[&str]| {
-        let mut command = Command::new(script("flanneld-start"));
-        command.env("OVERLAYD", "/bin/echo").envs(variables.iter().copied()).args(arguments);
-        String::from_utf8(command.output().expect("run the script").stdout).expect("text")
+fn options_that_the_environment_holds_stay() {
+    let files = Files::with(SUBNET_FILE);
+    let overlays = "--bip=172.33.68.1/24 --ip-masq=true --mtu=1500";
+    let run = |variables: &[(&str, &str)], arguments: &[&str]| {
+        let mut command = Command::new(script("mk-docker-opts.sh"));
+        command.arg("-f").arg(files.path("subnet.env")).arg("-d").arg(files.path("docker")).args(arguments);
+        assert!(command.envs(variables.iter().copied()).status().expect("run the script").success());
+        fs::read_to_string(files.path("docker")).expect("read what was written")
     };
-    let now = [
-        ("FLANNEL_ETCD_ENDPOINTS", "http://172.17.8.101:2379"),
-        ("FLANNEL_ETCD_PREFIX", "/kube-centos/network"),
-    ];
+    let held = [("DOCKER_OPTS", "--log-driver=syslog"), ("DOCKER_OPT_X", "--debug"), ("DOCKER_OPT_A", "-D")];
+    let x = "DOCKER_OPT_X=\"--debug\"\n";
+    let a = "DOCKER_OPT_A=\"-D\"\n";
+    // As flannel's script writes them: all by name, behind what the key holds already.
+    let all = format!("DOCKER_OPTS=\"--log-driver=syslog  -D {overlays} --debug\"\n");
+    for (variables, arguments, wanted) in [
+        (&held[..], &["-c"][..], all.clone()),
+        (&held, &["-i"], format!("{a}{BIP}{IP_MASQ}{MTU}{x}")),
+        (&held, &[], format!("{a}{BIP}{IP_MASQ}{MTU}{x}{all}")),
+        (&held, &["-c", "-m"], all.replace(" --ip-masq=true", "")),
+        (&held, &["-c", "-k", "OTHER"], format!("OTHER=\" -D {overlays} --debug\"\n")),
+        (&[("NET", "-g /data")], &["-c", "-k", "NET"], format!("NET=\"-g /data  {overlays}\"\n")),
+        (&[("DOCKER_OPT_MTU", "--mtu=9")], &["-i"], format!("{BIP}{IP_MASQ}{MTU}")),
+        (
+            &[("DOCKER_OPTS", r#"--label="a b" \"#)],
+            &["-c"],
+            format!("DOCKER_OPTS=\"--label=\\\"a b\\\" \\\\  {overlays}\"\n"),
+        ),
+    ] {
+        assert_eq!(run(variables, arguments), wanted, "{variables:?} {arguments:?}");
+    }
+}
+
+#[test]
+fn one_file_may_hold_the_subnet_and_dockers_options() {
+    let files = Files::with(&format!("{SUBNET_FILE}# the site's\nOTHER=1\n"));
+    let once = |key: &str| {
+        let mut command = Command::new(script("mk-docker-opts.sh"));
+        command.arg("-f").arg(files.path("subnet.env")).arg("-d").arg(files.path("subnet.env"));
+        assert!(command.args(["-c", "-k", key]).status().expect("run the script").success());
+        fs::read_to_string(files.path("subnet.env")).expect("read the file")
+    };
+    let line = |key: &str| format!("{key}=\" --bip=172.33.68.1/24 --ip-masq=true --mtu=1500\"\n");
+    let one = format!("{SUBNET_FILE}# the site's\nOTHER=1\n{}", line("ONE"));
+    assert_eq!(once("ONE"), one);
+    assert_eq!(once("ONE"), one, "once more");
+    assert_eq!(once("TWO"), one.clone() + &line("TWO"));
+}
+
+/// What overlayd is started with, as words, and what is said before: with the variables that systemd reads from
+/// these lines of a file, and the file itself.
+fn started(file: &str, arguments: &[&str]) -> (String, String) {
+    let files = Files::with("");
+    fs::write(files.path("flanneld"), file).expect("write a file");
+    let mut command = Command::new(script("flanneld-start"));
+    let joined = file.replace("\\\n", "");
+    let variables = joined.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let variables = variables.filter_map(|line| line.split_once('=')).filter(|(name, _)| !name.contains(' '));
+    command.envs(variables.map(|(name, value)| {
+        let quoted = value.strip_prefix(['"', '\'']).and_then(|value| value.strip_suffix(['"', '\'']));
+        (name, quoted.unwrap_or(value))
+    }));
+    command.env("FLANNEL_FILES", files.path("flanneld")).args(arguments);
+    let print = files.path("overlayd");
+    fs::write(&print, "#!/bin/sh\nfor word; do printf '[%s]' \"$word\"; done\n").expect("write a program");
+    fs::set_permissions(&print, fs::Permissions::from_mode(0o755)).expect("make it one");
+    let output = command.env("OVERLAYD", &print).output().expect("run the script");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn what_hosts_have_for_flanneld_becomes_flags() {
+    for (what, file, wanted) in [
+        (
+            "CentOS's, as it is now",
+            "# Flanneld configuration options\nFLANNEL_ETCD_ENDPOINTS=\"http://172.17.8.101:2379\"\n\
+             FLANNEL_ETCD_PREFIX=\"/kube-centos/network\"\nFLANNEL_OPTIONS=\"-iface=eth2\"\n",
+            "[-etcd-endpoints=http://172.17.8.101:2379][-etcd-prefix=/kube-centos/network][-iface=eth2]",
+        ),
+        (
+            "and as it was",
+            "FLANNEL_ETCD=\"http://a:4001\"\nFLANNEL_ETCD_KEY=\"/old\"\n#FLANNEL_OPTIONS=\"\"\n",
+            "[-etcd-endpoints=http://a:4001][-etcd-prefix=/old]",
+        ),
+        (
+            "atomic.io's",
+            "FLANNEL_ETCD_ENDPOINTS=http://a:2379\nFLANNEL_ETCD_PREFIX=/atomic.io/network\n\
+             FLANNEL_OPTIONS=\"-logtostderr=false -log_dir=/var/log/flannel/ --iface=enp0s8\"\n",
+            "[-etcd-endpoints=http://a:2379][-etcd-prefix=/atomic.io/network][-logtostderr=false]\
+             [-log_dir=/var/log/flannel/][--iface=enp0s8]",
+        ),
+        (
+            "flags as the values of variables",
+            "FLANNEL_ETCD=\"-etcd-endpoints=https://a:2379,https://b:2379 -etcd-cafile=/ca.pem\"\n\
+             FLANNEL_ETCD_KEY=\"-etcd-prefix=/x\"\n",
+            "[-etcd-endpoints=https://a:2379,https://b:2379][-etcd-cafile=/ca.pem][-etcd-prefix=/x]",
+        ),
+        (
+            "options under flanneld's own name",
+            "FLANNELD_OPTIONS=\"--ip-masq=true -iface=eth1\"\nFLANNEL_ETCD_ENDPOINTS=http://a:1\n",
+            "[-etcd-endpoints=http://a:1][--ip-masq=true][-iface=eth1]",
+        ),
+        (
+            "etcd's names, and export",
+            "ETCD_ENDPOINTS=\"https://a:2379\"\nETCD_PREFIX='/p'\nexport ETCD_CAFILE=\"/etc/ca.pem\"\n\
+             \texport ETCD_CERTFILE=/c.pem\nexport ETCD_KEYFILE='/k.pem'\n",
+            "[-etcd-endpoints=https://a:2379][-etcd-prefix=/p][-etcd-cafile=/etc/ca.pem][-etcd-certfile=/c.pem]\
+             [-etcd-keyfile=/k.pem]",
+        ),
+        (
+            "flannel's names before etcd's",
+            "ETCD_ENDPOINTS=http://b:1\nFLANNEL_ETCD_ENDPOINTS=http://a:1\nETCD_PREFIX=/b\nFLANNELD_ETCD_PREFIX=/a\n",
+            "[-etcd-endpoints=http://a:1]",
+        ),
+        (
+            "quotes in a value",
+            "FLANNEL_OPTIONS=\"-iface-regex='^10\\.1\\.' -v 2 -x='a b'c\"\n",
+            "[-iface-regex=^10\\.1\\.][-v][2][-x=a bc]",
+        ),
+        (
+            "one value over several lines, as the guides for binaries have it",
+            "FLANNEL_OPTIONS=\"--etcd-endpoints=https://a:2379 \\\n-etcd-cafile=/opt/ca.pem \\\n-etcd-keyfile=/opt/k.pem\"\n",
+            "[--etcd-endpoints=https://a:2379][-etcd-cafile=/opt/ca.pem][-etcd-keyfile=/opt/k.pem]",
+        ),
+        (
+            "CoreOS's, all of it overlayd's to read",
+            "FLANNELD_IFACE=10.0.0.4\nFLANNELD_ETCD_ENDPOINTS=http://a:1\n",
+            "",
+        ),
+        (
+            "other names",
+            "FLANNEL_IFACE=eth1\nFLANNEL_PUBLIC_IP=192.168.1.1\n",
+            "[-iface=eth1][-public-ip=192.168.1.1]",
+        ),
+        ("nothing", "FLANNEL_ETCD_ENDPOINTS=\"\"\nFLANNEL_OPTIONS=\n", ""),
+        ("no variables at all", "{\"Network\": \"10.1.0.0/16\"}\n", ""),
+        ("not to be seen on a command line", "FLANNEL_ETCD_PASSWORD=hush\n", ""),
+    ] {
+        assert_eq!(started(file, &[]), (wanted.to_owned(), String::new()), "{what}");
+    }
+    // A unit that gives the options as arguments has the last word, also with quotes left on.
+    let arguments = ["-iface-regex='^10\\.1\\.'", "-iface=it's", ""];
+    let file = "FLANNEL_OPTIONS=-iface=eth1\nFLANNEL_ETCD_PREFIX=/x\n";
+    assert_eq!(started(file, &arguments).0, "[-etcd-prefix=/x][-iface-regex=^10\\.1\\.][-iface=it's][]");
+}
+
+#[test]
+fn what_is_not_understood_in_a_file_of_flannels_is_said_by_name() {
+    let file = "FLANNEL_IFASE=eth0\niface=eth1\nexport X Y=2\nSOME=\"a\nb=c\n\"\nexport FLANNELD_IFACE=eth2\n\
+        HTTPS_PROXY=http://p\nFLANNEL_IMAGE_TAG=v1\n";
+    let (words, said) = started(file, &["-v=1"]);
+    assert_eq!(words, "[-v=1]");
+    for name in ["FLANNEL_IFASE is not", "iface is not", "'X Y=' is not", "SOME is not"] {
+        assert_eq!(said.matches(name).count(), 1, "{name}: {said}");
+    }
+    assert_eq!(said.lines().count(), 4, "{said}");
+}
+
+#[test]
+fn the_unit_reads_every_file_that_the_starter_reads() {
+    let deployed = |path: &str| {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path))
+            .expect("a file")
+    };
+    let unit = deployed("systemd/overlayd.service");
+    let mut unit: Vec<&str> =
+        unit.lines().filter_map(|line| line.strip_prefix("EnvironmentFile=-")).collect();
+    unit.retain(|file| *file != "/etc/sysconfig/docker-network");
+    let starter = deployed("bin/flanneld-start");
+    let list = starter
+        .split_once("{FLANNEL_FILES:-\"")
+        .and_then(|(_, rest)| rest.split_once('"'))
+        .expect("a list")
+        .0;
+    let starter: Vec<&str> = list.split_whitespace().rev().collect();
+    assert_eq!(unit, starter);
+}
+
+/// A host that has just booted updates the lists of packages itself, and apt fails at once beside it.
+#[test]
+fn setting_up_waits_for_another_update_of_the_lists() {
+    let files = Files::with("");
+    let fake = |name: &str, text: &str| {
+        let path = files.path(name);
+        fs::write(&path, format!("#!/bin/sh\ncd {}\n{text}", files.directory.path().display()))
+            .expect("write a program");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it one");
+    };
+    let setup = |locked: &str| {
+        fake("dpkg-query", "exit 1\n");
+        fake("apt-get", locked);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup.sh");
+        // What it puts into /usr/sbin meanwhile is not to be seen by others.
+        let line = "mount -t tmpfs none /usr/sbin && exec \"$0\" all-demo";
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", line]).arg(script);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command
+            .env("PATH", format!("{}:{path}", files.directory.path().display()))
+            .output()
+            .expect("run the script")
+    };
+    let held = "echo 'E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)' >&2; exit 100";
+    let output = setup(&format!(
+        "echo $* >>done\ncase $* in *update*) [ -e tried ] || {{ : >tried; {held}; }} ;; esac\n"
+    ));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains("waiting for it"), "{output:?}");
+    let done = fs::read_to_string(files.path("done")).expect("what was asked of apt");
     assert_eq!(
-        start(&now, &["-iface=eth2"]),
-        "-etcd-endpoints=http://172.17.8.101:2379 -etcd-prefix=/kube-centos/network -iface=eth2\n"
+        done.lines().map(|line| line.contains("update")).collect::<Vec<_>>(),
+        [true, true, false],
+        "{done}"
     );
-    let old = [("FLANNEL_ETCD", "http://a:4001"), ("FLANNEL_ETCD_KEY", "/old")];
-    assert_eq!(start(&old, &[]), "-etcd-endpoints=http://a:4001 -etcd-prefix=/old\n");
-    assert_eq!(start(&[], &["-v", "2"]), "-v 2\n");
+    // What is no lock is no reason to wait.
+    let output = setup("echo 'E: Failed to fetch' >&2; exit 100\n");
+    assert!(
+        !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("Failed to fetch"),
+        "{output:?}"
+    );
 }

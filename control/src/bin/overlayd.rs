@@ -31,6 +31,9 @@ async fn main() -> ExitCode {
     };
     let events = logging::start(flags.verbosity, flags.log_format);
     connections::raise_descriptor_limit();
+    for (variable, meant) in Flags::unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
+        tracing::warn!(variable, meant, "this variable is no flag's, and changes nothing");
+    }
     privileges::settle(&flags);
     match daemon::run(flags, events).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -200,6 +200,25 @@ pub(super) fn to_clap(
     Ok(Translated { args: out, without_effect })
 }
 
+/// Those of `variables` that look like a flag's and are none's, each with what may be meant.
+pub(super) fn unknown_variables(
+    command: &Command,
+    variables: impl IntoIterator<Item = OsString>,
+) -> Vec<(String, Option<String>)> {
+    let names = command.get_arguments().filter_map(Arg::get_long);
+    let known: Vec<String> =
+        names.chain(FOREIGN.iter().map(|foreign| foreign.name)).map(variable_of).collect();
+    let variables = variables.into_iter().filter_map(|name| name.into_string().ok());
+    let unknown = variables.filter(|name| name.starts_with("FLANNELD_") && !known.contains(name));
+    unknown.map(|name| (nearest(&name, &known), name)).map(|(meant, name)| (name, meant)).collect()
+}
+
+/// The one of `known` that `name` is a slip of the fingers away from.
+fn nearest(name: &str, known: &[String]) -> Option<String> {
+    let distance = |known: &String| strsim::damerau_levenshtein(name, known);
+    known.iter().min_by_key(|known| distance(known)).filter(|known| distance(known) <= 2).cloned()
+}
+
 /// A switch's value as Go reads it.
 ///
 /// # Errors
@@ -230,7 +249,11 @@ impl Definition<'_> {
 fn find<'a>(command: &'a Command, name: &str) -> Result<Definition<'a>, FlagError> {
     let ours = command.get_arguments().find(|arg| arg.get_long() == Some(name)).map(Definition::Ours);
     let foreign = || FOREIGN.iter().find(|foreign| foreign.name == name).map(Definition::Foreign);
-    ours.or_else(foreign).ok_or_else(|| syntax(format!("there is no flag --{name}: see overlayd --help")))
+    ours.or_else(foreign).ok_or_else(|| {
+        let names = command.get_arguments().filter_map(Arg::get_long).map(str::to_owned).collect::<Vec<_>>();
+        let meant = nearest(name, &names).map(|meant| format!(" (is --{meant} meant?)"));
+        syntax(format!("there is no flag --{name}{}: see overlayd --help", meant.unwrap_or_default()))
+    })
 }
 
 /// The variable of the environment that stands for the flag `name`.

@@ -338,6 +338,13 @@ impl Flags {
         Ok(flags)
     }
 
+    /// Those of `variables`, names of the environment's, that are no flag's though they look like it, each with the one
+    /// that may be meant.
+    #[must_use]
+    pub fn unknown_variables(variables: impl IntoIterator<Item = OsString>) -> Vec<(String, Option<String>)> {
+        go::unknown_variables(&Self::definition(), variables)
+    }
+
     /// What clap knows of the flags, with every switch as Go has it: alone, or its value after '='.
     #[must_use]
     pub fn definition() -> Command {
@@ -765,6 +772,32 @@ mod tests {
         let nothing =
             ["-etcd-cafile=", "-etcd-certfile=", "-etcd-keyfile=", "-etcd-username=", "-etcd-password="];
         assert_eq!(parse(&nothing, &[]).unwrap().etcd_access().unwrap(), Access::default());
+    }
+
+    #[test]
+    fn what_looks_like_a_flag_and_is_none_is_named_with_what_is_meant() {
+        let names = [
+            "FLANNELD_IFCAE",
+            "FLANNELD_IFACE",
+            "FLANNELD_KUBE_SUBNET_MGR",
+            "FLANNELD_VMODULE",
+            "FLANNELD_CONF",
+            "FLANNELD_ETCD_ENDPOINT",
+            "FLANNEL_IFCAE",
+            "HOME",
+        ];
+        let unknown = Flags::unknown_variables(names.map(OsString::from));
+        let unknown: Vec<_> = unknown.iter().map(|(name, meant)| (name.as_str(), meant.as_deref())).collect();
+        assert_eq!(
+            unknown,
+            [
+                ("FLANNELD_IFCAE", Some("FLANNELD_IFACE")),
+                ("FLANNELD_CONF", None),
+                ("FLANNELD_ETCD_ENDPOINT", Some("FLANNELD_ETCD_ENDPOINTS")),
+            ]
+        );
+        let error = parse(&["-etcd-endpoint=http://a:1"], &[]).unwrap_err();
+        assert!(error.contains("is --etcd-endpoints meant?"), "{error}");
     }
 
     #[test]
