@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -59,6 +60,10 @@ pub enum Leftover {
 impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // Those of a network without a tunnel go by its address.
+            Self::Rules(network) if network.parse::<Ipv4Addr>().is_ok() => {
+                write!(f, "the firewall rules of the network {network}")
+            }
             Self::Rules(device) => write!(f, "the firewall rules of {device}"),
             Self::Route { text, .. } => write!(f, "the route {text}"),
             Self::Device(name) => write!(f, "the device {name}"),
@@ -199,6 +204,27 @@ pub async fn release_lease(
         return Ok(Some(lease));
     }
     Err(format!("{lease} has just been changed by somebody else: see who uses it"))
+}
+
+/// What tells whoever asks, root or not, that a daemon has run in this network namespace, or with this subnet file.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub async fn traces(subnet_file: &Path) -> Result<Vec<String>, HostError> {
+    let states = [SavedState::path(subnet_file), SavedState::lasting_path(Path::new(LASTING), subnet_file)];
+    let mut traces: Vec<String> = states
+        .into_iter()
+        .filter(|state| state.exists())
+        .map(|state| Leftover::State(state).to_string())
+        .collect();
+    let netlink = Netlink::open()?;
+    let links = netlink.links().await?;
+    let through = |index: u32| links.iter().find(|link| link.index == index);
+    traces.extend(netlink.routes_of(ROUTE_PROTOCOL).await?.into_iter().filter_map(|route| {
+        let link = through(route.device?)?;
+        Some(format!("the route {} dev {}", route.destination, link.name))
+    }));
+    Ok(traces)
 }
 
 /// The devices that have rules of ours but are neither there nor served by a daemon: they belong to a run

@@ -36,3 +36,4 @@ pub mod store;
 pub mod subnet_file;
 pub mod takeover;
 mod threads;
+pub mod unit;

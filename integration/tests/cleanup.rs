@@ -133,11 +133,16 @@ fn the_lease_is_given_back_when_asked_for() {
             .run(&format!("{} cleanup --release-lease -- -subnet-file={file} {flags}", overlayctl.display()))
     };
 
-    // Without the store's address the lease is not where the tool looks: all else is done, and it can be
-    // tried again.
+    // Without the store's address the lease is not where the tool looks: nothing is done, and it can be tried again.
+    let before = host_state(&worker);
     let wrong = give_back("");
     assert_eq!(wrong.status.code(), Some(1));
-    assert!(text(&wrong).contains("removed the firewall rules"), "{}", text(&wrong));
+    let said = text(&wrong);
+    assert!(
+        said.contains("give overlayd's flags for its store") && said.contains("nothing has been removed"),
+        "{said}"
+    );
+    assert_eq!(host_state(&worker), before);
     assert_eq!(store.leases().len(), 2);
 
     let done = give_back(&store.flags().join(" "));

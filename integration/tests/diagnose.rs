@@ -59,6 +59,9 @@ fn a_peer_answers_in_both_formats_and_a_packet_is_followed() {
         says(here, &from_host, true, &["source       192.168.1.12 becomes", "the source is this host's own"]);
         says(here, &format!("trace {} 10.1.200.1", a.address), false, &["DROPPED (no_route)"]);
         says(here, &format!("ping {}", "10.1.200.1"), false, &["no node has 10.1.200.1"]);
+        for own in [worker.public_ip, a.address] {
+            says(here, &format!("ping {own}"), false, &[&format!("{own} is this node itself")]);
+        }
 
         m.stop();
         says(here, &format!("ping {} -c 1 -W 0.5", master.public_ip), false, &["its overlay does not"]);
@@ -208,6 +211,62 @@ fn replies_by_another_way_are_foretold_and_a_host_is_checked_before_its_first_st
     says(here, "check", false, &["warning  rp_filter", "strict on", "--return-path-masq is off"]);
     says(here, "check --json", false, &[r#""check":"rp_filter","level":"warning""#]);
     w.stop();
+}
+
+#[test]
+fn the_exit_code_of_a_check_is_a_monitoring_plugins() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let other = Store::dir_with(&site, "other", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"udp"}}"#);
+    let here = &worker.ns;
+    let flags = |store: &Store| format!("-- --iface=eth0 {}", store.flags().join(" "));
+    let exits = |arguments: &str, code: i32, parts: &[&str]| {
+        await_until(SOON, &format!("{code} from overlayctl {arguments}"), || {
+            let mut command = here.command(&program("overlayctl").display().to_string());
+            let output = output(command.args(arguments.split_whitespace()));
+            let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            println!("$ overlayctl {arguments}: {:?}\n{text}", output.status.code());
+            output.status.code() == Some(code) && parts.iter().all(|part| text.contains(part))
+        });
+    };
+    // Nobody has been here yet.
+    exits(&format!("check {}", flags(&store)), 1, &["warning  daemon", "no overlayd runs"]);
+
+    let mut one = worker.overlayd(&store).named("one").start();
+    let two = worker.overlayd(&other).named("two").start();
+    exits("check", 3, &["several daemons run here, choose one with --device: flannel.1, flannel0"]);
+    exits("check --device=flannel.1", 1, &["ok       daemon", "warning  peers"]);
+    two.stop();
+    exits("check", 1, &["ok       daemon", "warning  peers"]);
+
+    // A bridge of docker's own is nobody's business beside the one that has the pods, and counts once pods are on it.
+    here.ip("link add docker0 type bridge\naddress add 172.17.0.1/16 dev docker0\nlink set docker0 up");
+    exits("check", 1, &["warning  bridge       no bridge has an address of", "docker0 has 172.17.0.1/16"]);
+    here.ip("link add cni0 mtu 1450 type bridge\nlink set cni0 up");
+    here.ip(&format!("address add {} dev cni0", one.env().subnet));
+    here.ip("link add pod0 type veth peer name pod1\nlink set pod0 master docker0 up\nlink set pod1 up");
+    exits("check", 1, &[&format!("ok       bridge       cni0, {}", one.env().subnet)]);
+    assert_eq!(one.status().0["host"]["problems"], serde_json::json!([]));
+    here.ip("link del cni0");
+    exits(
+        "check",
+        2,
+        &[
+            "ERROR    bridge       docker0 has 172.17.0.1/16",
+            "ERROR    host         docker0 has 172.17.0.1/16",
+        ],
+    );
+    here.ip("link del docker0\nlink del pod0");
+    exits("check", 1, &["warning  bridge"]);
+
+    // A stopped one does not answer in time; a dead one has left its device.
+    one.process().kill();
+    exits(
+        "check",
+        2,
+        &["ERROR    daemon", "though one has", "10.1.0.0/16 dev flannel.1", "overlayctl cleanup"],
+    );
+    exits(&format!("check {}", flags(&store)), 2, &["ERROR    daemon"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser as _;
 use control::arguments::{Arguments, Bugreport, Check, Cleanup, Command, Events, Ping, Top, Trace};
 use control::ask;
-use control::cleanup::{self, Leftover, listens};
+use control::cleanup::{self, listens};
 use control::diagnose::{self, trace::Question};
 use control::events::EventList;
 use control::flags::Flags;
@@ -19,7 +19,8 @@ use control::show::offloads::OffloadStates;
 use control::show::peers::Peers;
 use control::show::routes::Routes;
 use control::show::stats::Stats;
-use control::socket::{client, path};
+use control::socket::client::{self, ClientError};
+use control::socket::path;
 use control::status::Status;
 
 #[global_allocator]
@@ -62,7 +63,12 @@ impl From<String> for Answer {
 
 async fn run(arguments: Arguments) -> Result<Answer, String> {
     let Arguments { device, socket, command } = arguments;
+    let named = socket.clone();
     let socket = || socket.map_or_else(|| find(device.as_deref()), Ok);
+    let live = || match named {
+        Some(path) => Ok(Some(path).filter(|path| listens(path))),
+        None => find_live(device.as_deref()),
+    };
     match command {
         Command::Status(options) => ask::show::<Status>(&socket()?, &options).await.map(Answer::from),
         Command::Peers(options) => ask::show::<Peers>(&socket()?, &options).await.map(Answer::from),
@@ -80,8 +86,11 @@ async fn run(arguments: Arguments) -> Result<Answer, String> {
         Command::Capture(options) => ask::capture(&socket()?, options).await.map(Answer::from),
         Command::Check(arguments) => {
             // Without a daemon there is something to check all the same.
-            let socket = socket().ok().filter(|socket| listens(socket));
-            check(arguments, socket.as_deref()).await.or_else(|error| {
+            let answer = match live() {
+                Ok(socket) => check(arguments, socket.as_deref()).await,
+                Err(several) => Err(several),
+            };
+            answer.or_else(|error| {
                 let _ = writeln!(io::stderr(), "overlayctl: {error}");
                 Ok(Answer { text: String::new(), code: CANNOT_CHECK.into() })
             })
@@ -89,8 +98,7 @@ async fn run(arguments: Arguments) -> Result<Answer, String> {
         Command::Ping(arguments) => ping(&arguments, &socket()?).await,
         Command::Trace(arguments) => trace(arguments, &socket()?).await,
         Command::Bugreport(Bugreport { file }) => {
-            let socket = socket().ok().filter(|socket| listens(socket));
-            bugreport(&file, socket.as_deref()).await.map(Answer::from)
+            bugreport(&file, live()?.as_deref()).await.map(Answer::from)
         }
         Command::Events(arguments) => events(&arguments, &socket()?).await.map(Answer::from),
         Command::Cleanup(cleanup) => clean_up(cleanup, device.as_deref()).await.map(Answer::from),
@@ -103,13 +111,18 @@ const CANNOT_CHECK: u8 = 3;
 async fn check(arguments: Check, socket: Option<&Path>) -> Result<Answer, String> {
     let Check { json: as_json, flags } = arguments;
     let report = match socket {
-        Some(socket) => {
-            let status: Status = client::get_json(socket, "/v1/status").await.map_err(|e| e.to_string())?;
-            diagnose::check::running(&status, socket).await
-        }
+        Some(socket) => match client::get_json::<Status>(socket, "/v1/status").await {
+            Ok(status) => diagnose::check::running(&status, socket).await,
+            // It runs, and that is all that it can tell.
+            Err(error @ (ClientError::Answer { .. } | ClientError::Silent(_) | ClientError::Http(_))) => {
+                Ok(diagnose::check::unready(&error.to_string()))
+            }
+            Err(error) => return Err(error.to_string()),
+        },
         None => {
+            let asked_before = !flags.is_empty();
             let flags = Flags::parse_from(flags, |name| std::env::var_os(name)).map_err(|e| e.to_string())?;
-            diagnose::check::before_start(&flags).await
+            diagnose::check::before_start(&flags, asked_before).await
         }
     };
     let report = report.map_err(|error| error.to_string())?;
@@ -185,7 +198,7 @@ fn json(value: &impl serde::Serialize) -> Result<String, String> {
     serde_json::to_string(value).map(|text| text + "\n").map_err(|error| error.to_string())
 }
 
-/// Goes through to its end, whatever fails.
+/// Goes through to its end, whatever fails; but if the lease is to be given back and cannot be, nothing is changed.
 async fn clean_up(options: Cleanup, device: Option<&str>) -> Result<String, String> {
     let Cleanup { dry_run, release_lease, flags } = options;
     let flags = Flags::parse_from(flags, |name| std::env::var_os(name)).map_err(|error| error.to_string())?;
@@ -197,22 +210,16 @@ async fn clean_up(options: Cleanup, device: Option<&str>) -> Result<String, Stri
         Ok(()) => done.push(format!("removed {what}")),
         Err(error) => failed.push(error),
     };
-    let mut lease_stays = false;
     if release_lease {
-        match cleanup::release_lease(&flags, device, dry_run).await {
-            Ok(Some(lease)) => tell(lease, Ok(())),
-            Ok(None) => {}
-            Err(error) => {
-                lease_stays = true;
-                tell(String::new(), Err(error));
-            }
+        let released = cleanup::release_lease(&flags, device, dry_run).await;
+        let lease = released.map_err(|error| {
+            format!("{error}\nnothing has been removed: without --release-lease all but the lease is, which expires")
+        })?;
+        if let Some(lease) = lease {
+            tell(lease, Ok(()));
         }
     }
     for leftover in &found {
-        // It says which lease to release at the next try.
-        if lease_stays && matches!(leftover, Leftover::State(_)) {
-            continue;
-        }
         let result = if dry_run { Ok(()) } else { cleanup::remove(leftover).await };
         tell(leftover.to_string(), result);
     }
@@ -223,24 +230,41 @@ async fn clean_up(options: Cleanup, device: Option<&str>) -> Result<String, Stri
     if failed.is_empty() { Ok(done) } else { Err(format!("{}\n{done}", failed.join("\noverlayctl: "))) }
 }
 
-/// The socket of `device`'s daemon, or of the only daemon there is.
+/// The socket of `device`'s daemon, or of the only daemon there is; also one that nobody listens at, if there is no other.
 fn find(device: Option<&str>) -> Result<PathBuf, String> {
-    let directory = path::directory().map_err(|error| format!("cannot read /proc/self/ns/net: {error}"))?;
-    let join = |device: &str| directory.join(format!("{device}.sock"));
-    match (device, path::devices(&directory).as_slice()) {
-        (Some(device), _) => Ok(join(device)),
-        (None, [only]) => Ok(join(only)),
-        (None, []) => Err(none(&directory)),
-        (None, several) => {
-            let mut live = several.iter().filter(|device| listens(&join(device)));
-            match (live.next(), live.next()) {
-                (Some(only), None) => Ok(join(only)),
-                _ => {
-                    Err(format!("several daemons run here, choose one with --device: {}", several.join(", ")))
-                }
-            }
+    if let Some(live) = find_live(device)? {
+        return Ok(live);
+    }
+    let directory = directory()?;
+    match (device, path::devices(&directory).first()) {
+        (Some(device), _) => Ok(socket_of(&directory, device)),
+        (None, Some(left)) => Ok(socket_of(&directory, left)),
+        (None, None) => Err(none(&directory)),
+    }
+}
+
+/// The socket of `device`'s daemon, or of the only one, if somebody listens at it.
+fn find_live(device: Option<&str>) -> Result<Option<PathBuf>, String> {
+    let directory = directory()?;
+    let devices = device.map_or_else(|| path::devices(&directory), |device| vec![device.to_owned()]);
+    let live: Vec<&String> =
+        devices.iter().filter(|device| listens(&socket_of(&directory, device))).collect();
+    match live.as_slice() {
+        [] => Ok(None),
+        [only] => Ok(Some(socket_of(&directory, only))),
+        several => {
+            let several: Vec<&str> = several.iter().map(|device| device.as_str()).collect();
+            Err(format!("several daemons run here, choose one with --device: {}", several.join(", ")))
         }
     }
+}
+
+fn directory() -> Result<PathBuf, String> {
+    path::directory().map_err(|error| format!("cannot read /proc/self/ns/net: {error}"))
+}
+
+fn socket_of(directory: &Path, device: &str) -> PathBuf {
+    directory.join(format!("{device}.sock"))
 }
 
 fn none(directory: &Path) -> String {

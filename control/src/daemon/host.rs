@@ -7,8 +7,9 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{Daemon, Revival, tell_underlay};
+use crate::host::HostError;
+use crate::host::docker::{self, Bridge};
 use crate::host::events::{Interest, Touched};
-use crate::host::{HostError, docker};
 use crate::iface::{self, Underlay};
 use crate::metrics::Repaired;
 use crate::node::Tunnel;
@@ -48,20 +49,26 @@ impl Daemon {
         self.tell_health();
     }
 
-    /// Whether docker's bridge is in this node's subnet. Not ours to put right: docker's containers would have to
+    /// Whether the bridge of this node's containers is in its subnet. Not ours to put right: docker's containers would have to
     /// be restarted.
     pub(super) async fn look_at_docker(&mut self) {
         let Some(running) = &self.running else { return };
         let plan = running.node.plan();
-        match docker::stranded(plan.config.network, plan.subnet).await {
-            Ok(problem) => {
-                if let Some(problem) = problem.as_ref().filter(|_| self.docker_problem != problem) {
-                    warn!("{problem}");
-                }
-                self.docker_problem = problem;
-            }
-            Err(error) => warn!(%error, "docker's bridge cannot be looked at"),
+        if !self.networks.contains(&plan.config.network) {
+            self.networks.push(plan.config.network);
         }
+        let problem = match docker::bridge(&self.networks, plan.subnet, &plan.device()).await {
+            Ok(Bridge::Stranded(stranded)) => Some(stranded.problem()),
+            Ok(_) => None,
+            Err(error) => {
+                warn!(%error, "docker's bridge cannot be looked at");
+                return;
+            }
+        };
+        if let Some(problem) = problem.as_ref().filter(|_| self.docker_problem != problem) {
+            warn!("{problem}");
+        }
+        self.docker_problem = problem;
     }
 
     /// Makes `underlay` the interface to the other nodes. They learn of it by our lease, which keeps its subnet.

@@ -4,9 +4,11 @@
 //! running [`Node`]. All of it runs on one thread: packets are the workers' business.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use overlay::confine::Confinement;
 use overlay::forwarder::OnFailure;
 use overlay::handover::Inherited;
@@ -40,6 +42,7 @@ use crate::status::LeaseState;
 use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
 use crate::subnet_file::Previous;
 use crate::takeover::{self, TakeoverError};
+use crate::unit;
 
 mod earlier;
 mod hints;
@@ -81,10 +84,10 @@ pub enum DaemonError {
     #[error(transparent)]
     Takeover(#[from] TakeoverError),
     /// A file that others wait for cannot be written.
-    #[error("cannot write {path}: {source} (see --subnet-file)")]
+    #[error("cannot write {}: {source}{} (see --subnet-file)", path.display(), unit::hint(path, source))]
     SubnetFile {
         /// The file.
-        path: String,
+        path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
@@ -255,6 +258,8 @@ struct Daemon {
     rules_problem: Option<String>,
     /// Why docker's containers are not where the other nodes look for them.
     docker_problem: Option<String>,
+    /// The networks that the overlay has, and has had as far as is known: docker's bridge may still be in one.
+    networks: Vec<Ipv4Net>,
     /// Since when the store has not confirmed the lease.
     unconfirmed_since: Option<Instant>,
     /// When the state is to be written next, if it has changed.
@@ -318,6 +323,7 @@ impl Daemon {
         Told { health, meters, metrics, events, shared }: Told,
     ) -> Self {
         let lasting = Lasting::new(&flags.subnet_file);
+        let earlier_network = Previous::read(&flags.subnet_file).ok().and_then(|previous| previous.network);
         let store = leases.describe();
         let facts = Arc::new(Facts {
             started: std::time::Instant::now(),
@@ -352,6 +358,7 @@ impl Daemon {
             link_problem: None,
             rules_problem: None,
             docker_problem: None,
+            networks: earlier_network.into_iter().collect(),
             unconfirmed_since: Some(Instant::now()),
             save_at: None,
             unsaved: None,

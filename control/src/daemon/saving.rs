@@ -122,7 +122,7 @@ impl Daemon {
                 warn!(path = %path.display(), %error, "the subnet file stays as it was, which is right");
                 Ok(())
             }
-            Err(source) => Err(DaemonError::SubnetFile { path: path.display().to_string(), source }),
+            Err(source) => Err(DaemonError::SubnetFile { path: path.clone(), source }),
         }
     }
 }

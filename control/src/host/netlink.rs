@@ -154,6 +154,8 @@ pub(crate) struct Link {
     pub(crate) tun: bool,
     /// A TUN has a carrier while some process has it open, also if it is down.
     pub(crate) carrier: bool,
+    /// The index of the bridge that it is a port of.
+    pub(crate) master: Option<u32>,
 }
 
 impl From<&LinkMessage> for Link {
@@ -166,6 +168,7 @@ impl From<&LinkMessage> for Link {
             up: message.header.flags.contains(LinkFlags::Up),
             tun: false,
             carrier: false,
+            master: None,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -173,6 +176,7 @@ impl From<&LinkMessage> for Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(MacAddr),
                 LinkAttribute::Carrier(carrier) => link.carrier = *carrier != 0,
+                LinkAttribute::Controller(index) => link.master = Some(*index).filter(|index| *index != 0),
                 LinkAttribute::LinkInfo(infos) => {
                     link.tun = infos.contains(&LinkInfo::Kind(InfoKind::Tun));
                 }

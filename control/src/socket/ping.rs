@@ -56,6 +56,11 @@ pub(super) async fn ping(
         return (StatusCode::CONFLICT, "this backend has no tunnel that an echo could go through")
             .into_response();
     };
+    let plan = node.plan();
+    if [plan.underlay.public_ip, plan.underlay.address].contains(&peer) || plan.subnet.contains(&peer) {
+        let text = format!("{peer} is this node itself: ask another, of 'overlayctl peers'");
+        return (StatusCode::NOT_FOUND, text).into_response();
+    }
     let lease = node.peers().into_iter().map(|reached| reached.lease);
     let lease = lease.filter(|lease| lease.subnet.contains(&peer) || lease.attrs.public_ip == peer);
     let Some(lease) = lease.max_by_key(|lease| lease.subnet.prefix_len()) else {

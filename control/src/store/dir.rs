@@ -35,6 +35,7 @@ use super::{
 use crate::files;
 use crate::lease::{key_of, parse_key};
 use crate::metrics::StoreMeter;
+use crate::unit;
 
 mod watch;
 
@@ -75,7 +76,9 @@ impl DirStore {
             Ok(store)
         });
         opened.map_err(|error| {
-            let reason = format!("{error} (--store=dir:PATH wants a directory that overlayd can write to)");
+            let hint = unit::hint(&path.join("subnets"), &error);
+            let reason =
+                format!("{error}{hint} (--store=dir:PATH wants a directory that overlayd can write to)");
             StoreError::new(format!("open dir {}", path.display()), reason)
         })
     }

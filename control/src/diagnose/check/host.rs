@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use super::Finding;
 use crate::diagnose::kernel::{Kernel, rp_filter, sysctl};
 use crate::host::HostError;
+use crate::host::docker::{self, Bridge, DOCKERS};
 use crate::host::firewall::verdict::{self, Forwarded, Refusal};
 use crate::status::{DeviceStatus, Status};
 
@@ -13,7 +14,7 @@ pub(super) async fn findings(status: &Status) -> Result<Vec<Finding>, HostError>
     let mut findings = Vec::new();
     findings.extend(device(status, &kernel));
     findings.extend(forwarding(status).await?);
-    findings.extend(bridge(status, &kernel).await?);
+    findings.push(bridge(status).await?);
     findings.extend(reverse_path(status, &kernel));
     Ok(findings)
 }
@@ -49,7 +50,7 @@ async fn forwarding(status: &Status) -> Result<Vec<Finding>, HostError> {
         dst: pod_of(others),
         protocol: None,
         port: None,
-        from_device: BRIDGE.to_owned(),
+        from_device: DOCKERS.to_owned(),
         to_device: device.name.clone(),
     };
     let back = Forwarded {
@@ -93,38 +94,51 @@ fn by_firewall(refusals: Result<Vec<Refusal>, HostError>) -> Vec<Finding> {
 }
 
 /// The bridge that the pods are on.
-async fn bridge(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, HostError> {
+async fn bridge(status: &Status) -> Result<Finding, HostError> {
     let subnet = status.lease.subnet;
-    let addresses = kernel.addresses().await?;
-    let overlay = status.device.as_ref().map(|device| device.name.as_str());
-    let on = |name: &str| addresses.iter().filter(|(device, ..)| device == name).collect::<Vec<_>>();
-    let restart = "systemctl restart docker, so that it takes --bip and --mtu from the subnet file; containers of the old subnet must be started again";
-    let docker = on(BRIDGE);
-    if let Some((_, address, len)) = docker.first()
-        && !docker.iter().any(|(_, address, _)| subnet.contains(address))
-    {
-        let text = format!("{BRIDGE} has {address}/{len}, which is not in this node's lease {subnet}");
-        return Ok(vec![Finding::error("bridge", text, restart)]);
-    }
-    let bridge = addresses
-        .iter()
-        .find(|(device, address, _)| subnet.contains(address) && Some(device.as_str()) != overlay);
-    let Some((device, address, len)) = bridge else {
-        let text = format!("no device has an address of {subnet} yet: there are no pods here");
-        return Ok(vec![Finding::warning("bridge", text, "start docker with the subnet file's --bip")]);
-    };
-    let mtu = kernel.link(device).map_or(0, |link| link.mtu);
-    Ok(vec![match &status.device {
-        Some(overlay) if mtu > overlay.mtu => Finding::error(
+    let overlay = status.device.as_ref();
+    let device = overlay.map_or("", |device| device.name.as_str());
+    Ok(match docker::bridge(&[status.network], subnet, device).await? {
+        Bridge::Inside { device, mtu, .. } if overlay.is_some_and(|overlay| mtu > overlay.mtu) => {
+            let most = overlay.map_or(0, |overlay| overlay.mtu);
+            Finding::error(
+                "bridge",
+                format!(
+                    "{device} has MTU {mtu}, more than the overlay's {most}: pods send what does not fit"
+                ),
+                mtu_remedy(&device, most),
+            )
+        }
+        Bridge::Inside { device, address, mtu } => {
+            Finding::ok("bridge", format!("{device}, {address}, MTU {mtu}"))
+        }
+        Bridge::Stranded(stranded) => Finding::error(
+            "bridge",
+            format!("{DOCKERS} has {}, which is not in this node's lease {subnet}", stranded.address),
+            RESTART,
+        ),
+        Bridge::Idle(address) => Finding::warning(
             "bridge",
             format!(
-                "{device} has MTU {mtu}, more than the overlay's {}: pods send what does not fit",
-                overlay.mtu
+                "no bridge has an address of {subnet} yet, and {DOCKERS} has {address}: there are no pods here"
             ),
-            restart,
+            format!("if docker is to have the pods: {RESTART}"),
         ),
-        _ => Finding::ok("bridge", format!("{device}, {address}/{len}, MTU {mtu}")),
-    }])
+        Bridge::Missing => Finding::warning(
+            "bridge",
+            format!("no device has an address of {subnet} yet: there are no pods here"),
+            "start docker with the subnet file's --bip",
+        ),
+    })
+}
+
+/// What gives a bridge another MTU is who has made it.
+fn mtu_remedy(device: &str, most: u32) -> String {
+    if device == DOCKERS {
+        RESTART.to_owned()
+    } else {
+        format!("have whoever makes {device} give it an MTU of {most}, and its pods, too")
+    }
 }
 
 /// Filters that drop what comes back another way than it went.
@@ -162,7 +176,7 @@ fn pod_of(base: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(base) + 2)
 }
 
-const BRIDGE: &str = "docker0";
+const RESTART: &str = "systemctl restart docker, so that it takes --bip and --mtu from the subnet file (its log says why it has not: journalctl -u docker); containers of the old subnet must be started again";
 
 #[cfg(test)]
 mod tests {

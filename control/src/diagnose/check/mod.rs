@@ -3,6 +3,7 @@
 //! With a daemon running it asks that, the kernel, and each peer; without one it looks whether a daemon with the
 //! flags given could start (`preflight`). Nothing is changed.
 
+mod absent;
 mod host;
 mod peers;
 mod preflight;
@@ -106,12 +107,21 @@ pub async fn running(status: &Status, socket: &Path) -> Result<Report, HostError
     Ok(Report { findings })
 }
 
-/// Checks whether a daemon with `flags` could start on this host.
+/// Checks the host of a daemon that listens and cannot tell of itself, as it says: `problem`.
+#[must_use]
+pub fn unready(problem: &str) -> Report {
+    let remedy = "what keeps it is in its log (journalctl -u overlayd), and in 'overlayctl events'";
+    Report { findings: vec![Finding::error("daemon", problem, remedy), clock()] }
+}
+
+/// Checks whether a daemon with `flags` could start on this host; with `asked_before`, of one that need not have run
+/// yet.
 ///
 /// # Errors
 /// The kernel cannot be asked.
-pub async fn before_start(flags: &Flags) -> Result<Report, HostError> {
-    let mut findings = preflight::findings(flags).await?;
+pub async fn before_start(flags: &Flags, asked_before: bool) -> Result<Report, HostError> {
+    let mut findings = vec![absent::finding(&flags.subnet_file, asked_before).await?];
+    findings.extend(preflight::findings(flags).await?);
     findings.push(clock());
     Ok(Report { findings })
 }

@@ -15,13 +15,7 @@ use crate::metrics::StoreMeter;
 use crate::netconf::{Backend, NetworkConfig};
 
 pub(super) async fn findings(flags: &Flags) -> Result<Vec<Finding>, HostError> {
-    let mut findings = vec![Finding::warning(
-        "daemon",
-        "no overlayd runs in this network namespace: this is what it would find",
-        "start it (systemctl start overlayd); give the flags it is to have here as well, behind '--'",
-    )];
-    findings.push(tun());
-    findings.push(programs());
+    let mut findings = vec![tun(), programs()];
     let underlay = match iface::choose(&flags.iface_spec()).await {
         Ok(underlay) => {
             let Underlay { name, address, mtu, reason, .. } = &underlay;
@@ -101,10 +95,9 @@ async fn store(flags: &Flags) -> (Vec<Finding>, Option<NetworkConfig>) {
     let mut findings = vec![Finding::ok("store", format!("{place} answers, {leases} leases"))];
     match NetworkConfig::parse(&text) {
         Ok(config) => {
-            findings.push(Finding::ok(
-                "config",
-                format!("network {}, device {}", config.network, config.device()),
-            ));
+            let device = config.backend.tunnel_device();
+            let device = device.map_or("no device".to_owned(), |device| format!("device {device}"));
+            findings.push(Finding::ok("config", format!("network {}, {device}", config.network)));
             (findings, Some(config))
         }
         Err(error) => {

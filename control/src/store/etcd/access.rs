@@ -10,6 +10,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::files;
 use crate::privileges::reading;
+use crate::unit;
 
 /// What a connection to etcd is secured with. The default is nothing: `https` endpoints are then
 /// checked against the system's own authorities, and no user is named.
@@ -105,11 +106,12 @@ fn private_key(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
-    let remedy = |error: &io::Error| match error.kind() {
-        io::ErrorKind::PermissionDenied => {
+    let remedy = |error: &io::Error| match (unit::hint(path, error), error.kind()) {
+        (hint, io::ErrorKind::PermissionDenied) if hint.is_empty() => {
             ": let the user that overlayd runs as read it, or leave it CAP_DAC_READ_SEARCH, as its unit does"
+                .to_owned()
         }
-        _ => "",
+        (hint, _) => hint,
     };
     reading(|| files::read(path, files::LONGEST_TEXT))
         .map_err(|error| format!("{flag} {}: {error}{}", path.display(), remedy(&error)))
