@@ -171,8 +171,14 @@ fn the_journal_gets_priorities_and_people_do_not() {
     fs::write(&file, "").unwrap();
     let meta = fs::metadata(Path::new(&file)).unwrap();
     let own = format!("{}:{}", meta.dev(), meta.ino());
-    assert_eq!(refuse(&own), "<3>overlayd: there is no flag --ifaces: see overlayd --help\n");
-    assert_eq!(refuse("8:1"), "overlayd: there is no flag --ifaces: see overlayd --help\n");
+    assert_eq!(
+        refuse(&own),
+        "<3>overlayd: there is no flag --ifaces (is --iface meant?): see overlayd --help\n"
+    );
+    assert_eq!(
+        refuse("8:1"),
+        "overlayd: there is no flag --ifaces (is --iface meant?): see overlayd --help\n"
+    );
 }
 
 #[test]
