@@ -19,6 +19,7 @@ use overlay::stats::WorkerStats;
 use overlay::table::SharedTable;
 use overlay::tun::Device;
 use overlay::underlay::{Arrival, Receiver};
+use overlay::wire::ecn::Ecn;
 use overlay::wire::ip::Version;
 use overlay::wire::vxlan;
 
@@ -98,7 +99,7 @@ impl Receiver for Wire {
 
     fn arrival(&self, index: usize) -> Arrival {
         let (from, place) = self.arrivals[index].clone();
-        Arrival { from, place, segment_len: None, truncated: false }
+        Arrival { from, ecn: Ecn::NotEct, place, segment_len: None, truncated: false }
     }
 
     fn bytes(&mut self) -> &mut [u8] {

@@ -16,6 +16,7 @@ use overlay::table::Route;
 use overlay::underlay::frame::Template;
 use overlay::underlay::ledger::Ledger;
 use overlay::underlay::rings::{Piece, RxFrames, RxQueue, TxFrames, TxQueue};
+use overlay::wire::outer::Outer;
 use overlay::wire::vnet;
 
 fn main() {
@@ -42,11 +43,12 @@ fn receive(bencher: Bencher<'_, '_>, len: usize) {
     let batch = batch(len);
     let mut memory = Memory::default();
     let run = &batch.runs(0)[0];
-    let datagram = run.singly().next().expect("a datagram");
+    let mut datagram = run.singly().next().expect("a datagram");
+    datagram.to = LOCAL;
     let mut template = template();
     for frame in memory.bytes.chunks_exact_mut(FRAME as usize) {
         let frame = &mut frame[HEADROOM..];
-        memory.len = template.write(frame, MAC, LOCAL, batch.bytes(), datagram.slices) as u32;
+        memory.len = template.write(frame, MAC, batch.bytes(), datagram) as u32;
     }
     let mut queue = RxQueue::new(memory, ledger(), LOCAL, Arc::default());
     bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
@@ -131,7 +133,8 @@ fn ledger() -> Ledger {
 }
 
 fn template() -> Template {
-    Template::new(MacAddr([2, 0, 0, 0, 0, 1]), SocketAddrV4::new(Ipv4Addr::new(172, 16, 0, 1), 40_000), 64, 0)
+    let outer = Outer::new(SocketAddrV4::new(Ipv4Addr::new(172, 16, 0, 1), 40_000), 64);
+    Template::new(MacAddr([2, 0, 0, 0, 0, 1]), outer)
 }
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);

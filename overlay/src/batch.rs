@@ -11,6 +11,7 @@ use crate::drops::DropReason;
 use crate::peer_state::PeerState;
 use crate::sys::mmsg::{Outgoing, Slice};
 use crate::table::Hop;
+use crate::wire::ecn::Ecn;
 use crate::wire::ip::Packet;
 use crate::wire::segment::{MAX_SEGMENT_HEADERS_LEN, Segments};
 use crate::wire::tunnel::SuperPacket;
@@ -71,10 +72,12 @@ pub struct Pushed {
     pub bytes: usize,
 }
 
-/// Datagrams to one peer, all of one length but for the last; or one super-packet that is to leave whole.
+/// Datagrams to one peer, all of one length but for the last, with the same outer headers; or one super-packet that
+/// is to leave whole.
 #[derive(Debug)]
 pub struct Run {
     to: SocketAddrV4,
+    ecn: Ecn,
     peer: Arc<PeerState>,
     header_len: usize,
     slices: Vec<Slice>,
@@ -139,7 +142,8 @@ impl Batch {
         let header = hop.header();
         let start = self.next_packet() - header.len();
         self.bytes[start..start + header.len()].copy_from_slice(header);
-        self.lanes[lane].append(hop, &[Slice { start, len: header.len() + len }], len);
+        let ecn = hop.outer_ecn(&self.bytes[start + header.len()..]);
+        self.lanes[lane].append(hop, ecn, &[Slice { start, len: header.len() + len }], len);
         self.gathered += len;
         self.used += 1;
         Pushed { packets: 1, bytes: len }
@@ -168,7 +172,7 @@ impl Batch {
         if segments.count() > MAX_SEGMENTS {
             return Err(DropReason::Malformed);
         }
-        let encapsulation = hop.header();
+        let (encapsulation, ecn) = (hop.header(), hop.outer_ecn(packet.bytes()));
         let headers_len = encapsulation.len() + segments.headers_len();
         for index in 0..segments.count() {
             let headers = &mut arena[self.arena..self.arena + headers_len];
@@ -180,7 +184,7 @@ impl Batch {
                 Slice { start: arena_start + self.arena, len: headers_len },
                 Slice { start: start + payload.start, len: payload.len() },
             ];
-            self.lanes[lane].append(hop, &slices, inner_len);
+            self.lanes[lane].append(hop, ecn, &slices, inner_len);
             self.arena += headers_len;
         }
         let pushed = Pushed {
@@ -203,7 +207,8 @@ impl Batch {
         self.bytes[start..start + header.len()].copy_from_slice(header);
         let len = header.len() + packet.len();
         let pushed = Pushed { packets: packet.segments(), bytes: packet.segments_len() };
-        let run = self.lanes[lane].begin(hop, len);
+        let ecn = hop.outer_ecn(&self.bytes[start + header.len()..]);
+        let run = self.lanes[lane].begin(hop, ecn, len);
         run.slices.push(Slice { start, len });
         run.ends.push(1);
         (run.len, run.inner_len, run.closed) = (len, pushed.bytes, true);
@@ -258,13 +263,13 @@ impl Batch {
 impl Lane {
     /// Adds a datagram made of `slices`, with `inner_len` bytes of inner packet, to the last run
     /// to its peer, or begins another: so datagrams to one peer stay in order.
-    fn append(&mut self, hop: &Hop, slices: &[Slice], inner_len: usize) {
+    fn append(&mut self, hop: &Hop, ecn: Ecn, slices: &[Slice], inner_len: usize) {
         let len = slices.iter().map(|slice| slice.len).sum();
         let recent = self.used.saturating_sub(OPEN_RUNS)..self.used;
         let last = self.runs[recent].iter_mut().rev().find(|run| Arc::ptr_eq(&run.peer, &hop.state));
         let run = match last {
-            Some(run) if run.takes(len) => run,
-            _ => self.begin(hop, len),
+            Some(run) if run.takes(len) && run.ecn == ecn => run,
+            _ => self.begin(hop, ecn, len),
         };
         run.slices.extend_from_slice(slices);
         run.ends.push(run.slices.len());
@@ -273,10 +278,11 @@ impl Lane {
         run.closed = len < run.segment_len;
     }
 
-    fn begin(&mut self, hop: &Hop, segment_len: usize) -> &mut Run {
+    fn begin(&mut self, hop: &Hop, ecn: Ecn, segment_len: usize) -> &mut Run {
         if self.used == self.runs.len() {
             self.runs.push(Run {
                 to: hop.to,
+                ecn,
                 peer: Arc::clone(&hop.state),
                 header_len: 0,
                 slices: Vec::with_capacity(2 * MAX_RUN),
@@ -292,7 +298,7 @@ impl Lane {
         run.slices.clear();
         run.ends.clear();
         (run.to, run.segment_len, run.len, run.inner_len, run.closed) = (hop.to, segment_len, 0, 0, false);
-        run.header_len = hop.header().len();
+        (run.ecn, run.header_len) = (ecn, hop.header().len());
         run.super_packet = None;
         // Mostly it is the peer that the run was for in an earlier batch: then no shared count is touched.
         if !Arc::ptr_eq(&run.peer, &hop.state) {
@@ -344,6 +350,12 @@ impl Run {
         self.to
     }
 
+    /// What its outer headers say of congestion.
+    #[must_use]
+    pub fn ecn(&self) -> Ecn {
+        self.ecn
+    }
+
     /// Bytes of inner packets in it.
     #[must_use]
     pub fn inner_len(&self) -> usize {
@@ -354,7 +366,7 @@ impl Run {
     #[must_use]
     pub fn whole(&self) -> Outgoing<'_> {
         let segment_len = (self.ends.len() > 1).then_some(self.segment_len as u16);
-        Outgoing { to: self.to, slices: &self.slices, segment_len }
+        Outgoing { to: self.to, ecn: self.ecn, slices: &self.slices, segment_len }
     }
 
     /// Each of its datagrams as a message.
@@ -362,6 +374,7 @@ impl Run {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, end)| Outgoing {
             to: self.to,
+            ecn: self.ecn,
             slices: &self.slices[start..*end],
             segment_len: None,
         })
@@ -412,16 +425,28 @@ mod tests {
     #[test]
     fn equal_lengths_to_one_node_are_one_run_that_a_shorter_one_closes() {
         let (mut batch, hop) = (Batch::new(8, 1), hop(1));
-        for packet in [&b"aaaa"[..], b"bbbb", b"cc", b"dd", b"eeee", b"f"] {
+        for packet in [&b"pppp"[..], b"qqqq", b"rr", b"ss", b"tttt", b"u"] {
             push(&mut batch, 0, &hop, packet);
         }
         let counts: Vec<usize> = batch.runs(0).iter().map(Run::count).collect();
-        assert_eq!(counts, [3, 1, 2], "dd begins another run, which cannot take the longer eeee");
+        assert_eq!(counts, [3, 1, 2], "ss begins another run, which cannot take the longer tttt");
         let first = &batch.runs(0)[0];
         assert_eq!(usize::from(first.whole().segment_len.unwrap()), hop.header().len() + 4);
         let singly: Vec<_> = first.singly().map(|message| bytes(&batch, message)).collect();
         assert_eq!(singly.concat(), bytes(&batch, first.whole()));
-        assert_eq!(singly[2], [hop.header(), b"cc"].concat());
+        assert_eq!(singly[2], [hop.header(), b"rr"].concat());
+    }
+
+    #[test]
+    fn what_is_said_of_congestion_is_the_same_in_all_of_a_run() {
+        let (mut batch, hop) = (Batch::new(8, 1), hop(1));
+        for tos in [0, 0, 2, 2, 3, 1, 0, 0xb8] {
+            let mut packet = udp_packet("10.1.9.3", "10.1.63.2", 64, b"hello");
+            packet[1] = tos;
+            push(&mut batch, 0, &hop, &packet);
+        }
+        let runs: Vec<_> = batch.runs(0).iter().map(|run| (run.ecn(), run.count())).collect();
+        assert_eq!(runs, [(Ecn::NotEct, 2), (Ecn::Ect0, 3), (Ecn::Ect1, 1), (Ecn::NotEct, 2)]);
     }
 
     #[test]

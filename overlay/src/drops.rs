@@ -57,6 +57,8 @@ drop_reasons! {
     Recursion = "recursion",
     /// A tunnel's packet has come out of the tunnel: taken in, it would speak for whomever its writer likes.
     Nested = "nested_tunnel",
+    /// A router has marked it for congestion, and the inner sender takes no marks: to it, the loss is the mark (RFC 6040).
+    Congestion = "congestion",
     /// The time to live has run out (flannel's UDP format counts each end of the tunnel as a hop).
     TtlExpired = "ttl_expired",
     /// No node owns the destination.
@@ -92,6 +94,9 @@ impl DropReason {
             Self::OwnSubnet => {
                 "the bridge with this node's subnet is not up: start docker with --bip from the subnet file"
             }
+            Self::Congestion => {
+                "the underlay is congested: a router on the way marks packets, and senders without ECN learn it by this loss"
+            }
             _ => return None,
         })
     }
@@ -110,7 +115,7 @@ impl DropReason {
     ];
 
     /// What can stop a packet from the wire to the overlay device.
-    pub const INGRESS: [Self; 18] = [
+    pub const INGRESS: [Self; 19] = [
         Self::Truncated,
         Self::Malformed,
         Self::NotIp,
@@ -127,6 +132,7 @@ impl DropReason {
         Self::MartianDestination,
         Self::SourceRoute,
         Self::Nested,
+        Self::Congestion,
         Self::TtlExpired,
         Self::WriteFailed,
     ];

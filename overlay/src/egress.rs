@@ -339,6 +339,7 @@ mod tests {
     use crate::peer_state::PeerFlag;
     use crate::table::tests::{local, peer};
     use crate::table::{Local, SharedTable};
+    use crate::wire::ecn::Ecn;
     use crate::wire::ip::tests::{builder, udp_packet};
     use crate::wire::tunnel::tests::{super_packet, vnet as tunnel_vnet};
     use crate::wire::vnet::{Gso, GsoKind};
@@ -441,6 +442,36 @@ mod tests {
         }
         assert_eq!(rig.stats.totals().packets, 3);
         assert_eq!(rig.stats.totals().bytes, 3000 + 3 * 28);
+    }
+
+    #[test]
+    fn what_is_said_of_congestion_stands_outside_too() {
+        let all = [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce];
+        for (src, dst) in [("10.1.9.3", "10.1.63.2"), ("fd00:0:0:9::3", "fd00:0:0:63::2")] {
+            let mut rig = rig(VXLAN);
+            let mut inner = Vec::new();
+            for ecn in all {
+                let mut packet = udp_packet(src, dst, 64, b"hello");
+                Packet::parse(&mut packet).unwrap().set_ecn(ecn);
+                rig.device.queue(&packet);
+                inner.push(packet);
+            }
+            rig.egress.step().unwrap();
+            assert_eq!(rig.wire.take_ecn(), all.map(Ecn::outside));
+            let sent = rig.wire.take_sent();
+            assert!(sent.iter().zip(&inner).all(|((_, frame), inner)| frame[vxlan::HEADER_LEN..] == *inner));
+        }
+        let mut rig = rig(VXLAN);
+        rig.wire.take_super_packets();
+        for unfinished in [false, true] {
+            rig.table.current().hops().next().unwrap().state.set(PeerFlag::Unfinished, unfinished);
+            let mut packet = super_packet(3000);
+            Packet::parse(&mut packet).unwrap().set_ecn(Ecn::Ect0);
+            rig.device.queue_with(tunnel_vnet(1400), &packet);
+            rig.egress.step().unwrap();
+            let pieces = if unfinished { 1 } else { 3 };
+            assert_eq!(rig.wire.take_ecn(), vec![Ecn::Ect0; pieces]);
+        }
     }
 
     #[test]

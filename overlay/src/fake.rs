@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use crate::batch::Batch;
 use crate::tun::Device;
 use crate::underlay::{Arrival, Receiver, Transmitter, Unsent};
+use crate::wire::ecn::Ecn;
 use crate::wire::vnet::VnetHdr;
 
 /// A device whose packets a test queues and inspects. Clones are the same device.
@@ -83,22 +84,28 @@ impl Device for FakeDevice {
 #[derive(Clone, Default)]
 pub(crate) struct FakeWire {
     state: Arc<Mutex<WireState>>,
-    batch: Vec<(SocketAddrV4, Range<usize>, Option<usize>)>,
+    batch: Vec<(SocketAddrV4, Ecn, Range<usize>, Option<usize>)>,
     memory: Vec<u8>,
 }
 
 #[derive(Default)]
 struct WireState {
     sent: Vec<(SocketAddrV4, Vec<u8>)>,
+    ecn: Vec<Ecn>,
     refused: HashMap<usize, i32>,
     takes_super_packets: bool,
-    arrived: VecDeque<(SocketAddrV4, Vec<u8>, Option<usize>)>,
+    arrived: VecDeque<(SocketAddrV4, Ecn, Vec<u8>, Option<usize>)>,
 }
 
 impl FakeWire {
     /// What was sent, and where to.
     pub(crate) fn take_sent(&self) -> Vec<(SocketAddrV4, Vec<u8>)> {
         std::mem::take(&mut self.state.lock().unwrap().sent)
+    }
+
+    /// What the outer headers said of congestion, of all that was sent so far.
+    pub(crate) fn take_ecn(&self) -> Vec<Ecn> {
+        std::mem::take(&mut self.state.lock().unwrap().ecn)
     }
 
     /// The run of that index fails in every batch.
@@ -113,17 +120,22 @@ impl FakeWire {
 
     /// Has `payload` received next, from a random port of `outer`.
     pub(crate) fn arrive(&self, outer: &str, payload: &[u8]) {
-        self.put(outer, payload, None);
+        self.put(outer, payload, None, Ecn::NotEct);
+    }
+
+    /// The same, with what a router or its sender has said of congestion.
+    pub(crate) fn arrive_with(&self, outer: &str, payload: &[u8], ecn: Ecn) {
+        self.put(outer, payload, None, ecn);
     }
 
     /// Has several datagrams of `segment_len` bytes each received as one.
     pub(crate) fn arrive_segmented(&self, outer: &str, payload: &[u8], segment_len: usize) {
-        self.put(outer, payload, Some(segment_len));
+        self.put(outer, payload, Some(segment_len), Ecn::NotEct);
     }
 
-    fn put(&self, outer: &str, payload: &[u8], segment_len: Option<usize>) {
+    fn put(&self, outer: &str, payload: &[u8], segment_len: Option<usize>, ecn: Ecn) {
         let from = SocketAddrV4::new(outer.parse().unwrap(), 51_234);
-        self.state.lock().unwrap().arrived.push_back((from, payload.to_vec(), segment_len));
+        self.state.lock().unwrap().arrived.push_back((from, ecn, payload.to_vec(), segment_len));
     }
 }
 
@@ -148,6 +160,7 @@ impl Transmitter for FakeWire {
             for message in run.singly() {
                 let bytes = message.slices.iter().flat_map(|s| &batch.bytes()[s.start..s.start + s.len]);
                 state.sent.push((message.to, bytes.copied().collect()));
+                state.ecn.push(message.ecn);
             }
         }
     }
@@ -157,17 +170,17 @@ impl Receiver for FakeWire {
     fn receive(&mut self) -> io::Result<usize> {
         self.batch.clear();
         self.memory.clear();
-        for (from, bytes, segment_len) in self.state.lock().unwrap().arrived.drain(..) {
+        for (from, ecn, bytes, segment_len) in self.state.lock().unwrap().arrived.drain(..) {
             let start = self.memory.len();
             self.memory.extend(bytes);
-            self.batch.push((from, start..self.memory.len(), segment_len));
+            self.batch.push((from, ecn, start..self.memory.len(), segment_len));
         }
         if self.batch.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(self.batch.len()) }
     }
 
     fn arrival(&self, index: usize) -> Arrival {
-        let (from, place, segment_len) = self.batch[index].clone();
-        Arrival { from, place, segment_len, truncated: false }
+        let (from, ecn, place, segment_len) = self.batch[index].clone();
+        Arrival { from, ecn, place, segment_len, truncated: false }
     }
 
     fn bytes(&mut self) -> &mut [u8] {

@@ -25,6 +25,7 @@ use crate::table::{Hop, Origin, PeerTable, Route, TableReader};
 use crate::tun::Device;
 use crate::underlay::{Arrival, Receiver};
 use crate::wire::coalesce::{Coalescer, MAX_SEGMENTS};
+use crate::wire::ecn::Ecn;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{Packet, announced_len, protocol};
 use crate::wire::martian;
@@ -139,7 +140,7 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
 impl<D: Device> Sink<D> {
     /// Takes an arrival, which lies in `bytes`. The coalescer may still hold some of it afterwards.
     fn take(&mut self, bytes: &mut [u8], arrival: Arrival, table: &PeerTable) {
-        let Arrival { from, place, segment_len, truncated } = arrival;
+        let Arrival { from, ecn, place, segment_len, truncated } = arrival;
         let outer = *from.ip();
         if truncated || place.is_empty() {
             self.witness.arrived(
@@ -157,7 +158,7 @@ impl<D: Device> Sink<D> {
         };
         for start in place.clone().step_by(step) {
             let datagram = start..(start + step).min(place.end);
-            let refused = self.datagram(bytes, datagram.clone(), outer, whole, table).err();
+            let refused = self.datagram(bytes, datagram.clone(), (outer, ecn), whole, table).err();
             if let Some(reason) = refused {
                 self.dropped(reason, outer, table);
             }
@@ -179,7 +180,7 @@ impl<D: Device> Sink<D> {
         &mut self,
         bytes: &mut [u8],
         place: Range<usize>,
-        outer: Ipv4Addr,
+        (outer, ecn): (Ipv4Addr, Ecn),
         whole: Option<Gso>,
         table: &PeerTable,
     ) -> Result<(), DropReason> {
@@ -187,6 +188,9 @@ impl<D: Device> Sink<D> {
         let start = place.start + check_encapsulation(&bytes[place.clone()], local.format)?;
         let mut packet = Packet::parse(&mut bytes[start..place.end])?;
         let peer = admit(&packet, outer, table, self.check)?;
+        if ecn != Ecn::NotEct {
+            packet.set_ecn(packet.ecn().received(ecn)?);
+        }
         if local.format == Format::FlannelUdp {
             if packet.ttl() <= 1 {
                 self.answers.tell(IcmpError::TimeExceeded, local, &packet, &self.outlet.stats);
@@ -730,6 +734,52 @@ mod tests {
         assert_eq!((peer.ingress.drops, peer.last_seen.is_some()), (1, true));
         let innocent = rig.table.current().at("192.168.199.7".parse().unwrap()).unwrap().state.totals();
         assert_eq!(innocent, PeerTotals::default(), "drops are of who has sent the packet");
+    }
+
+    #[test]
+    fn marks_outside_come_in_and_losses_stand_for_those_that_nobody_would_understand() {
+        for (src, dst) in [("10.1.63.2", "10.1.9.3"), ("fd00:0:0:63::2", "fd00:0:0:9::3")] {
+            for format in [VXLAN, Format::FlannelUdp] {
+                let inner = |ecn| {
+                    let mut bytes = udp_packet(src, dst, 64, &[7; 100]);
+                    Packet::parse(&mut bytes).unwrap().set_ecn(ecn);
+                    bytes
+                };
+                let mut rig = rig(format, SourceCheck::Strict);
+                let outside = [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce];
+                for within in outside {
+                    let payload = inner(within);
+                    let payload = if format == VXLAN { frame(&payload) } else { payload };
+                    for ecn in outside {
+                        rig.wire.arrive_with(MASTER, &payload, ecn);
+                        rig.ingress.step();
+                        let written = rig.device.take_written().pop();
+                        let seen = written.map(|mut bytes| {
+                            let packet = Packet::parse(&mut bytes[vnet::LEN..]).expect("a right header");
+                            assert_eq!((packet.ttl() == 64, packet.bytes()[1] & 0xc), (format == VXLAN, 0));
+                            packet.ecn()
+                        });
+                        assert_eq!(seen, within.received(ecn).ok(), "{within:?} in {ecn:?}");
+                    }
+                }
+                assert_eq!(rig.stats.totals().drops(DropReason::Congestion), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_marked_segment_is_not_hidden_among_others() {
+        let mut rig = rig(VXLAN, SourceCheck::Strict);
+        let mut packet = udp_packet("10.1.63.2", "10.1.9.3", 64, &[7; 100]);
+        Packet::parse(&mut packet).unwrap().set_ecn(Ecn::Ect0);
+        for ecn in [Ecn::Ect0, Ecn::NotEct, Ecn::Ce, Ecn::Ce, Ecn::Ect0] {
+            rig.wire.arrive_with(MASTER, &frame(&packet), ecn);
+        }
+        rig.ingress.step();
+        let written = rig.device.take_written();
+        let seen: Vec<_> =
+            written.iter().map(|bytes| (bytes[vnet::LEN + 1], bytes.len() - vnet::LEN - 28)).collect();
+        assert_eq!(seen, [(2, 200), (3, 200), (2, 100)]);
     }
 
     #[test]

@@ -74,6 +74,14 @@ pub fn run(data: &[u8]) {
     let mut sent = HashMap::<SocketAddrV4, Vec<Vec<u8>>>::new();
     for datagram in rig.wire.take_sent() {
         let mut inner = &datagram.bytes[..];
+        let (format_passes_marks, behind) = match format {
+            Format::Vxlan { .. } => (true, &inner[vxlan::HEADER_LEN..]),
+            // To flanneld, as which everybody counts who has not said otherwise.
+            Format::FlannelUdp => (false, inner),
+        };
+        let within = if behind[0] >> 4 == 6 { behind[1] >> 4 & 3 } else { behind[1] & 3 };
+        let outside = if within == 3 { 2 } else { within };
+        assert_eq!(datagram.ecn as u8, if format_passes_marks { outside } else { 0 });
         if let Format::Vxlan { .. } = format {
             let version = if inner[vxlan::HEADER_LEN] >> 4 == 6 { Version::V6 } else { Version::V4 };
             assert_eq!(inner[..vxlan::HEADER_LEN], vxlan::header(version, 1, OURS, THEIRS));

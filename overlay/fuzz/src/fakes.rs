@@ -12,6 +12,7 @@ use overlay::batch::Batch;
 use overlay::echo::EchoOut;
 use overlay::tun::Device;
 use overlay::underlay::{Arrival, Receiver, Transmitter, Unsent};
+use overlay::wire::ecn::Ecn;
 
 /// A device whose packets are queued and inspected. Clones are the same device.
 #[derive(Debug, Clone, Default)]
@@ -68,7 +69,7 @@ impl Device for FakeDevice {
 #[derive(Debug, Clone, Default)]
 pub struct FakeWire {
     state: Arc<Mutex<WireState>>,
-    batch: Vec<Arriving>,
+    batch: Vec<Arriving<(SocketAddrV4, Range<usize>)>>,
     memory: Vec<u8>,
 }
 
@@ -76,25 +77,35 @@ pub struct FakeWire {
 struct WireState {
     sent: Vec<Sent>,
     refuses: u8,
-    arrived: Vec<(Ipv4Addr, Vec<u8>, Option<usize>, bool)>,
+    arrived: Vec<Arriving<(Ipv4Addr, Vec<u8>)>>,
 }
 
-type Arriving = (SocketAddrV4, Range<usize>, Option<usize>, bool);
+/// What arrives, or where it is; what the outer header says of congestion, the segments' length, whether the end is lost.
+type Arriving<T> = (T, Ecn, Option<usize>, bool);
 
 /// A datagram that was sent.
 #[derive(Debug)]
 pub struct Sent {
     /// Where to.
     pub to: SocketAddrV4,
+    /// What the outer header says of congestion.
+    pub ecn: Ecn,
     /// Its payload.
     pub bytes: Vec<u8>,
 }
 
 impl FakeWire {
-    /// Has `payload` received next from `outer`, as several datagrams if it has a segment length, or
-    /// with its end lost.
-    pub fn arrive(&self, outer: Ipv4Addr, payload: Vec<u8>, segment_len: Option<usize>, truncated: bool) {
-        lock(&self.state).arrived.push((outer, payload, segment_len, truncated));
+    /// Has `payload` received next from `outer`, with what is said of congestion, as several datagrams if it has a
+    /// segment length, or with its end lost.
+    pub fn arrive(
+        &self,
+        outer: Ipv4Addr,
+        payload: Vec<u8>,
+        ecn: Ecn,
+        segment_len: Option<usize>,
+        truncated: bool,
+    ) {
+        lock(&self.state).arrived.push(((outer, payload), ecn, segment_len, truncated));
     }
 
     /// Of eight runs, those are refused whose bit is set.
@@ -132,7 +143,7 @@ impl Transmitter for FakeWire {
                 let slices = message.slices.iter().map(|s| &batch.bytes()[s.start..s.start + s.len]);
                 let bytes = slices.collect::<Vec<_>>().concat();
                 whole += bytes.len();
-                state.sent.push(Sent { to: message.to, bytes });
+                state.sent.push(Sent { to: message.to, ecn: message.ecn, bytes });
             }
             // What the kernel takes at once (`UDP_MAX_SEGMENTS`, the longest payload over IPv4).
             assert!(run.count() == 1 || (run.count() <= 64 && whole <= 65_507), "{} of {whole}", run.count());
@@ -144,18 +155,18 @@ impl Receiver for FakeWire {
     fn receive(&mut self) -> io::Result<usize> {
         self.batch.clear();
         self.memory.clear();
-        for (from, bytes, segment_len, truncated) in lock(&self.state).arrived.drain(..) {
+        for ((from, bytes), ecn, segment_len, truncated) in lock(&self.state).arrived.drain(..) {
             let start = self.memory.len();
             self.memory.extend(bytes);
             let from = SocketAddrV4::new(from, 51_234);
-            self.batch.push((from, start..self.memory.len(), segment_len, truncated));
+            self.batch.push(((from, start..self.memory.len()), ecn, segment_len, truncated));
         }
         if self.batch.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(self.batch.len()) }
     }
 
     fn arrival(&self, index: usize) -> Arrival {
-        let (from, place, segment_len, truncated) = self.batch[index].clone();
-        Arrival { from, place, segment_len, truncated }
+        let ((from, place), ecn, segment_len, truncated) = self.batch[index].clone();
+        Arrival { from, ecn, place, segment_len, truncated }
     }
 
     fn bytes(&mut self) -> &mut [u8] {

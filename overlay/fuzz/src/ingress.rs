@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use overlay::ingress::SourceCheck;
+use overlay::wire::ecn::Ecn;
 use overlay::wire::ip::{Packet, Version};
 use overlay::wire::vnet::{self, GsoKind, VnetHdr};
 use overlay::wire::{Format, checksum, icmp, vxlan};
 
 use crate::input::Input;
-use crate::packets::{cut, normalised, packet, same_as_etherparse, same_id, successor};
+use crate::packets::{cut, fill_header, normalised, packet, same_as_etherparse, same_id, successor};
 use crate::{
     IngressRig, MTU, OURS, OVERLAY_ADDRESS, OVERLAY_ADDRESS_V6, PEERS, PORT, dropped, encapsulation,
 };
@@ -77,9 +78,9 @@ pub fn run(data: &[u8], format: Format) {
         }
         let arrival = arrival(&mut input, format, &mut last);
         model.arrive(&arrival);
-        let Arrival { outer, payload, segment_len, truncated } = arrival;
+        let Arrival { outer, payload, ecn, segment_len, truncated } = arrival;
         sent += payload.len();
-        rig.wire.arrive(outer, payload, segment_len, truncated);
+        rig.wire.arrive(outer, payload, ecn, segment_len, truncated);
     }
     rig.worker.step();
 
@@ -129,6 +130,9 @@ fn overlay_address(version: Version) -> IpAddr {
 
 /// Whether a packet that may pass is an echo to this node's daemon.
 fn is_echo(inner: &[u8]) -> bool {
+    if inner[0] >> 4 != 4 {
+        return false;
+    }
     let icmp = &inner[usize::from(inner[0] & 15) * 4..];
     inner[9] == 1
         && u16::from_be_bytes([inner[6], inner[7]]) & 0x3fff == 0
@@ -137,6 +141,21 @@ fn is_echo(inner: &[u8]) -> bool {
         && icmp[0] == 0
         && icmp[8..16] == *b"overlayd"
         && matches!(icmp[16], b'?' | b'!')
+}
+
+/// The packet with a mark that it had outside (RFC 6040, figure 4); none if it would not be understood.
+fn marked(mut inner: Vec<u8>, outer: Ecn) -> Option<Vec<u8>> {
+    let v6 = inner[0] >> 4 == 6;
+    let within = if v6 { inner[1] >> 4 & 3 } else { inner[1] & 3 };
+    let now = match (within, outer) {
+        (0, Ecn::Ce) => return None,
+        (1..=3, Ecn::Ce) => 3,
+        (2, Ecn::Ect1) => 1,
+        (within, _) => within,
+    };
+    inner[1] = if v6 { inner[1] & !0x30 | now << 4 } else { inner[1] & !3 | now };
+    fill_header(&mut inner);
+    Some(inner)
 }
 
 /// A batch of the real wire has sixteen.
@@ -149,6 +168,7 @@ const MAX_SENT: usize = 64 << 10;
 struct Arrival {
     outer: Ipv4Addr,
     payload: Vec<u8>,
+    ecn: Ecn,
     segment_len: Option<usize>,
     truncated: bool,
 }
@@ -157,7 +177,8 @@ struct Arrival {
 /// the one before.
 fn arrival(input: &mut Input<'_>, format: Format, last: &mut Option<Vec<u8>>) -> Arrival {
     let flags = input.byte();
-    let outer = SENDERS[usize::from(input.byte()) % SENDERS.len()];
+    let from = input.byte();
+    let (outer, ecn) = (SENDERS[usize::from(from & 63) % SENDERS.len()], Ecn::of_tos(from >> 6));
     let inner = match last.take().filter(|_| flags & 1 != 0) {
         Some(last) => successor(&last),
         None => packet(input, &SOURCES, &DESTINATIONS),
@@ -190,7 +211,7 @@ fn arrival(input: &mut Input<'_>, format: Format, last: &mut Option<Vec<u8>>) ->
         payload.truncate(usize::from(input.word()));
     }
     payload.truncate(65_507);
-    Arrival { outer, payload, segment_len, truncated: flags & 0xe0 == 0xe0 }
+    Arrival { outer, payload, ecn, segment_len, truncated: flags & 0xe0 == 0xe0 }
 }
 
 /// What should come of it, in the simplest words.
@@ -205,7 +226,7 @@ struct Model {
 
 impl Model {
     fn arrive(&mut self, arrival: &Arrival) {
-        let Arrival { outer, payload, segment_len, truncated } = arrival;
+        let Arrival { outer, payload, ecn, segment_len, truncated } = arrival;
         if *truncated || payload.is_empty() {
             self.packets += 1;
             return;
@@ -225,7 +246,9 @@ impl Model {
         let step = segment_len.filter(|_| !uncut).unwrap_or(payload.len());
         for datagram in payload.chunks(step) {
             self.packets += 1;
-            self.expected.extend(self.inner(datagram, *outer));
+            let inner = self.inner(datagram, *outer).and_then(|inner| marked(inner, *ecn));
+            // An echo between daemons is not for the host.
+            self.expected.extend(inner.filter(|inner| !is_echo(inner)));
         }
     }
 
@@ -269,8 +292,7 @@ impl Model {
             }
             inner[8] -= 1;
         }
-        // An echo between daemons is not for the host.
-        (!is_echo(&inner)).then(|| normalised(&inner))
+        Some(normalised(&inner))
     }
 
     fn inner_v6(&self, inner: &[u8], outer: Ipv4Addr) -> Option<Vec<u8>> {

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::underlay::Arrival;
+use crate::wire::ecn::Ecn;
 
 /// Bytes of a message, somewhere in the batch's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +22,20 @@ pub struct Slice {
 pub struct Outgoing<'a> {
     /// Destination address and port.
     pub to: SocketAddrV4,
+    /// What its outer header says of congestion.
+    pub ecn: Ecn,
     /// Its bytes, in order.
     pub slices: &'a [Slice],
     /// Length of the datagrams that the kernel cuts it into; `None` if it is one.
     pub segment_len: Option<u16>,
+}
+
+/// The control message that sets the type of service (`IP_TOS`, Linux 3.13).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct TosControl {
+    header: libc::cmsghdr,
+    tos: libc::c_int,
 }
 
 /// The control message that asks for segmentation.
@@ -35,10 +46,24 @@ struct SegmentControl {
     segment_len: u16,
 }
 
+/// Both. A message is given both, one of them, or none.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SendControls {
+    tos: TosControl,
+    segment: SegmentControl,
+}
+
+// The second begins where the kernel looks for it behind the first.
+const _: () = assert!(
+    size_of::<TosControl>().is_multiple_of(align_of::<libc::cmsghdr>())
+        && std::mem::offset_of!(SendControls, segment) == size_of::<TosControl>()
+);
+
 /// The kernel's arrays for one `sendmmsg`, kept between calls.
 pub struct SendArrays {
     names: Box<[libc::sockaddr_in]>,
-    controls: Box<[SegmentControl]>,
+    controls: Box<[SendControls]>,
     iovecs: Vec<libc::iovec>,
     headers: Box<[libc::mmsghdr]>,
 }
@@ -51,14 +76,17 @@ impl SendArrays {
     /// Room for `capacity` messages a call.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let control = SegmentControl {
-            header: libc::cmsghdr {
-                // SAFETY: CMSG_LEN computes a length and touches no memory.
-                cmsg_len: unsafe { libc::CMSG_LEN(size_of::<u16>() as u32) } as usize,
-                cmsg_level: libc::SOL_UDP,
-                cmsg_type: libc::UDP_SEGMENT,
-            },
-            segment_len: 0,
+        let header = |level, kind, value_len: usize| libc::cmsghdr {
+            // SAFETY: CMSG_LEN computes a length and touches no memory.
+            cmsg_len: unsafe { libc::CMSG_LEN(value_len as u32) } as usize,
+            cmsg_level: level,
+            cmsg_type: kind,
+        };
+        let tos = header(libc::SOL_IP, libc::IP_TOS, size_of::<libc::c_int>());
+        let segment = header(libc::SOL_UDP, libc::UDP_SEGMENT, size_of::<u16>());
+        let control = SendControls {
+            tos: TosControl { header: tos, tos: 0 },
+            segment: SegmentControl { header: segment, segment_len: 0 },
         };
         Self {
             names: names(capacity),
@@ -94,9 +122,17 @@ impl SendArrays {
             let header = &mut self.headers[i].msg_hdr;
             header.msg_iovlen = message.slices.len();
             header.msg_controllen = 0;
+            let controls = &mut self.controls[i];
+            // Without the one in front the list begins at the other.
+            header.msg_control = (&raw mut controls.segment).cast();
             if let Some(segment_len) = message.segment_len {
-                self.controls[i].segment_len = segment_len;
+                controls.segment.segment_len = segment_len;
                 header.msg_controllen = size_of::<SegmentControl>();
+            }
+            if message.ecn != Ecn::NotEct {
+                controls.tos.tos = message.ecn as libc::c_int;
+                header.msg_control = (&raw mut *controls).cast();
+                header.msg_controllen += size_of::<TosControl>();
             }
             count += 1;
         }
@@ -106,7 +142,6 @@ impl SendArrays {
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = (&raw mut self.names[i]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
-            header.msg_control = (&raw mut self.controls[i]).cast();
             header.msg_iov = next;
             next = next.wrapping_add(header.msg_iovlen);
         }
@@ -118,7 +153,7 @@ impl SendArrays {
     }
 }
 
-/// Room for the control message of `UDP_GRO`, an int, and for another of that size.
+/// Room for the control messages of `UDP_GRO`, an int, and of `IP_TOS`, a byte, and for another of that size.
 type ControlBuffer = [u64; 8];
 
 /// Buffers and the kernel's arrays for one `recvmmsg`, kept between calls.
@@ -187,12 +222,14 @@ impl RecvBatch {
         let len = (header.msg_len as usize).min(self.slot_len);
         let name = &self.names[index];
         let start = index * self.slot_len;
+        let (segment_len, tos) = read_controls(&self.controls[index], header.msg_hdr.msg_controllen);
         Arrival {
             from: SocketAddrV4::new(
                 Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr)),
                 u16::from_be(name.sin_port),
             ),
-            segment_len: segment_len(&self.controls[index], header.msg_hdr.msg_controllen),
+            ecn: Ecn::of_tos(tos),
+            segment_len,
             place: start..start + len,
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         }
@@ -204,21 +241,31 @@ impl RecvBatch {
     }
 }
 
-/// What `UDP_GRO` says in a control buffer of which the kernel has filled `filled` bytes. No other
-/// control message is asked for, so it is the first if it is there.
-fn segment_len(control: &ControlBuffer, filled: usize) -> Option<usize> {
-    let header_len = size_of::<libc::cmsghdr>();
-    if filled < header_len + size_of::<libc::c_int>() {
-        return None;
+/// What `UDP_GRO` and `IP_TOS` say in a control buffer of which the kernel has filled `filled` bytes; a type of
+/// service of 0 if it says none.
+fn read_controls(control: &ControlBuffer, filled: usize) -> (Option<usize>, u8) {
+    const HEADER_LEN: usize = size_of::<libc::cmsghdr>();
+    let filled = filled.min(size_of::<ControlBuffer>());
+    let (mut segment_len, mut tos, mut at) = (None, 0, 0);
+    while at + HEADER_LEN < filled {
+        // SAFETY: `at` is a multiple of eight, as the buffer's start is aligned to; it holds a header and, since
+        // it ends with a whole word, at least four bytes behind. Any bytes are valid values of these.
+        let (header, value) = unsafe {
+            let start = control.as_ptr().cast::<u8>().add(at);
+            (start.cast::<libc::cmsghdr>().read(), start.add(HEADER_LEN).cast::<[u8; 4]>().read())
+        };
+        match (header.cmsg_level, header.cmsg_type) {
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                let len = usize::try_from(libc::c_int::from_ne_bytes(value)).ok();
+                segment_len = len.filter(|len| *len > 0);
+            }
+            (libc::SOL_IP, libc::IP_TOS) => tos = value[0],
+            _ => {}
+        }
+        let len = header.cmsg_len.max(HEADER_LEN);
+        at = at.saturating_add(len).next_multiple_of(align_of::<libc::cmsghdr>());
     }
-    // SAFETY: the buffer is larger than a cmsghdr and an int and aligned for both, and any bytes
-    // are valid values of these.
-    let (header, value) = unsafe {
-        let start = control.as_ptr().cast::<u8>();
-        (start.cast::<libc::cmsghdr>().read(), start.add(header_len).cast::<libc::c_int>().read())
-    };
-    let found = header.cmsg_level == libc::SOL_UDP && header.cmsg_type == libc::UDP_GRO;
-    usize::try_from(value).ok().filter(|len| found && *len > 0)
+    (segment_len, tos)
 }
 
 fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
@@ -245,6 +292,15 @@ fn headers(count: usize) -> Box<[libc::mmsghdr]> {
 /// `ENOPROTOOPT` before Linux 5.0.
 pub fn set_udp_gro(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(on))
+}
+
+/// Has `socket` tell the type of service of what it delivers. (What is delivered as one has one:
+/// `inet_gro_receive`, net/ipv4/af_inet.c.)
+///
+/// # Errors
+/// None on Linux.
+pub fn tell_tos(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SOL_IP, libc::IP_RECVTOS, 1)
 }
 
 /// Whether `socket` knows `UDP_SEGMENT`: sets it to 0, its default.
@@ -301,7 +357,7 @@ mod tests {
     }
 
     fn plain(to: SocketAddrV4, slices: &[Slice]) -> Outgoing<'_> {
-        Outgoing { to, slices, segment_len: None }
+        Outgoing { to, ecn: Ecn::NotEct, slices, segment_len: None }
     }
 
     #[test]
@@ -337,8 +393,8 @@ mod tests {
         let bytes: Vec<u8> = (0..2000u32).map(|i| i as u8).collect();
         let (a, b) = ([Slice { start: 0, len: 950 }], [Slice { start: 950, len: 500 }]);
         let messages = [
-            Outgoing { to, slices: &a, segment_len: Some(100) },
-            Outgoing { to, slices: &b, segment_len: Some(250) },
+            Outgoing { to, ecn: Ecn::NotEct, slices: &a, segment_len: Some(100) },
+            Outgoing { to, ecn: Ecn::Ect1, slices: &b, segment_len: Some(250) },
         ];
         let sent = SendArrays::new(8).send(sender.as_fd(), &bytes, messages.into_iter()).unwrap();
         assert_eq!(sent, 2);
@@ -348,6 +404,28 @@ mod tests {
         assert_eq!((first.place.len(), first.segment_len), (950, Some(100)));
         let second = batch.arrival(1);
         assert_eq!((&batch.bytes()[second.place], second.segment_len), (&bytes[950..1450], Some(250)));
+    }
+
+    #[test]
+    fn what_is_said_of_congestion_arrives_and_keeps_runs_apart() {
+        let (sender, _) = socket();
+        let (receiver, to) = socket();
+        set_udp_gro(receiver.as_fd(), true).unwrap();
+        tell_tos(receiver.as_fd()).unwrap();
+        let slices = [Slice { start: 0, len: 300 }];
+        let all = [Ecn::Ect0, Ecn::NotEct, Ecn::Ect1, Ecn::Ce];
+        for segment_len in [None, Some(100)] {
+            let messages = all.map(|ecn| Outgoing { to, ecn, slices: &slices, segment_len });
+            let sent = SendArrays::new(8).send(sender.as_fd(), &[7; 300], messages.into_iter()).unwrap();
+            assert_eq!(sent, 4);
+            let mut batch = RecvBatch::new(8, 2000);
+            assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 4);
+            for (index, ecn) in all.into_iter().enumerate() {
+                let arrival = batch.arrival(index);
+                let expected = (ecn, 300, segment_len.map(usize::from));
+                assert_eq!((arrival.ecn, arrival.place.len(), arrival.segment_len), expected);
+            }
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use arc_swap::{ArcSwap, Cache};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::MacAddr;
-use crate::peer_state::PeerState;
+use crate::peer_state::{PeerFlag, PeerState};
+use crate::wire::ecn::Ecn;
 use crate::wire::ip::Version;
 use crate::wire::{Format, vxlan};
 use family::Family;
@@ -87,6 +88,18 @@ impl Hop {
     #[must_use]
     pub fn header(&self) -> &[u8] {
         &self.header[..self.header_len]
+    }
+
+    /// What stands outside the inner packet that `bytes` begin with. flanneld, of flannel's UDP format, would lose a
+    /// mark that a router makes there: to it, congestion shows by losses (RFC 6040, section 4.1, compatibility mode).
+    #[inline]
+    #[must_use]
+    pub fn outer_ecn(&self, bytes: &[u8]) -> Ecn {
+        match Ecn::of_packet(bytes) {
+            Ecn::NotEct => Ecn::NotEct,
+            inner if self.header_len > 0 || self.state.has(PeerFlag::Answers) => inner.outside(),
+            _ => Ecn::NotEct,
+        }
     }
 
     /// The largest inner packet, in bytes, that the path to the peer takes in one piece.
@@ -456,6 +469,21 @@ pub(crate) mod tests {
         assert_eq!(hop.header(), vxlan::header(Version::V4, 7, ours, theirs));
         let Route::Peer(hop) = table.route(address("fd00:0:0:63::2")) else { panic!("no route") };
         assert_eq!(hop.header(), vxlan::header(Version::V6, 7, ours, theirs));
+    }
+
+    #[test]
+    fn marks_are_asked_for_only_of_who_passes_them_on() {
+        let marked = [0x45, 2];
+        for (format, expected) in [
+            (Format::FlannelUdp, Ecn::NotEct),
+            (Format::Vxlan { vni: 1, vtep_mac: MacAddr([2; 6]) }, Ecn::Ect0),
+        ] {
+            let table = PeerTable::new(local(format), vec![peer("10.1.63.0/24", "192.168.199.238")]);
+            let hop = table.hops().next().unwrap();
+            assert_eq!(hop.outer_ecn(&marked), expected, "{format:?}");
+            hop.state.set(PeerFlag::Answers, true);
+            assert_eq!(hop.outer_ecn(&marked), Ecn::Ect0, "{format:?}");
+        }
     }
 
     #[test]

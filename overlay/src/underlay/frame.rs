@@ -4,15 +4,15 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
 
 use crate::MacAddr;
-use crate::sys::mmsg::Slice;
+use crate::sys::mmsg::{Outgoing, Slice};
+use crate::wire::ecn::Ecn;
 use crate::wire::ip::{Packet, protocol};
+use crate::wire::outer::{self, Outer};
 use crate::wire::vnet::VnetHdr;
 use crate::wire::{checksum, vxlan};
 
 /// Ethernet, IPv4 without options, UDP.
-pub const HEADERS_LEN: usize = UDP + UDP_LEN;
-/// What counts against the MTU of it.
-pub const IP_AND_UDP_LEN: usize = HEADERS_LEN - IP;
+pub const HEADERS_LEN: usize = IP + outer::LEN;
 
 /// Where the IPv4 header begins, and the UDP header.
 const IP: usize = 14;
@@ -24,75 +24,39 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 const PLAIN: u8 = 0x45;
 
 /// What is the same in all frames from one source port.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Template {
-    headers: [u8; HEADERS_LEN],
-    /// Sum of the words of the IP header that stay.
-    ip_sum: u16,
-    /// The same of the pseudo-header and the UDP header.
-    udp_sum: u16,
-    /// The next frame's identification.
-    id: u16,
+    ethernet: [u8; IP],
+    outer: Outer,
 }
 
 impl Template {
-    /// Frames from `mac` and `source`, with this TTL and type of service.
+    /// Frames from `mac`, with these headers.
     #[must_use]
-    pub fn new(mac: MacAddr, source: SocketAddrV4, ttl: u8, tos: u8) -> Self {
-        let mut headers = [0; HEADERS_LEN];
-        headers[6..12].copy_from_slice(&mac.0);
-        headers[12..IP].copy_from_slice(&IPV4);
-        headers[IP] = PLAIN;
-        headers[IP + 1] = tos;
-        headers[IP + 8] = ttl;
-        headers[IP + 9] = protocol::UDP;
-        headers[IP + 12..IP + 16].copy_from_slice(&source.ip().octets());
-        headers[UDP..UDP + 2].copy_from_slice(&source.port().to_be_bytes());
-        let address_sum = checksum::sum(&source.ip().octets());
-        let udp_sum = checksum::add(checksum::add(address_sum, u16::from(protocol::UDP)), source.port());
-        Self { ip_sum: checksum::sum(&headers[IP..UDP]), udp_sum, headers, id: 0 }
+    pub fn new(mac: MacAddr, outer: Outer) -> Self {
+        let mut ethernet = [0; IP];
+        ethernet[6..12].copy_from_slice(&mac.0);
+        ethernet[12..].copy_from_slice(&IPV4);
+        Self { ethernet, outer }
     }
 
-    /// Writes a frame to `to`, whose next hop has the address `mac`, with the payload of `slices` of `bytes`; returns
+    /// Writes `datagram`, whose slices lie in `bytes`, as a frame to the next hop with the address `mac`; returns
     /// its length.
     ///
     /// # Panics
     /// If it does not fit `out`, or a slice lies outside `bytes`.
-    pub fn write(
-        &mut self,
-        out: &mut [u8],
-        mac: MacAddr,
-        to: SocketAddrV4,
-        bytes: &[u8],
-        slices: &[Slice],
-    ) -> usize {
+    pub fn write(&mut self, out: &mut [u8], mac: MacAddr, bytes: &[u8], datagram: Outgoing<'_>) -> usize {
         let mut end = HEADERS_LEN;
-        for Slice { start, len } in slices {
+        for Slice { start, len } in datagram.slices {
             out[end..end + len].copy_from_slice(&bytes[*start..start + len]);
             end += len;
         }
         let payload_sum = checksum::sum(&out[HEADERS_LEN..end]);
-        let headers = &mut out[..HEADERS_LEN];
-        headers.copy_from_slice(&self.headers);
-        headers[..6].copy_from_slice(&mac.0);
-        let (total_len, udp_len) = ((end - IP) as u16, (end - UDP) as u16);
-        // A router may have to cut it: there is no DF, as on what sockets send, and so each has a number.
-        self.id = self.id.wrapping_add(1);
-        let address_sum = checksum::sum(&to.ip().octets());
-        let ip_sum =
-            checksum::add(checksum::add(self.ip_sum, address_sum), checksum::add(total_len, self.id));
-        put(headers, IP + 2, total_len);
-        put(headers, IP + 4, self.id);
-        put(headers, IP + 10, !ip_sum);
-        headers[IP + 16..UDP].copy_from_slice(&to.ip().octets());
-        put(headers, UDP + 2, to.port());
-        put(headers, UDP + 4, udp_len);
-        // The length stands in the pseudo-header as well.
-        let lens = checksum::add(udp_len, udp_len);
-        let udp_sum = checksum::add(checksum::add(self.udp_sum, address_sum), checksum::add(lens, to.port()));
-        let udp_sum = !checksum::add(udp_sum, payload_sum);
-        // Zero would say that there is none (RFC 768).
-        put(headers, UDP + 6, if udp_sum == 0 { 0xffff } else { udp_sum });
+        let mut headers = self.outer.headers(datagram.to, datagram.ecn, end - HEADERS_LEN, 1);
+        outer::fill_checksum(&mut headers, payload_sum);
+        out[..IP].copy_from_slice(&self.ethernet);
+        out[..6].copy_from_slice(&mac.0);
+        out[IP..HEADERS_LEN].copy_from_slice(&headers);
         end
     }
 }
@@ -106,11 +70,22 @@ pub enum Refused {
     Checksum,
 }
 
-/// The sender of a frame for `local`, and where in it the UDP payload lies. (No byte is changed.)
+/// What is in a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Datagram {
+    /// The sender's address and port.
+    pub from: SocketAddrV4,
+    /// What the outer header says of congestion.
+    pub ecn: Ecn,
+    /// Where the UDP payload lies.
+    pub place: Range<usize>,
+}
+
+/// The datagram in a frame for `local`. (No byte is changed.)
 ///
 /// # Errors
 /// What the kernel's UDP would drop it for.
-pub fn parse(frame: &mut [u8], local: SocketAddrV4) -> Result<(SocketAddrV4, Range<usize>), Refused> {
+pub fn parse(frame: &mut [u8], local: SocketAddrV4) -> Result<Datagram, Refused> {
     let headers: &[u8; HEADERS_LEN] = frame.first_chunk().ok_or(Refused::Malformed)?;
     let half = |at: usize| u16::from_be_bytes([headers[at], headers[at + 1]]);
     let address = |at: usize| Ipv4Addr::new(headers[at], headers[at + 1], headers[at + 2], headers[at + 3]);
@@ -128,10 +103,11 @@ pub fn parse(frame: &mut [u8], local: SocketAddrV4) -> Result<(SocketAddrV4, Ran
         return Err(Refused::Malformed);
     }
     let (from, end) = (SocketAddrV4::new(address(IP + 12), half(UDP)), UDP + udp_len);
+    let ecn = Ecn::of_tos(headers[IP + 1]);
     let addresses: [u8; 8] = std::array::from_fn(|at| headers[IP + 12 + at]);
     let pseudo = checksum::pseudo_header(&addresses, protocol::UDP, udp_len);
     if is_intact(&mut frame[UDP..end], pseudo) {
-        Ok((from, HEADERS_LEN..end))
+        Ok(Datagram { from, ecn, place: HEADERS_LEN..end })
     } else {
         Err(Refused::Checksum)
     }
@@ -160,10 +136,6 @@ fn lacks_inner_checksum(payload: &mut [u8], sum: u16) -> bool {
 /// More fragments, or an offset.
 const FRAGMENT: u16 = 0x3fff;
 
-fn put(bytes: &mut [u8], at: usize, word: u16) {
-    bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
@@ -175,7 +147,7 @@ pub(crate) mod tests {
 
     fn template() -> Template {
         let source = SocketAddrV4::new(Ipv4Addr::new(192, 168, 199, 238), 51_234);
-        Template::new(MacAddr([2, 0, 0, 0, 0, 1]), source, 64, 0)
+        Template::new(MacAddr([2, 0, 0, 0, 0, 1]), Outer::new(source, 64))
     }
 
     fn build(template: &mut Template, payload: &[u8]) -> Vec<u8> {
@@ -183,7 +155,8 @@ pub(crate) mod tests {
         // In two slices, as a segment's headers and payload come.
         let middle = payload.len() / 4 * 2;
         let slices = [Slice { start: 0, len: middle }, Slice { start: middle, len: payload.len() - middle }];
-        let len = template.write(&mut out, MacAddr([2, 0, 0, 0, 0, 9]), LOCAL, payload, &slices);
+        let datagram = Outgoing { to: LOCAL, ecn: Ecn::Ect0, slices: &slices, segment_len: None };
+        let len = template.write(&mut out, MacAddr([2, 0, 0, 0, 0, 9]), payload, datagram);
         out.truncate(len);
         out
     }
@@ -191,7 +164,7 @@ pub(crate) mod tests {
     #[test]
     fn a_frame_is_what_etherparse_would_build() {
         let mut template = template();
-        for (id, len) in [1usize, 2, 3].into_iter().zip([0, 7, 1450]) {
+        for len in [0, 7, 1450] {
             let payload: Vec<u8> = (0..len).map(|i| i as u8).collect();
             let frame = build(&mut template, &payload);
             let mut expected = Vec::new();
@@ -203,8 +176,9 @@ pub(crate) mod tests {
                 [192, 168, 1, 12],
             )
             .unwrap();
-            ip.identification = id as u16;
+            ip.identification = u16::from_be_bytes([frame[IP + 4], frame[IP + 5]]);
             ip.dont_fragment = false;
+            ip.ecn = etherparse::IpEcn::Ect0;
             PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 9])
                 .ip(etherparse::IpHeaders::Ipv4(ip, Default::default()))
                 .udp(51_234, 8472)
@@ -222,7 +196,8 @@ pub(crate) mod tests {
     fn what_is_built_is_taken_apart_and_padding_is_cut_off() {
         let mut frame = build(&mut template(), b"payload");
         frame.extend([0; 20]);
-        let (from, place) = parse(&mut frame, LOCAL).unwrap();
+        let Datagram { from, ecn, place } = parse(&mut frame, LOCAL).unwrap();
+        assert_eq!(ecn, Ecn::Ect0);
         assert_eq!(from, "192.168.199.238:51234".parse().unwrap());
         assert_eq!(&frame[place], b"payload");
     }
@@ -262,7 +237,7 @@ pub(crate) mod tests {
         let mut unfilled = build(&mut template(), &payload);
         let addresses = unfilled[IP + 12..].first_chunk::<8>().unwrap();
         let pseudo = checksum::pseudo_header(addresses, protocol::UDP, payload.len() + 8);
-        put(&mut unfilled, UDP + 6, pseudo);
+        unfilled[UDP + 6..UDP + 8].copy_from_slice(&pseudo.to_be_bytes());
         assert!(parse(&mut unfilled, LOCAL).is_ok());
 
         // A kernel's VXLAN: the outer checksum is that of the packet with its inner one filled in.
@@ -272,7 +247,7 @@ pub(crate) mod tests {
         let packet = Packet::parse(&mut inner).unwrap();
         let unfilled = packet.pseudo_header();
         let field = HEADERS_LEN + vxlan::HEADER_LEN + packet.header_len() + 6;
-        put(&mut frame, field, unfilled);
+        frame[field..field + 2].copy_from_slice(&unfilled.to_be_bytes());
         assert!(parse(&mut frame, LOCAL).is_ok());
         // All in front of what is left for later is under the outer checksum.
         frame[HEADERS_LEN + 1] ^= 4;
@@ -294,7 +269,7 @@ pub(crate) mod tests {
                     *byte = value;
                 }
             }
-            if let Ok((_, place)) = parse(&mut frame, LOCAL) {
+            if let Ok(Datagram { place, .. }) = parse(&mut frame, LOCAL) {
                 prop_assert!(place.start == HEADERS_LEN && place.start <= place.end && place.end <= frame.len());
             }
         }

@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use crate::batch::{Batch, Run};
+use crate::wire::ecn::Ecn;
 
 /// Sends encapsulated packets.
 pub trait Transmitter: Send {
@@ -49,6 +50,8 @@ pub struct Unsent<'a> {
 pub struct Arrival {
     /// The sender's address and port.
     pub from: SocketAddrV4,
+    /// What the outer header says of congestion, the same in all of them.
+    pub ecn: Ecn,
     /// Where in the receiver's memory the payloads lie, behind one another.
     pub place: Range<usize>,
     /// The length of each but the last, if there are several.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::frame::{self, Refused, Template};
+use super::frame::{self, Datagram, Refused, Template};
 use super::ledger::Ledger;
 use super::{Arrival, Unsent};
 use crate::MacAddr;
@@ -82,8 +82,8 @@ pub struct RxQueue<F = RxSocket> {
     local: SocketAddrV4,
     /// Where the frames of the last batch begin.
     held: Vec<u64>,
-    /// Its datagrams.
-    arrivals: Vec<(SocketAddrV4, std::ops::Range<usize>)>,
+    /// Its datagrams, with their places in all of the memory.
+    arrivals: Vec<Datagram>,
     counts: Arc<RingCounts>,
 }
 
@@ -116,8 +116,9 @@ impl<F: RxFrames> RxQueue<F> {
             let (from, to) = (piece.start as usize, piece.start as usize + piece.len as usize);
             let parsed = self.frames.memory().get_mut(from..to).map(|bytes| frame::parse(bytes, self.local));
             match parsed {
-                Some(Ok((sender, place))) => {
-                    self.arrivals.push((sender, from + place.start..from + place.end));
+                Some(Ok(datagram)) => {
+                    let place = from + datagram.place.start..from + datagram.place.end;
+                    self.arrivals.push(Datagram { place, ..datagram });
                 }
                 Some(Err(Refused::Checksum)) => bad_checksum += 1,
                 Some(Err(Refused::Malformed)) | None => {}
@@ -142,8 +143,8 @@ impl<F: RxFrames> RxQueue<F> {
     /// If there have not been so many.
     #[must_use]
     pub fn arrival(&self, index: usize) -> Arrival {
-        let (from, place) = self.arrivals[index].clone();
-        Arrival { from, place, segment_len: None, truncated: false }
+        let Datagram { from, ecn, place } = self.arrivals[index].clone();
+        Arrival { from, ecn, place, segment_len: None, truncated: false }
     }
 
     /// The memory that the batch lies in.
@@ -220,7 +221,7 @@ impl<F: TxFrames> TxQueue<F> {
                 }
             };
             let frame = self.frames.frame(start, self.frame_len);
-            let len = template.write(frame, mac, datagram.to, bytes, datagram.slices) as u32;
+            let len = template.write(frame, mac, bytes, datagram) as u32;
             self.ledger.lend(start);
             // There is a place in the ring for each frame.
             self.frames.send(Piece { start, len });

@@ -15,6 +15,7 @@ use crate::error::SetupError;
 use crate::offload::{Offload, Offloads, is_gso_broken, is_tunnel_gso_broken};
 use crate::sys::mmsg::{self, Outgoing, RecvBatch, SendArrays, Slice};
 use crate::sys::mtu::{self, DontFragment};
+use crate::wire::outer::Outer;
 use crate::wire::tunnel::SuperPacket;
 
 /// Messages of one `sendmmsg`. More runs than this in a batch are sent by several calls.
@@ -66,6 +67,15 @@ pub fn address(socket: &Socket) -> Option<SocketAddrV4> {
     socket.local_addr().ok()?.as_socket_ipv4()
 }
 
+/// The headers of what `socket` sends, for those that leave from its port by another way.
+///
+/// # Errors
+/// It cannot be asked.
+pub(super) fn outer(socket: &Socket) -> io::Result<Outer> {
+    let from = address(socket).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    Ok(Outer::new(from, u8::try_from(socket.ttl_v4()?).unwrap_or(u8::MAX)))
+}
+
 /// What a worker receives by.
 #[derive(Debug)]
 pub struct Shared {
@@ -102,6 +112,14 @@ pub fn open_shared(
         }
         Err(error) => return Err(error),
     };
+    for socket in sockets.iter().chain(&earlier) {
+        mmsg::tell_tos(socket.as_fd()).map_err(|source| SetupError {
+            call: "ask for the type of service of packets",
+            object: "of a UDP socket".to_owned(),
+            remedy: "see the kernel log",
+            source,
+        })?;
+    }
     for socket in &sockets {
         size_buffers(socket, RECEIVE_BUFFER, SEND_BUFFER);
         may_be_cut(socket)?;
@@ -233,8 +251,8 @@ pub struct UdpTransmitter {
 /// What it takes to send super-packets whole.
 struct Whole {
     tap: TapQueue,
-    /// The lanes' addresses and ports, and the time to live that they give.
-    from: Vec<(SocketAddrV4, u8)>,
+    /// The headers of each lane.
+    outer: Vec<Outer>,
     cutter: Cutter,
 }
 
@@ -249,9 +267,8 @@ impl UdpTransmitter {
     /// Sends super-packets whole by `tap`, with the source ports of their lanes.
     #[must_use]
     pub fn with_tap(mut self, tap: TapQueue) -> Self {
-        let as_sent = |lane: &Socket| Some((address(lane)?, u8::try_from(lane.ttl_v4().ok()?).ok()?));
-        let from: Option<Vec<_>> = self.lanes.iter().map(as_sent).collect();
-        self.whole = from.map(|from| Whole { tap, from, cutter: Cutter::default() });
+        let headers: io::Result<Vec<_>> = self.lanes.iter().map(outer).collect();
+        self.whole = headers.ok().map(|outer| Whole { tap, outer, cutter: Cutter::default() });
         self
     }
 }
@@ -295,7 +312,9 @@ impl UdpTransmitter {
         while let Some(first) = runs.first() {
             if let (Some((packet, place)), Some(whole)) = (first.super_packet(), whole.as_mut()) {
                 let bytes = &batch.bytes()[place.start..place.start + place.len];
-                if let Err(error) = whole.tap.send(packet, bytes, whole.from[lane], first.to()) {
+                let (len, packets) = (packet.payload_len(), packet.segments() as u16);
+                let outer = whole.outer[lane].headers(first.to(), first.ecn(), len, packets);
+                if let Err(error) = whole.tap.send(packet, bytes, &outer) {
                     if is_tunnel_gso_broken(&error) {
                         offloads.switch_off(Offload::TunnelGso);
                     }
@@ -370,7 +389,7 @@ fn send_cut(
     while !rest.is_empty() {
         let slices = [Slice { start: rest.start, len: rest.len().min(most * step) }];
         let segment_len = (slices[0].len > step).then_some(step as u16);
-        let message = Outgoing { to: run.to(), slices: &slices, segment_len };
+        let message = Outgoing { to: run.to(), ecn: run.ecn(), slices: &slices, segment_len };
         match arrays.send(socket.as_fd(), bytes, std::iter::once(message)) {
             Ok(_) => rest.start += slices[0].len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

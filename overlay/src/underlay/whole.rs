@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
-use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -12,8 +11,9 @@ use crate::sys::link::Link;
 use crate::sys::redirect::Redirect;
 use crate::sys::{ethtool, tun};
 use crate::wire::ip::Packet;
+use crate::wire::outer;
 use crate::wire::segment::Segments;
-use crate::wire::tunnel::{Outer, SuperPacket};
+use crate::wire::tunnel::SuperPacket;
 
 /// One worker's queue of the TAP.
 #[derive(Debug)]
@@ -21,8 +21,6 @@ pub struct TapQueue {
     queue: File,
     mac: [u8; 6],
     writer: u8,
-    /// The next packet's identification: the socket's packets, too, may be cut on the way.
-    next_id: u16,
     /// What the program has refused of this writer, as far as we know.
     refused: u64,
     redirect: Arc<Redirect>,
@@ -90,7 +88,6 @@ fn try_open(name: &str, count: usize, earlier: Earlier) -> io::Result<Vec<TapQue
         queue: File::from(queue),
         mac,
         writer,
-        next_id: 0,
         refused: 0,
         redirect: Arc::clone(&redirect),
     };
@@ -119,20 +116,12 @@ impl TapQueue {
         self.redirect.link()
     }
 
-    /// Sends `packet`, which lies in `bytes` behind its VXLAN header, from an address with that time to live.
+    /// Sends `packet`, which lies in `bytes` behind its VXLAN header, with these outer headers.
     ///
     /// # Errors
     /// `HostUnreachable` if there is no way for it now, be it that there is no route or one with too small an
     /// MTU; what the kernel said of the TAP. It has not left then.
-    pub fn send(
-        &mut self,
-        packet: SuperPacket,
-        bytes: &[u8],
-        (from, ttl): (SocketAddrV4, u8),
-        to: SocketAddrV4,
-    ) -> io::Result<()> {
-        let outer = Outer { from, to, ttl, id: self.next_id };
-        self.next_id = self.next_id.wrapping_add(packet.segments() as u16);
+    pub fn send(&mut self, packet: SuperPacket, bytes: &[u8], outer: &[u8; outer::LEN]) -> io::Result<()> {
         let headers = packet.headers(outer, self.mac, self.writer);
         self.queue.write_vectored(&[IoSlice::new(&headers), IoSlice::new(bytes)]).map(drop)?;
         // The program has run when the call returns.

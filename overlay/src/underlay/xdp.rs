@@ -6,23 +6,21 @@
 //! by them come fragments, and what has come to another interface or a queue without a ring.
 
 use std::io;
-use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
-use super::frame::{IP_AND_UDP_LEN, Template};
+use super::frame::Template;
 use super::port::{Port, PortState};
 use super::rings::{RingCounts, RxQueue, TxQueue};
-use super::udp::{UdpReceiver, UdpTransmitter};
+use super::udp::{self, UdpReceiver, UdpTransmitter};
 use super::{Arrival, Receiver, Transmitter, Unsent, Way};
 use crate::MacAddr;
 use crate::batch::{Batch, Run};
 use crate::sys::wake;
 use crate::sys::xdp_prog::Attached;
+use crate::wire::outer;
 
 /// The rings of a port, dealt out to workers.
 pub struct Rings {
@@ -93,8 +91,8 @@ struct By {
 }
 
 impl XdpTransmitter {
-    /// Sends by `queue` with the source address `mac` what goes `by` it, and all else by `sockets`, whose
-    /// addresses, TTL and type of service its own frames bear.
+    /// Sends by `queue` with the source address `mac` what goes `by` it, and all else by `sockets`. The outer
+    /// headers are the same.
     ///
     /// # Errors
     /// A socket cannot be asked.
@@ -105,8 +103,8 @@ impl XdpTransmitter {
         counts: Arc<RingCounts>,
         sockets: UdpTransmitter,
     ) -> io::Result<Self> {
-        let templates =
-            sockets.sockets().iter().map(|socket| template(socket, mac)).collect::<io::Result<_>>()?;
+        let template = |lane| Ok(Template::new(mac, udp::outer(lane)?));
+        let templates = sockets.sockets().iter().map(template).collect::<io::Result<_>>()?;
         Ok(Self { templates, queue, by, counts, sockets })
     }
 }
@@ -161,7 +159,7 @@ impl By {
         if run.super_packet().is_some() {
             return None;
         }
-        let len = IP_AND_UDP_LEN + run.segment_len();
+        let len = outer::LEN + run.segment_len();
         let limit = run.peer().path_mtu().map_or(self.mtu, |path| self.mtu.min(path as usize));
         let by_ring = len <= limit && !self.is_better_sent_whole(run);
         if by_ring { run.peer().next_hop() } else { None }
@@ -179,13 +177,6 @@ const MANY: usize = 4;
 /// Where the card reads the frames itself, only long datagrams are, in bytes. (A guess: with no such card at hand it
 /// was not measured.)
 const LARGE: usize = 600;
-
-fn template(socket: &Socket, mac: MacAddr) -> io::Result<Template> {
-    let source: SocketAddrV4 =
-        socket.local_addr()?.as_socket_ipv4().ok_or(io::ErrorKind::AddrNotAvailable)?;
-    let byte = |value: u32| u8::try_from(value).unwrap_or(u8::MAX);
-    Ok(Template::new(mac, source, byte(socket.ttl_v4()?), byte(socket.tos_v4()?)))
-}
 
 fn lock(queue: &Mutex<TxQueue>) -> MutexGuard<'_, TxQueue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::ecn::Ecn;
 use super::{checksum, ipv4, ipv6};
 use crate::drops::DropReason;
 
@@ -196,6 +197,28 @@ impl<'a> Packet<'a> {
         self.header.fragment == Fragment::Later
     }
 
+    /// What it says of congestion.
+    #[inline]
+    #[must_use]
+    pub fn ecn(&self) -> Ecn {
+        Ecn::of_packet(self.bytes)
+    }
+
+    /// Has it say `ecn`, and brings the header's checksum along.
+    pub fn set_ecn(&mut self, ecn: Ecn) {
+        let word = |packet: &[u8]| u16::from_be_bytes([packet[0], packet[1]]);
+        let old = word(self.bytes);
+        match self.header.version {
+            Version::V4 => {
+                self.bytes[1] = self.bytes[1] & !3 | ecn as u8;
+                let sum = u16::from_be_bytes([self.bytes[10], self.bytes[11]]);
+                let sum = checksum::update(sum, old, word(self.bytes));
+                self.bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            Version::V6 => self.bytes[1] = self.bytes[1] & !0x30 | (ecn as u8) << 4,
+        }
+    }
+
     /// Whether it is the beginning of a UDP datagram to `port`.
     #[inline]
     #[must_use]
@@ -305,6 +328,23 @@ pub(crate) mod tests {
             let mut bytes = [version << 4; 40];
             assert_eq!(Packet::parse(&mut bytes).unwrap_err(), DropReason::NotIp);
             assert_eq!(announced_len(&bytes), None);
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_congestion_changes_nothing_else() {
+        for (src, dst) in ENDS {
+            for from in 0..4 {
+                for to in 0..4 {
+                    let mut bytes = udp_packet(src, dst, 64, b"x");
+                    let mut packet = Packet::parse(&mut bytes).unwrap();
+                    packet.set_ecn(Ecn::of_tos(from));
+                    packet.set_ecn(Ecn::of_tos(to));
+                    assert_eq!(packet.ecn() as u8, to);
+                    packet.set_ecn(Ecn::NotEct);
+                    assert_eq!(bytes, udp_packet(src, dst, 64, b"x"));
+                }
+            }
         }
     }
 

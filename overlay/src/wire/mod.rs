@@ -3,12 +3,14 @@
 
 pub mod checksum;
 pub mod coalesce;
+pub mod ecn;
 pub mod glance;
 pub mod icmp;
 pub mod ip;
 mod ipv4;
 mod ipv6;
 pub mod martian;
+pub mod outer;
 pub mod segment;
 pub mod tunnel;
 pub mod vnet;

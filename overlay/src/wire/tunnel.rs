@@ -2,15 +2,13 @@
 //! super-packet, to be cut by the kernel or the network card, if by anybody (`struct
 //! virtio_net_hdr_v1_hash_tunnel`, `linux/virtio_net.h`, Linux 6.17).
 
-use std::net::SocketAddrV4;
-
-use super::checksum;
-use super::ip::{Packet, protocol};
+use super::ip::Packet;
+use super::outer;
 use super::vnet::{Gso, GsoKind, VnetHdr};
 use super::vxlan;
 
 /// Length of what stands before the VXLAN header: virtio, Ethernet, IPv4 and UDP header.
-pub const HEADERS_LEN: usize = UDP_AT + 8;
+pub const HEADERS_LEN: usize = IP_AT + outer::LEN;
 
 /// Where the Ethernet header says what `sys/redirect.rs` must know of the packet: in the source address, which
 /// nobody else reads, since the next hop's headers replace it.
@@ -26,7 +24,7 @@ const ETHERNET_AT: usize = 24;
 const IP_AT: usize = ETHERNET_AT + 14;
 const UDP_AT: usize = IP_AT + 20;
 /// IPv4, UDP and VXLAN with the inner Ethernet header.
-const ENCAPSULATION_LEN: usize = 20 + 8 + vxlan::HEADER_LEN;
+const ENCAPSULATION_LEN: usize = outer::LEN + vxlan::HEADER_LEN;
 const NEEDS_CSUM: u8 = 1;
 const OUTER_CSUM: u8 = 8;
 const GSO_TCPV4: u8 = 1;
@@ -43,19 +41,6 @@ pub struct SuperPacket {
     ip_len: u8,
     headers_len: u8,
     cwr: bool,
-}
-
-/// What the outer headers say.
-#[derive(Debug, Clone, Copy)]
-pub struct Outer {
-    /// Our end of the tunnel.
-    pub from: SocketAddrV4,
-    /// The peer's.
-    pub to: SocketAddrV4,
-    /// Time to live.
-    pub ttl: u8,
-    /// Identification of the first segment; the kernel counts on from it.
-    pub id: u16,
 }
 
 impl SuperPacket {
@@ -111,16 +96,22 @@ impl SuperPacket {
         self.len() + (self.segments() - 1) * usize::from(self.headers_len)
     }
 
+    /// The length of what its outer headers stand in front of.
+    #[must_use]
+    pub fn payload_len(&self) -> usize {
+        vxlan::HEADER_LEN + self.len()
+    }
+
     /// The length of the longest outer packet that it would be cut into.
     #[must_use]
     pub fn outer_len(&self) -> usize {
         ENCAPSULATION_LEN + usize::from(self.headers_len) + usize::from(self.gso.size)
     }
 
-    /// What stands before its VXLAN header on its way through a TAP with the address `mac`.
+    /// What stands before its VXLAN header on its way through a TAP with the address `mac`. The kernel fills the outer
+    /// checksum, as the inner one, and counts identifications on.
     #[must_use]
-    pub fn headers(&self, outer: Outer, mac: [u8; 6], writer: u8) -> [u8; HEADERS_LEN] {
-        let Outer { from, to, ttl, id } = outer;
+    pub fn headers(&self, outer: &[u8; outer::LEN], mac: [u8; 6], writer: u8) -> [u8; HEADERS_LEN] {
         let mut bytes = [0; HEADERS_LEN];
         let vxlan_at = HEADERS_LEN - ETHERNET_AT;
         let inner_at = (vxlan_at + vxlan::HEADER_LEN) as u16;
@@ -143,38 +134,21 @@ impl SuperPacket {
         ethernet[note::WRITER] = writer;
         ethernet[12] = 0x08;
 
-        let ip_len = self.len() + ENCAPSULATION_LEN;
-        let ip = &mut bytes[IP_AT..UDP_AT];
-        ip[0] = 0x45;
-        put(ip, 2, ip_len as u16);
-        put(ip, 4, id);
-        (ip[8], ip[9]) = (ttl, protocol::UDP);
-        ip[12..16].copy_from_slice(&from.ip().octets());
-        ip[16..20].copy_from_slice(&to.ip().octets());
-        let sum = !checksum::sum(ip);
-        put(ip, 10, sum);
-
-        let udp_len = ip_len - 20;
-        let udp = &mut bytes[UDP_AT..];
-        put(udp, 0, from.port());
-        put(udp, 2, to.port());
-        put(udp, 4, udp_len as u16);
-        // Unfilled, as that of the inner packet.
-        let addresses = (u64::from(from.ip().to_bits()) << 32 | u64::from(to.ip().to_bits())).to_be_bytes();
-        put(udp, 6, checksum::pseudo_header(&addresses, protocol::UDP, udp_len));
+        bytes[IP_AT..].copy_from_slice(outer);
         bytes
     }
 }
 
-fn put(bytes: &mut [u8], at: usize, word: u16) {
-    bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::net::SocketAddrV4;
+
     use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 
     use super::*;
+    use crate::wire::checksum;
+    use crate::wire::ecn::Ecn;
+    use crate::wire::outer::Outer;
 
     /// A TCP super-packet with so much payload, as the overlay device hands it over.
     pub(crate) fn super_packet(payload: usize) -> Vec<u8> {
@@ -186,9 +160,9 @@ pub(crate) mod tests {
         bytes[6] = 0;
         bytes[10..12].fill(0);
         let sum = !checksum::sum(&bytes[..20]);
-        put(&mut bytes, 10, sum);
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
         let sum = Packet::parse(&mut bytes).unwrap().pseudo_header();
-        put(&mut bytes, 36, sum);
+        bytes[36..38].copy_from_slice(&sum.to_be_bytes());
         bytes
     }
 
@@ -198,12 +172,7 @@ pub(crate) mod tests {
         VnetHdr { needs_csum: true, gso, csum_start: 20, csum_offset: 16, hdr_len: 40 }
     }
 
-    const NOWHERE: Outer = Outer {
-        from: SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0),
-        to: SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0),
-        ttl: 64,
-        id: 0,
-    };
+    const NOWHERE: [u8; outer::LEN] = [0; outer::LEN];
 
     fn of(mut bytes: Vec<u8>, header: &VnetHdr) -> Option<SuperPacket> {
         SuperPacket::of(&Packet::parse(&mut bytes).unwrap(), header)
@@ -214,15 +183,17 @@ pub(crate) mod tests {
         let inner = super_packet(3000);
         let packet = of(inner.clone(), &vnet(1400)).unwrap();
         assert_eq!((packet.segments(), packet.segments_len(), packet.outer_len()), (3, 3120, 1490));
-        let (from, to) = ("192.168.1.12:40001".parse().unwrap(), "192.168.199.238:8472".parse().unwrap());
-        let headers = packet.headers(Outer { from, to, ttl: 61, id: 500 }, [2, 0, 0, 0, 0, 7], 9);
+        let from: SocketAddrV4 = "192.168.1.12:40001".parse().unwrap();
+        let to: SocketAddrV4 = "192.168.199.238:8472".parse().unwrap();
+        let outer = Outer::new(from, 61).headers(to, Ecn::Ect0, packet.payload_len(), 3);
+        let headers = packet.headers(&outer, [2, 0, 0, 0, 0, 7], 9);
         let frame = [&headers[ETHERNET_AT..], &[0; vxlan::HEADER_LEN], &inner].concat();
 
         let sliced = SlicedPacket::from_ethernet(&frame).unwrap();
         let Some(etherparse::NetSlice::Ipv4(ip)) = &sliced.net else { panic!("{sliced:?}") };
         let ip = ip.header();
         assert_eq!((ip.source_addr(), ip.destination_addr()), (*from.ip(), *to.ip()));
-        assert_eq!((ip.ttl(), ip.identification(), ip.dont_fragment()), (61, 500, false));
+        assert_eq!((ip.ttl(), ip.ecn().value(), ip.dont_fragment()), (61, 2, false));
         assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum());
         assert_eq!(usize::from(ip.total_len()), frame.len() - 14);
         let Some(TransportSlice::Udp(udp)) = &sliced.transport else { panic!("{sliced:?}") };
@@ -251,7 +222,7 @@ pub(crate) mod tests {
         let gso = Some(Gso { kind: GsoKind::Tcp6, size: 1400 });
         let packet = of(bytes, &VnetHdr { gso, csum_start: 40, hdr_len: 60, ..vnet(1400) }).unwrap();
         assert_eq!((packet.segments(), packet.outer_len()), (3, 1510));
-        let headers = packet.headers(NOWHERE, [0; 6], 0);
+        let headers = packet.headers(&NOWHERE, [0; 6], 0);
         assert_eq!(headers[1], 0x24);
         assert_eq!(headers[2..4], 124_u16.to_ne_bytes());
         assert_eq!(headers[6..8], 104_u16.to_ne_bytes());
@@ -262,7 +233,7 @@ pub(crate) mod tests {
         let mut inner = super_packet(3000);
         inner[33] |= CWR;
         let packet = of(inner, &vnet(1400)).unwrap();
-        assert_eq!(packet.headers(NOWHERE, [0; 6], 0)[1], 0xa1);
+        assert_eq!(packet.headers(&NOWHERE, [0; 6], 0)[1], 0xa1);
     }
 
     #[test]

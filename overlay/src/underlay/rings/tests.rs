@@ -8,6 +8,7 @@ use super::*;
 use crate::batch::Batch;
 use crate::table::tests::{local, peer};
 use crate::table::{PeerTable, Route};
+use crate::wire::outer::Outer;
 use crate::wire::{Format, vnet};
 
 const FRAME: u32 = 2048;
@@ -117,7 +118,8 @@ fn batch(count: usize, len: usize) -> Batch {
 }
 
 fn template() -> Template {
-    Template::new(MacAddr([2, 0, 0, 0, 0, 1]), "192.168.199.238:40000".parse().unwrap(), 64, 0)
+    let outer = Outer::new("192.168.199.238:40000".parse().unwrap(), 64);
+    Template::new(MacAddr([2, 0, 0, 0, 0, 1]), outer)
 }
 
 fn push(tx: &mut TxQueue<Kernel>, batch: &Batch) -> Vec<(usize, usize)> {
