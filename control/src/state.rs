@@ -17,7 +17,8 @@ use crate::lease::{Lease, LeaseAttrs};
 /// One node's knowledge of the overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedState {
-    /// The store it came from, as `LeaseStore::describe` has it. Another store's leases are not ours to use.
+    /// The store it came from, as `LeaseStore::describe` has it. Another store's leases are not ours to use
+    /// ([`is_same_store`](crate::store::is_same_store)).
     pub store: String,
     /// Our own address in the underlay at that time.
     pub public_ip: Ipv4Addr,

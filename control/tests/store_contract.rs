@@ -1,5 +1,6 @@
 //! What every store promises, checked alike on etcd and on a directory, and what only one of them can show.
 
+#[allow(dead_code, reason = "shared with other tests of the stores, which use the rest")]
 mod stores;
 
 use std::collections::BTreeSet;

@@ -39,7 +39,7 @@ use crate::service_manager;
 use crate::socket::{ControlSocket, Facts, path};
 use crate::state::SavedState;
 use crate::status::LeaseState;
-use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError};
+use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError, is_same_store};
 use crate::subnet_file::Previous;
 use crate::takeover::{self, TakeoverError};
 use crate::unit;
@@ -403,7 +403,7 @@ impl Daemon {
     /// The state of an earlier run, if it is of this node and this network and still makes sense.
     fn saved_view(&self) -> Option<View> {
         let (saved, path) = self.read_saved()?;
-        if saved.store != self.store || saved.public_ip != self.underlay.public_ip {
+        if !is_same_store(&saved.store, &self.store) || saved.public_ip != self.underlay.public_ip {
             info!(path = %path.display(), "the saved state is of another network or address: starting without");
             return None;
         }

@@ -1,5 +1,6 @@
 //! The command line and environment of `overlayd`, exactly as given: flanneld's flags, and ours.
 
+mod endpoints;
 mod go;
 mod settings;
 
@@ -15,7 +16,10 @@ use nix::unistd::Group;
 use overlay::offload::Offload;
 use regex::Regex;
 
+pub use endpoints::Endpoints;
 pub use go::{FlagError, parse_bool};
+
+use endpoints::endpoints;
 
 use crate::host::FirewallKind;
 use crate::iface::IfaceSpec;
@@ -37,7 +41,7 @@ pub struct Flags {
     #[arg(long, action = ArgAction::Version)]
     version: Option<bool>,
 
-    /// etcd endpoints, separated by commas.
+    /// etcd endpoints, separated by commas. One without a scheme is https where certificates are given, else http.
     #[arg(
         long,
         help_heading = "Lease store",
@@ -281,10 +285,6 @@ pub struct Flags {
     pub settings: Vec<Setting>,
 }
 
-/// The value of `--etcd-endpoints`: at least one URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoints(pub Vec<String>);
-
 /// Which kind of store, and where if that is not in flags of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreKind {
@@ -333,8 +333,9 @@ impl Flags {
         let go::Translated { args, without_effect } = go::to_clap(&command, args, env)?;
         let matches = command.try_get_matches_from(args)?;
         let settings = settings::of(&Self::definition(), &matches);
-        let flags = Self { without_effect, settings, ..Self::from_arg_matches(&matches)? };
-        flags.etcd_access()?;
+        let mut flags = Self { without_effect, settings, ..Self::from_arg_matches(&matches)? };
+        let access = flags.etcd_access()?;
+        flags.etcd_endpoints.settle(access.wants_tls());
         Ok(flags)
     }
 
@@ -390,14 +391,6 @@ impl Flags {
     pub fn renew_margin(&self) -> Duration {
         Duration::from_secs(60) * u32::from(self.subnet_lease_renew_margin)
     }
-}
-
-fn endpoints(text: &str) -> Result<Endpoints, String> {
-    let endpoint = |url: &str| match url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) {
-        Some(host) if !host.is_empty() && !host.starts_with(['/', ':']) => Ok(url.to_owned()),
-        _ => Err(format!("'{url}' is not of the form http://HOST:PORT or https://HOST:PORT")),
-    };
-    text.split(',').map(str::trim).map(endpoint).collect::<Result<_, _>>().map(Endpoints)
 }
 
 /// A path, which may be empty.
@@ -662,8 +655,8 @@ mod tests {
             (&["--public-ip=0.0.0.0"], &["--public-ip", "0.0.0.0", "one host"]),
             (&["--public-ip=224.0.0.1"], &["--public-ip", "224.0.0.1", "one host"]),
             (&["--etcd-endpoints=https://"], &["--etcd-endpoints", "https://HOST:PORT"]),
-            (&["--etcd-endpoints=http://e:2379,"], &["--etcd-endpoints", "http://HOST:PORT"]),
-            (&["--etcd-endpoints=e:2379"], &["--etcd-endpoints", "'e:2379'", "http://HOST:PORT"]),
+            (&["--etcd-endpoints=,"], &["--etcd-endpoints", "it names no endpoint"]),
+            (&["--etcd-endpoints=ftp://e:2379"], &["--etcd-endpoints", "'ftp://e:2379'", "http://HOST:PORT"]),
             (&["--store=zookeeper"], &["--store", "zookeeper", "dir:PATH"]),
             (&["--io=dpdk"], &["--io", "dpdk", "udp", "xdp", "auto"]),
             (&["--seccomp=maybe"], &["--seccomp", "maybe", "on", "kill", "log", "off"]),

@@ -29,6 +29,8 @@ use crate::metrics::StoreMeter;
 mod access;
 mod cluster;
 mod listing;
+mod p521;
+mod tls;
 mod v2;
 mod watch;
 

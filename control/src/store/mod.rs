@@ -11,9 +11,11 @@ use ipnet::Ipv4Net;
 
 mod dir;
 mod etcd;
+mod identity;
 
 pub use dir::DirStore;
 pub use etcd::{Access, EtcdStore, IdentityFiles, Password, User};
+pub use identity::is_same_store;
 
 /// A point in the store's history, to hand back to the store it came from; nothing else can be told
 /// from the number. etcd counts its writes, a directory's is a fingerprint of what is in it.

@@ -46,6 +46,24 @@ impl Etcd {
         etcd
     }
 
+    /// A server that speaks TLS, as `flags` say. Whether it answers is for the test to find out.
+    pub fn start_secured(flags: &[&str]) -> Self {
+        let (client_port, peer_port) = free_ports();
+        let data = tempfile::tempdir().expect("a temporary directory");
+        let url = format!("https://127.0.0.1:{client_port}");
+        let mut flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        // The last one counts.
+        flags.push(format!("--listen-client-urls={url}"));
+        flags.push(format!("--advertise-client-urls={url}"));
+        let server = spawn(data.path(), client_port, peer_port, &flags);
+        Self { server, data, client_port, peer_port, flags }
+    }
+
+    /// Where clients of a server that speaks TLS connect.
+    pub fn secured_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.client_port)
+    }
+
     /// Where clients connect.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.client_port)

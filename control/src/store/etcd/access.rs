@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use etcd_client::{Certificate, Identity, TlsOptions};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -55,13 +54,13 @@ impl fmt::Debug for Password {
 /// What the files held when they were read.
 #[derive(PartialEq, Eq)]
 pub(super) struct Material {
-    ca: Option<Vec<u8>>,
-    identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub(super) ca: Option<Vec<u8>>,
+    pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Access {
     /// Whether anything is asked for that only TLS can give.
-    pub(super) fn wants_tls(&self) -> bool {
+    pub(crate) fn wants_tls(&self) -> bool {
         self.ca.is_some() || self.identity.is_some()
     }
 
@@ -73,20 +72,6 @@ impl Access {
             Ok::<_, String>((certificate, private_key("--etcd-keyfile", &files.key)?))
         });
         Ok(Material { ca, identity: identity.transpose()? })
-    }
-}
-
-impl Material {
-    /// The same as options of a connection.
-    pub(super) fn options(&self) -> TlsOptions {
-        let mut options = match &self.ca {
-            Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca)),
-            None => TlsOptions::new().with_native_roots(),
-        };
-        if let Some((certificate, key)) = &self.identity {
-            options = options.identity(Identity::from_pem(certificate, key));
-        }
-        options
     }
 }
 

@@ -7,13 +7,16 @@
 
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, Error, TlsOptions};
+use etcd_client::{Client, ConnectOptions, Error};
+use rustls::ClientConfig;
+use tonic::transport::Endpoint as Transport;
 use tracing::{info, warn};
 
 use super::access::{Access, Material};
+use super::tls::{self, LastWord};
 use crate::metrics::StoreMeter;
 use crate::store::StoreError;
 
@@ -24,13 +27,14 @@ pub(super) struct Cluster {
     current: AtomicUsize,
     access: Access,
     /// The certificates that the clients were made with.
-    material: Mutex<Option<Material>>,
+    material: Mutex<Option<(Material, Arc<ClientConfig>)>>,
     meter: StoreMeter,
 }
 
 struct Endpoint {
     url: String,
     client: Mutex<Option<Client>>,
+    last_word: LastWord,
 }
 
 impl Cluster {
@@ -45,7 +49,8 @@ impl Cluster {
         }
         for url in &urls {
             // Without a user this connects to nothing, and checks the URL.
-            Client::connect([url], None)
+            let plain = url.replacen("https://", "http://", 1);
+            Client::connect([plain], None)
                 .await
                 .map_err(|error| StoreError::new(format!("use etcd endpoint {url:?}"), reason(&error)))?;
             if access.wants_tls() && !is_tls(url) {
@@ -55,7 +60,7 @@ impl Cluster {
                 );
             }
         }
-        let endpoint = |url| Endpoint { url, client: Mutex::default() };
+        let endpoint = |url| Endpoint { url, client: Mutex::default(), last_word: LastWord::default() };
         Ok(Self {
             endpoints: urls.into_iter().map(endpoint).collect(),
             current: AtomicUsize::new(0),
@@ -188,11 +193,15 @@ impl Cluster {
         if let Some(client) = endpoint.client() {
             return Ok(client);
         }
-        let options = match is_tls(&endpoint.url) {
-            true => connect_options().with_tls(self.tls()?),
-            false => connect_options(),
+        let (options, url) = (connect_options(), &endpoint.url);
+        let tls = if is_tls(url) { Some(self.tls()?) } else { None };
+        let connect = async |options: ConnectOptions| match &tls {
+            Some(config) => {
+                let last_word = endpoint.last_word.clone();
+                tls::connect(url, tended, options, Arc::clone(config), last_word).await
+            }
+            None => Client::connect([url], Some(options)).await,
         };
-        let connect = |options| Client::connect([&endpoint.url], Some(options));
         let made = match &self.access.user {
             None => connect(options).await,
             Some(user) => {
@@ -212,27 +221,30 @@ impl Cluster {
     }
 
     /// The certificates in use, read now if they have not been yet.
-    fn tls(&self) -> Result<TlsOptions, String> {
-        let mut material = self.material.lock().unwrap_or_else(PoisonError::into_inner);
-        if material.is_none() {
-            *material = Some(self.access.read()?);
+    fn tls(&self) -> Result<Arc<ClientConfig>, String> {
+        let mut in_use = self.material.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, config)) = &*in_use {
+            return Ok(Arc::clone(config));
         }
-        Ok(material.as_ref().map(Material::options).unwrap_or_default())
+        let material = self.access.read()?;
+        let config = usable(&material)?;
+        *in_use = Some((material, Arc::clone(&config)));
+        Ok(config)
     }
 
     /// Takes new certificates into use if the files have changed; whether they have. Files that
     /// cannot be used, as between the two steps of replacing a pair, change nothing.
     async fn reload(&self) -> Result<bool, String> {
-        let Some(url) = self.urls().find(|url| is_tls(url)) else { return Ok(false) };
-        let new = self.access.read()?;
-        let in_use = || self.material.lock().unwrap_or_else(PoisonError::into_inner);
-        if in_use().as_ref() == Some(&new) {
+        if !self.urls().any(is_tls) {
             return Ok(false);
         }
-        // Sends nothing; tells whether key and certificate belong together.
-        let tried = Client::connect([url], Some(connect_options().with_tls(new.options()))).await;
-        tried.map_err(|error| format!("the certificates cannot be used: {}", reason(&error)))?;
-        if in_use().replace(new).is_some() {
+        let new = self.access.read()?;
+        let in_use = || self.material.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_use().as_ref().is_some_and(|(material, _)| *material == new) {
+            return Ok(false);
+        }
+        let config = usable(&new)?;
+        if in_use().replace((new, config)).is_some() {
             info!("the certificates for etcd have changed: connecting anew");
         }
         for endpoint in &self.endpoints {
@@ -247,11 +259,11 @@ impl Cluster {
     }
 
     fn explained(&self, endpoint: &Endpoint, error: &Error) -> String {
-        let text = reason(error);
-        let user = self.access.user.as_ref().map_or("", |user| user.name.as_str());
-        let remedy = REMEDIES.iter().find(|(said, _)| text.contains(said));
-        let remedy =
-            remedy.map_or(String::new(), |(_, remedy)| format!(" ({})", remedy.replace("USER", user)));
+        let mut text = reason(error);
+        if let Some(last_word) = endpoint.last_word.take().filter(|word| !text.contains(word)) {
+            text = format!("{text}: {last_word}");
+        }
+        let remedy = remedy(&text, is_tls(&endpoint.url), &self.access);
         format!("{}: {text}{remedy}", endpoint.url)
     }
 }
@@ -276,6 +288,20 @@ fn connect_options() -> ConnectOptions {
         .with_require_leader(true)
 }
 
+/// The same for a connection that is not made by the client.
+fn tended(transport: Transport) -> Transport {
+    transport
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(false)
+}
+
+/// What certificates make, if key and certificate belong together.
+fn usable(material: &Material) -> Result<Arc<ClientConfig>, String> {
+    tls::config(material).map_err(|error| format!("the certificates cannot be used: {error}"))
+}
+
 fn is_tls(url: &str) -> bool {
     url.starts_with("https://")
 }
@@ -288,6 +314,20 @@ fn says_any(error: &Error, texts: &[&str]) -> bool {
 /// Whether an answer is longer than we take (4 MiB).
 pub(super) fn is_too_long(error: &Error) -> bool {
     says_any(error, &["decoded message length too large"])
+}
+
+/// What to do about an error that says `text`, in brackets; nothing where nothing is known.
+fn remedy(text: &str, tls: bool, access: &Access) -> String {
+    let applies = |when: When| match when {
+        When::Always => true,
+        When::Plain => !tls,
+        When::Tls => tls,
+        When::Trusting(named) => named == access.ca.is_some(),
+        When::Known(named) => named == access.identity.is_some(),
+    };
+    let found = REMEDIES.iter().find(|(said, when, _)| text.contains(said) && applies(*when));
+    let user = access.user.as_ref().map_or("", |user| user.name.as_str());
+    found.map_or(String::new(), |(_, _, remedy)| format!(" ({})", remedy.replace("USER", user)))
 }
 
 /// The error in one line, down to the cause that a person can act on.
@@ -312,28 +352,121 @@ fn reason(error: &Error) -> String {
 /// that is missing because authentication was turned on since.
 const TOKEN_REFUSED: [&str; 3] =
     ["invalid auth token", "revision of auth store is old", "user name is empty"];
-/// What to do when etcd or TLS say this.
-const REMEDIES: [(&str, &str); 14] = [
+/// Where a remedy is one.
+#[derive(Clone, Copy)]
+enum When {
+    Always,
+    /// At an `http://` endpoint.
+    Plain,
+    /// At an `https://` endpoint.
+    Tls,
+    /// Whether --etcd-cafile is given.
+    Trusting(bool),
+    /// Whether --etcd-certfile is given.
+    Known(bool),
+}
+
+const NO_TLS: &str = "does it speak TLS at all? If not, http:// is meant";
+const ONLY_TLS: &str = "does it speak TLS only? Then https:// is meant";
+const WANTS_CERTIFICATE: &str = "the server wants --etcd-certfile and --etcd-keyfile";
+const REFUSES_CERTIFICATE: &str =
+    "the server refuses --etcd-certfile: is it for clients, and by an authority that the server trusts?";
+
+/// What to do when etcd or TLS say this. The first that applies counts.
+const REMEDIES: [(&str, When, &str); 32] = [
     (
         "database space exceeded",
+        When::Always,
         "etcd is full and takes no writes: 'etcdctl compact REVISION', 'etcdctl defrag', 'etcdctl alarm disarm', or a larger --quota-backend-bytes",
     ),
-    ("Connection refused", "nothing listens there: is etcd running, and is it at --etcd-endpoints?"),
-    ("failed to lookup address", "this host knows no address of that name: see --etcd-endpoints"),
-    ("invalid user ID or password", "--etcd-username=USER and --etcd-password are not what etcd knows"),
+    (
+        "Connection refused",
+        When::Always,
+        "nothing listens there: is etcd running, and is it at --etcd-endpoints?",
+    ),
+    (
+        "failed to lookup address",
+        When::Always,
+        "this host knows no address of that name: see --etcd-endpoints",
+    ),
+    (
+        "invalid user ID or password",
+        When::Always,
+        "--etcd-username=USER and --etcd-password are not what etcd knows",
+    ),
     (
         "permission denied",
+        When::Always,
         "the role of user 'USER' needs readwrite on the prefix: etcdctl role grant-permission",
     ),
-    ("user name is empty", "etcd wants to know who asks: give --etcd-username and --etcd-password"),
-    ("not valid for name", "the server's certificate is for other addresses than this"),
-    ("certificate expired", "the server's certificate has run out, or this host's clock is wrong"),
-    ("CaUsedAsEndEntity", "the server's certificate is that of an authority: give it one signed by it"),
-    ("invalid peer certificate", "the server's certificate is not by an authority of --etcd-cafile"),
-    ("no native certs found", "this host has no authorities of its own: give --etcd-cafile"),
-    ("InvalidContentType", "no TLS is spoken there: is http:// meant?"),
-    ("CertificateRequired", "the server wants --etcd-certfile and --etcd-keyfile"),
-    ("fatal alert", "the server refuses --etcd-certfile, or wants one"),
+    (
+        "user name is empty",
+        When::Always,
+        "etcd wants to know who asks: give --etcd-username and --etcd-password",
+    ),
+    ("not valid for name", When::Always, "the server's certificate is for other addresses than this"),
+    (
+        "certificate expired",
+        When::Always,
+        "the server's certificate has run out, or this host's clock is wrong",
+    ),
+    (
+        "certificate not valid yet",
+        When::Always,
+        "the server's certificate is not valid yet, or this host's clock is wrong",
+    ),
+    (
+        "CaUsedAsEndEntity",
+        When::Trusting(true),
+        "the server's certificate is an authority's, and not the one in --etcd-cafile: put it there, or give the server one signed by it",
+    ),
+    (
+        "CaUsedAsEndEntity",
+        When::Always,
+        "the server's certificate is an authority's own: give it as --etcd-cafile",
+    ),
+    (
+        "invalid peer certificate",
+        When::Trusting(true),
+        "the server's certificate is not by an authority of --etcd-cafile",
+    ),
+    (
+        "invalid peer certificate",
+        When::Always,
+        "this host's own authorities do not vouch for the server's certificate: give its authority as --etcd-cafile",
+    ),
+    ("no native certs found", When::Always, "this host has no authorities of its own: give --etcd-cafile"),
+    ("fatal alert: CertificateRequired", When::Known(false), WANTS_CERTIFICATE),
+    ("fatal alert: CertificateRequired", When::Known(true), REFUSES_CERTIFICATE),
+    // Of a server that wants a certificate and has none, Go says so, too.
+    ("fatal alert: BadCertificate", When::Known(false), WANTS_CERTIFICATE),
+    ("fatal alert: BadCertificate", When::Known(true), REFUSES_CERTIFICATE),
+    ("fatal alert: Certificate", When::Known(true), REFUSES_CERTIFICATE),
+    ("fatal alert: UnsupportedCertificate", When::Known(true), REFUSES_CERTIFICATE),
+    (
+        "fatal alert: UnknownCA",
+        When::Known(true),
+        "the server does not know the authority of --etcd-certfile: is it in the server's --trusted-ca-file?",
+    ),
+    (
+        "fatal alert: DecryptError",
+        When::Known(true),
+        "do --etcd-certfile and --etcd-keyfile belong together?",
+    ),
+    ("fatal alert: HandshakeFailure", When::Known(false), WANTS_CERTIFICATE),
+    (
+        "fatal alert: HandshakeFailure",
+        When::Always,
+        "server and client have no cipher in common: see etcd's --cipher-suites",
+    ),
+    ("fatal alert: ProtocolVersion", When::Always, "the server speaks an older TLS than 1.2"),
+    ("InvalidContentType", When::Tls, NO_TLS),
+    ("onnection reset", When::Tls, NO_TLS),
+    ("handshake eof", When::Tls, NO_TLS),
+    ("onnection reset", When::Plain, ONLY_TLS),
+    ("onnection closed", When::Plain, ONLY_TLS),
+    ("http2 error", When::Plain, ONLY_TLS),
+    ("roken pipe", When::Plain, ONLY_TLS),
 ];
 /// For one attempt at one request. A healthy cluster answers in milliseconds, one that elects a leader in one or two seconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
