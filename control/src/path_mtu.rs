@@ -5,6 +5,9 @@
 //! word; then shorter echoes find out. A peer that answers none at all, as one that does not run overlayd, is left
 //! alone: what is too large for the path is cut on the way. The kernel forgets what it was told after
 //! `net.ipv4.route.mtu_expires` seconds, and then so do we.
+//!
+//! Answers also say which addresses a node has. One that sends with a source that may be such an address is asked for
+//! that alone.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,9 +19,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use ipnet::Ipv4Net;
+use overlay::echo;
 use overlay::path_mtu::Prober;
 use overlay::peer_state::PeerFlag;
-use overlay::table::{Hop, PeerTable, SharedTable};
+use overlay::table::{Hop, PeerTable, Route, SharedTable};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
@@ -74,13 +78,20 @@ impl Watcher {
     async fn run(self) {
         let mut paths = HashMap::new();
         let mut asking = FuturesUnordered::new();
+        let (mut explained, mut explaining) = (HashMap::new(), FuturesUnordered::new());
         let (mut looks, mut reviews) = (interval(LOOK), interval(REVIEW));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         reviews.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = Instant::now();
         loop {
             let due = tokio::select! {
-                now = looks.tick() => self.used_since(std::mem::replace(&mut last, now), &paths),
+                now = looks.tick() => {
+                    for key in self.unexplained(&mut explained, AT_ONCE.saturating_sub(explaining.len())) {
+                        explaining.push(self.ask_for_addresses(key));
+                    }
+                    self.used_since(std::mem::replace(&mut last, now), &paths)
+                }
+                Some(()) = explaining.next() => continue,
                 _ = reviews.tick() => self.forgotten(&mut paths),
                 Some((key, found)) = asking.next() => {
                     let told = matches!(found, Found::Narrow { told: true, .. });
@@ -112,6 +123,25 @@ impl Watcher {
             None => true,
         };
         used.map(|(peer, _)| (peer.subnet, peer.public_ip)).filter(is_due).collect()
+    }
+
+    /// The peers that packets come from with sources that may be their own addresses, up to `most` of those that were not
+    /// asked of late.
+    fn unexplained(&self, asked: &mut HashMap<Key, Instant>, most: usize) -> Vec<Key> {
+        let (now, table) = (Instant::now(), self.table.current());
+        asked.retain(|_, at| now - *at < ASK_FOR_ADDRESSES_AGAIN);
+        let peers = table.peers().iter().zip(table.hops());
+        let unexplained = peers.filter(|(_, hop)| hop.state.has(PeerFlag::Unexplained));
+        let keys = unexplained.map(|(peer, _)| (peer.subnet, peer.public_ip));
+        let due: Vec<Key> = keys.filter(|key| !asked.contains_key(key)).take(most).collect();
+        asked.extend(due.iter().map(|key| (*key, now)));
+        due
+    }
+
+    async fn ask_for_addresses(&self, (subnet, _): Key) {
+        let table = self.table.current();
+        let inner = u32::try_from(echo::LEN_WITH_ADDRESSES).unwrap_or(u32::MAX);
+        self.passes(&table, subnet.network(), inner + table.local().format.overhead()).await;
     }
 
     /// Those whose narrow path the kernel has forgotten. What is known of nodes that are gone is forgotten here.
@@ -160,7 +190,12 @@ impl Watcher {
             let ask = |token| self.prober.ask(overlay_address, token, len, table);
             match self.pings.ask_by(ask, overlay_address) {
                 Ok(ping) => {
-                    if ping.answer(PATIENCE).await.is_some() {
+                    if let Some(answer) = ping.words(PATIENCE).await {
+                        if let (Some(addresses), Route::Peer(hop)) =
+                            (answer.addresses, table.route(overlay_address.into()))
+                        {
+                            hop.state.announce(addresses);
+                        }
                         return true;
                     }
                 }
@@ -254,6 +289,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const REVIEW: Duration = Duration::from_secs(1);
 /// A path that is in use is asked about as often.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// A node that has not said that a source is its own may have it by then; one that does not run overlayd is asked in vain.
+const ASK_FOR_ADDRESSES_AGAIN: Duration = Duration::from_secs(10);
 /// The smallest packet that every host takes in one piece (RFC 791): what is narrower is not worth telling.
 const SMALLEST: u32 = 576;
 /// An echo that has not come after so long is lost; one path in a thousand is slower.

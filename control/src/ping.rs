@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use overlay::echo::OnAnswer;
+use overlay::echo::{Answer, OnAnswer};
 use overlay::forwarder::Forwarder;
 use overlay::table::PeerTable;
 use tokio::sync::oneshot;
@@ -18,7 +18,7 @@ pub struct Pings(Mutex<HashMap<u64, Waiting>>);
 #[derive(Debug)]
 struct Waiting {
     peer: Ipv4Addr,
-    answered: oneshot::Sender<Instant>,
+    answered: oneshot::Sender<Answer>,
 }
 
 impl Pings {
@@ -26,7 +26,7 @@ impl Pings {
     #[must_use]
     pub fn on_answer(self: &Arc<Self>) -> OnAnswer {
         let pings = Arc::clone(self);
-        Arc::new(move |token, from, when| pings.answered(token, from, when))
+        Arc::new(move |answer| pings.answered(answer))
     }
 
     /// Asks the node whose overlay device has the address `peer`, with an inner packet of `len` bytes.
@@ -61,13 +61,13 @@ impl Pings {
         Ok(ping)
     }
 
-    fn answered(&self, token: u64, from: Ipv4Addr, when: Instant) {
+    fn answered(&self, answer: Answer) {
         let mut waiting = self.waiting();
-        if waiting.get(&token).is_some_and(|waiting| waiting.peer == from)
-            && let Some(Waiting { answered, .. }) = waiting.remove(&token)
+        if waiting.get(&answer.token).is_some_and(|waiting| waiting.peer == answer.from)
+            && let Some(Waiting { answered, .. }) = waiting.remove(&answer.token)
         {
             // Whoever asked may have lost patience in this very moment.
-            let _ = answered.send(when);
+            let _ = answered.send(answer);
         }
     }
 
@@ -82,14 +82,20 @@ pub struct Ping {
     pings: Arc<Pings>,
     token: u64,
     asked: Instant,
-    answer: oneshot::Receiver<Instant>,
+    answer: oneshot::Receiver<Answer>,
 }
 
 impl Ping {
     /// How long the answer took; `None` if it does not come within `patience`.
-    pub async fn answer(mut self, patience: Duration) -> Option<Duration> {
+    pub async fn answer(self, patience: Duration) -> Option<Duration> {
+        let asked = self.asked;
+        self.words(patience).await.map(|answer| answer.when - asked)
+    }
+
+    /// The answer, with what it says.
+    pub async fn words(mut self, patience: Duration) -> Option<Answer> {
         let answer = tokio::time::timeout(patience, &mut self.answer).await;
-        answer.ok().and_then(Result::ok).map(|when| when - self.asked)
+        answer.ok().and_then(Result::ok)
     }
 }
 

@@ -8,10 +8,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use ipnet::Ipv4Net;
 use tracing::{info, warn};
 
-use crate::host::HostError;
 use crate::host::netlink::{KernelVxlan, Netlink, refused};
+use crate::host::{HostError, firewall};
 use crate::netconf::Backend;
 use crate::node::Plan;
 
@@ -25,6 +26,16 @@ pub enum TakeoverError {
     Running {
         /// The device.
         device: String,
+        /// flanneld's process.
+        pid: u32,
+    },
+    /// It serves our network without a device of its own.
+    #[error(
+        "a flanneld that is running (process {pid}) serves {network} on this host: stop it first, as by 'systemctl stop flanneld', and overlayd takes over its lease and its routes"
+    )]
+    Beside {
+        /// The network.
+        network: Ipv4Net,
         /// flanneld's process.
         pid: u32,
     },
@@ -55,6 +66,7 @@ pub enum TakeoverError {
 /// # Errors
 /// [`TakeoverError`]; nothing has been touched then.
 pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
+    refuse_beside(plan).await?;
     let netlink = Netlink::open()?;
     let addresses = netlink.addresses().await?;
     let in_network =
@@ -94,6 +106,20 @@ pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
         "taking over from flanneld: its kernel device is replaced by ours"
     );
     remove(&netlink, left).await
+}
+
+/// Refuses to run beside a flanneld that serves the network of `plan` where no port and no device tells of it: its rules
+/// do.
+async fn refuse_beside(plan: &Plan) -> Result<(), TakeoverError> {
+    let network = plan.config.network;
+    if plan.wire().is_some() {
+        return Ok(());
+    }
+    let Some(pid) = process_here("flanneld") else { return Ok(()) };
+    if firewall::flannel_has_rules_for(network).await? {
+        return Err(TakeoverError::Beside { network, pid });
+    }
+    Ok(())
 }
 
 /// Removes flanneld's device, and with it its routes, neighbours and forwarding entries.

@@ -289,6 +289,34 @@ fn flushing_anybodys_rules_does_not_part_the_pods_for_long() {
 }
 
 #[test]
+fn whatever_others_put_before_the_accepts_pods_reach_each_other_and_sites_keep_their_say() {
+    let ground = Ground::vxlan();
+    for firewall in FIREWALLS {
+        let daemons = ground.start(&[firewall]);
+        for rules in [
+            "iptables -N ufw-reject\niptables -A ufw-reject -j REJECT\niptables -I FORWARD -j ufw-reject",
+            "iptables -I FORWARD -m conntrack --ctstate NEW -j DROP",
+            "iptables -I FORWARD -i docker0 -j DROP",
+            "iptables -I FORWARD ! -i lo -j DROP",
+            "iptables -I FORWARD -p tcp -j DROP",
+            "iptables -I FORWARD -d 10.0.0.0/8 -j REJECT",
+            "iptables -F FORWARD\niptables -A FORWARD -p tcp --dport 22 -j ACCEPT\niptables -A FORWARD -j REJECT",
+        ] {
+            rules.lines().for_each(|rule| drop(ground.worker.ns.ok(rule)));
+            ground.await_pods_reaching_each_other(&format!("the pods after {rules} with {firewall}"));
+        }
+        ground.worker.ns.ok("iptables -N DOCKER-USER");
+        ground.worker.ns.ok("iptables -I FORWARD -j DOCKER-USER");
+        ground.worker.ns.ok("iptables -A DOCKER-USER -p tcp --dport 8080 -j DROP");
+        assert_eq!(ground.seen(1, 0, HANGING), None, "{firewall}: what the site says in DOCKER-USER holds");
+        stop(daemons);
+        for line in ["iptables -F", "iptables -X"] {
+            ground.worker.ns.ok(line);
+        }
+    }
+}
+
+#[test]
 fn the_network_configuration_chooses_nftables_and_the_flag_overrules_it() {
     let config = r#"{"Network":"10.1.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
     let ground = Ground::new(|site| Store::dir_with(site, "nftables", config));

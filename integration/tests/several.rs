@@ -106,6 +106,30 @@ fn a_daemon_of_the_same_device_on_another_port_is_refused() {
 }
 
 #[test]
+fn a_second_daemon_of_a_network_without_a_tunnel_is_refused_and_a_successor_is_not() {
+    for backend in ["host-gw", "alloc"] {
+        let (site, worker, _master) = Site::two_hosts();
+        let config = format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
+        let store = Store::dir_with(&site, "store", &config);
+        let other = Store::dir_with(&site, "other", &config.replace("10.1.0.0/16", "10.2.0.0/16"));
+        let first = worker.overlayd(&store).start();
+        let before = worker.ns.ok("nft list ruleset");
+        let log = worker.overlayd(&store).named("second").refused();
+        assert!(log.contains("another overlayd") && log.contains("10.1.0.0"), "{log}");
+        assert!(log.contains(&format!("process {}", first.id())), "{log}");
+        assert_eq!(worker.ns.ok("nft list ruleset"), before);
+        let beside = worker.overlayd(&other).named("beside").start();
+
+        // Whoever was killed has nothing any more.
+        let mut first = first;
+        first.process().kill();
+        let next = worker.overlayd(&store).start();
+        assert_eq!(next.status().0["lease"]["state"], "held");
+        beside.stop();
+    }
+}
+
+#[test]
 fn a_failed_start_leaves_the_device_as_it_was() {
     let (site, worker, _master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);

@@ -55,16 +55,7 @@ fn a_running_flanneld_is_not_robbed() {
     let (site, worker, _master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
     let _kernel = KernelVxlan::start(&worker, &store, "10.1.163");
-    // What it does is of no matter, only its name.
-    let flanneld = worker.directory().join("flanneld");
-    std::fs::copy("/bin/sleep", &flanneld).unwrap();
-    let mut command = worker.ns.command(flanneld.to_str().unwrap());
-    command.arg("600");
-    let mut flanneld = Process::spawn("flanneld", command, worker.directory());
-    await_until(SOON, "flanneld", || {
-        std::fs::read_to_string(format!("/proc/{}/comm", flanneld.id()))
-            .is_ok_and(|comm| comm == "flanneld\n")
-    });
+    let mut flanneld = running_flanneld(&worker);
     let before = worker.ns.ok("ip -d link show flannel.1") + &worker.ns.ok("ip route");
     let log = worker.overlayd(&store).refused();
     assert!(log.contains("running") && log.contains(&flanneld.id().to_string()), "{log}");
@@ -74,6 +65,49 @@ fn a_running_flanneld_is_not_robbed() {
     flanneld.kill();
     let w = worker.overlayd(&store).start();
     assert_eq!(w.env().base_with_length(), "10.1.163.0/24");
+}
+
+#[test]
+fn a_running_flanneld_without_a_device_is_not_written_against() {
+    let (site, worker, _master) = Site::two_hosts();
+    let rules = |network: &str| {
+        format!(
+            "*filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD\n\
+             -A FLANNEL-FWD -s {network} -m comment --comment \"flanneld forward\" -j ACCEPT\nCOMMIT\n"
+        )
+    };
+    let mut flanneld = running_flanneld(&worker);
+    worker.ns.feed("iptables-restore", &rules("10.1.0.0/16"));
+    for backend in ["host-gw", "alloc"] {
+        let config = format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
+        let store = Store::dir_with(&site, backend, &config);
+        let log = worker.overlayd(&store).named(backend).refused();
+        assert!(log.contains("serves 10.1.0.0/16") && log.contains(&flanneld.id().to_string()), "{log}");
+        assert!(!worker.ns.ok("nft list tables").contains("overlayd"));
+    }
+
+    // Another network's is no reason.
+    worker.ns.feed("iptables-restore", &rules("10.5.0.0/16"));
+    let store = Store::dir_with(&site, "beside", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"alloc"}}"#);
+    let beside = worker.overlayd(&store).named("beside").start();
+    beside.stop();
+    worker.ns.feed("iptables-restore", &rules("10.1.0.0/16"));
+    flanneld.kill();
+    worker.overlayd(&store).named("beside").start().stop();
+}
+
+/// What it does is of no matter, only its name.
+fn running_flanneld(host: &Host) -> Process {
+    let flanneld = host.directory().join("flanneld");
+    std::fs::copy("/bin/sleep", &flanneld).unwrap();
+    let mut command = host.ns.command(flanneld.to_str().unwrap());
+    command.arg("600");
+    let flanneld = Process::spawn("flanneld", command, host.directory());
+    await_until(SOON, "flanneld", || {
+        std::fs::read_to_string(format!("/proc/{}/comm", flanneld.id()))
+            .is_ok_and(|comm| comm == "flanneld\n")
+    });
+    flanneld
 }
 
 #[test]

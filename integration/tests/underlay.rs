@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use integration::capture::Capture;
@@ -33,6 +33,51 @@ fn a_node_behind_a_nat_is_reached_by_its_public_address() {
         traffic::transfer(&from.ns, &to.ns, to.address, 4);
     }
     assert_eq!(inside.stop().len(), 0, "the worker's own address is not seen outside");
+}
+
+#[test]
+fn a_public_address_that_the_host_has_besides_works_both_ways() {
+    for backend in [Backend::Vxlan, Backend::Udp] {
+        for (address, device) in [("192.168.199.50", "eth0"), ("172.20.0.5", "vip0")] {
+            let (site, worker, master) = Site::two_hosts();
+            let store = Store::dir(&site, backend);
+            master.ns.ip(&format!(
+                "link add vip0 type bridge\nlink set vip0 up\naddress add {address}/32 dev {device}"
+            ));
+            site.router.ip(&format!("route add {address} via {}", master.public_ip));
+            let w = worker.overlayd(&store).start();
+            let m =
+                master.overlayd(&store).flag("--iface=eth0").flag(&format!("--public-ip={address}")).start();
+            await_mesh(&[&w, &m]);
+            assert_eq!(w.status().0["peers"][0]["public_ip"], address);
+            let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
+            for (from, to) in [(&b, &a), (&a, &b)] {
+                traffic::ping(&from.ns, to.address);
+            }
+            assert_eq!(w.status().drops("ingress", "unknown_address"), 0);
+        }
+    }
+}
+
+#[test]
+fn replies_from_another_address_of_a_node_pass_once_it_has_said_that_it_has_it() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    master.ns.ip("link add vip0 type bridge\nlink set vip0 up\naddress add 172.16.5.1/32 dev vip0");
+    site.router.ip(&format!("route add 172.16.5.1 via {}", master.public_ip));
+    let pair = Pair::start([&worker, &master], &store, &[]);
+    // What goes there by the underlay comes back by the overlay.
+    for host in [&worker, &master] {
+        for device in ["all", "eth0", "flannel.1"] {
+            host.ns.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0");
+        }
+    }
+    let vip = Ipv4Addr::new(172, 16, 5, 1);
+    await_until(SOON, "the reply", || traffic::answers(&pair.a.ns, vip));
+    let refused = pair.left.status().drops("ingress", "wrong_source");
+    assert!(refused > 0, "until it has said so");
+    traffic::ping(&pair.a.ns, vip);
+    assert_eq!(pair.left.status().drops("ingress", "wrong_source"), refused);
 }
 
 #[test]

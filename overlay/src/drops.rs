@@ -89,7 +89,7 @@ impl DropReason {
                 "if a node has changed its subnet, restart its containers (docker), which still have addresses of the earlier one"
             }
             Self::WrongSource => {
-                "what does not come from pods should be masqueraded by the sending node (--return-path-masq, --ip-masq)"
+                "what does not come from pods should be masqueraded by the node that sends it (--return-path-masq there); replies from another address of a node pass if it runs overlayd, and else if what pods send there is masqueraded here (--ip-masq), or with --source-check=loose"
             }
             Self::OwnSubnet => {
                 "the bridge with this node's subnet is not up: start docker with --bip from the subnet file"

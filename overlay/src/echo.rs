@@ -6,6 +6,9 @@
 //! reply* that nobody has asked for: a node that runs flanneld or the kernel's VXLAN hands it to its own
 //! stack, which ignores it without a word. It passes the same checks as any packet, and is answered by the
 //! worker that receives it; the answer is as long as the question, so that both ways are tried with that length.
+//!
+//! Where it has room, an answer says which addresses the node has besides: what comes from it with one of these as its
+//! source is not forged. Who has not seen the question does not know its token, so no pod can say so in a node's name.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -17,8 +20,9 @@ use socket2::Socket;
 
 use crate::limits::Limits;
 use crate::peer_state::PeerFlag;
-use crate::table::{Hop, Peer, PeerTable, Route};
+use crate::table::{Hop, Local, Peer, PeerTable, Route};
 use crate::wire::ip::{Packet, protocol};
+use crate::wire::martian;
 
 /// IP and ICMP headers.
 const HEADERS_LEN: usize = 28;
@@ -27,6 +31,12 @@ const MAGIC: [u8; 8] = *b"overlayd";
 const BODY_LEN: usize = MAGIC.len() + 1 + 8;
 /// The shortest echo, in bytes of the inner packet.
 pub const MIN_LEN: usize = HEADERS_LEN + BODY_LEN;
+/// How many addresses an answer says at most.
+pub const MOST_ADDRESSES: usize = 16;
+/// The shortest question whose answer has room for addresses.
+pub const LEN_WITH_ADDRESSES: usize = MIN_LEN + 2 + 4 * MOST_ADDRESSES;
+/// What addresses begin with, before their number.
+const ADDRESSES: u8 = b'a';
 /// The ICMP identifier, for people who look at a capture; it is not what echoes are recognised by.
 const IDENTIFIER: u16 = u16::from_be_bytes(*b"ov");
 const TTL: u8 = 64;
@@ -78,6 +88,11 @@ impl Echo {
     /// `len` is raised to [`MIN_LEN`], and cut to what an IPv4 packet can hold.
     #[must_use]
     pub fn build(self, from: Ipv4Addr, to: Ipv4Addr, len: usize) -> Vec<u8> {
+        self.build_saying(&[], from, to, len)
+    }
+
+    /// The same, with `more` after the token, as far as it has room.
+    fn build_saying(self, more: &[u8], from: Ipv4Addr, to: Ipv4Addr, len: usize) -> Vec<u8> {
         let len = len.clamp(MIN_LEN, usize::from(u16::MAX));
         let mut body = Vec::with_capacity(len - HEADERS_LEN);
         body.extend(MAGIC);
@@ -87,6 +102,7 @@ impl Echo {
             Kind::Whole => b'w',
         });
         body.extend(self.token.to_be_bytes());
+        body.extend(more);
         body.resize(len - HEADERS_LEN, 0);
         let header = IcmpEchoHeader { id: IDENTIFIER, seq: self.token as u16 };
         let mut packet = Vec::with_capacity(len);
@@ -113,8 +129,21 @@ impl EchoOut for Socket {
     }
 }
 
-/// Told of each answer: its token, the overlay address that it came from, and when.
-pub type OnAnswer = Arc<dyn Fn(u64, Ipv4Addr, Instant) + Send + Sync>;
+/// An answer that has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// That of the question.
+    pub token: u64,
+    /// The overlay address that it came from.
+    pub from: Ipv4Addr,
+    /// When.
+    pub when: Instant,
+    /// The addresses that the node has, as it says; `None` if it says nothing of them.
+    pub addresses: Option<Vec<Ipv4Addr>>,
+}
+
+/// Told of each answer.
+pub type OnAnswer = Arc<dyn Fn(Answer) + Send + Sync>;
 
 /// One worker's part: answers questions, not too many, and passes on answers.
 pub struct Echoes {
@@ -135,14 +164,21 @@ impl Echoes {
     pub fn take(&mut self, packet: &Packet<'_>, table: &PeerTable, limits: &Limits) -> bool {
         let (Some(echo), IpAddr::V4(from)) = (Echo::parse(packet), packet.src()) else { return false };
         match echo.kind {
-            Kind::Answer => (self.on_answer)(echo.token, from, Instant::now()),
+            Kind::Answer => (self.on_answer)(Answer {
+                token: echo.token,
+                from,
+                when: Instant::now(),
+                addresses: addresses(packet),
+            }),
             Kind::Question if limits.echo() => {
                 if let Route::Peer(hop) = table.route(from.into()) {
                     hop.state.set(PeerFlag::Answers, true);
                 }
                 let answer = Echo { kind: Kind::Answer, ..echo };
+                let len = packet.bytes().len();
+                let more = if len >= LEN_WITH_ADDRESSES { own_addresses(table.local()) } else { Vec::new() };
                 // An answer that cannot be sent is one that is lost on the way.
-                let _ = send(self.out.as_ref(), answer, from, packet.bytes().len(), table);
+                let _ = send_saying(self.out.as_ref(), answer, &more, from, len, table);
             }
             Kind::Question => {}
             Kind::Whole => {
@@ -175,11 +211,43 @@ impl Echoes {
 /// # Errors
 /// `HostUnreachable` if no peer has it; otherwise what the kernel said.
 pub fn send(out: &dyn EchoOut, echo: Echo, to: Ipv4Addr, len: usize, table: &PeerTable) -> io::Result<()> {
+    send_saying(out, echo, &[], to, len, table)
+}
+
+fn send_saying(
+    out: &dyn EchoOut,
+    echo: Echo,
+    more: &[u8],
+    to: Ipv4Addr,
+    len: usize,
+    table: &PeerTable,
+) -> io::Result<()> {
     let Route::Peer(hop) = table.route(to.into()) else {
         return Err(io::Error::new(io::ErrorKind::HostUnreachable, "no node has that subnet"));
     };
-    let packet = echo.build(table.local().overlay_address, to, len);
+    let packet = echo.build_saying(more, table.local().overlay_address, to, len);
     out.send(hop.to, &[hop.header(), &packet].concat())
+}
+
+/// What an answer of this node says of its addresses: those by which others may know it, and not all that it may have.
+fn own_addresses(local: &Local) -> Vec<u8> {
+    let own = local.addresses.iter().filter_map(|address| match address {
+        IpAddr::V4(v4) if !local.network.contains(v4) && !martian::is_martian(*address) => Some(*v4),
+        _ => None,
+    });
+    let own: Vec<Ipv4Addr> = own.take(MOST_ADDRESSES).collect();
+    let mut bytes = vec![ADDRESSES, own.len() as u8];
+    bytes.extend(own.iter().flat_map(Ipv4Addr::octets));
+    bytes
+}
+
+/// The addresses that an answer says.
+fn addresses(answer: &Packet<'_>) -> Option<Vec<Ipv4Addr>> {
+    let body = answer.payload().get(MIN_LEN - 20..)?;
+    let [ADDRESSES, count, rest @ ..] = body else { return None };
+    let count = usize::from(*count);
+    let octets = rest.get(..4 * count).filter(|_| count <= MOST_ADDRESSES)?;
+    Some(octets.as_chunks::<4>().0.iter().map(|octets| Ipv4Addr::from(*octets)).collect())
 }
 
 #[cfg(test)]
@@ -210,9 +278,9 @@ mod tests {
         let (sent, heard) = (Log::default(), Arc::<Mutex<Vec<u64>>>::default());
         let on_answer = {
             let heard = Arc::clone(&heard);
-            Arc::new(move |token, from, _| {
-                assert_eq!(from, THEIRS);
-                heard.lock().unwrap().push(token);
+            Arc::new(move |answer: Answer| {
+                assert_eq!(answer.from, THEIRS);
+                heard.lock().unwrap().push(answer.token);
             })
         };
         (Echoes::new(Box::new(Sent(Arc::clone(&sent))), on_answer), sent, heard)
@@ -236,6 +304,38 @@ mod tests {
         assert_eq!(crate::wire::checksum::sum(answer.payload()), 0xffff);
         assert_eq!(Echo::parse(&answer), Some(Echo { kind: Kind::Answer, ..question }));
         assert!(heard.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_answer_with_room_says_which_addresses_the_node_has() {
+        let mut local = local(Format::FlannelUdp);
+        local.addresses = ["192.168.1.12", "127.0.0.1", "10.1.9.0", "2001:db8::12", "172.16.5.1"]
+            .map(|address| address.parse().unwrap())
+            .into();
+        let told = |local: Local, len| {
+            let (mut echoes, sent, _) = echoes();
+            let table = PeerTable::new(local, vec![peer("10.1.63.0/24", "192.168.199.238")]);
+            let mut question = Echo { kind: Kind::Question, token: 7 }.build(THEIRS, OURS, len);
+            assert!(echoes.take(&Packet::parse(&mut question).unwrap(), &table, &Limits::default()));
+            let (_, mut answer) = sent.lock().unwrap().remove(0);
+            assert_eq!(answer.len(), len);
+            addresses(&Packet::parse(&mut answer).unwrap())
+        };
+        let expected = ["192.168.1.12", "172.16.5.1"].map(|address| address.parse().unwrap());
+        assert_eq!(told(local.clone(), LEN_WITH_ADDRESSES), Some(expected.to_vec()));
+        assert_eq!(told(local.clone(), LEN_WITH_ADDRESSES - 1), None);
+        local.addresses = (0..40).map(|last| IpAddr::from([172, 16, 5, last])).collect();
+        assert_eq!(told(local, 1472).unwrap().len(), MOST_ADDRESSES);
+
+        let mut older = Echo { kind: Kind::Answer, token: 7 }.build(THEIRS, OURS, 1472);
+        assert_eq!(addresses(&Packet::parse(&mut older).unwrap()), None, "one that says nothing");
+        for more in [&[ADDRESSES, 17][..], &[ADDRESSES, 255], b"b"] {
+            let mut odd = Echo { kind: Kind::Answer, token: 7 }.build_saying(more, THEIRS, OURS, 200);
+            assert_eq!(addresses(&Packet::parse(&mut odd).unwrap()), None, "{more:?}");
+        }
+        let mut short =
+            Echo { kind: Kind::Answer, token: 7 }.build_saying(&[ADDRESSES, 2], THEIRS, OURS, MIN_LEN + 6);
+        assert_eq!(addresses(&Packet::parse(&mut short).unwrap()), None, "cut off");
     }
 
     #[test]

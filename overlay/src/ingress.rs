@@ -390,12 +390,16 @@ fn admit<'a>(
             Err(DropReason::MartianSource)
         }
         _ if table.is_own(packet.src()) => Err(DropReason::OwnSource),
-        Origin::Peer(_) if check == SourceCheck::Strict => {
-            Err(match (table.route(packet.src()), packet.src()) {
-                (Route::Peer(_), _) => DropReason::OtherPeersSource,
-                (_, IpAddr::V4(src)) if table.local().network.contains(&src) => DropReason::StaleSource,
-                _ => DropReason::WrongSource,
-            })
+        Origin::Peer(hop) if check == SourceCheck::Strict => {
+            match (table.route(packet.src()), packet.src()) {
+                (Route::Peer(_), _) => Err(DropReason::OtherPeersSource),
+                (_, IpAddr::V4(src)) if table.local().network.contains(&src) => Err(DropReason::StaleSource),
+                // An address of another node's cannot be this one's, whatever it says.
+                (_, IpAddr::V4(src)) if table.at(src).is_none() && hop.state.has_announced(src) => {
+                    check_destination(packet, table).map(|()| Some(hop))
+                }
+                _ => Err(DropReason::WrongSource),
+            }
         }
         Origin::Owner(hop) | Origin::Peer(hop) => check_destination(packet, table).map(|()| Some(hop)),
         Origin::Unknown => check_destination(packet, table).map(|()| None),
@@ -680,6 +684,36 @@ mod tests {
                 assert_eq!((vxlan, udp), (expected, expected), "{outer} {inner} {check:?}");
             }
         }
+    }
+
+    #[test]
+    fn an_address_that_a_peer_has_said_is_its_own_and_nobody_elses() {
+        use DropReason::{MartianSource, OtherPeersSource, OwnSource, StaleSource, WrongSource};
+        let said =
+            ["172.16.5.1", "10.1.7.2", "192.168.199.7", "10.1.99.2", "10.1.9.3", "192.168.1.12", "127.0.0.1"];
+        let verdict = |outer: &str, inner: &str| {
+            let mut rig = rig(VXLAN, SourceCheck::Strict);
+            let table = rig.table.current();
+            let state = &table.at(MASTER.parse().unwrap()).unwrap().state;
+            state.announce(said.map(|address| address.parse().unwrap()).into());
+            rig.wire.arrive(outer, &frame(&udp_packet(inner, "10.1.9.3", 64, b"x")));
+            assert_eq!(rig.ingress.step(), 1);
+            let totals = rig.stats.totals();
+            DropReason::ALL.into_iter().find(|reason| totals.drops(*reason) > 0)
+        };
+        for (inner, expected) in said.into_iter().zip([
+            None,
+            Some(OtherPeersSource),
+            Some(WrongSource),
+            Some(StaleSource),
+            Some(OwnSource),
+            Some(OwnSource),
+            Some(MartianSource),
+        ]) {
+            assert_eq!(verdict(MASTER, inner), expected, "{inner}");
+        }
+        assert_eq!(verdict("192.168.199.7", "172.16.5.1"), Some(WrongSource), "another node has not said so");
+        assert_eq!(verdict(MASTER, "172.16.5.2"), Some(WrongSource));
     }
 
     #[test]

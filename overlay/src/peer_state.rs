@@ -4,9 +4,12 @@
 //! in: [`SharedTable::publish`](crate::table::SharedTable::publish) carries it over. Workers do not write to it
 //! packet by packet: each gathers in a [`Tally`] of its own what a batch brings, and adds it once.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
 
 use crate::MacAddr;
 
@@ -45,6 +48,16 @@ struct Ingress {
     unfinished: AtomicU32,
     /// When the peer was last told that its super-packets arrive whole, by [`now`].
     telling: AtomicU64,
+    /// What the peer has last said of itself.
+    announced: ArcSwapOption<Announced>,
+}
+
+/// The addresses of a peer beside its public one.
+#[derive(Debug)]
+struct Announced {
+    /// By [`now`].
+    at: u64,
+    addresses: Vec<Ipv4Addr>,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +79,8 @@ pub enum PeerFlag {
     Unfinished = 1,
     /// It has answered an echo, or asked for one: it runs overlayd, and silence means something.
     Answers = 2,
+    /// Packets come from it with a source that may be an address of its own: it is to be asked which it has.
+    Unexplained = 4,
 }
 
 /// A moment's look at a [`PeerState`].
@@ -160,6 +175,29 @@ impl PeerState {
                 flags.fetch_and(!(flag as u32), Relaxed)
             };
         }
+    }
+
+    /// The peer has said which addresses it has.
+    pub fn announce(&self, addresses: Vec<Ipv4Addr>) {
+        self.ingress.0.announced.store(Some(Arc::new(Announced { at: now(), addresses })));
+        self.set(PeerFlag::Unexplained, false);
+    }
+
+    /// Whether the peer has said of late that `address` is its own. If not, or if that was a while ago, it is to be asked.
+    #[must_use]
+    pub fn has_announced(&self, address: Ipv4Addr) -> bool {
+        self.has_announced_by(address, now())
+    }
+
+    fn has_announced_by(&self, address: Ipv4Addr, now: u64) -> bool {
+        let announced = self.ingress.0.announced.load();
+        let age = announced.as_ref().map(|announced| now.saturating_sub(announced.at));
+        let own = announced.as_ref().is_some_and(|announced| announced.addresses.contains(&address));
+        let holds = own && age.is_some_and(|age| age < HOLDS);
+        if !holds || age.is_some_and(|age| age >= RENEWED) {
+            self.set(PeerFlag::Unexplained, true);
+        }
+        holds
     }
 
     /// Whether a TCP super-packet to the peer is to leave whole: the way carries it as it is, or it is time to
@@ -367,6 +405,11 @@ const AGAIN: u64 = 1000;
 /// For so many milliseconds a peer's word holds: some of them may be lost.
 const BELIEVED: u64 = 4 * AGAIN;
 
+/// Milliseconds for which a peer has the addresses that it has said, and after which it is asked again while packets
+/// come from them: an address may move to another node.
+const HOLDS: u64 = 180_000;
+const RENEWED: u64 = 60_000;
+
 /// A batch is 64 packets to the wire, and mostly of fewer senders from it; with more peers it is settled twice.
 const ENTRIES: usize = 64;
 /// How many peers packets may take turns between without counting apart.
@@ -397,6 +440,25 @@ mod tests {
         assert_eq!(two.totals().ingress, exchanged(3, 21, 1));
         assert_eq!(one.totals().egress, Exchanged::default());
         assert!(one.totals().last_seen.is_some_and(|ago| ago < Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_peer_has_the_addresses_that_it_has_said_last_and_is_asked_for_others() {
+        let state = PeerState::default();
+        let [one, other] = [1, 2].map(|last| Ipv4Addr::new(172, 16, 5, last));
+        assert!(!state.has(PeerFlag::Unexplained) && !state.has_announced(one));
+        assert!(state.has(PeerFlag::Unexplained));
+        state.announce(vec![one]);
+        assert!(state.has_announced(one) && !state.has(PeerFlag::Unexplained));
+        assert!(!state.has_announced(other) && state.has(PeerFlag::Unexplained));
+        state.announce(vec![other]);
+        assert!(state.has_announced(other) && !state.has_announced(one));
+
+        for (age, holds, asked) in [(0, true, false), (RENEWED + 1, true, true), (HOLDS + 1, false, true)] {
+            state.announce(vec![one]);
+            assert_eq!(state.has_announced_by(one, now() + age), holds, "after {age} ms");
+            assert_eq!(state.has(PeerFlag::Unexplained), asked, "after {age} ms");
+        }
     }
 
     #[test]

@@ -219,7 +219,7 @@ impl End {
                 stay_awake: Duration::from_micros(50),
                 pin: false,
                 confinement: Confinement::new(SystemCalls::Fatal, true).expect("confine the workers"),
-                on_answer: Arc::new(|_, _, _| {}),
+                on_answer: Arc::new(|_| {}),
             };
             let on_failure: overlay::forwarder::OnFailure =
                 Arc::new(|worker, error| panic!("{worker} gave up: {error}"));

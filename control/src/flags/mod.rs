@@ -141,7 +141,8 @@ pub struct Flags {
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
     pub return_path_masq: bool,
 
-    /// Have the host's firewall accept forwarding from and to the network.
+    /// Have the host's firewall accept forwarding from and to the network, and drop what pods send to the tunnel's port
+    /// of a host.
     #[arg(long, help_heading = "Host", value_name = "BOOL", default_value_t = true, value_parser = parse_bool, action = ArgAction::Set)]
     pub iptables_forward_rules: bool,
 

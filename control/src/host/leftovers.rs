@@ -16,6 +16,10 @@ pub async fn devices_with_rules() -> Result<BTreeSet<String>, HostError> {
     if let Some(listing) = output("nft", &["-j", "list", "tables", "ip"]).await? {
         devices.extend(in_tables(&listing));
     }
+    // iptables does not list a table into which somebody has put what it has no words for.
+    if let Some(listing) = output("nft", &["-j", "list", "chains", "ip"]).await? {
+        devices.extend(in_nft_chains(&listing));
+    }
     for program in ["iptables-save", "iptables-nft-save", "iptables-legacy-save"] {
         if let Some(listing) = output(program, &[]).await? {
             devices.extend(in_chains(&listing));
@@ -34,16 +38,29 @@ async fn output(program: &str, args: &[&str]) -> Result<Option<String>, HostErro
 
 /// Our nftables tables are called `overlayd_DEVICE`.
 fn in_tables(listing: &str) -> Vec<String> {
+    let names = names_in(listing, "table");
+    names.iter().filter_map(|name| name.strip_prefix("overlayd_").map(str::to_owned)).collect()
+}
+
+fn in_nft_chains(listing: &str) -> Vec<String> {
+    names_in(listing, "chain").iter().filter_map(|name| device_of_chain(name)).collect()
+}
+
+/// The names of all objects of a kind.
+fn names_in(listing: &str, kind: &str) -> Vec<String> {
     let listing: Value = serde_json::from_str(listing).unwrap_or_default();
     let objects = listing["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let names = objects.iter().filter_map(|object| object["table"]["name"].as_str());
-    names.filter_map(|name| name.strip_prefix("overlayd_").map(str::to_owned)).collect()
+    objects.iter().filter_map(|object| object[kind]["name"].as_str().map(str::to_owned)).collect()
+}
+
+fn in_chains(listing: &str) -> Vec<String> {
+    let chains = listing.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
+    chains.filter_map(device_of_chain).collect()
 }
 
 /// Our iptables chains are called `OVERLAYD-USE-DEVICE`, USE being a word without a dash.
-fn in_chains(listing: &str) -> Vec<String> {
-    let chains = listing.lines().filter_map(|line| line.strip_prefix(":OVERLAYD-")?.split(' ').next());
-    chains.filter_map(|chain| chain.split_once('-').map(|(_, device)| device.to_owned())).collect()
+fn device_of_chain(chain: &str) -> Option<String> {
+    chain.strip_prefix("OVERLAYD-")?.split_once('-').map(|(_, device)| device.to_owned())
 }
 
 #[cfg(test)]
@@ -64,5 +81,8 @@ mod tests {
                       -A FORWARD -j OVERLAYD-FWD-flannel.7\nCOMMIT\n";
         assert_eq!(in_chains(chains), ["flannel0"]);
         assert_eq!(in_chains(":OVERLAYD-FWD-my-net - [0:0]"), ["my-net"]);
+        let chains = r#"{"nftables":[{"chain":{"family":"ip","table":"filter","name":"OVERLAYD-FWD-flannel.7"}},
+            {"chain":{"family":"ip","table":"filter","name":"FORWARD"}}]}"#;
+        assert_eq!(in_nft_chains(chains), ["flannel.7"]);
     }
 }

@@ -27,6 +27,8 @@ pub enum Deed {
     Churn,
     /// All firewall rules of a host are flushed.
     FlushRules,
+    /// A site's script writes iptables' FORWARD anew, and rejects what it does not name.
+    RewriteForward,
     /// The overlay device is deleted.
     DeleteDevice,
     /// The cable between a host and its router is pulled and plugged in.
@@ -37,7 +39,7 @@ pub enum Deed {
 
 impl Deed {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Restart,
         Self::Kill,
         Self::Pause,
@@ -45,6 +47,7 @@ impl Deed {
         Self::EtcdAway,
         Self::Churn,
         Self::FlushRules,
+        Self::RewriteForward,
         Self::DeleteDevice,
         Self::Cable,
         Self::Interface,
@@ -53,7 +56,7 @@ impl Deed {
     /// Whether packets may be lost: only where there is no way for them, or nobody to keep them.
     #[must_use]
     pub fn may_lose(self) -> bool {
-        matches!(self, Self::DeleteDevice | Self::Cable | Self::Interface)
+        matches!(self, Self::RewriteForward | Self::DeleteDevice | Self::Cable | Self::Interface)
     }
 
     /// Whether datagrams may be overtaken: where a link comes back, the kernel sends on what has waited for the
@@ -74,6 +77,7 @@ impl Deed {
             Self::EtcdAway => "restart of a daemon while etcd is away",
             Self::Churn => "20 to 60 leases come and go",
             Self::FlushRules => "nft flush ruleset",
+            Self::RewriteForward => "iptables -F FORWARD, and a REJECT at its end, three times",
             Self::DeleteDevice => "ip link del of the overlay device",
             Self::Cable => "link down on the router, up to 3 s",
             Self::Interface => "ip link set eth0 down, up to 3 s",
@@ -108,6 +112,12 @@ impl Deed {
             }
             Self::Churn => churn(&ground.store, 20 + draw(40)),
             Self::FlushRules => _ = ground.nodes[any].host.ns.ok("nft flush ruleset"),
+            Self::RewriteForward => {
+                for _ in 0..3 {
+                    FORWARD.iter().for_each(|rule| drop(ground.nodes[any].host.ns.ok(rule)));
+                    std::thread::sleep(moment(draw(300)));
+                }
+            }
             Self::DeleteDevice => {
                 let host = ground.nodes[mortal].host;
                 host.ns.ok(&format!("ip link del {}", ground.device));
@@ -145,6 +155,14 @@ fn churn(store: &Store, count: u64) {
         store.delete_lease(&key(number));
     }
 }
+
+/// A site's script. It knows nothing of the overlay.
+const FORWARD: [&str; 4] = [
+    "iptables -w 5 -F FORWARD",
+    "iptables -w 5 -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "iptables -w 5 -A FORWARD -p tcp --dport 22 -j ACCEPT",
+    "iptables -w 5 -A FORWARD -j REJECT",
+];
 
 /// The third octet of the first subnet that comes and goes; no daemon of the soak has one of these.
 pub(super) const FIRST: u64 = 180;

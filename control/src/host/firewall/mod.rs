@@ -20,8 +20,10 @@ mod nft;
 mod others;
 pub mod verdict;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use serde_json::Value;
 use tracing::{debug, info, warn};
 
@@ -324,6 +326,22 @@ pub async fn remove_flannels() -> Result<bool, HostError> {
         info!("removed the rules that flanneld had left");
     }
     Ok(removed)
+}
+
+/// Whether there are rules of flannel's about `network` that are no overlayd's.
+///
+/// # Errors
+/// The rules cannot be read. A program that is not installed has none.
+pub async fn flannel_has_rules_for(network: Ipv4Net) -> Result<bool, HostError> {
+    let network = network.trunc().to_string();
+    let tables = or_without_program(nft::tables(nft::is_flannels).await, Vec::new())?;
+    for table in tables {
+        if nft::mentions(&table, &network).await? {
+            return Ok(true);
+        }
+    }
+    let named = or_without_program(iptables::flannels_networks().await, BTreeSet::new())?;
+    Ok(named.contains(&network))
 }
 
 async fn remove_nft(device: &str) -> Result<bool, HostError> {

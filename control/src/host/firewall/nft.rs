@@ -75,6 +75,13 @@ pub(super) fn is_flannels(line: &str) -> bool {
     matches!(line, "table ip flannel-ipv4" | "table ip6 flannel-ipv6")
 }
 
+/// Whether a rule of a table, as [`tables`] names it, is about `network`.
+pub(super) async fn mentions(table: &str, network: &str) -> Result<bool, HostError> {
+    let words = table.split_whitespace();
+    let listing = run("nft", &["list"].into_iter().chain(words).collect::<Vec<_>>(), "").await?;
+    Ok(listing.split_whitespace().any(|word| word == network))
+}
+
 /// Removes tables, as [`tables`] names them, in one transaction.
 pub(super) async fn remove(tables: &[String]) -> Result<(), HostError> {
     // Adding one that is there does no harm, and deleting it cannot fail then should it just have gone.

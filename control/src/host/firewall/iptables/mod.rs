@@ -198,6 +198,18 @@ impl Variants {
     }
 }
 
+/// The networks that flannel's rules are about, and no overlayd's.
+pub(super) async fn flannels_networks() -> Result<BTreeSet<String>, HostError> {
+    let mut tables = Vec::new();
+    for variant in &Variants::find().await?.all {
+        tables.extend(variant.read(&["nat", "filter"], &rules::flannels_chains()).await?);
+    }
+    let tables = || tables.iter().map(|(_, table)| table);
+    let owned: BTreeSet<String> = tables().flat_map(repair::networks_of_all).collect();
+    let named: BTreeSet<String> = tables().flat_map(repair::networks_in_shared_chains).collect();
+    Ok(&named - &owned)
+}
+
 /// What has to be changed so that nothing of flannel's is left in IPv4 or IPv6.
 pub(super) async fn removal_of_flannels() -> Result<Vec<Change>, HostError> {
     let mut changes = Vec::new();

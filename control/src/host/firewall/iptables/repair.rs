@@ -205,6 +205,12 @@ fn networks_in(nat: &Table, wanted: impl Fn(&str) -> bool) -> BTreeSet<String> {
     rules.filter_map(|(_, rule)| value(&words(rule), "-d").map(str::to_owned)).collect()
 }
 
+/// The networks that the rules of flannel's chains name.
+pub(super) fn networks_in_shared_chains(table: &Table) -> BTreeSet<String> {
+    let rules = SHARED.into_iter().flat_map(|chain| table.rules(chain));
+    rules.filter_map(|rule| value(&words(rule), "-s").map(str::to_owned)).collect()
+}
+
 /// What to restore so that nothing of `device` is left in a table, except the chains that `keep` names and
 /// the rules of built-in chains that it holds. `networks` are those of its rules in shared chains.
 pub(super) fn removal(
