@@ -13,7 +13,7 @@ use signal_hook::iterator::Signals;
 
 use crate::goals;
 use crate::machine::Machine;
-use crate::plan::{Place, Preset, Scenario, Subject, Topology, Wire};
+use crate::plan::{HostLoad, Place, Preset, Scenario, Subject, Topology, Wire};
 use crate::record::Record;
 use crate::report;
 use crate::run::{self, Gathered, Turns};
@@ -69,6 +69,9 @@ struct Run {
     /// Datagrams per second where the rate is set
     #[arg(long, help_heading = "What to measure", value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..))]
     udp_rate: u32,
+    /// What else the processors of this machine have to do meanwhile
+    #[arg(long, help_heading = "What to measure", value_name = "LOAD", default_value = "idle")]
+    load: HostLoad,
 
     /// Flags for overlayd, as in "--offload=off --queues=1"
     #[arg(
@@ -161,6 +164,7 @@ fn serve(ports: Ports) -> anyhow::Result<()> {
 
 impl Run {
     fn run(self) -> anyhow::Result<ExitCode> {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let turns = Turns {
             scenarios: or(&self.scenarios, || {
                 let all = self.preset.scenarios().into_iter();
@@ -170,6 +174,8 @@ impl Run {
             seconds: f64::from(self.seconds),
             udp_rate: self.udp_rate,
             ports: Ports(self.port),
+            load: self.load,
+            processors,
         };
         let date = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let programs = self.programs();
@@ -194,6 +200,7 @@ impl Run {
             rounds: turns.rounds,
             seconds: turns.seconds,
             udp_rate: turns.udp_rate,
+            load: turns.load,
             samples: gathered.samples,
             failures: gathered.failures,
             remarks: gathered.remarks,

@@ -8,9 +8,11 @@ use integration::{Site, Store, await_until};
 use serde::{Deserialize, Serialize};
 
 use crate::lookup::{self, Lookup};
-use crate::plan::Scenario::{self, Tcp1, Tcp4, Tcp16, TcpBoth, TcpReverse, TcpRtt, Udp64, UdpRtt};
+use crate::plan::HostLoad;
+use crate::plan::Scenario::{self, Ping, Tcp1, Tcp4, Tcp16, TcpBoth, TcpReverse, TcpRtt, Udp64, UdpRtt};
 use crate::process::Daemons;
-use crate::record::{Record, Row};
+use crate::record::{Key, Record, Row};
+use crate::stats::Percentiles;
 
 /// A goal and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,6 +95,23 @@ const RATIO_GOALS: [RatioGoal; 7] = [
         bound: Bound::AtMost(2.5),
     },
 ];
+/// Where others want the processors, too.
+const BUSY_GOALS: [RatioGoal; 2] = [
+    RatioGoal {
+        what: "TCP, 1 and 4 streams and reverse, plain wire, busy host",
+        place: |place| place.ends_with("/plain"),
+        scenarios: &[Tcp1, Tcp4, TcpReverse],
+        subjects: VXLAN,
+        bound: Bound::AtLeast(0.9),
+    },
+    RatioGoal {
+        what: "ping, average, busy host",
+        place: |_| true,
+        scenarios: &[Ping],
+        subjects: VXLAN,
+        bound: Bound::AtMost(6.0),
+    },
+];
 /// The format of what it is compared with.
 const VXLAN: &[&str] = &["overlayd-vxlan"];
 /// Leases in the goals of lookup and memory.
@@ -104,14 +123,31 @@ const LOOKUP_NANOSECONDS: f64 = 5.0;
 /// two spells of the same differ.
 const SAME: f64 = 1.1;
 const MEMORY: u64 = 64 << 20;
+/// The longest ping on a busy host.
+const LONGEST: Duration = Duration::from_millis(5);
+/// The slowest round trip but one in a hundred where processors are awake: no time slice's length.
+const AWAKE: Duration = Duration::from_millis(1);
 
-/// Judges the ratios of a run, and measures lookup and memory here and now.
+/// Judges a run by the goals for its load; on an idle host, lookup and memory, too, measured here and now.
 ///
 /// # Panics
 /// As the harness does, if the daemon with many leases does not come up.
 #[must_use]
 pub fn judge(record: &Record) -> Vec<Verdict> {
-    let mut verdicts: Vec<_> = RATIO_GOALS.iter().map(|goal| goal.judge(&record.summary)).collect();
+    let rows = &record.summary;
+    let judged = |goals: &[RatioGoal]| goals.iter().map(|goal| goal.judge(rows)).collect::<Vec<_>>();
+    match record.load {
+        HostLoad::Busy => {
+            let longest = judge_round_trips(rows, "longest ping, busy host", &[Ping], LONGEST, |p| p.max);
+            return [judged(&BUSY_GOALS), vec![longest]].concat();
+        }
+        HostLoad::Awake => {
+            let what = "round trip, 99th percentile, awake host";
+            return vec![judge_round_trips(rows, what, &[TcpRtt, UdpRtt], AWAKE, |p| p.p99)];
+        }
+        HostLoad::Idle => {}
+    }
+    let mut verdicts = judged(&RATIO_GOALS);
     verdicts.extend(judge_lookup(lookup::measure(LEASES, CHANGES)));
     verdicts.push(judge_memory(resident(LEASES)));
     verdicts
@@ -163,6 +199,36 @@ impl fmt::Display for Bound {
             Self::AtLeast(bound) => write!(f, "at least {bound:?} × kernel VXLAN"),
             Self::AtMost(bound) => write!(f, "at most {bound:?} × kernel VXLAN"),
         }
+    }
+}
+
+/// What `of` tells of the round trips in `scenarios` is to be shorter than `bound`, whoever is compared with it.
+fn judge_round_trips(
+    rows: &[Row],
+    what: &str,
+    scenarios: &[Scenario],
+    bound: Duration,
+    of: fn(&Percentiles) -> u64,
+) -> Verdict {
+    let concerns = |row: &&Row| {
+        VXLAN.contains(&row.key.subject.as_str())
+            && scenarios.iter().any(|scenario| scenario.to_string() == row.key.scenario)
+    };
+    let mut times: Vec<_> = rows
+        .iter()
+        .filter(concerns)
+        .filter_map(|row| Some((Duration::from_nanos(of(&row.round_trip?)), &row.key)))
+        .collect();
+    times.sort_by_key(|(time, _)| std::cmp::Reverse(*time));
+    let part = |(time, key): &(Duration, &Key)| {
+        let mark = if *time < bound { "" } else { "!" };
+        format!("{mark}{:.2} ms {} {}", time.as_secs_f64() * 1e3, key.place, key.scenario)
+    };
+    Verdict {
+        what: what.into(),
+        goal: format!("below {} ms", bound.as_millis()),
+        measured: times.iter().map(part).collect(),
+        reached: times.first().map(|(longest, _)| *longest < bound),
     }
 }
 
@@ -250,6 +316,22 @@ mod tests {
         assert_eq!(RATIO_GOALS[6].judge(&rows).reached, Some(true));
         rows[3].ratio.as_mut().unwrap().median = 2.6;
         assert_eq!(RATIO_GOALS[6].judge(&rows).reached, Some(false));
+    }
+
+    #[test]
+    fn a_busy_host_has_goals_of_its_own() {
+        let mut record = record();
+        assert_eq!(record.load, HostLoad::Busy);
+        record.summary[3].key.scenario = "ping".into();
+        let reached =
+            |record: &Record| judge(record).iter().map(|verdict| verdict.reached).collect::<Vec<_>>();
+        assert_eq!(reached(&record), [Some(true); 3]);
+        record.summary[3].round_trip.as_mut().unwrap().max = 5_000_000;
+        assert_eq!(reached(&record), [Some(true), Some(true), Some(false)]);
+        record.load = HostLoad::Awake;
+        assert_eq!(reached(&record), [None]);
+        record.summary[3].key.scenario = "udp-rtt".into();
+        assert_eq!(judge(&record)[0].measured, ["0.06 ms routed/plain udp-rtt"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! server   what answers in one pod, or on an installed host  ┐ nothing here knows of
 //! client   what asks in the other                            ┘ namespaces
 //! wire     what the client's host puts on the wire itself
+//! hogs     what else keeps the processors busy
 //! run      subjects taking turns, round by round
 //! record   samples, and their summary by `stats`
 //! goals    the speed to reach, where that was asked for
@@ -18,6 +19,7 @@ pub mod cli;
 pub mod client;
 pub mod goals;
 pub mod ground;
+pub mod hogs;
 pub mod lookup;
 pub mod machine;
 pub mod plan;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 /// How the hosts are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -87,6 +88,8 @@ pub enum Scenario {
     TcpRtt,
     /// UDP request and response of 64 bytes, one after the other
     UdpRtt,
+    /// ICMP echoes by `ping`, a hundred a second: their average
+    Ping,
     /// TCP connections opened and closed, four at a time
     Connect,
 }
@@ -116,6 +119,8 @@ pub enum Load {
     TcpRequests,
     /// Requests and responses over UDP.
     UdpRequests,
+    /// Echoes at a steady pace.
+    Echoes,
     /// Connections.
     Connections,
 }
@@ -142,8 +147,23 @@ pub enum Metric {
     LossPercent,
     /// Median round trip in nanoseconds: less is better.
     RoundTrip,
+    /// Average round trip of echoes in nanoseconds: less is better.
+    Ping,
     /// Connections opened and closed per second: more is better.
     ConnectionsPerSecond,
+}
+
+/// What else the processors have to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostLoad {
+    /// Nothing: processors sleep whenever nobody has packets
+    #[default]
+    Idle,
+    /// For each processor a hog of lowest priority (nice 19), so that none ever sleeps
+    Awake,
+    /// For each processor two ordinary hogs, as containers are
+    Busy,
 }
 
 /// Where it is measured.
@@ -190,9 +210,9 @@ impl Preset {
     /// Scenarios to run.
     #[must_use]
     pub fn scenarios(self) -> Vec<Scenario> {
-        use Scenario::{Tcp1, Tcp4, TcpReverse, TcpRtt, Udp64, UdpRtt};
+        use Scenario::{Ping, Tcp1, Tcp4, TcpReverse, TcpRtt, Udp64, UdpRtt};
         match self {
-            Self::Short => vec![Tcp1, Tcp4, TcpReverse, Udp64, TcpRtt, UdpRtt],
+            Self::Short => vec![Tcp1, Tcp4, TcpReverse, Udp64, TcpRtt, UdpRtt, Ping],
             Self::Full => Scenario::value_variants().to_vec(),
         }
     }
@@ -227,6 +247,7 @@ impl Scenario {
             Self::Loss1400 => Load::Paced(1400),
             Self::TcpRtt => Load::TcpRequests,
             Self::UdpRtt => Load::UdpRequests,
+            Self::Ping => Load::Echoes,
             Self::Connect => Load::Connections,
         }
     }
@@ -239,16 +260,17 @@ impl Scenario {
             Load::Flood(_) | Load::Wire { .. } => Metric::DatagramsPerSecond,
             Load::Paced(_) => Metric::LossPercent,
             Load::TcpRequests | Load::UdpRequests => Metric::RoundTrip,
+            Load::Echoes => Metric::Ping,
             Load::Connections => Metric::ConnectionsPerSecond,
         }
     }
 
     /// How long it runs, in seconds, when streams and floods run for `seconds`: many small events
-    /// give a steady figure in half the time.
+    /// give a steady figure in half the time. Echoes are few.
     #[must_use]
     pub fn seconds(self, seconds: f64) -> f64 {
         match self.load() {
-            Load::Streams { .. } | Load::Flood(_) | Load::Wire { .. } => seconds,
+            Load::Streams { .. } | Load::Flood(_) | Load::Wire { .. } | Load::Echoes => seconds,
             _ => seconds / 2.0,
         }
     }
@@ -266,6 +288,37 @@ impl Scenario {
     }
 }
 
+impl HostLoad {
+    /// How many hogs there are on so many processors.
+    #[must_use]
+    pub fn hogs(self, processors: usize) -> usize {
+        match self {
+            Self::Idle => 0,
+            Self::Awake => processors,
+            Self::Busy => 2 * processors,
+        }
+    }
+
+    /// Their nice value.
+    #[must_use]
+    pub fn nice(self) -> i32 {
+        if self == Self::Awake { 19 } else { 0 }
+    }
+
+    /// It in words, on so many processors.
+    #[must_use]
+    pub fn describe(self, processors: usize) -> String {
+        let hogs = self.hogs(processors);
+        match self {
+            Self::Idle => "idle: nothing beside the measurement".into(),
+            Self::Awake => {
+                format!("awake: {hogs} processor hogs of nice 19 keep {processors} processors from sleeping")
+            }
+            Self::Busy => format!("busy: {hogs} ordinary processor hogs on {processors} processors"),
+        }
+    }
+}
+
 impl Metric {
     /// A value in words, as in `8.12 Gbit/s`.
     #[must_use]
@@ -275,7 +328,7 @@ impl Metric {
             Self::BitsPerSecond => format!("{:.1} Mbit/s", value / 1e6),
             Self::DatagramsPerSecond | Self::ConnectionsPerSecond => format!("{}/s", thousands(value)),
             Self::LossPercent => format!("{value:.2} %"),
-            Self::RoundTrip => format!("{:.1} µs", value / 1e3),
+            Self::RoundTrip | Self::Ping => format!("{:.1} µs", value / 1e3),
         }
     }
 
@@ -301,6 +354,7 @@ impl Metric {
             Self::DatagramsPerSecond => "UDP delivered under flood",
             Self::LossPercent => "UDP lost at a set rate",
             Self::RoundTrip => "Round trip, median",
+            Self::Ping => "Ping, average",
             Self::ConnectionsPerSecond => "Connections opened and closed",
         }
     }
@@ -308,15 +362,22 @@ impl Metric {
     /// Whether more is better.
     #[must_use]
     pub fn more_is_better(self) -> bool {
-        !matches!(self, Self::LossPercent | Self::RoundTrip)
+        !matches!(self, Self::LossPercent | Self::RoundTrip | Self::Ping)
+    }
+
+    /// Whether single round trips are behind it.
+    #[must_use]
+    pub fn has_round_trips(self) -> bool {
+        matches!(self, Self::RoundTrip | Self::Ping)
     }
 
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::BitsPerSecond,
         Self::DatagramsPerSecond,
         Self::LossPercent,
         Self::RoundTrip,
+        Self::Ping,
         Self::ConnectionsPerSecond,
     ];
 }
@@ -332,7 +393,7 @@ macro_rules! named_as_on_the_command_line {
         }
     )*};
 }
-named_as_on_the_command_line!(Topology, Wire, Subject, Scenario);
+named_as_on_the_command_line!(Topology, Wire, Subject, Scenario, HostLoad);
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::Measured;
 use crate::goals::Verdict;
 use crate::machine::Machine;
-use crate::plan::{Metric, Scenario};
+use crate::plan::{HostLoad, Metric, Scenario};
 use crate::process::{CpuTime, Daemons};
 use crate::stats::{Percentiles, Spread, paired_ratios};
 
@@ -28,6 +28,9 @@ pub struct Record {
     pub seconds: f64,
     /// Datagrams per second where the rate was set.
     pub udp_rate: u32,
+    /// What else the processors had to do.
+    #[serde(default)]
+    pub load: HostLoad,
     /// Every measurement, in the order in which they were made.
     pub samples: Vec<Sample>,
     /// What went wrong.
@@ -243,6 +246,7 @@ pub(crate) mod tests {
                     p90: 2 * value as u64,
                     p99: 3 * value as u64,
                     max: 4 * value as u64,
+                    mean: value as u64,
                 }),
             },
             cost,
@@ -265,6 +269,7 @@ pub(crate) mod tests {
             rounds: 2,
             seconds: 2.0,
             udp_rate: 20_000,
+            load: HostLoad::Busy,
             samples: vec![
                 sample("kernel-vxlan", "tcp-1", 1, 8e9, None),
                 sample("kernel-vxlan", "udp-rtt", 1, 8e3, None),
@@ -312,7 +317,10 @@ pub(crate) mod tests {
     fn round_trips_keep_their_percentiles_and_cost_nothing_by_the_gigabyte() {
         let record = record();
         let row = &record.summary[3];
-        assert_eq!(row.round_trip, Some(Percentiles { p50: 20_000, p90: 40_000, p99: 60_000, max: 96_000 }));
+        assert_eq!(
+            row.round_trip,
+            Some(Percentiles { p50: 20_000, p90: 40_000, p99: 60_000, max: 96_000, mean: 20_000 })
+        );
         assert_eq!(row.ratio.map(|ratio| ratio.median), Some(2.5));
         assert_eq!(row.cpu_seconds_per_gigabyte, None);
         assert!(row.nanoseconds_per_packet.is_some());

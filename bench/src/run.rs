@@ -8,7 +8,8 @@ use integration::traffic::await_listening;
 
 use crate::client::{self, Measured, Target};
 use crate::ground::Ground;
-use crate::plan::{Load, Place, Scenario, Subject};
+use crate::hogs::Hogs;
+use crate::plan::{HostLoad, Load, Place, Scenario, Subject};
 use crate::process::Daemons;
 use crate::record::{Cost, Failure, Key, Meter, Sample};
 use crate::server::{Ports, Server};
@@ -28,6 +29,10 @@ pub struct Turns {
     pub udp_rate: u32,
     /// The server's ports.
     pub ports: Ports,
+    /// What else the processors have to do.
+    pub load: HostLoad,
+    /// How many processors there are.
+    pub processors: usize,
 }
 
 /// What a run has gathered.
@@ -77,6 +82,7 @@ pub fn to_host(addresses: &[(&str, IpAddr)], turns: &Turns) -> Gathered {
     for round in 1..=turns.rounds {
         for (subject, address) in addresses {
             progress.turn(INSTALLED, subject, round);
+            let _hogs = turns.hogs();
             for scenario in &turns.scenarios {
                 progress.scenario(*scenario);
                 let result = client::measure(*scenario, &turns.target(*address));
@@ -89,6 +95,11 @@ pub fn to_host(addresses: &[(&str, IpAddr)], turns: &Turns) -> Gathered {
 }
 
 impl Turns {
+    /// The load of the host, for as long as it is held.
+    fn hogs(&self) -> Hogs {
+        Hogs::start(self.load, self.processors).unwrap_or_else(|error| panic!("load the host: {error:#}"))
+    }
+
     fn target(&self, address: IpAddr) -> Target {
         Target { address, ports: self.ports, seconds: self.seconds, udp_rate: self.udp_rate }
     }
@@ -109,6 +120,7 @@ impl Gathered {
         let _server = server.unwrap_or_else(|error| panic!("start the server: {error:#}"));
         await_listening(&running.server.ns, turns.ports.iperf3());
         let target = turns.target(running.server.address.into());
+        let _hogs = turns.hogs();
         for scenario in &turns.scenarios {
             progress.scenario(*scenario);
             let (result, cost) = metered(&running.daemons, || {

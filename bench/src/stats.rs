@@ -24,6 +24,9 @@ pub struct Percentiles {
     pub p99: u64,
     /// The longest.
     pub max: u64,
+    /// The average.
+    #[serde(default)]
+    pub mean: u64,
 }
 
 impl Spread {
@@ -46,7 +49,8 @@ impl Percentiles {
         durations.sort_unstable();
         let max = *durations.last()?;
         let rank = |percent: usize| durations[(durations.len() * percent).div_ceil(100) - 1];
-        Some(Self { p50: rank(50), p90: rank(90), p99: rank(99), max })
+        let mean = durations.iter().sum::<u64>() / durations.len() as u64;
+        Some(Self { p50: rank(50), p90: rank(90), p99: rank(99), max, mean })
     }
 
     /// The median of each over several measurements, and the longest of all; `None` if there are none.
@@ -59,6 +63,7 @@ impl Percentiles {
             p90: median(|p| p.p90)?,
             p99: median(|p| p.p99)?,
             max: of.iter().map(|p| p.max).max()?,
+            mean: median(|p| p.mean)?,
         })
     }
 }
@@ -91,18 +96,21 @@ mod tests {
     #[test]
     fn percentiles_are_values_that_occurred() {
         assert_eq!(Percentiles::of(Vec::new()), None);
-        assert_eq!(Percentiles::of(vec![7]), Some(Percentiles { p50: 7, p90: 7, p99: 7, max: 7 }));
+        assert_eq!(Percentiles::of(vec![7]), Some(Percentiles { p50: 7, p90: 7, p99: 7, max: 7, mean: 7 }));
         let hundred = (1..=100).rev().collect();
-        assert_eq!(Percentiles::of(hundred), Some(Percentiles { p50: 50, p90: 90, p99: 99, max: 100 }));
+        assert_eq!(
+            Percentiles::of(hundred),
+            Some(Percentiles { p50: 50, p90: 90, p99: 99, max: 100, mean: 50 })
+        );
         let ten = (1..=10).collect();
-        assert_eq!(Percentiles::of(ten), Some(Percentiles { p50: 5, p90: 9, p99: 10, max: 10 }));
+        assert_eq!(Percentiles::of(ten), Some(Percentiles { p50: 5, p90: 9, p99: 10, max: 10, mean: 5 }));
     }
 
     #[test]
     fn percentiles_of_several_rounds_keep_the_longest() {
-        let round = |p50, max| Percentiles { p50, p90: 2 * p50, p99: 3 * p50, max };
+        let round = |p50, max| Percentiles { p50, p90: 2 * p50, p99: 3 * p50, max, mean: p50 };
         let middle = Percentiles::middle(&[round(10, 900), round(30, 100), round(20, 200)]);
-        assert_eq!(middle, Some(Percentiles { p50: 20, p90: 40, p99: 60, max: 900 }));
+        assert_eq!(middle, Some(Percentiles { p50: 20, p90: 40, p99: 60, max: 900, mean: 20 }));
         assert_eq!(Percentiles::middle(&[]), None);
     }
 

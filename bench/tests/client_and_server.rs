@@ -30,6 +30,10 @@ fn requests_are_answered_one_by_one() {
         assert_eq!(measured.value, round_trip.p50 as f64);
         assert!(round_trip.max as f64 <= measured.seconds * 1e9, "{measured:?}");
     }
+    let measured = run(&ns, Scenario::Ping);
+    let round_trip = measured.round_trip.expect("round trips");
+    assert!(measured.packets == measured.sent.map(|sent| 2 * sent), "{measured:?}");
+    assert!(measured.value == round_trip.mean as f64 && round_trip.mean <= round_trip.max, "{measured:?}");
     let measured = run(&ns, Scenario::Connect);
     assert!(measured.sent > Some(10) && measured.packets.is_none(), "{measured:?}");
 }

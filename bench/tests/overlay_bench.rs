@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use bench::client::Target;
 use bench::ground::Ground;
-use bench::plan::{Place, Subject, Topology, Wire};
+use bench::plan::{HostLoad, Place, Subject, Topology, Wire};
 use bench::record::{Record, Sample};
 use bench::server::{Ports, Server};
 use bench::subject::{Running, Settings};
@@ -23,7 +23,7 @@ fn two_scenarios_of_two_subjects_in_namespaces() {
     let directory = tempfile::tempdir().unwrap();
     let files = ["run.json", "run.md", "run.html"].map(|name| directory.path().join(name));
     let output = Command::new(PROGRAM)
-        .args(["run", "--wires", "plain", "--scenarios", "tcp-1,udp-rtt"])
+        .args(["run", "--load", "busy", "--wires", "plain", "--scenarios", "tcp-1,udp-rtt"])
         .args(["--subjects", "kernel-vxlan,overlayd-vxlan", "--overlayd-flags", "-v=1"])
         .args(SHORT)
         .args([&"--json".as_ref(), &files[0].as_os_str(), &"--markdown".as_ref(), &files[1].as_os_str()])
@@ -35,6 +35,7 @@ fn two_scenarios_of_two_subjects_in_namespaces() {
     assert!(text.contains("routed/plain: TCP throughput") && text.contains("× kernel-vxlan"), "{text}");
 
     let record = read(&files[0]);
+    assert_eq!(record.load, HostLoad::Busy);
     assert_eq!(
         record.samples.iter().map(name).collect::<Vec<_>>(),
         [
@@ -64,6 +65,7 @@ fn two_scenarios_of_two_subjects_in_namespaces() {
     for file in &files[1..] {
         let report = std::fs::read_to_string(file).unwrap();
         assert!(report.contains("overlayd-vxlan") && report.contains(&record.machine.kernel), "{report}");
+        assert!(report.contains("ordinary processor hogs") && report.contains("busy host"), "{report}");
     }
 }
 

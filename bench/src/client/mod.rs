@@ -4,6 +4,7 @@
 mod connect;
 pub(crate) mod datagrams;
 mod iperf3;
+mod ping;
 mod requests;
 
 use std::net::{IpAddr, SocketAddr};
@@ -77,6 +78,7 @@ pub fn measure(scenario: Scenario, target: &Target) -> anyhow::Result<Measured> 
         Load::Paced(len) => datagrams::paced(target, len, duration),
         Load::TcpRequests => requests::tcp(target, duration),
         Load::UdpRequests => requests::udp(target, duration),
+        Load::Echoes => ping::echoes(target, seconds),
         Load::Connections => connect::connections(target, duration),
     }
 }

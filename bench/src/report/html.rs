@@ -5,7 +5,7 @@ use std::fmt::Write;
 use clap::ValueEnum;
 
 use super::plot::{self, Bar, Group, Plot};
-use super::{Table, facts, goals, notes, tables};
+use super::{Table, facts, goals, notes, tables, title};
 use crate::plan::{Metric, Scenario, Subject};
 use crate::record::{Record, Row};
 
@@ -79,7 +79,7 @@ fn plotted(record: &Record, place: &str, metric: Metric, subjects: &[String]) ->
     let known = scenarios.into_iter().filter(|name| Scenario::named(name).is_some());
     let groups: Vec<Group> = known.filter_map(group).collect();
     let better = if metric.more_is_better() { "more is better" } else { "less is better" };
-    let title = format!("{} ({better})", metric.title());
+    let title = format!("{} ({better})", title(record, metric));
     (!groups.is_empty()).then_some(Plot { title, groups })
 }
 

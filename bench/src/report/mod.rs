@@ -40,6 +40,7 @@ fn facts(record: &Record) -> Vec<(String, String)> {
         ("date".into(), record.date.clone()),
         ("machine".into(), format!("{}: {} × {}, {memory:.1} GiB", machine.name, machine.cpus, machine.cpu)),
         ("kernel".into(), machine.kernel.clone()),
+        ("load".into(), record.load.describe(machine.cpus)),
         ("other load".into(), format!("{:.0} % before or after the run", 100.0 * machine.busy)),
         ("measured".into(), format!("{} rounds, {} s for streams and floods", record.rounds, record.seconds)),
         ("command".into(), record.command.clone()),
@@ -68,13 +69,18 @@ fn tables(record: &Record) -> Vec<(String, Vec<Table>)> {
     record.distinct(|key| &key.place).into_iter().map(of_place).collect()
 }
 
+/// What a table or plot shows, and on what kind of host.
+fn title(record: &Record, metric: Metric) -> String {
+    format!("{}, {} host", metric.title(), record.load)
+}
+
 /// A column: its heading, and what it shows of a row.
 type Column = (String, Box<dyn Fn(&Row) -> String>);
 
 fn table(record: &Record, metric: Metric, rows: &[&Row]) -> Table {
     let columns = columns(record, metric, rows.iter().any(|row| row.resident.is_some()));
     Table {
-        title: metric.title().into(),
+        title: title(record, metric),
         header: columns.iter().map(|(name, _)| name.clone()).collect(),
         rows: rows.iter().map(|row| columns.iter().map(|(_, show)| show(row)).collect()).collect(),
     }
@@ -90,7 +96,8 @@ fn columns(record: &Record, metric: Metric, with_cost: bool) -> Vec<Column> {
         ("median".into(), Box::new(move |row: &Row| metric.show(row.value.median)) as _),
         ("min … max".into(), Box::new(move |row| metric.show_range(row.value.min, row.value.max))),
     ];
-    if metric == Metric::RoundTrip {
+    if metric.has_round_trips() {
+        columns.push(column("average", |row| percentile(row, |p| p.mean)));
         columns.push(column("p90", |row| percentile(row, |p| p.p90)));
         columns.push(column("p99", |row| percentile(row, |p| p.p99)));
         columns.push(column("longest", |row| percentile(row, |p| p.max)));
@@ -193,7 +200,7 @@ mod tests {
         assert_eq!(place, "routed/plain");
         assert_eq!(
             tables.iter().map(|t| t.title.as_str()).collect::<Vec<_>>(),
-            ["TCP throughput", "Round trip, median"]
+            ["TCP throughput, busy host", "Round trip, median, busy host"]
         );
         let names = |table: &Table| table.rows.iter().map(|row| row[1].clone()).collect::<Vec<_>>();
         assert_eq!(names(&tables[0]), ["kernel-vxlan", "overlayd-vxlan"]);
@@ -224,6 +231,8 @@ mod tests {
                 "Abacus <9000>",
                 "Linux 6.18",
                 "congestion control cubic",
+                "busy: 4 ordinary processor hogs on 2 processors",
+                "TCP throughput, busy host",
                 "overlay-bench run",
                 "1.25 (0.50 … 2.00)",
                 "no <answer>",
@@ -244,6 +253,8 @@ mod tests {
         for outside in ["src=", "href=", "@import", "url("] {
             assert!(!page.contains(outside), "{outside}");
         }
+        assert!(page.contains("busy: 4 ordinary processor hogs"));
+        assert!(page.contains("TCP throughput, busy host (more is better)"));
         assert_eq!(page.matches("<table").count(), page.matches("</table>").count());
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
     }

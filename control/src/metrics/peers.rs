@@ -4,6 +4,9 @@
 //! traffic, up to a limit, have series of their own, as long as they are peers; the others are summed up as
 //! `other`. A peer does not change between the two while it is one, so no counter ever goes back: one that
 //! is of the others stays so, and what it had counted stays in the sum when it is gone.
+//!
+//! A tunnel that is built anew counts from zero. What was counted before stays counted: Prometheus would take
+//! a sum of which a part goes back for one that began anew, and count the other part twice.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -34,8 +37,8 @@ type Key = (Ipv4Net, Ipv4Addr);
 #[derive(Debug)]
 pub(super) struct Slots {
     limit: usize,
-    named: HashSet<Key>,
-    others: HashMap<Key, Both>,
+    named: HashMap<Key, Lasting>,
+    others: HashMap<Key, Lasting>,
     /// Of those of the others that are no peers any more.
     gone: Both,
 }
@@ -46,49 +49,76 @@ struct Both {
     ingress: Exchanged,
 }
 
+/// What was counted of a peer by one tunnel after the other.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lasting {
+    /// By those before the last.
+    before: Both,
+    /// By the last, when it was last looked at.
+    last: Both,
+}
+
 /// One scrape's series, sorted by subnet.
 #[derive(Debug, Default)]
 pub(super) struct Shown {
-    named: Vec<PeerSample>,
+    named: Vec<(PeerSample, Both)>,
     others: Both,
 }
 
 impl Slots {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, named: HashSet::new(), others: HashMap::new(), gone: Both::default() }
+        Self { limit, named: HashMap::new(), others: HashMap::new(), gone: Both::default() }
     }
 
     /// What is shown of `peers`.
     pub(super) fn show(&mut self, peers: Vec<PeerSample>) -> Shown {
         let there: HashSet<Key> = peers.iter().map(key).collect();
-        self.named.retain(|key| there.contains(key));
+        self.named.retain(|key, _| there.contains(key));
         self.others.retain(|key, counted| {
             let stays = there.contains(key);
             if !stays {
-                self.gone.add(counted);
+                self.gone.add(&counted.sum());
             }
             stays
         });
         let mut shown = Shown::default();
         for peer in peers {
             let (key, counted) = (key(&peer), Both::of(&peer));
-            if let Some(before) = self.others.get_mut(&key) {
-                *before = counted;
-            } else if self.named.contains(&key) {
-                shown.named.push(peer);
+            if let Some(lasting) = self.others.get_mut(&key) {
+                lasting.look(counted);
+            } else if let Some(lasting) = self.named.get_mut(&key) {
+                lasting.look(counted);
+                shown.named.push((peer, lasting.sum()));
             } else if counted != Both::default() {
+                let lasting = Lasting { before: Both::default(), last: counted };
                 if self.named.len() < self.limit {
-                    self.named.insert(key);
-                    shown.named.push(peer);
+                    self.named.insert(key, lasting);
+                    shown.named.push((peer, counted));
                 } else {
-                    self.others.insert(key, counted);
+                    self.others.insert(key, lasting);
                 }
             }
         }
-        shown.named.sort_by_key(key);
+        shown.named.sort_by_key(|(peer, _)| key(peer));
         shown.others = self.gone;
-        self.others.values().for_each(|counted| shown.others.add(counted));
+        self.others.values().for_each(|counted| shown.others.add(&counted.sum()));
         shown
+    }
+}
+
+impl Lasting {
+    /// Takes what is counted now; if it is less than before, another tunnel counts.
+    fn look(&mut self, now: Both) {
+        if now.is_behind(&self.last) {
+            self.before.add(&self.last);
+        }
+        self.last = now;
+    }
+
+    fn sum(&self) -> Both {
+        let mut sum = self.before;
+        sum.add(&self.last);
+        sum
     }
 }
 
@@ -102,13 +132,15 @@ impl Shown {
         let about = "Packets on the way to each peer that were dropped, or from its address and refused";
         out.counters(About("peer_dropped_packets", about, None), self.counters(|counted| counted.drops))?;
         let now = SystemTime::now();
-        let seen = named.iter().filter_map(|peer| Some((labels(peer), unix(now - peer.totals.last_seen?))));
+        let seen =
+            named.iter().filter_map(|(peer, _)| Some((labels(peer), unix(now - peer.totals.last_seen?))));
         let about = "When something valid came from the peer, to the second";
         out.gauges(
             About("peer_last_seen_timestamp", about, Some(Unit::Seconds)),
             seen.map(|(labels, moment)| (labels, moment.round())),
         )?;
-        let mtus = named.iter().filter_map(|peer| Some((labels(peer), i64::from(peer.totals.path_mtu?))));
+        let mtus =
+            named.iter().filter_map(|(peer, _)| Some((labels(peer), i64::from(peer.totals.path_mtu?))));
         let about =
             "The largest outer packet that reaches the peer, where it is less than the underlay's MTU";
         out.gauges(About("peer_path_mtu", about, Some(Unit::Bytes)), mtus)
@@ -118,7 +150,7 @@ impl Shown {
         &self,
         count: impl Fn(&Exchanged) -> u64,
     ) -> impl Iterator<Item = ([(&'static str, String); 3], u64)> {
-        let named = self.named.iter().map(|peer| (labels(peer), Both::of(peer)));
+        let named = self.named.iter().map(|(peer, counted)| (labels(peer), *counted));
         let others = [("subnet", OTHER.to_owned()), ("public_ip", OTHER.to_owned())];
         named.chain([(others, self.others)]).flat_map(move |([subnet, public_ip], both)| {
             [("egress", both.egress), ("ingress", both.ingress)].map(|(direction, counted)| {
@@ -140,6 +172,12 @@ impl Both {
             sum.bytes += more.bytes;
             sum.drops += more.drops;
         }
+    }
+
+    fn is_behind(&self, other: &Self) -> bool {
+        [(self.egress, other.egress), (self.ingress, other.ingress)].into_iter().any(|(ours, theirs)| {
+            ours.packets < theirs.packets || ours.bytes < theirs.bytes || ours.drops < theirs.drops
+        })
     }
 }
 
@@ -174,7 +212,7 @@ mod tests {
     }
 
     fn named(shown: &Shown) -> Vec<u8> {
-        shown.named.iter().map(|peer| peer.public_ip.octets()[3]).collect()
+        shown.named.iter().map(|(peer, _)| peer.public_ip.octets()[3]).collect()
     }
 
     #[test]
@@ -206,5 +244,34 @@ mod tests {
             (vec![4], 223),
             "one that comes back begins anew"
         );
+    }
+
+    #[test]
+    fn a_tunnel_that_is_built_anew_goes_on_counting() {
+        for limit in [0, 1, 3] {
+            let mut slots = Slots::new(limit);
+            let mut count = |peers: &[(u8, u64)]| {
+                let shown =
+                    slots.show(peers.iter().map(|(number, packets)| peer(*number, *packets)).collect());
+                let named = shown.named.iter().map(|(peer, counted)| {
+                    (peer.public_ip.octets()[3], counted.egress.packets, counted.egress.bytes)
+                });
+                let others = shown.others.egress;
+                named.chain([(0, others.packets, others.bytes)]).collect::<Vec<_>>()
+            };
+            count(&[(1, 100), (2, 50)]);
+            count(&[(1, 101)]);
+            // The first has counted from zero twice, and is where it would be had it gone on.
+            for peers in [[(1, 10)], [(1, 4)]] {
+                count(&peers);
+            }
+            let sums = count(&[(1, 9)]);
+            let expected = match limit {
+                0 => vec![(0, 170, 17_000)],
+                1 => vec![(1, 120, 12_000), (0, 50, 5000)],
+                _ => vec![(1, 120, 12_000), (0, 0, 0)],
+            };
+            assert_eq!(sums, expected, "with {limit} of their own");
+        }
     }
 }
