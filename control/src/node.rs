@@ -15,6 +15,7 @@ use overlay::ingress::SourceCheck;
 use overlay::offload::{Offload, Offloads};
 use overlay::path_mtu::Prober;
 use overlay::peer_state::{PeerState, PeerTotals};
+use overlay::priority::Priority;
 use overlay::stats::Totals;
 use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
 use overlay::underlay::{port, udp, whole};
@@ -144,6 +145,8 @@ pub struct NodeOptions {
     pub io: Io,
     /// What the workers may do besides.
     pub confinement: Confinement,
+    /// How they stand among the other threads of the host.
+    pub priority: Priority,
 }
 
 /// A node could not be built.
@@ -551,6 +554,7 @@ impl Tunnel {
                 stay_awake: options.stay_awake,
                 pin: options.pin,
                 confinement: options.confinement.clone(),
+                priority: options.priority.clone(),
                 on_answer: pings.on_answer(),
             },
             on_failure,

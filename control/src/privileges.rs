@@ -9,6 +9,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use overlay::confine::{Confinement, SystemCalls};
+use overlay::priority::{Priority, Wanted};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getgroups};
 use rustix::thread::{
@@ -17,16 +18,17 @@ use rustix::thread::{
 };
 use tracing::{debug, warn};
 
-use crate::flags::{Flags, SeccompFlag};
+use crate::flags::{Flags, PriorityFlag, SeccompFlag};
 use crate::socket::path;
 
 /// Devices, routes, rules and sysctls of the network; raw ICMP; BPF programs, and the memory that goes with them;
-/// ports below 1024, if the configuration names one.
+/// ports below 1024, if the configuration names one; the workers' priority.
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN
     .union(CapabilitySet::NET_RAW)
     .union(CapabilitySet::BPF)
     .union(CapabilitySet::IPC_LOCK)
-    .union(CapabilitySet::NET_BIND_SERVICE);
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SYS_NICE);
 
 /// Reading what is somebody else's alone, as keys of etcd often are root's or etcd's, and what iptables looks at is
 /// root's. It is in effect only while that is read ([`reading`]).
@@ -71,6 +73,22 @@ pub fn confinement(flags: &Flags) -> Confinement {
         warn!(%error, "the data plane's threads are not confined: does the kernel, or who confines this process, allow seccomp? (see --seccomp)");
         Confinement::default()
     })
+}
+
+/// How the workers stand among the other threads of the host, as `flags` ask; as much as can be had.
+#[must_use]
+pub fn priority(flags: &Flags) -> Priority {
+    let priority = Priority::of(match flags.priority {
+        PriorityFlag::Realtime => Wanted::RealTime,
+        PriorityFlag::Nice => Wanted::Nice,
+        PriorityFlag::None => Wanted::None,
+    });
+    for refused in priority.refused() {
+        warn!(
+            "a busy host may slow packets down, since the data plane's threads have no {refused} (see --priority)"
+        );
+    }
+    priority
 }
 
 /// Runs `read`, which may need what only root may read.

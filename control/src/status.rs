@@ -45,6 +45,9 @@ pub struct Status {
     /// Which way packets take to the wire; nothing where there is no tunnel.
     #[serde(default)]
     pub io: Option<IoStatus>,
+    /// How the data plane's threads stand among the other threads of the host; nothing where there is no tunnel.
+    #[serde(default)]
+    pub priority: Option<PriorityStatus>,
     /// What is asked of sources: `strict`, `loose` or `off`; nothing where there is no tunnel.
     pub source_check: Option<String>,
     /// Whether what enters the overlay from outside the network gets this host's address as its source.
@@ -117,6 +120,38 @@ impl IoStatus {
             plural(usize::try_from(*queues).unwrap_or(usize::MAX)),
             plural(*next_hops)
         )
+    }
+}
+
+/// How the data plane's threads stand among the other threads of the host.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PriorityStatus {
+    /// Whether they may have real time.
+    pub real_time: bool,
+    /// Their nice value otherwise, if it was set.
+    pub nice: Option<i32>,
+    /// How long their turns are, in microseconds, if that was set.
+    pub turn_us: Option<u64>,
+    /// Whether the processors are crowded now: then they have real time, if they may.
+    pub crowded: bool,
+    /// What they were to have and could not, each with the reason.
+    pub refused: Vec<String>,
+}
+
+impl PriorityStatus {
+    fn to_text(&self) -> String {
+        let mut parts = Vec::new();
+        if self.real_time {
+            let now = if self.crowded { "now" } else { "not now" };
+            parts.push(format!("real time while the processors are crowded ({now})"));
+        }
+        parts.extend(self.nice.map(|nice| format!("nice {nice}")));
+        parts.extend(self.turn_us.map(|turn| format!("turns of {} ms", turn as f64 / 1e3)));
+        if parts.is_empty() {
+            parts.push("as started".to_owned());
+        }
+        parts.extend(self.refused.iter().map(|refused| format!("no {refused}")));
+        parts.join("; ")
     }
 }
 
@@ -295,6 +330,9 @@ impl Status {
         if let Some(io) = &self.io {
             let _ = writeln!(out, "{:<13} {}", "wire", io.to_text());
         }
+        if let Some(priority) = &self.priority {
+            let _ = writeln!(out, "{:<13} {}", "priority", priority.to_text());
+        }
         if let Some(source_check) = &self.source_check {
             let _ = writeln!(out, "{:<13} {}", "offloads", self.offloads_text());
             let _ = writeln!(out, "{:<13} {source_check}", "source check");
@@ -467,6 +505,7 @@ pub(crate) mod tests {
                 fallback: None,
             }),
             source_check: Some("strict".to_owned()),
+            priority: None,
             return_path_masq: true,
             counters: Directions {
                 egress: Counters { packets: 12, bytes: 5 << 20 },

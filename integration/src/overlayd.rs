@@ -329,7 +329,7 @@ impl Drop for SocketDirectory {
 }
 
 /// Those of the unit.
-const CAPABILITIES: &str = "+net_admin,+net_raw,+bpf,+dac_read_search";
+const CAPABILITIES: &str = "+net_admin,+net_raw,+bpf,+dac_read_search,+sys_nice";
 /// A system call that no worker was meant to make fails a test, instead of failing by itself.
 const STRICT: (&str, &str) = ("FLANNELD_SECCOMP", "kill");
 

@@ -15,8 +15,9 @@ use integration::pair::Pair;
 use integration::steady::Paced;
 use integration::{Backend, Host, Overlayd, Site, Store, await_until, traffic};
 
-/// NET_BIND_SERVICE, NET_ADMIN, NET_RAW, IPC_LOCK and BPF (`linux/capability.h`).
-const KEPT: u64 = 1 << 10 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 39;
+/// NET_BIND_SERVICE, NET_ADMIN, NET_RAW, IPC_LOCK, SYS_NICE and BPF (`linux/capability.h`).
+const KEPT: u64 = 1 << 10 | 1 << 12 | 1 << 13 | 1 << 14 | SYS_NICE | 1 << 39;
+const SYS_NICE: u64 = 1 << 23;
 /// DAC_READ_SEARCH.
 const IN_RESERVE: u64 = 1 << 2;
 const NET_ADMIN_AND_RAW: u64 = 1 << 12 | 1 << 13;
@@ -46,6 +47,8 @@ fn a_daemon_that_root_starts_gives_up_what_it_does_not_need() {
     }
     for name in ["CapPrm", "CapEff"] {
         assert_eq!(values(&workers, name, 16), BTreeSet::from([0]), "{name} of the data plane");
+        let warden: Vec<_> = statuses(&pair.left).filter(|text| is_warden(text)).collect();
+        assert_eq!(values(&warden, name, 16), BTreeSet::from([SYS_NICE]), "{name} of who gives real time");
     }
     traffic::ping(&pair.a.ns, pair.b.address);
 }
@@ -90,10 +93,10 @@ fn as_a_user_of_its_own_it_does_what_it_does_as_root() {
         for name in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
             assert_eq!(values(&workers, name, 16), BTreeSet::from([0]), "{name} of the data plane");
         }
-        assert_eq!(values(&others, "CapEff", 16), BTreeSet::from([NET_ADMIN_AND_RAW | BPF]));
+        assert_eq!(values(&others, "CapEff", 16), BTreeSet::from([NET_ADMIN_AND_RAW | BPF | SYS_NICE]));
         assert_eq!(
             values(&others, "CapPrm", 16),
-            BTreeSet::from([NET_ADMIN_AND_RAW | BPF | DAC_READ_SEARCH])
+            BTreeSet::from([NET_ADMIN_AND_RAW | BPF | DAC_READ_SEARCH | SYS_NICE])
         );
         let uids: BTreeSet<String> =
             workers.iter().chain(&others).map(|text| field(text, "Uid").to_owned()).collect();
@@ -175,7 +178,7 @@ fn a_key_that_is_roots_alone_is_read_for_etcd_and_for_nobody_else() {
         .flag(&file("keyfile", "client-key.pem"));
     let daemon = launch.start();
     // What it would open for anybody else, it may not.
-    await_effective(&daemon, NET_ADMIN_AND_RAW | BPF);
+    await_effective(&daemon, NET_ADMIN_AND_RAW | BPF | SYS_NICE);
     daemon.stop();
 }
 
@@ -225,16 +228,26 @@ fn ask(host: &Host, group: u32) -> Output {
     host.ns.run(&format!("{} {} status", words.join(" "), program("overlayctl").display()))
 }
 
-/// The status of each thread of a process, as `/proc` has it: the workers', and the others'.
+/// The status of each thread of a process, as `/proc` has it: the workers', and the others', but for the warden's, which
+/// has less than they have.
 fn threads(daemon: &Overlayd<'_>) -> (Vec<String>, Vec<String>) {
-    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.id())).expect("the process is there");
-    let status =
-        |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).expect("a thread's status");
     let is_worker = |text: &String| field(text, "Name").contains("gress-");
     let (workers, others): (Vec<_>, Vec<_>) =
-        tasks.map(|task| status(task.expect("a thread"))).partition(is_worker);
+        statuses(daemon).filter(|text| !is_warden(text)).partition(is_worker);
     assert!(workers.len() >= 2 && !others.is_empty(), "{workers:?}");
     (workers, others)
+}
+
+fn statuses(daemon: &Overlayd<'_>) -> impl Iterator<Item = String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.id())).expect("the process is there");
+    tasks.map(|task| {
+        let file = task.expect("a thread").path().join("status");
+        fs::read_to_string(file).expect("a thread's status")
+    })
+}
+
+fn is_warden(text: &str) -> bool {
+    field(text, "Name") == "warden"
 }
 
 /// Waits until no thread but the workers has any other effective capabilities: one that reads a key just then has more.

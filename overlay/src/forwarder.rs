@@ -19,6 +19,7 @@ use crate::ingress::{Ingress, SourceCheck};
 use crate::limits::Limits;
 use crate::offload::Offloads;
 use crate::peer_state::Direction;
+use crate::priority::Priority;
 use crate::stats::{Totals, WorkerStats};
 use crate::sys::affinity;
 use crate::sys::link::Link;
@@ -31,6 +32,7 @@ use crate::underlay::port::{Attach, Port, PortState};
 use crate::underlay::udp::{self, UdpReceiver, UdpTransmitter};
 use crate::underlay::whole::TapQueue;
 use crate::underlay::xdp::Rings;
+use crate::warden::Warden;
 use crate::witness::{Watched, Witness};
 
 /// What the forwarder stands between, and how strict it is.
@@ -60,6 +62,8 @@ pub struct Config {
     pub pin: bool,
     /// What the workers may do besides.
     pub confinement: Confinement,
+    /// How the workers stand among the other threads of the host.
+    pub priority: Priority,
     /// Told of each answer to one of our echoes.
     pub on_answer: OnAnswer,
 }
@@ -78,6 +82,9 @@ pub struct Forwarder {
     watched: Arc<Watched>,
     /// Kept for its program to stay attached.
     port: Option<(Attached, Arc<PortState>)>,
+    priority: Priority,
+    /// Where the workers are anything but ordinary threads.
+    warden: Option<Warden>,
 }
 
 /// What a pair of workers stands between, to be handed over to a later process.
@@ -126,6 +133,13 @@ impl Forwarder {
             kept: Vec::new(),
             watched: Arc::default(),
             port: None,
+            warden: Warden::of(&config.priority, 2 * count, awake)
+                .map_err(|source| setup("start a thread", source))?,
+            priority: config.priority,
+        };
+        let standing = |forwarder: &Self, number| {
+            let place = forwarder.warden.as_ref().map(|warden| warden.place(number));
+            (place, forwarder.priority.clone())
         };
         let mut taps = config.taps.into_iter();
         let mut rings = config.port.map(|port| {
@@ -176,11 +190,14 @@ impl Forwarder {
             let egress =
                 Egress::new(queue, transmitter, config.table.reader(), answers(), stats).watched_by(witness);
             let confined = Arc::clone(&confinement);
+            let (place, priority) = standing(&forwarder, 2 * index);
             forwarder
                 .spawn(format!("egress-{index}"), on_failure, move |stop| {
                     settle(index);
+                    priority.enter();
+                    let idle = Idle::new(awake).at(place);
                     confined.enter()?;
-                    egress.run(Idle::new(awake), stop)
+                    egress.run(idle, stop)
                 })
                 .map_err(|source| setup("start a thread", source))?;
 
@@ -194,11 +211,14 @@ impl Forwarder {
             let ingress =
                 Ingress::new(queue_in, receiver, check, table, answers, stats, offloads).watched_by(witness);
             let confined = Arc::clone(&confinement);
+            let (place, priority) = standing(&forwarder, 2 * index + 1);
             forwarder
                 .spawn(format!("ingress-{index}"), on_failure, move |stop| {
                     settle(index);
+                    priority.enter();
+                    let idle = Idle::new(awake).at(place);
                     confined.enter()?;
-                    ingress.run(Idle::new(awake), stop)
+                    ingress.run(idle, stop)
                 })
                 .map_err(|source| setup("start a thread", source))?;
         }
@@ -277,6 +297,18 @@ impl Forwarder {
     #[must_use]
     pub fn port(&self) -> Option<&Arc<PortState>> {
         self.port.as_ref().map(|(_, state)| state)
+    }
+
+    /// How the workers stand among the other threads of the host.
+    #[must_use]
+    pub fn priority(&self) -> &Priority {
+        &self.priority
+    }
+
+    /// Whether the processors are crowded, so that workers sleep at once, and have real time if they may.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.warden.as_ref().is_some_and(Warden::is_crowded)
     }
 
     /// How often each worker has been round its loop, by name: one that stands still is stuck.

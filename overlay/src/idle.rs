@@ -4,7 +4,8 @@
 //! after the other a worker therefore stays awake, for a bounded time and giving its processor to
 //! whoever else wants it. What others take of it meanwhile does not count, up to a limit: where the processors
 //! are all busy, a little of somebody else's work would use up the whole time, and each packet would find its
-//! worker asleep. Beyond the limit it is better asleep, since the kernel lets one that it wakes go first.
+//! worker asleep. Beyond the limit it is better asleep, since the kernel lets one that it wakes go first, and
+//! the [`warden`](crate::warden) is told: for a while workers do not look again at all.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::sys::wake::{StopFlag, Woken, wait_readable};
+use crate::warden::Place;
 
 /// If it takes longer to give way, somebody else has run. Alone, it takes less than a microsecond, which counts
 /// as our own.
@@ -25,18 +27,30 @@ pub struct Idle {
     awake: Duration,
     /// When it first found nothing to do, and how much others have taken since.
     since: Option<(Instant, Duration)>,
+    /// Where it stands among the other threads of the host, if somebody cares.
+    place: Option<Place>,
 }
 
 impl Idle {
     /// Stays awake for `awake` of its own time after the last packet; zero sleeps at once.
     #[must_use]
     pub fn new(awake: Duration) -> Self {
-        Self { awake, since: None }
+        Self { awake, since: None, place: None }
+    }
+
+    /// The calling thread, in this place.
+    #[must_use]
+    pub fn at(self, place: Option<Place>) -> Self {
+        place.iter().for_each(Place::take);
+        Self { place, ..self }
     }
 
     /// There was something to do.
     pub fn busy(&mut self) {
         self.since = None;
+        if let Some(place) = &mut self.place {
+            place.worked();
+        }
     }
 
     /// There was nothing to do: returns when to look again, or `Stopped`.
@@ -44,7 +58,7 @@ impl Idle {
     /// # Errors
     /// `ENOMEM` from sleeping.
     pub fn wait(&mut self, fd: BorrowedFd<'_>, stop: &StopFlag) -> io::Result<Woken> {
-        if !self.awake.is_zero() {
+        if !self.awake.is_zero() && !self.place.as_ref().is_some_and(Place::is_crowded) {
             let now = Instant::now();
             let (since, others) = *self.since.get_or_insert((now, Duration::ZERO));
             let all = now - since;
@@ -56,9 +70,15 @@ impl Idle {
                 }
                 return Ok(Woken::Readable);
             }
+            if let Some(place) = self.place.as_ref().filter(|_| all >= LIMIT * self.awake) {
+                place.report_crowd();
+            }
         }
         self.since = None;
-        wait_readable(fd, stop)
+        match &mut self.place {
+            Some(place) => place.rest(|| wait_readable(fd, stop)),
+            None => wait_readable(fd, stop),
+        }
     }
 }
 
@@ -70,7 +90,9 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
     use super::*;
+    use crate::priority::Priority;
     use crate::sys::affinity;
+    use crate::warden::Warden;
 
     #[test]
     fn it_sleeps_only_after_the_time_to_stay_awake() {
@@ -94,6 +116,7 @@ mod tests {
         let (quiet, _writer) = io::pipe().unwrap();
         let stop = StopFlag::new().unwrap();
         stop.raise();
+        let warden = Warden::start(&Priority::default(), 1, 1, false).unwrap();
         let (both, done) = (Barrier::new(2), AtomicBool::new(false));
         thread::scope(|threads| {
             // One that wants the processor as much as we do, and gives it back after milliseconds.
@@ -108,7 +131,7 @@ mod tests {
                 let pinned = affinity::pin_to(0);
                 both.wait();
                 pinned.unwrap();
-                let mut idle = Idle::new(AWAKE);
+                let mut idle = Idle::new(AWAKE).at(Some(warden.place(0)));
                 let (begun, own) = (Instant::now(), own_time());
                 // It says that it is to stop as soon as it goes to sleep.
                 let mut asleep = || idle.wait(quiet.as_fd(), &stop).unwrap() == Woken::Stopped;
@@ -128,7 +151,21 @@ mod tests {
             assert!(awake_at < LIMIT * AWAKE, "still awake after {awake_at:?}");
             // The kernel may have let us go on at once each time that we gave way.
             assert!(all >= LIMIT * AWAKE || own >= AWAKE / 2, "asleep after {all:?}, {own:?} of it our own");
+            assert!(warden.is_crowded() || own >= AWAKE / 2, "it slept without a word");
         });
+    }
+
+    #[test]
+    fn where_processors_are_crowded_a_worker_sleeps_at_once() {
+        let (quiet, _writer) = io::pipe().unwrap();
+        let stop = StopFlag::new().unwrap();
+        stop.raise();
+        let warden = Warden::start(&Priority::default(), 1, 1, false).unwrap();
+        let mut idle = Idle::new(Duration::from_secs(3600)).at(Some(warden.place(0)));
+        assert_eq!(idle.wait(quiet.as_fd(), &stop).unwrap(), Woken::Readable);
+        warden.place(0).report_crowd();
+        // It would say so only from its sleep.
+        assert_eq!(idle.wait(quiet.as_fd(), &stop).unwrap(), Woken::Stopped);
     }
 
     /// The processor time of the calling thread.

@@ -19,11 +19,13 @@ pub mod mac;
 pub mod offload;
 pub mod path_mtu;
 pub mod peer_state;
+pub mod priority;
 pub mod stats;
 mod sys;
 pub mod table;
 pub mod tun;
 pub mod underlay;
+pub mod warden;
 pub mod wire;
 pub mod witness;
 

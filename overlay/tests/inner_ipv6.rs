@@ -19,6 +19,7 @@ use overlay::confine::{Confinement, SystemCalls};
 use overlay::forwarder::{Config, Forwarder};
 use overlay::ingress::SourceCheck;
 use overlay::offload::{Offload, Offloads};
+use overlay::priority::{Priority, Wanted};
 use overlay::table::{Local, LocalV6, Peer, PeerTable, SharedTable};
 use overlay::tun;
 use overlay::wire::Format;
@@ -219,6 +220,7 @@ impl End {
                 stay_awake: Duration::from_micros(50),
                 pin: false,
                 confinement: Confinement::new(SystemCalls::Fatal, true).expect("confine the workers"),
+                priority: Priority::of(Wanted::RealTime),
                 on_answer: Arc::new(|_| {}),
             };
             let on_failure: overlay::forwarder::OnFailure =

@@ -13,6 +13,7 @@ use overlay::confine::Confinement;
 use overlay::forwarder::OnFailure;
 use overlay::handover::Inherited;
 use overlay::ingress::SourceCheck;
+use overlay::priority::Priority;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, interval, sleep_until};
@@ -276,6 +277,8 @@ struct Daemon {
     inherited: Inherited,
     /// What workers may do.
     confinement: Confinement,
+    /// How they stand among the other threads of the host.
+    priority: Priority,
     /// The rounds of the workers when the service manager was last told that they are alive.
     rounds: Vec<(String, u64)>,
 }
@@ -339,6 +342,7 @@ impl Daemon {
         Self {
             earlier: Earlier::of(&SavedState::path(&flags.subnet_file)),
             confinement: privileges::confinement(&flags),
+            priority: privileges::priority(&flags),
             flags,
             spec,
             underlay,
@@ -397,6 +401,7 @@ impl Daemon {
             pin: self.flags.pin,
             io: self.flags.io,
             confinement: self.confinement.clone(),
+            priority: self.priority.clone(),
         }
     }
 

@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use overlay::drops::DropReason;
+use overlay::forwarder::Forwarder;
 use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
+use overlay::priority::Scheduling;
 use overlay::underlay::ledger::Frames;
 use overlay::underlay::port::Attach;
 
@@ -18,7 +20,7 @@ use crate::node::{Node, Reached, Tunnel};
 use crate::socket::{Facts, Source};
 use crate::status::{
     BackendStatus, Counters, DeviceStatus, Directions, FrameStatus, HostStatus, IoStatus, LeaseState,
-    LeaseStatus, PeerStatus, RingStatus, Status, StoreStatus, drops,
+    LeaseStatus, PeerStatus, PriorityStatus, RingStatus, Status, StoreStatus, drops,
 };
 
 /// What there is to tell. It is kept for the socket, which answers at any time.
@@ -117,6 +119,7 @@ impl Shared {
                     .collect()
             }),
             io: node.tunnel().map(io),
+            priority: node.tunnel().map(|tunnel| priority(tunnel.forwarder())),
             source_check: node.tunnel().map(|tunnel| {
                 match tunnel.source_check {
                     SourceCheck::Strict => "strict",
@@ -134,6 +137,21 @@ impl Shared {
             icmp_sent: egress.icmp_sent + ingress.icmp_sent,
             host: self.host.clone(),
         })
+    }
+}
+
+fn priority(forwarder: &Forwarder) -> PriorityStatus {
+    let priority = forwarder.priority();
+    let (nice, turn) = match priority.fair() {
+        Some(Scheduling::Fair { nice, slice }) => (Some(nice), slice),
+        _ => (None, None),
+    };
+    PriorityStatus {
+        real_time: priority.real_time(),
+        nice,
+        turn_us: turn.map(|turn| turn.as_micros() as u64),
+        crowded: forwarder.is_crowded(),
+        refused: priority.refused().to_vec(),
     }
 }
 

@@ -247,6 +247,18 @@ pub struct Flags {
     )]
     pub seccomp: SeccompFlag,
 
+    /// How the data plane's threads stand among the other threads of this host: 'realtime', before all ordinary ones
+    /// while those keep the processors busy, though for no more than half of the processors' time, and with three
+    /// times an ordinary one's share; 'nice', with that share only; 'none', as this process was started.
+    #[arg(
+        long,
+        help_heading = "Data plane",
+        value_name = "WHAT",
+        default_value = "realtime",
+        hide_possible_values = true
+    )]
+    pub priority: PriorityFlag,
+
     /// How long a worker that finds nothing to do looks again before it sleeps, in microseconds. What others take
     /// of its processor meanwhile does not count, up to twenty times that; 0 sleeps at once.
     #[arg(
@@ -318,6 +330,16 @@ pub enum SeccompFlag {
     Kill,
     Log,
     Off,
+}
+
+/// The values of `--priority`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+#[allow(missing_docs)]
+pub enum PriorityFlag {
+    Realtime,
+    Nice,
+    None,
 }
 
 impl Flags {

@@ -11,6 +11,7 @@ pub mod link;
 pub mod listen_fds;
 pub mod mmsg;
 pub mod mtu;
+pub mod priority;
 pub mod redirect;
 pub mod seccomp;
 pub mod simd;
