@@ -135,8 +135,8 @@ pub struct NodeOptions {
     pub queues: usize,
     /// What the kernel is asked to do for the data plane.
     pub offloads: Vec<Offload>,
-    /// Whether flows leave by different source ports.
-    pub spread_source_ports: bool,
+    /// Whether flows leave by different source ports; if not said, as in flannel, whose udp has one.
+    pub spread_source_ports: Option<bool>,
     /// How long a worker looks for more before it sleeps.
     pub stay_awake: Duration,
     /// Whether the workers of a queue are tied to one processor.
@@ -537,6 +537,8 @@ impl Tunnel {
             // Also where the backend has no use for one.
             offloads.switch_off(Offload::TunnelGso);
         }
+        let spread_source_ports =
+            options.spread_source_ports.unwrap_or(matches!(wire.0, Format::Vxlan { .. }));
         let pings = Arc::<Pings>::default();
         let (port, without_port) = io::open(options.io, &plan.underlay, listen, inherited).await;
         let next_hops = port.is_some().then(|| NextHops::follow(by(&plan.underlay), table.clone()));
@@ -549,7 +551,7 @@ impl Tunnel {
                 source_check: options.source_check,
                 table: table.clone(),
                 offloads: Arc::clone(&offloads),
-                spread_source_ports: options.spread_source_ports,
+                spread_source_ports,
                 taps,
                 stay_awake: options.stay_awake,
                 pin: options.pin,
@@ -563,8 +565,8 @@ impl Tunnel {
             firewall.sync().await?;
             configure(&desired).await?;
         }
-        let path_mtus =
-            PathMtus::watch(Prober::open(plan.underlay.address)?, table.clone(), Arc::clone(&pings));
+        let prober = if spread_source_ports { Prober::by_any_port(*listen.ip()) } else { Prober::by(listen) };
+        let path_mtus = PathMtus::watch(prober?, table.clone(), Arc::clone(&pings));
         let (queues, source_check) = (options.queues, options.source_check);
         Ok(Self {
             index,

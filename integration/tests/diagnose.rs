@@ -7,7 +7,7 @@ use integration::kernel_vxlan::KernelVxlan;
 use integration::netns::{Namespace, output};
 use integration::overlayd::{await_mesh, program};
 use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
-use integration::{Backend, SOON, Site, Store, await_until};
+use integration::{Backend, Pair, SOON, Site, Store, await_until, traffic};
 
 /// What overlayctl, run in a namespace, prints, and whether it exits with 0.
 #[track_caller]
@@ -32,6 +32,39 @@ fn says(ns: &Namespace, arguments: &str, good: bool, parts: &[&str]) {
             start.elapsed() < SOON,
             "overlayctl {arguments}: not what was awaited, success {good} and {parts:?}, but success {success} and\n{text}"
         );
+    }
+}
+
+#[test]
+fn a_firewall_that_wants_flannels_port_passes_udp_and_an_answer_means_that_packets_pass() {
+    for (flag, passes) in [("-v=0", true), ("--source-port-spread=on", false)] {
+        let (site, worker, master) = Site::two_hosts();
+        for host in [&worker, &master] {
+            host.ns.ok("iptables -A INPUT -p udp --sport 8285 --dport 8285 -j ACCEPT");
+            host.ns.ok("iptables -A INPUT -p udp --dport 8285 -j DROP");
+        }
+        let store = Store::dir(&site, Backend::Udp);
+        let Pair { left, right, a, b, .. } = &Pair::start([&worker, &master], &store, &[flag]);
+        let ping = format!("ping {} -c 1", right.env().base());
+        if passes {
+            traffic::ping(&a.ns, b.address);
+            says(&worker.ns, &ping, true, &["1 of 1 answered"]);
+            await_until(SOON, "check to say so", || overlayctl(&worker.ns, "check").1.contains("answers in"));
+            // Also what asks for the path's MTU goes by that port.
+            await_until(SOON, "the peer to be known to answer", || {
+                traffic::ping(&a.ns, b.address);
+                let (_, peers) = overlayctl(&worker.ns, "peers --json");
+                let peers: serde_json::Value = serde_json::from_str(&peers).expect("JSON");
+                peers["peers"][0]["answers"] == true
+            });
+        } else {
+            assert!(!traffic::answers(&a.ns, b.address));
+            says(&worker.ns, &ping, false, &["0 of 1 answered"]);
+            await_until(SOON, "check to say so", || {
+                overlayctl(&worker.ns, "check").1.contains("does not answer")
+            });
+        }
+        assert_eq!(left.status().all_drops("ingress"), 0);
     }
 }
 

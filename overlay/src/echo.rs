@@ -13,6 +13,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use etherparse::{IcmpEchoHeader, Icmpv4Type, PacketBuilder};
@@ -126,6 +127,36 @@ pub trait EchoOut: Send {
 impl EchoOut for Socket {
     fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
         self.send_to_with_flags(payload, &to.into(), libc::MSG_DONTWAIT).map(drop)
+    }
+}
+
+/// The ports that packets leave by. Each echo takes the next: an answer says that packets get there, and not only
+/// what some other port could send.
+#[derive(Debug, Default)]
+pub struct Ports {
+    sockets: Vec<Socket>,
+    next: AtomicUsize,
+}
+
+impl Ports {
+    /// Adds the ports of `sockets`.
+    ///
+    /// # Errors
+    /// `EMFILE` when there is no descriptor to be had.
+    pub fn add(&mut self, sockets: &[Socket]) -> io::Result<()> {
+        for socket in sockets {
+            self.sockets.push(socket.try_clone()?);
+        }
+        Ok(())
+    }
+}
+
+impl EchoOut for Ports {
+    fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+        let next = self.next.fetch_add(1, Relaxed);
+        let count = self.sockets.len().max(1);
+        let socket = self.sockets.get(next % count).ok_or(io::ErrorKind::NotConnected)?;
+        EchoOut::send(socket, to, payload)
     }
 }
 
@@ -382,6 +413,25 @@ mod tests {
         assert!(echoes.take(&Packet::parse(&mut word).unwrap(), &table, &Limits::default()));
         assert!(hop.state.takes_whole() && hop.state.takes_whole());
         assert!(sent.lock().unwrap().is_empty() && heard.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn echoes_leave_by_all_ports_in_turn() {
+        let receiver = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, receiver.local_addr().unwrap().port());
+        let lanes = crate::underlay::udp::open_lanes(Ipv4Addr::LOCALHOST, 3).unwrap();
+        let mut ports = Ports::default();
+        ports.add(&lanes[..1]).unwrap();
+        ports.add(&lanes[1..]).unwrap();
+        let seen: Vec<_> = (0..6)
+            .map(|_| {
+                EchoOut::send(&ports, to, b"?").unwrap();
+                receiver.recv_from(&mut [0; 8]).unwrap().1.port()
+            })
+            .collect();
+        let expected: Vec<_> =
+            lanes.iter().map(|lane| lane.local_addr().unwrap().as_socket_ipv4().unwrap().port()).collect();
+        assert_eq!(seen, [&expected[..], &expected].concat());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use socket2::Socket;
 
 use crate::answers::{Answers, RawSockets};
 use crate::confine::Confinement;
-use crate::echo::{self, Echo, Echoes, OnAnswer};
+use crate::echo::{self, Echo, Echoes, OnAnswer, Ports};
 use crate::egress::Egress;
 use crate::error::SetupError;
 use crate::handover::Inherited;
@@ -79,6 +79,7 @@ pub struct Forwarder {
     egress: Vec<Arc<WorkerStats>>,
     ingress: Vec<Arc<WorkerStats>>,
     kept: Vec<Kept>,
+    ports: Ports,
     watched: Arc<Watched>,
     /// Kept for its program to stay attached.
     port: Option<(Attached, Arc<PortState>)>,
@@ -131,6 +132,7 @@ impl Forwarder {
             egress: Vec::new(),
             ingress: Vec::new(),
             kept: Vec::new(),
+            ports: Ports::default(),
             watched: Arc::default(),
             port: None,
             warden: Warden::of(&config.priority, 2 * count, awake)
@@ -167,8 +169,10 @@ impl Forwarder {
                 vec![socket.try_clone().map_err(|source| setup("duplicate a socket", source))?]
             };
             let answers = || Answers::new(Box::new(icmp.clone()), Arc::clone(&limits));
-            let by = socket.try_clone().map_err(|source| setup("duplicate a socket", source))?;
-            let echoes = Echoes::new(Box::new(by), Arc::clone(&config.on_answer));
+            let mut ports = Ports::default();
+            ports.add(&lanes).map_err(|source| setup("duplicate a socket", source))?;
+            forwarder.ports.add(&lanes).map_err(|source| setup("duplicate a socket", source))?;
+            let echoes = Echoes::new(Box::new(ports), Arc::clone(&config.on_answer));
 
             let own = lanes.iter().map(|lane| udp::address(lane).unwrap_or(config.listen)).collect();
             let transmitter = UdpTransmitter::new(lanes, Arc::clone(&offloads));
@@ -250,8 +254,7 @@ impl Forwarder {
     /// `HostUnreachable` if no node has it; otherwise what the kernel said.
     pub fn ask(&self, to: Ipv4Addr, token: u64, len: usize, table: &PeerTable) -> std::io::Result<()> {
         let question = Echo { kind: echo::Kind::Question, token };
-        let Some(kept) = self.kept.first() else { return Err(std::io::ErrorKind::NotConnected.into()) };
-        echo::send(&kept.socket, question, to, len, table)
+        echo::send(&self.ports, question, to, len, table)
     }
 
     /// What another forwarder can go on with after this one, in this process.

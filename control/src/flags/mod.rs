@@ -216,9 +216,9 @@ pub struct Flags {
 
     /// Let flows leave by different source ports, so that routers, network cards and the receiver's workers can
     /// spread them; 'off' sends from the backend's own port, for firewalls that want it, and then one worker of the
-    /// receiver has all that comes from here.
-    #[arg(long, help_heading = "Data plane", value_name = "on|off", default_value = "on", value_parser = on_or_off, action = ArgAction::Set)]
-    pub source_port_spread: bool,
+    /// receiver has all that comes from here. Without this flag 'on' for vxlan and 'off' for udp, as in flannel.
+    #[arg(long, help_heading = "Data plane", value_name = "on|off", value_parser = on_or_off, action = ArgAction::Set)]
+    pub source_port_spread: Option<bool>,
 
     /// Which way packets take to the wire: 'udp', sockets; 'xdp', past the kernel's stack by AF_XDP where the
     /// interface's driver can, else sockets; 'auto', the former only where the card itself reads and writes
@@ -593,7 +593,10 @@ mod tests {
         assert_eq!(offloads("auto"), Offload::ALL);
         assert_eq!(offloads("off"), []);
         assert_eq!(offloads("gso,tso"), [Offload::Gso, Offload::Tso]);
-        assert!(!parse(&["--source-port-spread=off"], &[]).unwrap().source_port_spread);
+        let spread = |flags: &[&str]| parse(flags, &[]).unwrap().source_port_spread;
+        assert_eq!(spread(&[]), None);
+        assert_eq!(spread(&["--source-port-spread=off"]), Some(false));
+        assert_eq!(spread(&["--source-port-spread=on"]), Some(true));
     }
 
     #[test]
