@@ -34,6 +34,7 @@ pub mod faults;
 pub mod flood;
 pub mod frozen;
 pub mod guard;
+pub mod hostile;
 pub mod http;
 pub mod kernel_vxlan;
 pub mod limits;

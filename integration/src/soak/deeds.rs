@@ -1,10 +1,12 @@
 //! What is done to the overlay while traffic flows.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
 use super::{Ground, Node};
+use crate::hostile;
 use crate::noise::Noise;
 use crate::overlayd::Overlayd;
 use crate::site::Site;
@@ -25,6 +27,8 @@ pub enum Deed {
     EtcdAway,
     /// Leases come and go.
     Churn,
+    /// Somebody writes leases that claim what others have.
+    Hostile,
     /// All firewall rules of a host are flushed.
     FlushRules,
     /// A site's script writes iptables' FORWARD anew, and rejects what it does not name.
@@ -39,13 +43,14 @@ pub enum Deed {
 
 impl Deed {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Restart,
         Self::Kill,
         Self::Pause,
         Self::EtcdRestart,
         Self::EtcdAway,
         Self::Churn,
+        Self::Hostile,
         Self::FlushRules,
         Self::RewriteForward,
         Self::DeleteDevice,
@@ -76,6 +81,7 @@ impl Deed {
             Self::EtcdRestart => "restart of etcd",
             Self::EtcdAway => "restart of a daemon while etcd is away",
             Self::Churn => "20 to 60 leases come and go",
+            Self::Hostile => "leases that claim others' addresses",
             Self::FlushRules => "nft flush ruleset",
             Self::RewriteForward => "iptables -F FORWARD, and a REJECT at its end, three times",
             Self::DeleteDevice => "ip link del of the overlay device",
@@ -111,6 +117,16 @@ impl Deed {
                 ground.store.server().run();
             }
             Self::Churn => churn(&ground.store, 20 + draw(40)),
+            Self::Hostile => {
+                let nodes = ground.nodes.iter().filter_map(|node| {
+                    Some((node.daemon.as_ref()?.env().base_with_length(), node.host.public_ip))
+                });
+                let leases = hostile::leases(NOWHERE, &nodes.collect::<Vec<_>>());
+                hostile::write(&ground.store, &leases);
+                // A daemon that starts meanwhile has its own lease all the same.
+                ground.replace(mortal, Overlayd::stop_for_restart);
+                hostile::remove(&ground.store, &leases);
+            }
             Self::FlushRules => _ = ground.nodes[any].host.ns.ok("nft flush ruleset"),
             Self::RewriteForward => {
                 for _ in 0..3 {
@@ -164,5 +180,7 @@ const FORWARD: [&str; 4] = [
     "iptables -w 5 -A FORWARD -j REJECT",
 ];
 
+/// Of who writes what is not to be used.
+const NOWHERE: Ipv4Addr = Ipv4Addr::new(172, 16, 9, 66);
 /// The third octet of the first subnet that comes and goes; no daemon of the soak has one of these.
 pub(super) const FIRST: u64 = 180;
