@@ -44,7 +44,8 @@ pub fn alive_every() -> Option<Duration> {
 pub fn keep(forwarder: Option<&Forwarder>) {
     let queues: Vec<_> = forwarder.into_iter().flat_map(Forwarder::queues).map(AsFd::as_fd).collect();
     let sockets: Vec<_> = forwarder.into_iter().flat_map(Forwarder::sockets).map(AsFd::as_fd).collect();
-    let links: Vec<_> = forwarder.and_then(Forwarder::link).map(AsFd::as_fd).into_iter().collect();
+    let link = forwarder.and_then(|forwarder| forwarder.link().ok().flatten());
+    let links: Vec<_> = link.as_ref().map(AsFd::as_fd).into_iter().collect();
     let tap: Vec<_> = forwarder.into_iter().flat_map(Forwarder::tap).collect();
     for (name, descriptors) in [("tun", &queues), ("udp", &sockets), ("xdp", &links), ("tap", &tap)] {
         notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)], &[]);

@@ -1,10 +1,11 @@
 //! The workers: for each queue of the device one thread in each direction.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
@@ -22,7 +23,6 @@ use crate::peer_state::Direction;
 use crate::priority::Priority;
 use crate::stats::{Totals, WorkerStats};
 use crate::sys::affinity;
-use crate::sys::link::Link;
 use crate::sys::wake::StopFlag;
 use crate::sys::xdp_prog::Attached;
 use crate::table::{PeerTable, SharedTable};
@@ -72,20 +72,45 @@ pub struct Config {
 /// not torn into many small runs.
 const LANES: usize = 4;
 
-/// Running workers. They stop when this is dropped.
+/// How long workers that are dropped are waited for. Each looks at the flag after every batch, and sleeps on it.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// Running workers. They stop when this is dropped, if they have not been [stopped](Self::stop).
 pub struct Forwarder {
     stop: Arc<StopFlag>,
-    threads: Vec<JoinHandle<()>>,
+    workers: Mutex<Workers>,
     egress: Vec<Arc<WorkerStats>>,
     ingress: Vec<Arc<WorkerStats>>,
     kept: Vec<Kept>,
     ports: Ports,
     watched: Arc<Watched>,
+    port: Option<Arc<PortState>>,
     /// Kept for its program to stay attached.
-    port: Option<(Attached, Arc<PortState>)>,
+    attached: Mutex<Option<Attached>>,
     priority: Priority,
     /// Where the workers are anything but ordinary threads.
     warden: Option<Warden>,
+}
+
+/// The threads, by name, that have not ended.
+struct Workers {
+    running: BTreeSet<String>,
+    /// Tells the name of each that ends.
+    ended: mpsc::Receiver<String>,
+    tell: mpsc::Sender<String>,
+}
+
+/// Tells that a thread has ended, and holds nothing any more, however it came to that.
+struct Ends {
+    name: String,
+    tell: mpsc::Sender<String>,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // Nobody waits once the forwarder is gone.
+        let _ = self.tell.send(std::mem::take(&mut self.name));
+    }
 }
 
 /// What a pair of workers stands between, to be handed over to a later process.
@@ -126,15 +151,17 @@ impl Forwarder {
         let confinement = Arc::new(config.confinement);
         let sockets = udp::open_shared(config.listen, count, &offloads, config.inherited)?;
         let stop = Arc::new(StopFlag::new().map_err(|source| setup("create an eventfd", source))?);
+        let (tell, ended) = mpsc::channel();
         let mut forwarder = Self {
             stop,
-            threads: Vec::with_capacity(2 * count),
+            workers: Mutex::new(Workers { running: BTreeSet::new(), ended, tell }),
             egress: Vec::new(),
             ingress: Vec::new(),
             kept: Vec::new(),
             ports: Ports::default(),
             watched: Arc::default(),
             port: None,
+            attached: Mutex::default(),
             warden: Warden::of(&config.priority, 2 * count, awake)
                 .map_err(|source| setup("start a thread", source))?,
             priority: config.priority,
@@ -146,7 +173,8 @@ impl Forwarder {
         let mut taps = config.taps.into_iter();
         let mut rings = config.port.map(|port| {
             let (attached, state, rings) = Rings::deal(port, count);
-            forwarder.port = Some((attached, state));
+            forwarder.port = Some(state);
+            *forwarder.attached() = Some(attached);
             rings
         });
         for (index, (queue, shared)) in config.queues.into_iter().zip(sockets).enumerate() {
@@ -175,7 +203,8 @@ impl Forwarder {
             let echoes = Echoes::new(Box::new(ports), Arc::clone(&config.on_answer));
 
             let own = lanes.iter().map(|lane| udp::address(lane).unwrap_or(config.listen)).collect();
-            let transmitter = UdpTransmitter::new(lanes, Arc::clone(&offloads));
+            let transmitter =
+                UdpTransmitter::new(lanes, Arc::clone(&offloads)).waiting(Arc::clone(&forwarder.stop));
             let transmitter = match tap {
                 Some(tap) => transmitter.with_tap(tap),
                 None => transmitter,
@@ -264,10 +293,9 @@ impl Forwarder {
     pub fn hand_over(&self) -> std::io::Result<Inherited> {
         let queues = self.queues().map(AsFd::as_fd);
         let sockets = self.sockets().map(AsFd::as_fd);
-        let link = self.link().map(AsFd::as_fd);
-        let all = queues.chain(sockets).chain(link).chain(self.tap());
+        let all = queues.chain(sockets).chain(self.tap());
         let copies = all.map(|fd| fd.try_clone_to_owned()).collect::<std::io::Result<Vec<OwnedFd>>>()?;
-        Ok(copies.into_iter().collect())
+        Ok(copies.into_iter().chain(self.link()?).collect())
     }
 
     /// What a later process can go on with: the queues of the device.
@@ -282,10 +310,14 @@ impl Forwarder {
 
     /// And the place of the program on the interface, where there is one in the driver: a card would begin anew,
     /// and lose what it has, if that were taken away and put back.
-    #[must_use]
-    pub fn link(&self) -> Option<&Link> {
-        let (attached, state) = self.port.as_ref()?;
-        (state.attach == Attach::Native).then(|| attached.link())
+    ///
+    /// # Errors
+    /// `EMFILE` when there is no descriptor to be had.
+    pub fn link(&self) -> std::io::Result<Option<OwnedFd>> {
+        let native = self.port.as_ref().is_some_and(|state| state.attach == Attach::Native);
+        let attached = self.attached();
+        let link = attached.as_ref().filter(|_| native).map(|attached| attached.link().as_fd());
+        link.map(|fd| fd.try_clone_to_owned()).transpose()
     }
 
     /// And of the TAP by which super-packets leave whole, if there is one, its queues and the place of its program:
@@ -299,7 +331,7 @@ impl Forwarder {
     /// The interface whose rings are used, if they are.
     #[must_use]
     pub fn port(&self) -> Option<&Arc<PortState>> {
-        self.port.as_ref().map(|(_, state)| state)
+        self.port.as_ref()
     }
 
     /// How the workers stand among the other threads of the host.
@@ -325,6 +357,33 @@ impl Forwarder {
         [named("egress", &self.egress), named("ingress", &self.ingress)].concat()
     }
 
+    /// Has the workers stop, and waits for them for up to `patience`. Returns the names of those that have not ended
+    /// by then: they are left behind, and end when what holds them up lets go of them.
+    pub fn stop(&self, patience: Duration) -> Vec<String> {
+        // First of all what comes goes to the sockets again, which may be handed over, as may the place of the
+        // program that lets it pass. What is in the rings is forwarded before the workers stop.
+        *self.attached() = None;
+        self.stop.raise();
+        let deadline = Instant::now() + patience;
+        let mut workers = self.workers();
+        while !workers.running.is_empty() {
+            let Ok(name) = workers.ended.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            else {
+                break;
+            };
+            workers.running.remove(&name);
+        }
+        workers.running.iter().cloned().collect()
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Workers> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Option<Attached>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn spawn(
         &mut self,
         name: String,
@@ -333,25 +392,21 @@ impl Forwarder {
     ) -> std::io::Result<()> {
         let stop = Arc::clone(&self.stop);
         let on_failure = Arc::clone(on_failure);
-        let thread = Builder::new().name(name.clone()).spawn(move || {
+        let mut workers = self.workers();
+        let ends = Ends { name: name.clone(), tell: workers.tell.clone() };
+        Builder::new().name(name.clone()).spawn(move || {
             if let Err(error) = run(&stop) {
-                on_failure(&name, error);
+                on_failure(&ends.name, error);
             }
         })?;
-        self.threads.push(thread);
+        workers.running.insert(name);
+        drop(workers);
         Ok(())
     }
 }
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        // First of all what comes goes to the sockets again, which may be handed over, as may the place of the
-        // program that lets it pass. What is in the rings is forwarded before the workers stop.
-        self.port = None;
-        self.stop.raise();
-        for thread in self.threads.drain(..) {
-            // A worker that panicked has said so itself, and there is nothing left to stop.
-            let _ = thread.join();
-        }
+        self.stop(LAST_WAIT);
     }
 }

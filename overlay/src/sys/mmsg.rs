@@ -4,7 +4,10 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use crate::sys::wake::{self, StopFlag};
 use crate::underlay::Arrival;
 use crate::wire::ecn::Ecn;
 
@@ -62,10 +65,32 @@ const _: () = assert!(
 
 /// The kernel's arrays for one `sendmmsg`, kept between calls.
 pub struct SendArrays {
+    waiting: Option<Waiting>,
     names: Box<[libc::sockaddr_in]>,
     controls: Box<[SendControls]>,
     iovecs: Vec<libc::iovec>,
     headers: Box<[libc::mmsghdr]>,
+}
+
+/// For how long a full buffer is waited for.
+struct Waiting {
+    /// Ends any wait.
+    stop: Arc<StopFlag>,
+    /// What is left of the patience with this batch.
+    left: Duration,
+}
+
+impl Waiting {
+    /// Waits until `socket` takes something; returns whether it does.
+    fn wait(&mut self, socket: BorrowedFd<'_>) -> bool {
+        if self.left.is_zero() {
+            return false;
+        }
+        let begun = Instant::now();
+        let writable = wake::wait_writable(socket, &self.stop, self.left).unwrap_or(false);
+        self.left = self.left.saturating_sub(begun.elapsed());
+        writable
+    }
 }
 
 // SAFETY: the pointers inside are set anew in every call, before they are used; between calls
@@ -89,6 +114,7 @@ impl SendArrays {
             segment: SegmentControl { header: segment, segment_len: 0 },
         };
         Self {
+            waiting: None,
             names: names(capacity),
             controls: vec![control; capacity].into(),
             iovecs: Vec::new(),
@@ -96,12 +122,25 @@ impl SendArrays {
         }
     }
 
+    /// Waits while a send buffer is full, but not once `stop` is raised.
+    #[must_use]
+    pub fn waiting(self, stop: Arc<StopFlag>) -> Self {
+        Self { waiting: Some(Waiting { stop, left: Duration::ZERO }), ..self }
+    }
+
+    /// Begins a batch, for which full buffers are waited for up to `patience` in all.
+    pub fn begin(&mut self, patience: Duration) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.left = patience;
+        }
+    }
+
     /// Sends the first of `messages`, as many as the kernel takes in one call; at least one.
-    /// Blocks, on a blocking socket, while its send buffer is full.
+    /// While the socket's send buffer is full, it waits as long as it may.
     ///
     /// # Errors
-    /// The errno of the first message. Later ones were not tried then; an error of a later
-    /// message shows when it has become the first.
+    /// The errno of the first message, `EAGAIN` if the buffer stays full. Later ones were not tried then; an
+    /// error of a later message shows when it has become the first.
     ///
     /// # Panics
     /// If a message lies outside `bytes`.
@@ -145,11 +184,27 @@ impl SendArrays {
             header.msg_iov = next;
             next = next.wrapping_add(header.msg_iovlen);
         }
-        // SAFETY: the first `count` headers point to names, controls and iovecs of `self`, which
-        // together cover `self.iovecs` exactly, and these to slices of `bytes`; all outlive the
-        // call. sendmmsg writes only `msg_len` of the headers.
-        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count as u32, 0) };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        loop {
+            // A blocking call would wait for each message anew, and could not be ended.
+            // SAFETY: the first `count` headers point to names, controls and iovecs of `self`, which
+            // together cover `self.iovecs` exactly, and these to slices of `bytes`; all outlive the
+            // call. sendmmsg writes only `msg_len` of the headers.
+            let sent = unsafe {
+                libc::sendmmsg(
+                    socket.as_raw_fd(),
+                    self.headers.as_mut_ptr(),
+                    count as u32,
+                    libc::MSG_DONTWAIT,
+                )
+            };
+            let Err(error) = usize::try_from(sent).map_err(|_| io::Error::last_os_error()) else {
+                return Ok(sent as usize);
+            };
+            let is_full = error.kind() == io::ErrorKind::WouldBlock;
+            if !is_full || !self.waiting.as_mut().is_some_and(|waiting| waiting.wait(socket)) {
+                return Err(error);
+            }
+        }
     }
 }
 

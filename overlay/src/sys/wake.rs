@@ -79,6 +79,23 @@ pub fn wait_readable(fd: BorrowedFd<'_>, stop: &StopFlag) -> io::Result<Woken> {
     }
 }
 
+/// Sleeps until `fd` takes something to write, but not for longer than `limit`, and not once `stop` is raised.
+/// Returns whether it does.
+///
+/// # Errors
+/// `ENOMEM` from `poll`; an interrupted call counts as a sleep that is over.
+pub fn wait_writable(fd: BorrowedFd<'_>, stop: &StopFlag, limit: Duration) -> io::Result<bool> {
+    let entry = |fd: BorrowedFd<'_>, events| libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    let mut fds = [entry(fd, libc::POLLOUT), entry(stop.event.as_fd(), libc::POLLIN)];
+    let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: `fds` is an array of two pollfd, both descriptors are open for the call.
+    if unsafe { libc::poll(fds.as_mut_ptr(), 2, limit) } < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) };
+    }
+    Ok(fds[0].revents != 0 && fds[1].revents == 0)
+}
+
 /// A descriptor that is readable while any of `fds` is.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ use crate::error::SetupError;
 use crate::offload::{Offload, Offloads, is_gso_broken, is_tunnel_gso_broken};
 use crate::sys::mmsg::{self, Outgoing, RecvBatch, SendArrays, Slice};
 use crate::sys::mtu::{self, DontFragment};
+use crate::sys::wake::StopFlag;
 use crate::wire::outer::Outer;
 use crate::wire::tunnel::SuperPacket;
 
@@ -31,8 +32,9 @@ const DATAGRAM_LEN: usize = 65_535;
 const RECEIVE_BUFFER: usize = 16 << 20;
 /// Send buffers: as large as a batch, so that sending it needs no pause in between.
 const SEND_BUFFER: usize = 1 << 20;
-/// Long against any burst, short against a person's patience with a daemon that is to stop.
-const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// What full buffers may cost a batch in all: long against any burst, short against the time after which a worker
+/// counts as stuck. What cannot be sent in this time is dropped and counted.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// What a socket that only sends may receive.
 const NO_BUFFER: usize = 4096;
 
@@ -123,7 +125,6 @@ pub fn open_shared(
     for socket in &sockets {
         size_buffers(socket, RECEIVE_BUFFER, SEND_BUFFER);
         may_be_cut(socket)?;
-        limit_wait(socket)?;
         if offloads.is_on(Offload::Gro) && mmsg::set_udp_gro(socket.as_fd(), true).is_err() {
             offloads.switch_off(Offload::Gro);
         }
@@ -166,7 +167,6 @@ pub fn open_lanes(address: Ipv4Addr, count: usize) -> Result<Vec<Socket>, SetupE
         let socket = bind(SocketAddrV4::new(address, 0), false)?;
         size_buffers(&socket, NO_BUFFER, SEND_BUFFER);
         may_be_cut(&socket)?;
-        limit_wait(&socket)?;
         Ok(socket)
     };
     (0..count).map(open).collect()
@@ -214,17 +214,6 @@ fn may_be_cut(socket: &Socket) -> Result<(), SetupError> {
     })
 }
 
-/// A wire that takes nothing at all must not keep a worker from stopping, or from noticing that its
-/// device is gone: what cannot be sent in this time is dropped and counted.
-fn limit_wait(socket: &Socket) -> Result<(), SetupError> {
-    socket.set_write_timeout(Some(SEND_TIMEOUT)).map_err(|source| SetupError {
-        call: "limit the time to send on",
-        object: "a UDP socket".to_owned(),
-        remedy: "see the kernel log",
-        source,
-    })
-}
-
 fn is_taken(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EADDRINUSE)
 }
@@ -257,11 +246,17 @@ struct Whole {
 }
 
 impl UdpTransmitter {
-    /// Sends through `lanes`, which stay in blocking mode: while a buffer is full, the sender
-    /// waits, and the packets behind wait in the overlay device's queue.
+    /// Sends through `lanes`, without waiting.
     #[must_use]
     pub fn new(lanes: Vec<Socket>, offloads: Arc<Offloads>) -> Self {
         Self { lanes, arrays: SendArrays::new(SEND_BATCH), offloads, whole: None }
+    }
+
+    /// Waits while a buffer is full, and the packets behind wait in the overlay device's queue; but not once `stop`
+    /// is raised.
+    #[must_use]
+    pub fn waiting(self, stop: Arc<StopFlag>) -> Self {
+        Self { arrays: self.arrays.waiting(stop), ..self }
     }
 
     /// Sends super-packets whole by `tap`, with the source ports of their lanes.
@@ -283,6 +278,7 @@ impl Transmitter for UdpTransmitter {
     }
 
     fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent<'_>)) {
+        self.begin();
         for lane in 0..self.lanes.len() {
             self.send(lane, batch.runs(lane), batch, &mut failed);
         }
@@ -294,6 +290,11 @@ impl UdpTransmitter {
     #[must_use]
     pub fn sockets(&self) -> &[Socket] {
         &self.lanes
+    }
+
+    /// Begins a batch: a wire that takes nothing is waited for as long as it may cost one.
+    pub fn begin(&mut self) {
+        self.arrays.begin(PATIENCE);
     }
 
     /// Sends `runs`, of `batch`, by a lane.

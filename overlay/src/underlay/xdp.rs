@@ -120,6 +120,7 @@ impl Transmitter for XdpTransmitter {
 
     fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent<'_>)) {
         let Self { templates, queue, by, counts, sockets } = self;
+        sockets.begin();
         let mut waiting = false;
         for (lane, template) in templates.iter_mut().enumerate() {
             let mut runs = batch.runs(lane);
