@@ -234,10 +234,17 @@ pub async fn traces(subnet_file: &Path) -> Result<Vec<String>, HostError> {
 /// What nft, iptables or the kernel said.
 pub async fn devices_gone() -> Result<BTreeSet<String>, HostError> {
     let links = Netlink::open()?.links().await?;
-    let mut devices = devices_with_rules().await?;
-    let served = |device: &str| path::socket(device).is_ok_and(|path| listens(&path));
-    devices.retain(|device| !links.iter().any(|link| link.name == *device) && !served(device));
-    Ok(devices)
+    let mut gone = BTreeSet::new();
+    for device in devices_with_rules().await? {
+        let served = match path::socket(&device) {
+            Ok(socket) => path::is_alive(&socket).await,
+            Err(_) => false,
+        };
+        if !served && !links.iter().any(|link| link.name == device) {
+            gone.insert(device);
+        }
+    }
+    Ok(gone)
 }
 
 /// Whether a daemon has the socket open: one that was killed leaves it behind.

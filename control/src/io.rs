@@ -55,7 +55,7 @@ pub async fn open(
     };
     if attach != Attach::Native && earlier.take().is_some() {
         // It is in the driver, and to go first.
-        service_manager::forget();
+        service_manager::forget().await;
     }
     match patiently(&interface, listen, Wanted { attach, zero_copy_only }, &mut earlier).await {
         Ok(port) => {

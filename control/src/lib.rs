@@ -2,6 +2,7 @@
 
 pub mod arguments;
 pub mod ask;
+mod backoff;
 pub mod cleanup;
 pub mod connections;
 pub mod daemon;
@@ -26,6 +27,7 @@ pub mod path_mtu;
 pub mod pcapng;
 pub mod ping;
 pub mod privileges;
+pub mod problems;
 pub mod reconcile;
 pub mod service_manager;
 pub mod show;

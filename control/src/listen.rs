@@ -23,9 +23,18 @@ pub struct Service {
     pub router: Router,
 }
 
+/// Services of one address.
+#[derive(Debug)]
+pub struct Group {
+    what: String,
+    flag: &'static str,
+    address: SocketAddr,
+    router: Router,
+}
+
 /// Services being served, until this is dropped.
 #[derive(Debug)]
-pub struct Listeners(Vec<JoinHandle<()>>);
+pub struct Listener(JoinHandle<()>);
 
 /// A service cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -37,37 +46,51 @@ pub struct ListenError {
     remedy: String,
 }
 
-/// Serves `services`; those with the same address on one port.
-///
-/// # Errors
-/// The first address that cannot be had; nothing is served then.
-pub async fn serve(services: Vec<Service>) -> Result<Listeners, ListenError> {
-    let mut groups: Vec<(String, &'static str, SocketAddr, Router)> = Vec::new();
+impl ListenError {
+    /// What the system said.
+    #[must_use]
+    pub fn system(&self) -> &io::Error {
+        &self.source
+    }
+}
+
+/// `services` by address: those with the same one are served on one port.
+#[must_use]
+pub fn groups(services: Vec<Service>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
     for Service { what, flag, address, router } in services {
-        match groups.iter_mut().find(|(_, _, there, _)| *there == address) {
-            Some((whats, _, _, routers)) => {
-                *whats += &format!(", {what}");
-                *routers = std::mem::take(routers).merge(router);
+        match groups.iter_mut().find(|group| group.address == address) {
+            Some(group) => {
+                group.what += &format!(", {what}");
+                group.router = std::mem::take(&mut group.router).merge(router);
             }
-            None => groups.push((what.to_owned(), flag, address, router)),
+            None => groups.push(Group { what: what.to_owned(), flag, address, router }),
         }
     }
-    let mut listeners = Vec::new();
-    for (what, flag, address, router) in groups {
-        let listener = match TcpListener::bind(address).await {
-            Ok(listener) => listener,
-            Err(source) => {
-                let remedy = remedy(&source, flag);
-                return Err(ListenError { what, address, source, remedy });
-            }
-        };
-        listeners.push((what, address, listener, router));
+    groups
+}
+
+impl Group {
+    /// The flag that names the address.
+    #[must_use]
+    pub fn flag(&self) -> &'static str {
+        self.flag
     }
-    let start = |(what, address, listener, router)| {
+
+    /// Serves them.
+    ///
+    /// # Errors
+    /// The address cannot be had.
+    pub async fn serve(&self) -> Result<Listener, ListenError> {
+        let Self { what, flag, address, router } = self;
+        let listener = TcpListener::bind(address).await.map_err(|source| {
+            let remedy = remedy(&source, flag);
+            ListenError { what: what.clone(), address: *address, source, remedy }
+        })?;
         info!(%address, "serving {what}");
-        tokio::spawn(connections::serve(listener, router, Limits::STRANGERS))
-    };
-    Ok(Listeners(listeners.into_iter().map(start).collect()))
+        let serving = connections::serve(listener, router.clone(), Limits::STRANGERS);
+        Ok(Listener(tokio::spawn(serving)))
+    }
 }
 
 fn remedy(error: &io::Error, flag: &str) -> String {
@@ -85,9 +108,9 @@ fn remedy(error: &io::Error, flag: &str) -> String {
     }
 }
 
-impl Drop for Listeners {
+impl Drop for Listener {
     fn drop(&mut self) {
-        self.0.iter().for_each(JoinHandle::abort);
+        self.0.abort();
     }
 }
 
@@ -109,7 +132,9 @@ mod tests {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let _listeners = serve(vec![service("/one", address), service("/two", address)]).await.unwrap();
+        let groups = groups(vec![service("/one", address), service("/two", address)]);
+        assert_eq!(groups.len(), 1);
+        let _listener = groups[0].serve().await.unwrap();
         for path in ["/one", "/two"] {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
@@ -123,7 +148,7 @@ mod tests {
     async fn a_port_that_is_taken_is_named() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
-        let error = serve(vec![service("/healthz", address)]).await.unwrap_err().to_string();
+        let error = groups(vec![service("/healthz", address)])[0].serve().await.unwrap_err().to_string();
         assert!(error.contains(&address.to_string()) && error.contains("--healthz-port"), "{error}");
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! 1. fetch the network configuration, waiting until there is one
 //! 2. list all leases
-//! 3. take a lease: our own earlier one, the previous subnet, or a free one
+//! 3. take a lease: our own earlier one, the previous subnet, or a free one; but first ask whether this host can
+//!    run the network at all
 //! 4. publish what is known
 //! 5. follow changes and renew the lease, publishing each time; after a gap, list again
 //!
 //! A store that fails is tried again for ever: what was published stays in force meanwhile. So it does
-//! when the lease is lost, until it has been taken again.
+//! when the lease is lost, until it has been taken again. Another configuration ([`candidate`]) is in force, and the
+//! earlier lease given up, only once this host can run it and a lease is held in it.
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -18,21 +20,25 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use ipnet::Ipv4Net;
 use overlay::MacAddr;
-use rand::Rng;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use crate::backoff::Backoff;
 use crate::json::JsonError;
 use crate::lease::{
-    Admitted, Changes, Conflict, GRACE, Ground, Lease, LeaseAttrs, LeaseBackend, LeaseSet, NetworkFull,
-    Refused, Rivals,
+    Admitted, Changes, Conflict, GRACE, Ground, Lease, LeaseAttrs, LeaseSet, NetworkFull, Refused, Rivals,
+    key_of,
 };
 use crate::metrics::Meters;
 use crate::netconf::NetworkConfig;
+use crate::problems::Problem;
 use crate::store::{Entry, Event, LeaseStore, Listing, StoreError};
 
+mod candidate;
 mod own;
+
+use candidate::Candidate;
 
 /// Who takes the lease, and on what terms.
 #[derive(Debug, Clone)]
@@ -76,28 +82,71 @@ pub struct View {
     pub connected: bool,
 }
 
-/// The configuration cannot be used, and there is no earlier one to go on with.
+/// There is nothing to go on with.
 #[derive(Debug, thiserror::Error)]
-#[error("the network configuration in {store} cannot be used: {error}")]
-pub struct BadConfig {
-    /// Where it stands.
-    pub store: String,
-    /// What is wrong with it.
-    pub error: JsonError,
+pub enum MembershipError {
+    /// The configuration cannot be used, and there is no earlier one.
+    #[error("the network configuration in {store} cannot be used: {error}")]
+    BadConfig {
+        /// Where it stands.
+        store: String,
+        /// What is wrong with it.
+        error: JsonError,
+    },
+    /// This host cannot run the network, and runs none.
+    #[error("{0}")]
+    Host(String),
+}
+
+/// Asks whether this host can run a network, before a lease is taken in it.
+#[derive(Debug)]
+pub struct Question {
+    /// The network.
+    pub config: NetworkConfig,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// This host cannot run a network.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Why not.
+    pub problem: Problem,
+    /// Whether it forwards in another one meanwhile.
+    pub forwarding: bool,
+}
+
+/// What there is to say of the membership besides its view.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Standing {
+    /// What is waited for before there can be a first view.
+    pub waits_for: Option<String>,
+    /// Why another configuration is not applied.
+    pub not_applied: Option<Problem>,
 }
 
 /// One node's membership in its network.
 pub struct Membership {
     store: Arc<dyn LeaseStore>,
     terms: Terms,
+    /// The configuration in force.
     config: Option<(String, NetworkConfig)>,
+    /// Another, which is to take its place.
+    candidate: Option<Candidate>,
+    /// Whether the store's configuration has been looked at: later changes are only told.
+    looked: bool,
     /// The last configuration text that was complained about.
     complained: Option<String>,
     leases: LeaseSet,
     /// Peers of an earlier run, until the first listing.
     expected: Vec<Lease>,
     skipped: usize,
+    /// Our lease, or the one of an earlier run; whether the store has it is told by `leases` alone.
     held: Option<Held>,
+    /// Whether it was taken in this run.
+    taken: bool,
+    /// Whether this host has shown that it can run the configuration in force.
+    fit: bool,
     /// The address that the others are to send to from now on; `terms` has the one that the lease says.
     public_ip: watch::Receiver<Ipv4Addr>,
     connected: bool,
@@ -112,6 +161,11 @@ pub struct Membership {
     refused: Vec<Refused>,
     /// Asks for the configuration to be read again and applied.
     reload: Arc<Notify>,
+    /// Whether it has asked, and not been answered yet.
+    reload_due: bool,
+    /// Answers whether this host can run a network; without one it can run any.
+    host: Option<mpsc::Sender<Question>>,
+    standing: watch::Sender<Standing>,
     meters: Meters,
     out: watch::Sender<Option<View>>,
 }
@@ -122,10 +176,19 @@ struct Held {
     renew_at: Instant,
 }
 
+impl Held {
+    /// The lease of an earlier run.
+    fn earlier(Lease { subnet, attrs }: &Lease) -> Self {
+        let (key, value) = (key_of(*subnet), attrs.to_json().into_bytes());
+        let entry = Entry { key, subnet: *subnet, value, revision: 0, created: 0, expiry: None };
+        Self { entry, attrs: attrs.clone(), renew_at: Instant::now() }
+    }
+}
+
 /// Why following the store came to an end for now.
 enum Interrupted {
     Store(StoreError),
-    BadConfig(BadConfig),
+    ForGood(MembershipError),
 }
 
 impl From<StoreError> for Interrupted {
@@ -145,19 +208,27 @@ impl Membership {
         earlier: Option<View>,
         out: watch::Sender<Option<View>>,
     ) -> Self {
+        let held = earlier.as_ref().map(|view| Held::earlier(&view.lease));
         let (config, expected) =
             earlier.map(|view| ((view.config_text, view.config), view.peers.to_vec())).unzip();
         Self {
             store,
             public_ip: watch::channel(terms.public_ip).1,
             reload: Arc::default(),
+            reload_due: false,
+            host: None,
+            standing: watch::channel(Standing::default()).0,
             terms,
             config,
+            candidate: None,
+            looked: false,
             complained: None,
             leases: LeaseSet::default(),
             expected: expected.unwrap_or_default(),
             skipped: 0,
-            held: None,
+            held,
+            taken: false,
+            fit: false,
             connected: false,
             lost: false,
             full: None,
@@ -182,6 +253,18 @@ impl Membership {
         Self { reload, ..self }
     }
 
+    /// Asks `host` whether it can run a network before a lease is taken in it.
+    #[must_use]
+    pub fn asking(self, host: mpsc::Sender<Question>) -> Self {
+        Self { host: Some(host), ..self }
+    }
+
+    /// Tells `standing` what there is to say besides the view.
+    #[must_use]
+    pub fn telling(self, standing: watch::Sender<Standing>) -> Self {
+        Self { standing, ..self }
+    }
+
     /// Counts on `meters`.
     #[must_use]
     pub fn measured(self, meters: Meters) -> Self {
@@ -190,13 +273,13 @@ impl Membership {
 
     /// Takes part until the task is dropped.
     ///
-    /// Returns only if there is no configuration to go by.
-    pub async fn run(mut self) -> BadConfig {
-        let mut backoff = Backoff::default();
+    /// Returns only if there is nothing to go on with.
+    pub async fn run(mut self) -> MembershipError {
+        let mut backoff = PAUSES;
         let mut last_problem = None;
         loop {
             let problem = match self.follow(&mut backoff, &mut last_problem).await {
-                Interrupted::BadConfig(error) => return error,
+                Interrupted::ForGood(error) => return error,
                 Interrupted::Store(error) => error.to_string(),
             };
             self.set_connected(false);
@@ -204,10 +287,11 @@ impl Membership {
             // Said once, however long it lasts.
             if last_problem.as_ref() != Some(&problem) {
                 let store = self.store.describe();
-                if self.config.is_some() {
+                if self.held.is_some() {
                     warn!(store, %problem, "the lease store does not serve us; trying again, forwarding goes on");
                 } else {
                     warn!(store, %problem, "the lease store does not serve us; trying again, nothing is forwarded until it does");
+                    self.wait_for(format!("the lease store {store}, which does not serve us: {problem}"));
                 }
                 last_problem = Some(problem);
             } else {
@@ -232,8 +316,17 @@ impl Membership {
         self.fetch_config().await?;
         let mut revision = self.list().await?;
         self.readdress().await?;
-        self.publish();
+        if self.taken {
+            self.publish();
+        }
+        if self.reload_due {
+            self.reload().await?;
+        } else {
+            self.try_candidate().await?;
+        }
         self.hold().await?;
+        self.publish();
+        self.release_misfits().await?;
         let reload = Arc::clone(&self.reload);
         loop {
             // Fused: its end can be seen while a burst is gathered.
@@ -246,6 +339,7 @@ impl Membership {
             loop {
                 let renew_at = self.held.as_ref().filter(|_| self.is_held()).map(|held| held.renew_at);
                 let forget_at = self.leases.forgets_at();
+                let apply_at = self.candidate.as_ref().map(|candidate| candidate.due);
                 tokio::select! {
                     event = events.next() => {
                         let Some(event) = event else { break };
@@ -267,6 +361,8 @@ impl Membership {
                             self.hold().await?;
                         }
                         self.publish();
+                        // What it waits for may have come.
+                        self.hasten_candidate();
                     }
                     () = sleep_until(renew_at.unwrap_or_else(Instant::now)), if renew_at.is_some() => {
                         self.renew().await?;
@@ -277,10 +373,14 @@ impl Membership {
                         // A subnet may be free now that was not.
                         self.hold().await?;
                         self.publish();
+                        self.hasten_candidate();
                     }
                     () = reload.notified() => {
+                        self.reload_due = true;
                         self.reload().await?;
-                        self.publish();
+                    }
+                    () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => {
+                        self.try_candidate().await?;
                     }
                     // Nobody tells any more once the sender is gone.
                     Ok(()) = self.public_ip.changed() => {
@@ -300,35 +400,56 @@ impl Membership {
         let mut said = false;
         loop {
             match self.store.config().await? {
-                Some(text) => return self.take_config(text).map_err(Interrupted::BadConfig),
+                Some(text) => return self.take_config(text).map_err(Interrupted::ForGood),
                 None if self.config.is_some() && self.held.is_some() => return Ok(()),
                 None => {}
             }
             if !said {
-                let remedy = self.store.how_to_configure(EXAMPLE_CONFIG);
-                info!(store = self.store.describe(), %remedy, "waiting for the network configuration");
+                let (store, remedy) = (self.store.describe(), self.store.how_to_configure(EXAMPLE_CONFIG));
+                info!(store, %remedy, "waiting for the network configuration");
+                self.wait_for(format!("its network configuration in {store}: put one, as by {remedy}"));
                 said = true;
             }
             sleep(CONFIG_RETRY).await;
         }
     }
 
-    /// Makes `text` the configuration if there is none in force yet; later changes are only told.
-    fn take_config(&mut self, text: String) -> Result<(), BadConfig> {
+    fn wait_for(&self, what: String) {
+        self.standing.send_if_modified(|standing| {
+            let now = Some(format!("overlayd waits for {what}"));
+            let changed = standing.waits_for != now;
+            standing.waits_for = now;
+            changed
+        });
+    }
+
+    /// Makes `text` the configuration while nothing runs, or that which takes the place of an earlier run's; other
+    /// changes are only told.
+    fn take_config(&mut self, text: String) -> Result<(), MembershipError> {
+        let first_look = !std::mem::replace(&mut self.looked, true);
         let in_force = self.config.as_ref().map(|(text, _)| text);
         if in_force == Some(&text) {
             self.complained = None;
             return Ok(());
         }
-        if self.complained.as_ref() == Some(&text) {
+        let candidate = self.candidate.as_ref().map(|candidate| &candidate.text);
+        if self.complained.as_ref() == Some(&text) || candidate == Some(&text) {
             return Ok(());
         }
         match NetworkConfig::parse(&text) {
-            // Only a node that holds no lease yet can still become another.
+            // Nothing runs that would have to be kept.
             Ok(config) if self.held.is_none() => {
+                self.config = Some((text, config));
+                self.fit = false;
+            }
+            Ok(config) if first_look => {
+                info!(
+                    config = text,
+                    "the network configuration is another than that of the earlier run: applying it"
+                );
                 // Nobody comes back with a subnet of the earlier run's network.
                 self.expected.retain(|peer| config.network.contains(&peer.subnet));
-                self.config = Some((text, config));
+                self.candidate = Some(Candidate::new(text, config));
             }
             Ok(_) => {
                 warn!(
@@ -341,38 +462,7 @@ impl Membership {
                 error!(config = text, %error, "the network configuration cannot be used: keeping the last good one");
                 self.complained = Some(text);
             }
-            Err(error) => return Err(BadConfig { store: self.store.describe(), error }),
-        }
-        Ok(())
-    }
-
-    /// Applies the network configuration as it is now, which may make another node of this one. What
-    /// cannot be used changes nothing.
-    async fn reload(&mut self) -> Result<(), Interrupted> {
-        let Some(text) = self.store.config().await? else {
-            warn!("there is no network configuration to be applied: keeping the last one");
-            return Ok(());
-        };
-        if self.config.as_ref().is_some_and(|(in_force, _)| *in_force == text) {
-            info!("the network configuration has not changed");
-            return Ok(());
-        }
-        match NetworkConfig::parse(&text) {
-            Err(error) => {
-                error!(config = text, %error, "the network configuration cannot be used: keeping the last good one");
-            }
-            Ok(config) => {
-                info!(config = text, "applying the network configuration");
-                self.config = Some((text, config));
-                self.complained = None;
-                if let Some(held) = self.held.take() {
-                    self.terms.previous = Some(held.entry.subnet);
-                    if let LeaseBackend::Vxlan { vtep_mac, .. } = held.attrs.backend {
-                        self.terms.vtep_mac = Some(vtep_mac);
-                    }
-                }
-                self.hold().await?;
-            }
+            Err(error) => return Err(MembershipError::BadConfig { store: self.store.describe(), error }),
         }
         Ok(())
     }
@@ -478,6 +568,7 @@ impl Membership {
             info!("over: {conflict}");
         }
         self.conflicts.clone_from(&conflicts);
+        self.standing.send_if_modified(|standing| standing.waits_for.take().is_some());
         let view = View {
             config: config.clone(),
             config_text: text.clone(),
@@ -577,28 +668,9 @@ const TOLD: usize = 100;
 /// Lost races that nodes starting together may see; more have another cause.
 const HARMLESS_CONFLICTS: u32 = 4;
 
-/// Growing waits between attempts, with jitter, so that nodes do not return all at once.
-#[derive(Debug, Default)]
-struct Backoff {
-    attempts: u32,
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let longest = BACKOFF_FIRST * 2u32.pow(self.attempts.min(BACKOFF_DOUBLINGS));
-        self.attempts += 1;
-        longest.mul_f64(rand::rng().random_range(0.5..=1.0))
-    }
-
-    fn reset(&mut self) {
-        self.attempts = 0;
-    }
-}
-
-/// The longest first wait.
-const BACKOFF_FIRST: Duration = Duration::from_millis(250);
-/// Up to 250 ms × 2⁵ = 8 s, so that a store that is back is found soon.
-const BACKOFF_DOUBLINGS: u32 = 5;
+/// The first pause is up to 250 ms long and the longest up to 250 ms × 2⁵ = 8 s, so that a store that is back is found
+/// soon.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(250), 5);
 
 #[cfg(test)]
 mod tests {
@@ -623,16 +695,5 @@ mod tests {
         // The longest margin that the flag takes leaves a minute; flannel's default, half a minute here.
         assert_eq!(after(86_400, 86_340), 60);
         assert_eq!(after(3_630, 3_600), 1_210);
-    }
-
-    #[test]
-    fn waits_grow_to_a_limit_and_begin_anew() {
-        let mut backoff = Backoff::default();
-        let first = backoff.next();
-        assert!(first >= Duration::from_millis(125) && first <= Duration::from_millis(250));
-        let last = (0..20).map(|_| backoff.next()).last().unwrap();
-        assert!(last >= Duration::from_secs(4) && last <= Duration::from_secs(8));
-        backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(250));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +25,6 @@ use overlay::{MacAddr, SetupError};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info, warn};
 
-use crate::host::firewall::Firewall;
 use crate::host::nexthop::{By, NextHops};
 use crate::host::routes::{self, OffLink, PeerRoute};
 use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link};
@@ -34,6 +34,11 @@ use crate::lease::{Admitted, Lease, LeaseBackend};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::path_mtu::PathMtus;
 use crate::ping::{Ping, Pings};
+use crate::takeover::TakeoverError;
+
+mod preflight;
+
+pub use preflight::preflight;
 
 /// The smallest MTU that IPv4 allows a link to have (RFC 791): with less there is no overlay.
 const MIN_MTU: u32 = 68;
@@ -95,7 +100,24 @@ impl Plan {
         self.subnet.network()
     }
 
-    fn desired(&self, options: &NodeOptions) -> Desired {
+    /// Whether it makes sense on any host.
+    ///
+    /// # Errors
+    /// [`NodeError::Mtu`] or [`NodeError::Nat`].
+    fn check(&self) -> Result<(), NodeError> {
+        if self.mtu() < MIN_MTU {
+            return Err(NodeError::Mtu(self.underlay.mtu));
+        }
+        let Underlay { public_ip, address, .. } = self.underlay;
+        if self.config.backend == Backend::HostGw && public_ip != address {
+            return Err(NodeError::Nat { public_ip, address });
+        }
+        Ok(())
+    }
+
+    /// What this host's kernel is to be brought to for it.
+    #[must_use]
+    pub fn desired(&self, options: &NodeOptions) -> Desired {
         let tunnel = self.wire().is_some();
         Desired {
             device: self.device(),
@@ -158,11 +180,24 @@ pub enum NodeError {
     /// The host's configuration.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// What flanneld has left cannot be taken over.
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
     /// A second network with the same VNI, on another port or interface.
     #[error(
         "another process has the device {0} open, perhaps an overlayd of another network: stop it, or give the networks different VNIs"
     )]
     DeviceTaken(String),
+    /// Another daemon serves a network that has no tunnel.
+    #[error(
+        "another overlayd (process {pid}) serves the network {device} here: stop it first, and this one goes on with its lease"
+    )]
+    Served {
+        /// What stands for the network's device.
+        device: String,
+        /// Its process.
+        pid: u32,
+    },
     /// Nothing is left of the MTU.
     #[error("the underlay's MTU of {0} leaves no room for the overlay: choose another --iface or MTU")]
     Mtu(u32),
@@ -176,6 +211,30 @@ pub enum NodeError {
         /// What the interface has.
         address: Ipv4Addr,
     },
+}
+
+impl NodeError {
+    /// Whether it is something that another process has, which may be about to end.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        match self {
+            Self::Forwarder(error) => {
+                matches!(error.source.kind(), ErrorKind::AddrInUse | ErrorKind::ResourceBusy)
+            }
+            Self::DeviceTaken(_) | Self::Served { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What tells it from others, however it is put.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Forwarder(error) => format!("{} {} {}", error.call, error.object, error.source.kind()),
+            Self::Host(error) => error.kind(),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// Which way packets to a peer's pods go.
@@ -290,8 +349,8 @@ impl Tunnel {
 
 impl Node {
     /// Opens the device, configures the host and starts forwarding to `leases`, with what is `inherited` of
-    /// an earlier process. `on_failure` is told when a worker has to give up later. The firewall is to be
-    /// synced from time to time.
+    /// an earlier node or process. `on_failure` is told when a worker has to give up later. The firewall's rules are
+    /// somebody else's to put.
     ///
     /// # Errors
     /// What could not be had; a device, and what was put on it, stays.
@@ -301,25 +360,14 @@ impl Node {
         leases: &Admitted,
         on_failure: &OnFailure,
         inherited: &mut Inherited,
-    ) -> Result<(Self, Firewall), NodeError> {
-        if plan.mtu() < MIN_MTU {
-            return Err(NodeError::Mtu(plan.underlay.mtu));
-        }
-        let Underlay { public_ip, address, .. } = plan.underlay;
-        if plan.config.backend == Backend::HostGw && public_ip != address {
-            return Err(NodeError::Nat { public_ip, address });
-        }
+    ) -> Result<Self, NodeError> {
+        plan.check()?;
         let desired = plan.desired(options);
-        // Rules before routes: no packet takes the new way with a source that is to be rewritten.
-        let mut firewall = Firewall::new(desired.clone());
         let tunnel = match plan.wire() {
             Some(wire) => {
-                Some(Tunnel::start(&plan, wire, options, leases, &mut firewall, on_failure, inherited).await?)
+                Some(Tunnel::start(&plan, wire, options, leases, &desired, on_failure, inherited).await?)
             }
-            None => {
-                firewall.sync().await?;
-                None
-            }
+            None => None,
         };
         if plan.config.backend == Backend::HostGw
             && let Some(what) = link::enable_forwarding()?
@@ -334,7 +382,13 @@ impl Node {
         blackhole::remove(node.desired.network, Some(node.desired.pod_subnet)).await?;
         blackhole::apply(&node.desired).await?;
         node.publish(leases).await?;
-        Ok((node, firewall))
+        Ok(node)
+    }
+
+    /// Ends forwarding, for up to `patience`; returns the names of workers that have not ended by then. Device, rules
+    /// and routes stay.
+    pub fn stop(&self, patience: Duration) -> Vec<String> {
+        self.tunnel.as_ref().map_or_else(Vec::new, |tunnel| tunnel.forwarder.stop(patience))
     }
 
     /// What it was made from.
@@ -494,11 +548,10 @@ impl Tunnel {
         wire: (Format, u16),
         options: &NodeOptions,
         leases: &Admitted,
-        firewall: &mut Firewall,
+        desired: &Desired,
         on_failure: &OnFailure,
         inherited: &mut Inherited,
     ) -> Result<Self, NodeError> {
-        let desired = firewall.desired().clone();
         // The port before all else: where another daemon or a kernel device has it, the overlay device,
         // its address and the rules are theirs, too, and not to be touched.
         let listen = SocketAddrV4::new(plan.underlay.address, wire.1);
@@ -508,18 +561,17 @@ impl Tunnel {
         }
         let offloads = Arc::new(Offloads::new(&options.offloads));
         let queues = inherited.queues(&desired.device);
-        // Then rules, address and route are there, and what has arrived meanwhile is not to wait for a look at them.
+        // Then address and route are there, and what has arrived meanwhile is not to wait for a look at them.
         let goes_on = !queues.is_empty();
         if !goes_on && link::is_open(&desired.device).await? {
-            return Err(NodeError::DeviceTaken(desired.device));
+            return Err(NodeError::DeviceTaken(desired.device.clone()));
         }
         let queues = overlay::tun::open(&desired.device, options.queues, &offloads, queues)?;
         if let Err(error) = overlay::tun::steer_by_flow(&queues) {
             warn!(device = desired.device, %error, "flows cannot be tied to queues: one may be reordered when it begins");
         }
         if !goes_on {
-            firewall.sync().await?;
-            configure(&desired).await?;
+            configure(desired).await?;
         }
         let index = link::index_of(&desired.device).await?;
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
@@ -562,8 +614,7 @@ impl Tunnel {
             on_failure,
         )?;
         if goes_on {
-            firewall.sync().await?;
-            configure(&desired).await?;
+            configure(desired).await?;
         }
         let prober = if spread_source_ports { Prober::by_any_port(*listen.ip()) } else { Prober::by(listen) };
         let path_mtus = PathMtus::watch(prober?, table.clone(), Arc::clone(&pings));

@@ -2,7 +2,6 @@
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use overlay::forwarder::Forwarder;
@@ -59,15 +58,14 @@ pub fn keep(forwarder: Option<&Forwarder>) {
 
 /// Has it close what it has kept of ours, and waits until it has, for a second at most: while it holds a queue of a
 /// device, nobody else can have that.
-pub fn forget() {
+pub async fn forget() {
     keep(None);
     let Ok((mut ours, its)) = std::io::pipe() else { return };
     notify(&[NotifyState::Custom("BARRIER=1")], &[its.as_fd()]);
     drop(its);
-    let (closed, is_closed) = mpsc::channel();
     // It sends nothing, and closes its end when it has come to our message (`sd_notify_barrier(3)`).
-    std::thread::spawn(move || closed.send(ours.read(&mut [0])));
-    if is_closed.recv_timeout(Duration::from_secs(1)).is_err() {
+    let closed = tokio::task::spawn_blocking(move || ours.read(&mut [0]));
+    if tokio::time::timeout(Duration::from_secs(1), closed).await.is_err() {
         warn!("the service manager does not say that it has closed what we cannot use");
     }
 }

@@ -66,29 +66,9 @@ pub enum TakeoverError {
 /// # Errors
 /// [`TakeoverError`]; nothing has been touched then.
 pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
-    refuse_beside(plan).await?;
+    let Some(left) = find(plan).await? else { return Ok(()) };
     let netlink = Netlink::open()?;
-    let addresses = netlink.addresses().await?;
-    let in_network =
-        |index| addresses.iter().any(|a| a.index == index && plan.config.network.contains(&a.address));
-    let vxlan = match plan.config.backend {
-        Backend::Vxlan { vni, port, .. } => Some((vni, port)),
-        _ => None,
-    };
-    let is_ours = |device: &KernelVxlan| match vxlan {
-        Some((vni, _)) => device.name == plan.device() && device.vni == vni,
-        None => device.name == format!("flannel.{}", device.vni) && in_network(device.index),
-    };
-    let (ours, others): (Vec<_>, Vec<_>) = netlink.vxlan_devices().await?.into_iter().partition(is_ours);
-    let Some(left) = ours.into_iter().next() else { return Ok(()) };
-    if let Some(pid) = process_here("flanneld") {
-        return Err(TakeoverError::Running { device: left.name, pid });
-    }
-    let wants_port = |other: &KernelVxlan| other.up && vxlan.is_some_and(|(_, port)| other.port == port);
-    if let Some(other) = others.into_iter().find(wants_port) {
-        return Err(TakeoverError::PortShared { device: left.name, other: other.name, port: other.port });
-    }
-    if vxlan.is_none() {
+    if !matches!(plan.config.backend, Backend::Vxlan { .. }) {
         info!(device = left.name, "taking over from flanneld: its kernel device is removed");
         return remove(&netlink, left).await;
     }
@@ -116,10 +96,42 @@ async fn refuse_beside(plan: &Plan) -> Result<(), TakeoverError> {
         return Ok(());
     }
     let Some(pid) = process_here("flanneld") else { return Ok(()) };
-    if firewall::flannel_has_rules_for(network).await? {
+    // Programs that hang or fail do not keep packets from flowing.
+    let asked = tokio::time::timeout(PATIENCE, firewall::flannel_has_rules_for(network)).await;
+    if matches!(asked, Ok(Ok(true))) {
         return Err(TakeoverError::Beside { network, pid });
     }
     Ok(())
+}
+
+/// The device that [`from_flanneld`] would remove.
+///
+/// # Errors
+/// As [`from_flanneld`].
+pub(crate) async fn find(plan: &Plan) -> Result<Option<KernelVxlan>, TakeoverError> {
+    refuse_beside(plan).await?;
+    let netlink = Netlink::open()?;
+    let addresses = netlink.addresses().await?;
+    let in_network =
+        |index| addresses.iter().any(|a| a.index == index && plan.config.network.contains(&a.address));
+    let vxlan = match plan.config.backend {
+        Backend::Vxlan { vni, port, .. } => Some((vni, port)),
+        _ => None,
+    };
+    let is_ours = |device: &KernelVxlan| match vxlan {
+        Some((vni, _)) => device.name == plan.device() && device.vni == vni,
+        None => device.name == format!("flannel.{}", device.vni) && in_network(device.index),
+    };
+    let (ours, others): (Vec<_>, Vec<_>) = netlink.vxlan_devices().await?.into_iter().partition(is_ours);
+    let Some(left) = ours.into_iter().next() else { return Ok(None) };
+    if let Some(pid) = process_here("flanneld") {
+        return Err(TakeoverError::Running { device: left.name, pid });
+    }
+    let wants_port = |other: &KernelVxlan| other.up && vxlan.is_some_and(|(_, port)| other.port == port);
+    if let Some(other) = others.into_iter().find(wants_port) {
+        return Err(TakeoverError::PortShared { device: left.name, other: other.name, port: other.port });
+    }
+    Ok(Some(left))
 }
 
 /// Removes flanneld's device, and with it its routes, neighbours and forwarding entries.
@@ -142,3 +154,6 @@ pub(crate) fn process_here(name: &str) -> Option<u32> {
         here.then_some(pid)
     })
 }
+
+/// How long the firewall's programs are waited for.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);

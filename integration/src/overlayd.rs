@@ -139,7 +139,7 @@ impl<'h> Launch<'h> {
             (0, None) => manager.command(ns, &overlayd),
             (0, Some(most)) => {
                 let (mut command, inherited) = manager.command(ns, Path::new("prlimit"));
-                command.arg(format!("--nofile={most}:")).arg(&overlayd);
+                command.arg(format!("--nofile={most}:{most}")).arg(&overlayd);
                 (command, inherited)
             }
             (user, _) => as_user(&manager, self.host, user, &self.capabilities),

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
+use integration::overlayd::await_mesh;
 use integration::{Backend, Host, Pair, SOON, Site, Store, await_until, http, traffic};
 
 const PORT: u16 = 8081;
@@ -16,7 +17,9 @@ fn a_node_is_healthy_from_the_start_and_ready_when_it_forwards() {
     let mut w = worker.overlayd(&store).flag("-healthz-ip=127.0.0.1").flag("-healthz-port=8081").spawn();
     await_until(SOON, "healthz", || get(&worker, "/healthz").is_some());
     assert_eq!(get(&worker, "/healthz"), Some((200, "flanneld is running".into())));
-    assert_eq!(get(&worker, "/readyz"), Some((503, "flanneld is not ready yet".into())));
+    await_until(SOON, "readyz to say what is waited for", || {
+        get(&worker, "/readyz").is_some_and(|(code, text)| code == 503 && text.contains("put one, as by"))
+    });
     assert_eq!(get(&worker, "/elsewhere").map(|(code, _)| code), Some(404));
     let outside = SocketAddr::from((worker.public_ip, PORT));
     assert_eq!(http::get_with(&worker.ns, outside, "/healthz", ""), None, "it is not at the address given");
@@ -96,13 +99,20 @@ fn a_node_whose_lease_is_taken_by_another_is_not_ready() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_refused_at_the_start() {
-    let (site, worker, _master) = Site::two_hosts();
+fn a_port_that_is_taken_is_told_and_served_once_it_is_free() {
+    let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
-    let _taken = worker.ns.within(|| TcpListener::bind(("0.0.0.0", PORT))).unwrap();
-    let log = worker.overlayd(&store).flag("--healthz-port=8081").refused();
-    assert!(log.contains("0.0.0.0:8081") && log.contains("--healthz-port"), "{log}");
-    assert!(!worker.ns.run("ip link show flannel.1").status.success(), "nothing was begun");
+    let taken = worker.ns.within(|| TcpListener::bind(("0.0.0.0", PORT))).unwrap();
+    let left = worker.overlayd(&store).flag("--healthz-port=8081").start();
+    let right = master.overlayd(&store).start();
+    await_mesh(&[&left, &right]);
+    let (a, b) = (worker.bridge_and_pod(&left.env()), master.bridge_and_pod(&right.env()));
+    traffic::ping(&a.ns, b.address);
+    let told = left.status().0["host"]["problems"].to_string();
+    assert!(told.contains("0.0.0.0:8081") && told.contains("--healthz-port"), "{told}");
+    drop(taken);
+    await_until(SOON, "readyz", || code(&worker) == Some(200));
+    assert_eq!(left.log().matches("Address already in use").count(), 1, "said once:\n{}", left.log());
 }
 
 fn code(host: &Host) -> Option<u16> {

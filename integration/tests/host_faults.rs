@@ -42,18 +42,26 @@ fn a_full_disk_stops_no_daemon_that_runs_or_ran() {
 }
 
 #[test]
-fn a_first_start_on_a_full_disk_is_refused_by_name() {
-    let (site, worker, _master) = Site::two_hosts();
+fn a_first_start_on_a_full_disk_forwards_and_writes_its_files_once_there_is_room() {
+    let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
     let path = worker.directory().join("run");
     let disk = SmallDisk::mount(&path, 64);
     disk.fill();
     let file = path.join("subnet.env");
-    let said = worker.overlayd(&store).subnet_file_at(file.clone()).refused();
-    let file = file.display().to_string();
-    for part in [&*file, "No space left on device", "--subnet-file"] {
-        assert!(said.contains(part), "no {part} in {said}");
+    let left = worker.overlayd(&store).subnet_file_at(file.clone()).start();
+    let right = master.overlayd(&store).start();
+    let own = store.leases().into_keys().find(|key| *key != right.env().key()).expect("a lease");
+    right.await_peers(&[&own.replace('-', "/")]);
+    let told = left.status().0["host"]["problems"].to_string();
+    for part in [&*file.display().to_string(), "No space left on device"] {
+        assert!(told.contains(part), "no {part} in {told}");
     }
+    assert!(left.log().contains("--subnet-file"), "{}", left.log());
+    disk.free();
+    await_until(SOON, "the files", || left.status().0["host"]["problems"] == serde_json::json!([]));
+    let (a, b) = (worker.bridge_and_pod(&left.env()), master.bridge_and_pod(&right.env()));
+    traffic::ping(&a.ns, b.address);
 }
 
 #[test]

@@ -130,21 +130,30 @@ fn a_second_daemon_of_a_network_without_a_tunnel_is_refused_and_a_successor_is_n
 }
 
 #[test]
-fn a_failed_start_leaves_the_device_as_it_was() {
+fn a_start_that_is_refused_leaves_all_as_it_was_and_takes_no_lease() {
     let (site, worker, _master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
-    let has_device = || worker.ns.ok("ip -o link").contains("flannel.1");
-    let bin = site.directory("bin");
-    std::os::unix::fs::symlink(worker.ns.ok("which ip").trim_end(), bin.join("ip")).unwrap();
-    let path = bin.display().to_string();
-    let without_nft = || worker.overlayd(&store).flag("--firewall=nftables").env("PATH", &path);
-    let log = without_nft().refused();
-    assert!(log.contains("nft is not installed"), "{log}");
-    assert!(!has_device(), "a device that nobody would find again");
+    let take = || worker.ns.within(|| std::net::UdpSocket::bind("192.168.1.12:8472")).expect("bind the port");
+    let refused = || {
+        let taken = take();
+        let log = worker.overlayd(&store).refused();
+        assert!(log.contains("192.168.1.12:8472") && log.contains("the port is taken"), "{log}");
+        drop(taken);
+    };
+    let host = || {
+        ["ip -o link show type tun", "ip route", "nft list ruleset", "iptables -S"]
+            .map(|look| worker.ns.ok(look))
+    };
+    let before = host();
+    refused();
+    assert_eq!(host(), before);
+    assert!(store.leases().is_empty(), "a lease for a host that cannot run: {:?}", store.leases());
 
     worker.overlayd(&store).start().stop();
-    without_nft().refused();
-    assert!(has_device(), "connections of an earlier run go on when it starts again");
+    let before = host();
+    assert!(before.concat().contains("flannel.1"), "{before:?}");
+    refused();
+    assert_eq!(host(), before, "connections of an earlier run go on when it starts again");
 }
 
 #[test]

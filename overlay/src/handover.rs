@@ -34,6 +34,18 @@ impl Inherited {
         listen_fds::take().map(Self::from_iter)
     }
 
+    /// Whether there are queues of the device `name`.
+    #[must_use]
+    pub fn has_queues(&self, name: &str) -> bool {
+        self.queues.iter().any(|(device, _)| device == name)
+    }
+
+    /// Whether there are sockets that are bound to `address`.
+    #[must_use]
+    pub fn has_sockets(&self, address: SocketAddrV4) -> bool {
+        self.sockets.iter().any(|(bound, _)| *bound == address)
+    }
+
     /// The queues of the device `name`. All other queues are closed.
     pub fn queues(&mut self, name: &str) -> Vec<TunQueue> {
         let queues = std::mem::take(&mut self.queues);

@@ -113,6 +113,10 @@ async fn check(arguments: Check, socket: Option<&Path>) -> Result<Answer, String
     let report = match socket {
         Some(socket) => match client::get_json::<Status>(socket, "/v1/status").await {
             Ok(status) => diagnose::check::running(&status, socket).await,
+            Err(ClientError::Answer { code: 503, text }) => {
+                let problem = format!("overlayd answers, but forwards nothing: {text}");
+                Ok(diagnose::check::unready(&problem))
+            }
             // It runs, and that is all that it can tell.
             Err(error @ (ClientError::Answer { .. } | ClientError::Silent(_) | ClientError::Http(_))) => {
                 Ok(diagnose::check::unready(&error.to_string()))
@@ -269,7 +273,7 @@ fn socket_of(directory: &Path, device: &str) -> PathBuf {
 
 fn none(directory: &Path) -> String {
     format!(
-        "no overlayd runs in this network namespace, or it waits for its network configuration (no socket in {})",
+        "no overlayd runs in this network namespace (nobody serves a control socket in {})",
         directory.display()
     )
 }

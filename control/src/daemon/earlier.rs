@@ -1,11 +1,9 @@
 //! What nodes before this one have left in the kernel, and has no use any more.
 
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-
 use ipnet::Ipv4Net;
 use tracing::{debug, info, warn};
 
+use super::rules::Rules;
 use crate::cleanup;
 use crate::host::{blackhole, firewall, link, routes};
 use crate::netconf::NetworkConfig;
@@ -30,19 +28,25 @@ impl Earlier {
         Self { device: plan.device(), network: plan.config.network, own: true }
     }
 
-    /// The node of a run that has saved its state at `path`.
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        let config = NetworkConfig::parse(&SavedState::read(path).ok()?.config).ok()?;
+    /// The node of a run that has saved this state.
+    pub(super) fn of(state: &SavedState) -> Option<Self> {
+        let config = NetworkConfig::parse(&state.config).ok()?;
         Some(Self { device: config.device(), network: config.network, own: false })
     }
 
     /// Removes what the node of `plan` will not replace by its own. What another daemon has taken over since
     /// is left alone.
-    pub(super) async fn remove(&self, plan: &Plan) {
-        let in_use =
-            !self.own && path::socket(&self.device).is_ok_and(|path| UnixStream::connect(path).is_ok());
+    pub(super) async fn remove(&self, plan: &Plan, rules: &Rules) {
+        let in_use = !self.own
+            && match path::socket(&self.device) {
+                Ok(path) => path::is_alive(&path).await,
+                Err(_) => false,
+            };
         if self.device != plan.device() && !in_use {
-            remove_traces(&self.device).await;
+            if let Err(error) = link::remove_tun(&self.device).await {
+                warn!(%error, "the earlier device stays behind");
+            }
+            rules.remove(self.device.clone());
         }
         if self.network != plan.config.network && !in_use {
             let plain = routes::sync(self.network, false, &[]).await.map(drop);
@@ -51,16 +55,6 @@ impl Earlier {
                 warn!(%error, network = %self.network, "routes of an earlier run stay behind");
             }
         }
-    }
-}
-
-/// Removes device and rules of a node that this one has taken the place of.
-async fn remove_traces(device: &str) {
-    if let Err(error) = link::remove_tun(device).await {
-        warn!(%error, "the earlier device stays behind");
-    }
-    if let Err(error) = firewall::remove_all(device).await {
-        warn!(%error, device, "rules of the earlier device stay behind");
     }
 }
 

@@ -1,8 +1,10 @@
 //! What the control socket tells of the daemon.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use overlay::drops::DropReason;
 use overlay::forwarder::Forwarder;
@@ -11,17 +13,40 @@ use overlay::offload::Offload;
 use overlay::priority::Scheduling;
 use overlay::underlay::ledger::Frames;
 use overlay::underlay::port::Attach;
+use tokio::time::Instant;
+use tracing::info;
 
 use crate::lease::{Lease, LeaseBackend};
 use crate::membership::View;
-use crate::metrics::{PeerSample, Sample};
+use crate::metrics::{HostMeter, PeerSample, Repaired, Sample};
 use crate::netconf::Backend;
 use crate::node::{Node, Reached, Tunnel};
+use crate::problems::{Part, Problem, Problems};
 use crate::socket::{Facts, Source};
 use crate::status::{
     BackendStatus, Counters, DeviceStatus, Directions, FrameStatus, HostStatus, IoStatus, LeaseState,
     LeaseStatus, PeerStatus, PriorityStatus, RingStatus, Status, StoreStatus, drops,
 };
+
+/// What was put back, counted for all who do so.
+#[derive(Clone, Default)]
+pub(super) struct Restored {
+    count: Arc<AtomicU64>,
+    meter: HostMeter,
+}
+
+impl Restored {
+    pub(super) fn counted_on(meter: HostMeter) -> Self {
+        Self { count: Arc::default(), meter }
+    }
+
+    /// Something of this `kind` was put back.
+    pub(super) fn count(&self, kind: Repaired, what: String) {
+        self.meter.repaired(kind);
+        info!(what, "put back what somebody else has removed or changed");
+        self.count.fetch_add(1, Relaxed);
+    }
+}
 
 /// What there is to tell. It is kept for the socket, which answers at any time.
 #[derive(Default)]
@@ -30,7 +55,10 @@ pub(super) struct Shared {
     pub(super) node: Weak<Node>,
     pub(super) view: Option<(View, LeaseState)>,
     pub(super) store: String,
-    pub(super) host: HostStatus,
+    pub(super) problems: Problems,
+    pub(super) restored: Restored,
+    /// Since when the store has not confirmed the lease.
+    unconfirmed_since: Option<Instant>,
 }
 
 impl Source for Mutex<Shared> {
@@ -49,9 +77,55 @@ impl Source for Mutex<Shared> {
     fn facts(&self) -> Option<Arc<Facts>> {
         self.lock().unwrap_or_else(PoisonError::into_inner).facts.clone()
     }
+
+    fn excuse(&self) -> String {
+        self.lock().unwrap_or_else(PoisonError::into_inner).excuse()
+    }
 }
 
 impl Shared {
+    pub(super) fn new(problems: Problems, restored: Restored) -> Self {
+        Self { problems, restored, unconfirmed_since: Some(Instant::now()), ..Self::default() }
+    }
+
+    /// Notes what does not change any more.
+    pub(super) fn set_facts(&mut self, facts: Arc<Facts>, store: String) {
+        self.facts = Some(facts);
+        self.store = store;
+    }
+
+    /// The rounds of the running node's workers.
+    pub(super) fn rounds(&self) -> Vec<(String, u64)> {
+        let node = self.node.upgrade();
+        let tunnel = node.as_ref().and_then(|node| node.tunnel());
+        tunnel.map_or_else(Vec::new, |tunnel| tunnel.forwarder().rounds())
+    }
+
+    /// Makes `view` what the store said last.
+    pub(super) fn set_view(&mut self, view: View, state: LeaseState) {
+        self.unconfirmed_since = match (view.connected && state == LeaseState::Held, self.unconfirmed_since) {
+            (true, _) => None,
+            (false, since) => since.or_else(|| Some(Instant::now())),
+        };
+        self.view = Some((view, state));
+    }
+
+    /// What is wrong with the lease, which lasts for `ttl`: by then, at the latest, the store has let it expire.
+    pub(super) fn lease_problem(&self, ttl: Duration) -> Option<Problem> {
+        if matches!(self.view, Some((_, LeaseState::Lost))) {
+            return Some(Problem::new("lost", "the lease is lost, and not taken again yet"));
+        }
+        let unconfirmed = self.unconfirmed_since.is_some_and(|since| since.elapsed() >= ttl);
+        let text = "the store has not confirmed the lease for as long as it lasts";
+        unconfirmed.then(|| Problem::new("unconfirmed", text))
+    }
+
+    /// Why there is nothing to tell of a node.
+    fn excuse(&self) -> String {
+        let why = [Part::Waiting, Part::Node].into_iter().find_map(|part| self.problems.of(part));
+        why.map_or_else(|| "the data plane is being rebuilt".to_owned(), |problem| problem.text().to_owned())
+    }
+
     pub(super) fn sample(&self, offloads: Vec<Offload>) -> Sample {
         let node = self.node.upgrade();
         let tunnel = node.as_ref().and_then(|node| node.tunnel());
@@ -135,7 +209,7 @@ impl Shared {
                 ingress: drops(&ingress, &DropReason::INGRESS),
             },
             icmp_sent: egress.icmp_sent + ingress.icmp_sent,
-            host: self.host.clone(),
+            host: HostStatus { restored: self.restored.count.load(Relaxed), problems: self.problems.texts() },
         })
     }
 }

@@ -1,145 +1,243 @@
-//! What the next run starts from: beside the subnet file, which a reboot empties, and where there is a place
-//! that outlives it, there, too.
+//! Files that others read, and the next run: the subnet file, and the state, beside the subnet file, which a reboot
+//! empties, and where there is a place that outlives it, there, too.
+//!
+//! Each is written by a task of its own. What a disk does not take, now or for ever, is told, and tried again.
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
-use super::{Daemon, DaemonError};
-use crate::node::Plan;
+use crate::backoff::Backoff;
+use crate::problems::{Part, Problem, Problems};
 use crate::state::{SavedState, StateError};
-use crate::subnet_file::SubnetFile;
+use crate::subnet_file::{Previous, SubnetFile};
+use crate::unit;
 
-/// The copy that outlives a reboot.
-#[derive(Debug, Default)]
-pub(super) struct Lasting {
-    /// `None` without a place for it.
-    path: Option<PathBuf>,
-    /// When it is to be written next, if it is not as it should be.
-    pub(super) due: Option<Instant>,
-    written: Option<Instant>,
+/// What an earlier run has left.
+#[derive(Default)]
+pub(super) struct Left {
+    /// What its subnet file says.
+    pub(super) previous: Previous,
+    /// Its state: of the last run, or, after a reboot, of one before it; and where it was found.
+    pub(super) state: Option<(SavedState, PathBuf)>,
+    /// The state of the last run alone: what that has put into the kernel is there.
+    pub(super) of_last_run: Option<SavedState>,
 }
 
-impl Lasting {
-    /// In the directory that the service manager has made for it (`systemd.exec(5)`).
-    pub(super) fn new(subnet_file: &std::path::Path) -> Self {
-        let directories = std::env::var_os("STATE_DIRECTORY");
-        let first = directories.as_ref().and_then(|list| std::env::split_paths(list).next());
-        let path = first.filter(|directory| directory.is_absolute());
-        Self {
-            path: path.map(|directory| SavedState::lasting_path(&directory, subnet_file)),
-            ..Self::default()
-        }
-    }
-
-    /// It differs from what it should be: soon, but not at each change of many.
-    fn changed(&mut self) {
-        if self.path.is_some() && self.due.is_none() {
-            let now = Instant::now();
-            self.due = Some(self.written.map_or(now, |written| (written + BETWEEN_WRITES).max(now)));
-        }
-    }
-}
-
-impl Daemon {
-    /// The state of an earlier run: of the last one, or, after a reboot, of one before it.
-    pub(super) fn read_saved(&self) -> Option<(SavedState, PathBuf)> {
-        let places = [Some(SavedState::path(&self.flags.subnet_file)), self.lasting.path.clone()];
-        for path in places.into_iter().flatten() {
-            match SavedState::read(&path) {
-                Ok(state) => return Some((state, path)),
-                Err(StateError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => warn!(%error, "the saved state cannot be used: starting without"),
-            }
-        }
-        None
-    }
-
-    fn state(&self) -> Option<SavedState> {
-        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let (view, _) = shared.view.as_ref()?;
-        Some(SavedState {
-            store: self.store.clone(),
-            public_ip: self.underlay.public_ip,
-            config: view.config_text.clone(),
-            lease: view.lease.clone(),
-            peers: view.peers.to_vec(),
-        })
-    }
-
-    pub(super) fn save(&mut self) {
-        self.save_at = None;
-        let Some(state) = self.state() else { return };
-        let path = SavedState::path(&self.flags.subnet_file);
-        match state.write(&path) {
-            Ok(()) => {
-                debug!(path = %path.display(), peers = state.peers.len(), "state saved");
-                self.unsaved = None;
-            }
-            Err(error) => {
-                let problem = error.to_string();
-                if self.unsaved.as_ref() != Some(&problem) {
-                    warn!(path = %path.display(), %error, "the state cannot be saved: a restart would wait for the store");
-                }
-                self.unsaved = Some(problem);
-                // What keeps it from being saved may be over before anything else changes.
-                self.save_at = Some(Instant::now() + BETWEEN_TRIES);
-            }
-        }
-        self.lasting.changed();
-    }
-
-    pub(super) fn save_lasting(&mut self) {
-        self.lasting.due = None;
-        let (Some(state), Some(path)) = (self.state(), &self.lasting.path) else { return };
-        self.lasting.written = Some(Instant::now());
-        match state.write(path) {
-            Ok(()) => {
-                debug!(path = %path.display(), peers = state.peers.len(), "state saved for after a reboot");
-            }
-            Err(error) => {
-                warn!(path = %path.display(), %error, "the state cannot be saved: after a reboot, a start would wait for the store");
+impl Left {
+    /// Reads it. A disk that does not answer is not waited for.
+    pub(super) async fn read(subnet_file: &Path) -> Self {
+        let path = subnet_file.to_owned();
+        match timeout(READ_PATIENCE, spawn_blocking(move || Self::read_now(&path))).await {
+            Ok(Ok(left)) => left,
+            _ => {
+                warn!(
+                    subnet_file = %subnet_file.display(),
+                    "the files of an earlier run are not read within {} s: starting without",
+                    READ_PATIENCE.as_secs()
+                );
+                Self::default()
             }
         }
     }
 
-    /// A file that says it already is good enough, on a disk that takes no other.
-    pub(super) fn write_subnet_file(&self, plan: &Plan) -> Result<(), DaemonError> {
-        let file = SubnetFile {
-            network: plan.config.network,
-            subnet: plan.subnet,
-            mtu: plan.mtu(),
-            ip_masq: self.flags.ip_masq,
+    fn read_now(subnet_file: &Path) -> Self {
+        let previous = Previous::read(subnet_file).unwrap_or_else(|error| {
+            warn!(path = %subnet_file.display(), %error, "cannot read the subnet file of an earlier run");
+            Previous::default()
+        });
+        let of_last_run = read_state(&SavedState::path(subnet_file));
+        let state = of_last_run.clone().map(|state| (state, SavedState::path(subnet_file)));
+        let lasting = || {
+            let path = lasting_path(subnet_file)?;
+            Some((read_state(&path)?, path))
         };
-        let path = &self.flags.subnet_file;
-        match file.write(path) {
-            Ok(()) => Ok(()),
-            Err(error) if file.is_at(path) => {
-                warn!(path = %path.display(), %error, "the subnet file stays as it was, which is right");
-                Ok(())
+        Self { previous, state: state.or_else(lasting), of_last_run }
+    }
+}
+
+fn read_state(path: &Path) -> Option<SavedState> {
+    match SavedState::read(path) {
+        Ok(state) => Some(state),
+        Err(StateError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            warn!(%error, "the saved state cannot be used: starting without");
+            None
+        }
+    }
+}
+
+/// In the directory that the service manager has made for it (`systemd.exec(5)`).
+fn lasting_path(subnet_file: &Path) -> Option<PathBuf> {
+    let directories = std::env::var_os("STATE_DIRECTORY")?;
+    let first = std::env::split_paths(&directories).next().filter(|directory| directory.is_absolute())?;
+    Some(SavedState::lasting_path(&first, subnet_file))
+}
+
+/// The tasks that write.
+pub(super) struct Files {
+    subnet_file: watch::Sender<Option<SubnetFile>>,
+    subnet_file_tried: watch::Receiver<Option<SubnetFile>>,
+    state: watch::Sender<Option<Arc<SavedState>>>,
+    lasting: watch::Sender<Option<Arc<SavedState>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Files {
+    pub(super) fn start(subnet_file: &Path, problems: &Problems) -> Self {
+        let (state_at, lasting_at) = (SavedState::path(subnet_file), lasting_path(subnet_file));
+        let subnet_file_at = subnet_file.to_owned();
+        let mut tasks = Vec::new();
+        let (subnet_file, wanted) = watch::channel(None);
+        let (tried, subnet_file_tried) = watch::channel(None);
+        let file = Writer { part: Part::SubnetFile, gather: Duration::ZERO, between: Duration::ZERO };
+        let write = move |file: &SubnetFile| write_subnet_file(file, &subnet_file_at);
+        tasks.push(tokio::spawn(file.run(wanted, tried, write, problems.clone())));
+
+        let (state, wanted) = watch::channel(None);
+        let file = Writer { part: Part::State, gather: GATHER, between: Duration::ZERO };
+        let write = move |state: &Arc<SavedState>| write_state(state, &state_at);
+        tasks.push(tokio::spawn(file.run(wanted, watch::channel(None).0, write, problems.clone())));
+
+        let (lasting, wanted) = watch::channel(None);
+        if let Some(path) = lasting_at {
+            let file = Writer { part: Part::LastingState, gather: GATHER, between: BETWEEN_WRITES };
+            let write = move |state: &Arc<SavedState>| write_state(state, &path);
+            tasks.push(tokio::spawn(file.run(wanted, watch::channel(None).0, write, problems.clone())));
+        }
+        Self { subnet_file, subnet_file_tried, state, lasting, tasks }
+    }
+
+    /// Has the subnet file say this.
+    pub(super) fn write_subnet_file(&self, file: SubnetFile) {
+        self.subnet_file.send_replace(Some(file));
+    }
+
+    /// Ends when the subnet file is written, or has failed to be, or has not for [`WRITE_PATIENCE`].
+    pub(super) fn subnet_file_tried(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (mut tried, wanted) = (self.subnet_file_tried.clone(), *self.subnet_file.borrow());
+        async move {
+            let _ = timeout(WRITE_PATIENCE, tried.wait_for(|tried| *tried == wanted)).await;
+        }
+    }
+
+    /// Has the next run start from `state`.
+    pub(super) fn save(&self, state: SavedState) {
+        let state = Arc::new(state);
+        self.state.send_replace(Some(Arc::clone(&state)));
+        self.lasting.send_replace(Some(state));
+    }
+
+    /// Writes what waits to be written, until `deadline` at most.
+    pub(super) async fn stop(self, deadline: Instant) {
+        let Self { subnet_file, state, lasting, tasks, .. } = self;
+        drop((subnet_file, state, lasting));
+        for task in tasks {
+            if timeout_at(deadline, task).await.is_err() {
+                warn!("what the next run starts from is not written in time: the disk does not answer");
+                return;
             }
-            Err(source) => Err(DaemonError::SubnetFile { path: path.clone(), source }),
         }
     }
 }
 
-impl Drop for Daemon {
-    /// A change that was not written yet is written before the daemon is gone.
-    fn drop(&mut self) {
-        if self.save_at.is_some() {
-            self.save();
+/// A file that says it already is good enough, on a disk that takes no other.
+fn write_subnet_file(file: &SubnetFile, path: &Path) -> io::Result<()> {
+    match file.write(path) {
+        Err(error) if file.is_at(path) => {
+            warn!(path = %path.display(), %error, "the subnet file stays as it was, which is right");
+            Ok(())
         }
-        if self.lasting.due.is_some() {
-            self.save_lasting();
+        Err(error) => Err(named(path, &error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn write_state(state: &SavedState, path: &Path) -> io::Result<()> {
+    state.write(path).map_err(|error| named(path, &error))?;
+    debug!(path = %path.display(), peers = state.peers.len(), "state saved");
+    Ok(())
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    let hint = unit::hint(path, error);
+    io::Error::new(error.kind(), format!("cannot write {}: {error}{hint}", path.display()))
+}
+
+/// Writes one file whenever it is to say something else.
+struct Writer {
+    part: Part,
+    /// How long changes are gathered before they are written.
+    gather: Duration,
+    /// Between two writes.
+    between: Duration,
+}
+
+impl Writer {
+    /// Until the sender of `wanted` is gone; what has changed is written before. Each attempt is told to `tried`.
+    async fn run<T: Clone + PartialEq + Send + Sync + 'static>(
+        self,
+        mut wanted: watch::Receiver<Option<T>>,
+        tried: watch::Sender<Option<T>>,
+        write: impl Fn(&T) -> io::Result<()> + Send + Sync + 'static,
+        problems: Problems,
+    ) {
+        let write = Arc::new(write);
+        let mut pauses = Backoff::of_this_host();
+        let (mut written, mut written_at) = (None, None::<Instant>);
+        while wanted.changed().await.is_ok() {
+            // At once at first: what is in the kernel now is to be found by the next run, however this one ends.
+            let begin = written_at.map(|at| (at + self.between).max(Instant::now() + self.gather));
+            let mut ends = false;
+            if let Some(begin) = begin {
+                ends = timeout_at(begin, all_changes(&mut wanted)).await.is_ok();
+            }
+            loop {
+                let value = wanted.borrow_and_update().clone();
+                let Some(now) = value.filter(|value| written.as_ref() != Some(value)) else { break };
+                let outcome = {
+                    let (write, now) = (Arc::clone(&write), now.clone());
+                    spawn_blocking(move || write(&now))
+                        .await
+                        .unwrap_or_else(|error| Err(io::Error::other(error)))
+                };
+                tried.send_replace(Some(now.clone()));
+                written_at = Some(Instant::now());
+                let Err(error) = outcome else {
+                    problems.report(self.part, None);
+                    pauses.reset();
+                    written = Some(now);
+                    break;
+                };
+                problems.report(self.part, Some(Problem::io(&error, &error)));
+                if ends {
+                    return;
+                }
+                // What keeps it from being written may be over before anything else changes.
+                tokio::select! {
+                    () = sleep_until(Instant::now() + pauses.next()) => {}
+                    changed = wanted.changed() => ends = changed.is_err(),
+                }
+            }
         }
     }
 }
 
-/// Between two tries to save the state.
-const BETWEEN_TRIES: Duration = Duration::from_secs(10);
+/// Ends when there will be no more.
+async fn all_changes<T>(wanted: &mut watch::Receiver<T>) {
+    while wanted.changed().await.is_ok() {}
+}
+
+/// How long changes of the peers are gathered before they are written to disk.
+const GATHER: Duration = Duration::from_millis(500);
 /// What lasts is on a disk that wears, and waits for it: a cluster's every change is not worth it.
 const BETWEEN_WRITES: Duration = Duration::from_secs(60);
+/// What a working disk needs, many times over.
+const READ_PATIENCE: Duration = Duration::from_secs(2);
+const WRITE_PATIENCE: Duration = Duration::from_secs(2);

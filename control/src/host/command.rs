@@ -15,15 +15,14 @@ use super::HostError;
 /// [`HostError::NoProgram`] if it is not installed; [`HostError::Program`] with its standard error if it fails;
 /// [`HostError::Hangs`] if it has not ended in time: then it is killed.
 pub(super) async fn run(program: &str, args: &[&str], input: &str) -> Result<String, HostError> {
-    let command = || format!("{program} {}", args.join(" "));
-    let failed = |reason: String| HostError::Program { command: command(), reason };
-    let child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
+    let line = || format!("{program} {}", args.join(" "));
+    let failed = |reason: String| HostError::Program { command: line(), reason };
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    // It returns when the program has been read, wherever that is.
+    let child = tokio::task::spawn_blocking(move || command.spawn())
+        .await
+        .unwrap_or_else(|error| Err(std::io::Error::other(error)))
         .map_err(|e| match e.kind() {
             ErrorKind::NotFound => {
                 HostError::NoProgram { program: program.to_owned(), package: package_of(program) }
@@ -39,10 +38,10 @@ pub(super) async fn run(program: &str, args: &[&str], input: &str) -> Result<Str
         }
         child.wait_with_output().await
     };
-    // The same task renews the lease and follows the peers: it must not hang on a lock of iptables.
+    // It may hang, be it on a lock of iptables.
     let output = tokio::time::timeout(PATIENCE, talk)
         .await
-        .map_err(|_| HostError::Hangs { command: command(), seconds: PATIENCE.as_secs() })?
+        .map_err(|_| HostError::Hangs { command: line(), seconds: PATIENCE.as_secs() })?
         .map_err(|e| failed(e.to_string()))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -166,3 +166,23 @@ pub enum HostError {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<HostError>),
 }
+
+impl HostError {
+    /// What tells it from others, however it is put.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        match self {
+            Self::NoDevice(device) => format!("no {device}"),
+            Self::Netlink { action, .. } => action.clone(),
+            Self::Sysctl { path, .. } => path.clone(),
+            Self::NoProgram { program, .. } => format!("no {program}"),
+            Self::NoFirewall(_) => "no firewall".to_owned(),
+            Self::Program { command, .. } => command.split(' ').next().unwrap_or_default().to_owned(),
+            Self::Hangs { command, .. } => {
+                format!("{} hangs", command.split(' ').next().unwrap_or_default())
+            }
+            Self::Contested => "contested".to_owned(),
+            Self::Several(errors) => errors.iter().map(Self::kind).collect::<Vec<_>>().join(", "),
+        }
+    }
+}

@@ -3,8 +3,8 @@
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
-use super::{Backoff, HARMLESS_CONFLICTS, Held, Interrupted, Membership, shorten};
-use crate::lease::{Choice, LeaseAttrs, LeaseBackend, choose};
+use super::{HARMLESS_CONFLICTS, Held, Interrupted, Membership, MembershipError, PAUSES, Refusal, shorten};
+use crate::lease::{Choice, LeaseAttrs, LeaseBackend, NetworkFull, choose};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::derive_vtep_mac;
 use crate::store::{Entry, Event, StoreError, Written};
@@ -12,8 +12,11 @@ use crate::store::{Entry, Event, StoreError, Written};
 impl Membership {
     /// Step 3. Does nothing while the lease is held. While no subnet is free, it is left to the next change.
     pub(super) async fn hold(&mut self) -> Result<(), Interrupted> {
+        if self.is_held() && self.taken {
+            return Ok(());
+        }
         if let Some(held) = &self.held
-            && !self.is_held()
+            && self.taken
             && !self.lost
         {
             warn!(key = held.entry.key, "our lease is gone: taking it again, forwarding goes on");
@@ -22,21 +25,64 @@ impl Membership {
             self.meters.lease.lost();
             self.publish();
         }
-        let mut conflicts = Backoff::default();
-        while !self.is_held() {
-            self.release_misfits().await?;
-            let Some((_, config)) = &self.config else { return Ok(()) };
-            let previous = self.terms.previous;
-            let choice = choose(config, &self.leases, self.terms.public_ip, previous, &mut rand::rng());
-            let choice = match choice {
-                Ok(choice) => choice,
-                Err(full) => {
-                    if self.full.as_ref() != Some(&full) {
-                        error!("{full}");
-                        self.full = Some(full);
-                    }
+        let Some((_, config)) = self.config.clone() else { return Ok(()) };
+        if !self.fit {
+            match self.ask_host(&config).await {
+                Ok(()) => self.fit = true,
+                Err(Refusal { problem, forwarding: true }) => {
+                    self.not_applied(Some(problem));
                     return Ok(());
                 }
+                Err(Refusal { problem, .. }) => {
+                    return Err(Interrupted::ForGood(MembershipError::Host(problem.text().to_owned())));
+                }
+            }
+        }
+        match self.take(&config).await? {
+            Ok(()) => {
+                (self.lost, self.full) = (false, None);
+                self.publish();
+                self.release_misfits().await?;
+            }
+            Err(full) => {
+                if self.full.as_ref() != Some(&full) {
+                    error!("{full}");
+                }
+                if self.held.is_none() {
+                    self.wait_for(format!("a lease: {full}"));
+                }
+                self.full = Some(full);
+            }
+        }
+        Ok(())
+    }
+
+    /// What lease there is to be had as `config` wants it. Those of ours that it does not allow are in nobody's way.
+    pub(super) fn choose(&self, config: &NetworkConfig) -> Result<Choice, NetworkFull> {
+        let misfits: Vec<String> = self.misfits(config).map(|entry| entry.key.clone()).collect();
+        let (public_ip, previous) = (self.terms.public_ip, self.terms.previous);
+        let held = self.held.as_ref().map(|held| held.entry.subnet);
+        let previous = previous.filter(|subnet| config.fits(*subnet)).or(held);
+        if misfits.is_empty() {
+            return choose(config, &self.leases, public_ip, previous, &mut rand::rng());
+        }
+        let mut others = self.leases.clone();
+        for key in misfits {
+            others.apply_event(&Event::Delete(key));
+        }
+        choose(config, &others, public_ip, previous, &mut rand::rng())
+    }
+
+    /// Takes a lease as `config` wants it. What was held until then is held until this is.
+    pub(super) async fn take(
+        &mut self,
+        config: &NetworkConfig,
+    ) -> Result<Result<(), NetworkFull>, Interrupted> {
+        let mut conflicts = PAUSES;
+        loop {
+            let choice = match self.choose(config) {
+                Ok(choice) => choice,
+                Err(full) => return Ok(Err(full)),
             };
             let (subnet, existing, why) = match &choice {
                 Choice::Ours(entry) => (entry.subnet, Some(entry), "it is ours already"),
@@ -56,46 +102,48 @@ impl Membership {
                     if let Some(before) = self.held.as_ref().map(|held| held.entry.subnet)
                         && before != subnet
                     {
-                        warn!(%before, now = %subnet, "our earlier subnet could not be had again: this node has another one now");
+                        warn!(%before, now = %subnet, "this node has another subnet now");
                     }
                     self.rivals.wrote(entry.revision);
                     self.rivals.moved();
                     self.meters.lease.taken(self.lasts(&entry));
                     self.leases.apply_event(&Event::Put(entry.clone()));
                     self.held = Some(Held { entry, attrs, renew_at: self.terms.next_renewal() });
+                    self.taken = true;
+                    return Ok(Ok(()));
                 }
                 Written::Conflict => {
                     self.rivals.refused();
                     debug!(%subnet, "another node was faster: choosing again");
                     // The list shows who was faster. What is refused without showing there (a directory
                     // of that name, a key in another spelling) is refused for as long as it is there.
-                    if conflicts.attempts == HARMLESS_CONFLICTS {
+                    if conflicts.attempts() == HARMLESS_CONFLICTS {
                         warn!(%subnet, "the lease's key is refused again and again: is there another of this subnet?");
                     }
                     let wait = conflicts.next();
-                    if conflicts.attempts > 1 {
+                    if conflicts.attempts() > 1 {
                         sleep(wait).await;
                     }
                     self.list().await?;
                 }
             }
         }
-        (self.lost, self.full) = (false, None);
-        self.publish();
-        Ok(())
     }
 
-    /// Gives up leases of ours that the configuration no longer allows: nobody could use them, and
-    /// they would take the place of others.
-    async fn release_misfits(&mut self) -> Result<(), StoreError> {
-        let Some((_, config)) = &self.config else { return Ok(()) };
+    /// Leases of ours that `config` does not allow.
+    fn misfits<'a>(&'a self, config: &'a NetworkConfig) -> impl Iterator<Item = &'a Entry> {
         let public_ip = self.terms.public_ip;
-        let misfits: Vec<Entry> = self
-            .leases
-            .iter()
-            .filter(|known| known.attrs.public_ip == public_ip && !config.fits(known.entry.subnet))
-            .map(|known| known.entry.clone())
-            .collect();
+        let known = self.leases.iter().filter(move |known| known.attrs.public_ip == public_ip);
+        known.map(|known| &known.entry).filter(|entry| !config.fits(entry.subnet))
+    }
+
+    /// Gives up leases of ours that the configuration in force does not allow, once another is held: nobody could use
+    /// them, and they would take the place of others.
+    pub(super) async fn release_misfits(&mut self) -> Result<(), StoreError> {
+        let Some((_, config)) = self.config.as_ref().filter(|_| self.taken && self.is_held()) else {
+            return Ok(());
+        };
+        let misfits: Vec<Entry> = self.misfits(config).cloned().collect();
         for entry in misfits {
             // What has changed meanwhile is looked at again with the next listing.
             if self.store.release(&entry).await? {

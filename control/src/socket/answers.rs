@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 
-use super::{Facts, Source, being_rebuilt, capture, ping};
+use super::{Facts, Source, capture, not_yet, ping};
 use crate::node::Node;
 use crate::show::config::Config;
 use crate::show::drops::Drops;
@@ -38,7 +38,7 @@ pub(super) fn router(source: Arc<dyn Source>) -> Router {
 }
 
 async fn status(State(source): Asked) -> Response {
-    source.status().map_or_else(being_rebuilt, |status| Json(status).into_response())
+    source.status().map_or_else(|| not_yet(source.as_ref()), |status| Json(status).into_response())
 }
 
 async fn peers(State(source): Asked) -> Response {
@@ -46,12 +46,12 @@ async fn peers(State(source): Asked) -> Response {
 }
 
 async fn leases(State(source): Asked) -> Response {
-    let (Some(view), Some(facts)) = (source.view(), source.facts()) else { return being_rebuilt() };
+    let (Some(view), Some(facts)) = (source.view(), source.facts()) else { return not_yet(source.as_ref()) };
     or_bad_gateway(Leases::of(facts.store.as_ref(), &view).await)
 }
 
 async fn routes(State(source): Asked) -> Response {
-    let Some(node) = source.node() else { return being_rebuilt() };
+    let Some(node) = source.node() else { return not_yet(source.as_ref()) };
     or_bad_gateway(Routes::of(&node).await)
 }
 
@@ -64,7 +64,7 @@ async fn stats(State(source): Asked) -> Response {
 }
 
 async fn config(State(source): Asked) -> Response {
-    let (Some(view), Some(facts)) = (source.view(), source.facts()) else { return being_rebuilt() };
+    let (Some(view), Some(facts)) = (source.view(), source.facts()) else { return not_yet(source.as_ref()) };
     let network = serde_json::from_str(&view.config_text).unwrap_or_default();
     let flags = facts.settings.clone();
     Json(Config { version: env!("CARGO_PKG_VERSION").to_owned(), flags, network }).into_response()
@@ -77,7 +77,7 @@ async fn offloads(State(source): Asked) -> Response {
 fn of_node<T: serde::Serialize>(source: &dyn Source, answer: impl FnOnce(&Node, &Facts) -> T) -> Response {
     match (source.node(), source.facts()) {
         (Some(node), Some(facts)) => Json(answer(&node, &facts)).into_response(),
-        _ => being_rebuilt(),
+        _ => not_yet(source),
     }
 }
 

@@ -15,7 +15,7 @@ use overlay::peer_state::Direction;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::{Source, being_rebuilt};
+use super::{Source, not_yet};
 use crate::pcapng;
 
 /// Which packets, and how many.
@@ -58,7 +58,7 @@ pub(super) async fn capture(
     State(source): State<Arc<dyn Source>>,
     Query(question): Query<Question>,
 ) -> Response {
-    let Some(node) = source.node() else { return being_rebuilt() };
+    let Some(node) = source.node() else { return not_yet(source.as_ref()) };
     let Some(tunnel) = node.tunnel() else {
         return (StatusCode::CONFLICT, "this backend has no tunnel that packets pass").into_response();
     };

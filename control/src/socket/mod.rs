@@ -41,6 +41,11 @@ pub trait Source: Send + Sync {
 
     /// What does not change while the daemon runs.
     fn facts(&self) -> Option<Arc<Facts>>;
+
+    /// Why there is no answer, if there is none.
+    fn excuse(&self) -> String {
+        "the data plane is being rebuilt".to_owned()
+    }
 }
 
 /// What a daemon was started with.
@@ -108,8 +113,8 @@ impl Drop for ControlSocket {
     }
 }
 
-fn being_rebuilt() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, "the data plane is being rebuilt").into_response()
+fn not_yet(source: &dyn Source) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, source.excuse()).into_response()
 }
 
 #[cfg(test)]

@@ -6,7 +6,11 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 use std::{fs, io};
+
+use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 /// Where all control sockets are.
 const DIRECTORY: &str = "/run/overlayd";
@@ -53,6 +57,63 @@ fn find_directory() -> io::Result<PathBuf> {
 pub fn socket(device: &str) -> io::Result<PathBuf> {
     Ok(directory()?.join(format!("{device}.sock")))
 }
+
+/// What a control socket is named after while its daemon does not know its device.
+#[must_use]
+pub fn waiting() -> String {
+    format!("waiting-{}", std::process::id())
+}
+
+/// Whether somebody serves the control socket at `path`. One who is too busy, or stopped, does.
+pub async fn is_alive(path: &Path) -> bool {
+    let connected = timeout(PATIENCE, UnixStream::connect(path)).await;
+    connected.is_err() || connected.is_ok_and(|connected| !connected.is_err_and(|error| is_dead(&error)))
+}
+
+fn is_dead(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+}
+
+/// The process that serves the control socket at `path`, other than this one.
+pub async fn server(path: &Path) -> Option<u32> {
+    let stream = timeout(PATIENCE, UnixStream::connect(path)).await.ok()?.ok()?;
+    let pid = u32::try_from(stream.peer_cred().ok()?.pid()?).ok()?;
+    (pid != std::process::id()).then_some(pid)
+}
+
+/// Removes the control sockets that daemons have left behind when they were killed, in all network namespaces, and the
+/// directories that are empty then.
+pub async fn remove_dead() {
+    let subdirectories = entries(Path::new(DIRECTORY)).into_iter().filter(|path| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("netns-"))
+    });
+    for directory in subdirectories.chain([DIRECTORY.into()]) {
+        for socket in entries(&directory) {
+            let is_socket = socket.extension().is_some_and(|extension| extension == "sock");
+            if is_socket && is_old(&socket) && !is_alive(&socket).await {
+                // What cannot be removed is another user's.
+                let _ = fs::remove_file(&socket);
+            }
+        }
+        if directory != Path::new(DIRECTORY) && is_old(&directory) {
+            let _ = fs::remove_dir(&directory);
+        }
+    }
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+/// Whether it was there before: one that has just been made is served in a moment.
+fn is_old(path: &Path) -> bool {
+    let modified = fs::symlink_metadata(path).and_then(|about| about.modified());
+    modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > NEW))
+}
+
+/// For a connection to be accepted by the kernel.
+const PATIENCE: Duration = Duration::from_secs(1);
+const NEW: Duration = Duration::from_secs(10);
 
 /// Devices that have a control socket in `directory`, sorted.
 #[must_use]

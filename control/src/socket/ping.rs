@@ -13,7 +13,7 @@ use overlay::echo;
 use overlay::peer_state::PeerFlag;
 use serde::{Deserialize, Serialize};
 
-use super::{Source, being_rebuilt};
+use super::{Source, not_yet};
 
 /// What is asked.
 #[derive(Debug, Deserialize)]
@@ -51,7 +51,7 @@ pub(super) async fn ping(
     State(source): State<Arc<dyn Source>>,
     Query(Question { peer, bytes, patience_ms }): Query<Question>,
 ) -> Response {
-    let Some(node) = source.node() else { return being_rebuilt() };
+    let Some(node) = source.node() else { return not_yet(source.as_ref()) };
     let Some(tunnel) = node.tunnel() else {
         return (StatusCode::CONFLICT, "this backend has no tunnel that an echo could go through")
             .into_response();
