@@ -634,7 +634,11 @@ fn tell(changes: &Changes) {
             GRACE.as_secs()
         );
     }
-    for garbage in &changes.garbage {
+    let more = changes.garbage.len().saturating_sub(NAMED);
+    if more > 0 {
+        warn!(more, "more lease keys cannot be read than are named: see 'overlayctl leases'");
+    }
+    for garbage in changes.garbage.iter().take(NAMED) {
         warn!(
             key = garbage.key,
             value = garbage.value,

@@ -2,6 +2,7 @@
 //! and whoever loses that race lists again and chooses again.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -57,13 +58,14 @@ pub fn choose(
     rng: &mut impl Rng,
 ) -> Result<Choice, NetworkFull> {
     let judgement = Ground { config, own: None, public_ip }.judge(leases);
+    let refused: HashSet<&str> = judgement.refused.iter().map(|refused| refused.key.as_str()).collect();
     let readable = leases.iter().filter(|known| known.attrs.public_ip == public_ip).map(|known| &known.entry);
     let garbage = leases.iter_garbage().filter(|entry| match LeaseAttrs::public_ip_of(&entry.value) {
         Some(owner) => owner == public_ip,
         None => Some(entry.subnet) == previous,
     });
     let ours = readable.chain(garbage).filter(|entry| config.fits(entry.subnet)).max_by_key(|entry| {
-        let is_held = judgement.refused.iter().all(|refused| refused.key != entry.key);
+        let is_held = !refused.contains(entry.key.as_str());
         (is_held, entry.expiry.is_none(), Some(entry.subnet) == previous, Reverse(entry.subnet))
     });
     if let Some(entry) = ours {
