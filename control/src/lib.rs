@@ -29,6 +29,7 @@ pub mod ping;
 pub mod privileges;
 pub mod problems;
 pub mod reconcile;
+pub mod rule_watch;
 pub mod service_manager;
 pub mod show;
 pub mod socket;

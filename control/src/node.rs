@@ -25,6 +25,7 @@ use overlay::{MacAddr, SetupError};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info, warn};
 
+use crate::host::firewall::verdict::Overlay;
 use crate::host::nexthop::{By, NextHops};
 use crate::host::routes::{self, OffLink, PeerRoute};
 use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link};
@@ -34,6 +35,7 @@ use crate::lease::{Admitted, Lease, LeaseBackend};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::path_mtu::PathMtus;
 use crate::ping::{Ping, Pings};
+use crate::rule_watch::{RuleWatch, Watched, Whole};
 use crate::takeover::TakeoverError;
 
 mod preflight;
@@ -275,6 +277,7 @@ pub struct Node {
     plan: Plan,
     desired: Desired,
     tunnel: Option<Tunnel>,
+    rules: RuleWatch,
     /// For the control socket, too, which asks at any time.
     peers: Mutex<Vec<Reached>>,
 }
@@ -374,7 +377,8 @@ impl Node {
         {
             info!(what, "the host is prepared");
         }
-        let node = Self { plan, desired, tunnel, peers: Mutex::default() };
+        let rules = RuleWatch::start(watched(&plan, &desired, tunnel.as_ref()));
+        let node = Self { plan, desired, tunnel, rules, peers: Mutex::default() };
         if !node.plan.config.backend.routes_directly() {
             // Those of an earlier life with another backend.
             routes::sync(node.plan.config.network, node.tunnel.is_some(), &[]).await?;
@@ -405,6 +409,22 @@ impl Node {
         (masquerade.return_path || masquerade.ip_masq) && *firewall != FirewallKind::None
     }
 
+    /// Whether iptables is told to accept what is forwarded between pods.
+    #[must_use]
+    pub fn accepts_forwarding(&self) -> bool {
+        self.desired.forward_rules && self.desired.firewall != FirewallKind::None
+    }
+
+    /// Why super-packets do not leave whole, if it is for the host's rules.
+    #[must_use]
+    pub fn why_not_whole(&self) -> Option<String> {
+        let offloads = self.tunnel.as_ref().map(|tunnel| &tunnel.offloads);
+        let held = offloads.is_some_and(|offloads| {
+            offloads.is_to_be_had(Offload::TunnelGso) && !offloads.is_on(Offload::TunnelGso)
+        });
+        self.rules.why_not_whole().filter(|_| held)
+    }
+
     /// Its tunnel, if its backend has one.
     #[must_use]
     pub fn tunnel(&self) -> Option<&Tunnel> {
@@ -427,7 +447,7 @@ impl Node {
     /// node helps.
     pub async fn sync(&self) -> Result<Vec<String>, HostError> {
         if let Some(Tunnel { offloads, .. }) = &self.tunnel
-            && offloads.is_on(Offload::TunnelGso)
+            && offloads.is_to_be_had(Offload::TunnelGso)
             && !whole::passes(&self.plan.underlay.name)
         {
             info!(
@@ -581,7 +601,8 @@ impl Tunnel {
         let taps = match plan.tap() {
             Some(name) => {
                 let earlier = inherited.tap(&name);
-                whole::open(&name, options.queues, &plan.underlay.name, &offloads, earlier)
+                let underlay = (plan.underlay.name.as_str(), plan.underlay.index);
+                whole::open(&name, options.queues, underlay, &offloads, earlier)
             }
             None => Vec::new(),
         };
@@ -591,6 +612,8 @@ impl Tunnel {
         }
         let spread_source_ports =
             options.spread_source_ports.unwrap_or(matches!(wire.0, Format::Vxlan { .. }));
+        // Until it is known that no rule of the host would see what goes past it.
+        offloads.hold(Offload::TunnelGso);
         let pings = Arc::<Pings>::default();
         let (port, without_port) = io::open(options.io, &plan.underlay, listen, inherited).await;
         let next_hops = port.is_some().then(|| NextHops::follow(by(&plan.underlay), table.clone()));
@@ -631,6 +654,29 @@ impl Tunnel {
             pings,
             _path_mtus: path_mtus,
         })
+    }
+}
+
+/// What of the host's rules concerns the node.
+fn watched(plan: &Plan, desired: &Desired, tunnel: Option<&Tunnel>) -> Watched {
+    let Underlay { name, index, address, .. } = &plan.underlay;
+    let whole = tunnel.filter(|tunnel| tunnel.offloads.is_to_be_had(Offload::TunnelGso));
+    Watched {
+        overlay: Overlay {
+            network: desired.network,
+            device: desired.device.clone(),
+            forward_rules: desired.forward_rules && desired.firewall != FirewallKind::None,
+        },
+        pods: desired.pod_subnet,
+        way_out: if tunnel.is_some() { desired.device.clone() } else { name.clone() },
+        whole: whole.zip(plan.wire()).map(|(tunnel, (_, port))| Whole {
+            own: *address,
+            underlay: name.clone(),
+            index: *index,
+            port,
+            table: tunnel.table.clone(),
+            offloads: Arc::clone(&tunnel.offloads),
+        }),
     }
 }
 

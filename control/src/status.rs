@@ -42,6 +42,9 @@ pub struct Status {
     pub conflicts: Vec<String>,
     /// What the kernel does for the data plane, by name, and whether it does.
     pub offloads: BTreeMap<String, bool>,
+    /// Why one of them is not in use now although it is to be had, by name.
+    #[serde(default)]
+    pub offloads_held: BTreeMap<String, String>,
     /// Which way packets take to the wire; nothing where there is no tunnel.
     #[serde(default)]
     pub io: Option<IoStatus>,
@@ -53,6 +56,9 @@ pub struct Status {
     /// Whether what enters the overlay from outside the network gets this host's address as its source.
     #[serde(default)]
     pub return_path_masq: bool,
+    /// Whether overlayd has iptables accept what is forwarded between pods.
+    #[serde(default)]
+    pub forward_rules: bool,
     /// What was forwarded since the data plane started.
     pub counters: Directions<Counters>,
     /// What was dropped since the data plane started, by reason; every reason is listed.
@@ -206,6 +212,17 @@ pub enum BackendStatus {
     Alloc,
 }
 
+impl BackendStatus {
+    /// The UDP port of every node; none without a tunnel.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Udp { port } | Self::Vxlan { port, .. } => Some(*port),
+            Self::HostGw { .. } | Self::Alloc => None,
+        }
+    }
+}
+
 /// This node's lease.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LeaseStatus {
@@ -335,6 +352,9 @@ impl Status {
         }
         if let Some(source_check) = &self.source_check {
             let _ = writeln!(out, "{:<13} {}", "offloads", self.offloads_text());
+            for (name, reason) in &self.offloads_held {
+                let _ = writeln!(out, "{:<13} {name}: off, because {reason}", "");
+            }
             let _ = writeln!(out, "{:<13} {source_check}", "source check");
         }
         if self.ignored_leases > 0 {
@@ -493,6 +513,7 @@ pub(crate) mod tests {
             offloads: [("gso", true), ("tso", true), ("uso", false)]
                 .map(|(name, on)| (name.to_owned(), on))
                 .into(),
+            offloads_held: BTreeMap::from([("tunnel-gso".to_owned(), "a rule could act".to_owned())]),
             io: Some(IoStatus {
                 rings: Some(RingStatus {
                     interface: "eth0".to_owned(),
@@ -507,6 +528,7 @@ pub(crate) mod tests {
             source_check: Some("strict".to_owned()),
             priority: None,
             return_path_masq: true,
+            forward_rules: true,
             counters: Directions {
                 egress: Counters { packets: 12, bytes: 5 << 20 },
                 ingress: Counters { packets: 3_000, bytes: 900 },
@@ -548,6 +570,7 @@ pub(crate) mod tests {
         for line in [
             "device        flannel.1, address 10.1.9.0, MTU 1450, 2 queues",
             "offloads      gso, tso (uso off)",
+            "              tunnel-gso: off, because a rule could act",
             "wire          xdp on eth0 (native, copying), 1 queue, 0 next hops known",
             "conflict      two nodes",
             "  10.1.63.0/24  192.168.199.238  02:00:00:00:00:09  tunnel",

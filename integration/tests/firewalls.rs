@@ -364,16 +364,27 @@ fn what_drops_in_anothers_nftables_is_told_with_its_remedy_once() {
             ground.worker.ns.ok("nft list table ip overlayd_flannel.1").contains("snat")
         });
     }
-    let log = daemons[0].log();
     for (chain, remedy) in [
-        ("inet fw forward", "nft insert rule inet fw forward ip saddr 10.1.0.0/16 accept"),
+        (
+            "inet fw forward",
+            "nft insert rule inet fw forward ip saddr 10.1.0.0/16 ip daddr 10.1.0.0/16 accept",
+        ),
         (
             "inet firewalld filter_FORWARD",
             "firewall-cmd --permanent --zone=trusted --add-interface=flannel.1",
         ),
     ] {
-        let lines: Vec<&str> = log.lines().filter(|line| line.contains(chain)).collect();
-        assert!(lines.len() == 1 && lines[0].contains(remedy), "{chain}: {lines:?} in\n{log}");
+        let told = || {
+            daemons[0]
+                .log()
+                .lines()
+                .filter(|line| line.contains(chain))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        await_until(SOON, "the chain to be told", || !told().is_empty());
+        let lines = told();
+        assert!(lines.len() == 1 && lines[0].contains(remedy), "{chain}: {lines:?}");
     }
 
     // The remedy helps; for firewalld, what its command comes to.

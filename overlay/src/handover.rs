@@ -127,7 +127,7 @@ mod tests {
         let queue = open_queue(&device).expect("a TUN device (this test needs root)");
         let tap = open_tunnel_tap(&name).expect("a TAP (this test needs root)");
         let (index, _) = bring_up_mute(&name).unwrap();
-        let redirect = Redirect::attach(index, None).unwrap();
+        let redirect = Redirect::attach(index, 1, None).unwrap();
         let link = redirect.link().as_fd().try_clone_to_owned().unwrap();
         let mut inherited: Inherited = [queue, tap, link].into_iter().collect();
         assert_eq!(inherited.counts(), (1, 0, 0));

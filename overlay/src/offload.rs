@@ -1,8 +1,8 @@
 //! What the kernel does for us if it can: each offload is probed when the data plane starts, can be
-//! left out by choice, and is switched off for good when the kernel says so later.
+//! left out by choice, and is switched off for good when the kernel says so later. It can be held for a time, too.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use crate::wire::vnet::GsoKind;
 
@@ -50,7 +50,12 @@ impl Offload {
 
 /// Which offloads are on. Shared by the workers and whoever wants to know.
 #[derive(Debug, Default)]
-pub struct Offloads([AtomicBool; Offload::ALL.len()]);
+pub struct Offloads([AtomicU8; Offload::ALL.len()]);
+
+const OFF: u8 = 0;
+const ON: u8 = 1;
+/// To be had, and not to be used now.
+const HELD: u8 = 2;
 
 impl Offloads {
     /// Those of `wanted`, as long as nobody switches one off.
@@ -58,7 +63,7 @@ impl Offloads {
     pub fn new(wanted: &[Offload]) -> Self {
         let offloads = Self::default();
         for offload in wanted {
-            offloads.0[*offload as usize].store(true, Relaxed);
+            offloads.0[*offload as usize].store(ON, Relaxed);
         }
         offloads
     }
@@ -66,12 +71,28 @@ impl Offloads {
     /// Whether `offload` is on.
     #[must_use]
     pub fn is_on(&self, offload: Offload) -> bool {
-        self.0[offload as usize].load(Relaxed)
+        self.0[offload as usize].load(Relaxed) == ON
     }
 
-    /// Switches `offload` off.
+    /// Whether `offload` is on, or would be if nobody held it.
+    #[must_use]
+    pub fn is_to_be_had(&self, offload: Offload) -> bool {
+        self.0[offload as usize].load(Relaxed) != OFF
+    }
+
+    /// Switches `offload` off for good.
     pub fn switch_off(&self, offload: Offload) {
-        self.0[offload as usize].store(false, Relaxed);
+        self.0[offload as usize].store(OFF, Relaxed);
+    }
+
+    /// Has `offload` not used until it is released; one that is off stays off.
+    pub fn hold(&self, offload: Offload) {
+        let _ = self.0[offload as usize].compare_exchange(ON, HELD, Relaxed, Relaxed);
+    }
+
+    /// Has `offload` used again.
+    pub fn release(&self, offload: Offload) {
+        let _ = self.0[offload as usize].compare_exchange(HELD, ON, Relaxed, Relaxed);
     }
 }
 
@@ -111,5 +132,19 @@ mod tests {
         assert_eq!(on(&offloads), [true, false, true, false, false]);
         offloads.switch_off(Offload::Gso);
         assert_eq!(on(&offloads), [true, false, false, false, false]);
+    }
+
+    #[test]
+    fn what_is_held_comes_back_and_what_is_off_does_not() {
+        let offloads = Offloads::new(&[Offload::TunnelGso]);
+        let is = || (offloads.is_on(Offload::TunnelGso), offloads.is_to_be_had(Offload::TunnelGso));
+        offloads.hold(Offload::TunnelGso);
+        assert_eq!(is(), (false, true));
+        offloads.release(Offload::TunnelGso);
+        assert_eq!(is(), (true, true));
+        offloads.hold(Offload::TunnelGso);
+        offloads.switch_off(Offload::TunnelGso);
+        offloads.release(Offload::TunnelGso);
+        assert_eq!(is(), (false, false));
     }
 }

@@ -192,6 +192,11 @@ impl Shared {
                     .map(|offload| (offload.label().to_owned(), tunnel.offloads.is_on(offload)))
                     .collect()
             }),
+            offloads_held: node
+                .why_not_whole()
+                .map(|reason| (Offload::TunnelGso.label().to_owned(), reason))
+                .into_iter()
+                .collect(),
             io: node.tunnel().map(io),
             priority: node.tunnel().map(|tunnel| priority(tunnel.forwarder())),
             source_check: node.tunnel().map(|tunnel| {
@@ -203,6 +208,7 @@ impl Shared {
                 .to_owned()
             }),
             return_path_masq: node.masquerades_return_path(),
+            forward_rules: node.accepts_forwarding(),
             counters: Directions { egress: Counters::from(&egress), ingress: Counters::from(&ingress) },
             drops: Directions {
                 egress: drops(&egress, &DropReason::EGRESS),

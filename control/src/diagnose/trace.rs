@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::kernel::{Decision, Kernel, Neighbour, rp_filter, sysctl};
 use crate::host::HostError;
-use crate::host::firewall::verdict::{self, Forwarded};
+use crate::host::firewall::ruleset::{Connection, Device, Packet, Protocol, Ruleset, Way as Hooks};
+use crate::host::firewall::verdict::{self, Findings, Overlay, Traffic};
 use crate::node::Way;
 use crate::status::{BackendStatus, DeviceStatus, PeerStatus, Status};
 
@@ -26,7 +27,7 @@ pub struct Question {
 /// Protocol and destination port, as in `tcp/80`, `udp/53` or `icmp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Carries {
-    protocol: &'static str,
+    protocol: Protocol,
     port: Option<u16>,
 }
 
@@ -35,10 +36,10 @@ impl FromStr for Carries {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, port) = text.split_once('/').map_or((text, None), |(name, port)| (name, Some(port)));
-        let known = ["tcp", "udp", "icmp"].into_iter().find(|protocol| *protocol == name);
+        let known = Protocol::ALL.into_iter().find(|protocol| protocol.name() == name);
         let protocol = known.ok_or_else(|| format!("'{name}' is none of tcp, udp and icmp"))?;
         let port = port.map(|port| port.parse().map_err(|_| format!("'{port}' is no port"))).transpose()?;
-        if protocol == "icmp" && port.is_some() {
+        if protocol == Protocol::Icmp && port.is_some() {
             return Err("icmp has no ports".to_owned());
         }
         Ok(Self { protocol, port })
@@ -116,8 +117,13 @@ impl Trace {
 /// # Errors
 /// The kernel or the firewall cannot be asked.
 pub async fn trace(question: &Question, status: &Status) -> Result<Trace, HostError> {
-    let mut tracer =
-        Tracer { question, status, kernel: Kernel::open().await?, trace: Trace { steps: Vec::new() } };
+    let mut tracer = Tracer {
+        question,
+        status,
+        kernel: Kernel::open().await?,
+        ruleset: Ruleset::read().await?,
+        trace: Trace { steps: Vec::new() },
+    };
     let own = status.lease.subnet;
     match (own.contains(&question.src), own.contains(&question.dst)) {
         (true, true) => tracer.trace.pass(
@@ -137,6 +143,7 @@ struct Tracer<'a> {
     question: &'a Question,
     status: &'a Status,
     kernel: Kernel,
+    ruleset: Ruleset,
     trace: Trace,
 }
 
@@ -154,9 +161,11 @@ impl Tracer<'_> {
         let way = self.kernel.decide(dst, bridge.as_deref().map(|bridge| (src, bridge))).await;
         let peer = self.peer_of(dst).cloned();
         let Some(way) = self.route_out(way, peer.as_ref()) else { return Ok(()) };
-        if let Some(bridge) = &bridge
-            && !self.forwards(bridge, &way.device).await?
-        {
+        let passes = match &bridge {
+            Some(bridge) => self.forwards(bridge, &way.device).await,
+            None => self.passes_here(Hooks::Sent { by: Device::named(&way.device), user: None }).await,
+        };
+        if !passes {
             return Ok(());
         }
         let Some(peer) = peer else { return Ok(()) };
@@ -231,32 +240,119 @@ impl Tracer<'_> {
     }
 
     /// Whether this host forwards the packet between two devices.
-    async fn forwards(&mut self, from_device: &str, to_device: &str) -> Result<bool, HostError> {
-        let Question { src, dst, carries } = *self.question;
+    async fn forwards(&mut self, from: &str, to: &str) -> bool {
         if sysctl("net/ipv4/ip_forward").as_deref() == Some("0") {
             self.trace.drop("forward", None, "net.ipv4.ip_forward is 0", "sysctl net.ipv4.ip_forward=1");
-            return Ok(false);
+            return false;
         }
-        let packet = Forwarded {
-            src,
-            dst,
-            protocol: carries.map(|carries| carries.protocol),
-            port: carries.and_then(|carries| carries.port),
-            from_device: from_device.to_owned(),
-            to_device: to_device.to_owned(),
+        let way = |from, to| Hooks::Forwarded { from: Device::named(from), to: Device::named(to) };
+        let (request, reply) = (self.packet(way(from, to)), self.reply(way(to, from)));
+        let text = format!("from {from} to {to}");
+        self.by_rules("forward", &text, &[request], Traffic::Pods).await
+            && self.refuses_no_reply(&reply).await
+    }
+
+    /// Whether the packet passes the rules for what this host itself sends or receives, and its reply.
+    async fn passes_here(&mut self, way: Hooks) -> bool {
+        let (name, text, back) = match &way {
+            Hooks::Sent { by, .. } => {
+                ("output", format!("by {}", by.name), Hooks::Received { by: by.clone() })
+            }
+            Hooks::Received { by } => {
+                ("input", format!("by {}", by.name), Hooks::Sent { by: by.clone(), user: None })
+            }
+            Hooks::Forwarded { .. } => return true,
         };
-        let device = self.status.device.as_ref().map_or("", |device| device.name.as_str());
-        let refusals = verdict::refusals(&packet, self.status.network, device).await?;
-        match refusals.into_iter().next() {
-            Some(refusal) => {
-                self.trace.drop("forward", None, format!("by {}", refusal.by), refusal.remedy);
-                Ok(false)
-            }
-            None => {
-                self.trace.pass("forward", format!("from {from_device} to {to_device}, nothing refuses it"));
-                Ok(true)
-            }
+        let (request, reply) = (self.packet(way), self.reply(back));
+        self.by_rules(name, &text, &[request], Traffic::Pods).await && self.refuses_no_reply(&reply).await
+    }
+
+    /// Whether the tunnel's packets to, or from, `node` pass the rules of this host.
+    async fn tunnel_passes(&mut self, node: Ipv4Addr, sent: bool) -> bool {
+        // What goes by the rings of --io=xdp, no rule sees.
+        let by_sockets = self.status.io.as_ref().is_some_and(|io| io.rings.is_none());
+        let (Some(port), true) = (self.status.backend.port(), by_sockets) else { return true };
+        let Ok(way) = self.kernel.decide(node, None).await else { return true };
+        let own = way.source.unwrap_or(self.status.lease.public_ip);
+        let [out, back] = verdict::of_tunnel(own, &[node], &way.device, port);
+        let (packet, text) = match sent {
+            true => (out, format!("UDP to {node} port {port} by {}", way.device)),
+            false => (back, format!("UDP from {node} to port {port} by {}", way.device)),
+        };
+        self.by_rules("tunnel", &text, &[packet], Traffic::Tunnel { port }).await
+    }
+
+    fn packet(&self, way: Hooks) -> Packet {
+        let Question { src, dst, carries } = *self.question;
+        Packet {
+            way,
+            from: vec![src.into()],
+            to: vec![dst.into()],
+            protocol: carries.map(|carries| carries.protocol),
+            source_port: None,
+            port: carries.and_then(|carries| carries.port),
+            connection: Connection::New,
         }
+    }
+
+    fn reply(&self, way: Hooks) -> Packet {
+        let request = self.packet(way);
+        Packet {
+            from: request.to,
+            to: request.from,
+            source_port: request.port,
+            port: None,
+            connection: Connection::Established,
+            ..request
+        }
+    }
+
+    async fn refuses_no_reply(&mut self, reply: &Packet) -> bool {
+        let found = self.findings(std::slice::from_ref(reply), Traffic::Pods).await;
+        match found.refusals.into_iter().next() {
+            Some(refusal) => {
+                self.trace.drop("replies", None, format!("by {}", refusal.by), refusal.remedy);
+                false
+            }
+            None => true,
+        }
+    }
+
+    async fn findings(&self, packets: &[Packet], traffic: Traffic) -> Findings {
+        let overlay = Overlay {
+            network: self.status.network,
+            device: self.status.device.as_ref().map(|device| device.name.clone()).unwrap_or_default(),
+            forward_rules: self.status.forward_rules,
+        };
+        verdict::findings(&self.ruleset, packets, traffic, &overlay).await
+    }
+
+    /// Adds what the host's rules say to `packets`; returns whether they pass, as far as that can be read.
+    async fn by_rules(
+        &mut self,
+        step: &'static str,
+        text: &str,
+        packets: &[Packet],
+        traffic: Traffic,
+    ) -> bool {
+        let Findings { refusals, partly, unread } = self.findings(packets, traffic).await;
+        if let Some(refusal) = refusals.into_iter().next() {
+            self.trace.drop(step, None, format!("{text}: by {}", refusal.by), refusal.remedy);
+            return false;
+        }
+        let mut said = match unread.as_slice() {
+            [] => format!("{text}, nothing refuses it"),
+            rules => format!(
+                "{text}, no rule that overlayd can read refuses it; one that it cannot read may act on it: {}",
+                rules.join("; ")
+            ),
+        };
+        if !partly.is_empty() {
+            let what = "some of it, by what it carries, is dropped by";
+            let _ = write!(said, "; {what}: {}", partly.join("; "));
+        }
+        self.trace.pass(step, said);
+        true
     }
 
     /// Whether a rule of ours gives the packet another source.
@@ -293,7 +389,11 @@ impl Tracer<'_> {
         };
         self.trace.pass("encapsulate", format!("{how}; inner packets of up to {fits}"));
         match self.kernel.decide(peer.public_ip, None).await {
-            Ok(way) => self.next_hop(&way, peer.public_ip),
+            Ok(way) => {
+                if self.tunnel_passes(peer.public_ip, true).await {
+                    self.next_hop(&way, peer.public_ip);
+                }
+            }
             Err(reason) => self.trace.drop(
                 "underlay",
                 Some("send_failed"),
@@ -392,6 +492,12 @@ impl Tracer<'_> {
             (_, device) => device.as_ref().map(|device| device.name.clone()),
         };
         let Some(way_in) = way_in else { return Ok(()) };
+        let node = sender.as_ref().filter(|peer| peer.way == Way::Tunnel).map(|peer| peer.public_ip);
+        if let Some(node) = node
+            && !self.tunnel_passes(node, false).await
+        {
+            return Ok(());
+        }
         if !self.reverse_path(src, &way_in).await {
             return Ok(());
         }
@@ -420,7 +526,11 @@ impl Tracer<'_> {
             return Ok(());
         }
         self.trace.pass("route", format!("{dst} {way}"));
-        if way.local || !self.forwards(&way_in, &way.device).await? {
+        let passes = match way.local {
+            true => self.passes_here(Hooks::Received { by: Device::named(&way_in) }).await,
+            false => self.forwards(&way_in, &way.device).await,
+        };
+        if way.local || !passes {
             return Ok(());
         }
         match self.kernel.neighbour(&way.device, dst) {
@@ -471,8 +581,8 @@ mod tests {
     #[test]
     fn what_a_packet_carries_is_read() {
         let read = |text: &str| text.parse::<Carries>();
-        assert_eq!(read("tcp/80"), Ok(Carries { protocol: "tcp", port: Some(80) }));
-        assert_eq!(read("udp"), Ok(Carries { protocol: "udp", port: None }));
+        assert_eq!(read("tcp/80"), Ok(Carries { protocol: Protocol::Tcp, port: Some(80) }));
+        assert_eq!(read("udp"), Ok(Carries { protocol: Protocol::Udp, port: None }));
         for bad in ["sctp/1", "tcp/", "tcp/70000", "icmp/8", ""] {
             assert!(read(bad).is_err(), "{bad}");
         }

@@ -121,6 +121,12 @@ impl Polled {
         touched
     }
 
+    /// The tables of iptables-legacy, as they were seen last.
+    #[must_use]
+    pub fn tables(&self) -> &[TableInfo] {
+        &self.tables
+    }
+
     fn legacy_tables(&mut self) -> Vec<TableInfo> {
         // `thread-self`: /proc/net shows the network namespace of the main thread. The file is there with
         // the first table only.
@@ -140,13 +146,13 @@ impl Polled {
 }
 
 /// A netlink socket that listens to groups.
-struct Multicast {
+pub(super) struct Multicast {
     socket: TokioSocket,
     buffer: Vec<u8>,
 }
 
 impl Multicast {
-    fn join(protocol: isize, groups: &[u32]) -> io::Result<Self> {
+    pub(super) fn join(protocol: isize, groups: &[u32]) -> io::Result<Self> {
         let mut socket = TokioSocket::new(protocol)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
         for group in groups {
@@ -156,7 +162,7 @@ impl Multicast {
     }
 
     /// The next datagram; `None` if some were lost.
-    async fn receive(&mut self) -> io::Result<Option<&[u8]>> {
+    pub(super) async fn receive(&mut self) -> io::Result<Option<&[u8]>> {
         self.buffer.clear();
         match self.socket.recv(&mut self.buffer).await {
             Ok(()) if self.buffer.len() < DATAGRAM => Ok(Some(&self.buffer)),
@@ -272,13 +278,13 @@ const BASE_CHAINS: [&str; 2] = ["FORWARD", "POSTROUTING"];
 const DATAGRAM: usize = 64 << 10;
 const ENOBUFS: i32 = 105;
 // linux/netlink.h
-const NETLINK_ROUTE: isize = 0;
-const NETLINK_NETFILTER: isize = 12;
+pub(super) const NETLINK_ROUTE: isize = 0;
+pub(super) const NETLINK_NETFILTER: isize = 12;
 // linux/rtnetlink.h: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_NETCONF
 const ROUTE_GROUPS: [u32; 4] = [1, 5, 7, 24];
 const RTM_NEWNETCONF: u16 = 80;
 // linux/netfilter/nfnetlink.h
-const NFNLGRP_NFTABLES: u32 = 7;
+pub(super) const NFNLGRP_NFTABLES: u32 = 7;
 const NFNL_SUBSYS_NFTABLES: u8 = 10;
 const NFGENMSG_LEN: usize = 4;
 // linux/netfilter/nf_tables.h

@@ -17,10 +17,13 @@ pub mod blackhole;
 pub mod docker;
 pub mod events;
 pub mod firewall;
+pub mod ipsec;
 pub mod leftovers;
 pub mod link;
 pub mod nexthop;
+pub mod policy_routing;
 pub mod routes;
+pub mod rule_events;
 
 mod changes;
 mod command;

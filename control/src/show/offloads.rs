@@ -4,7 +4,7 @@ use overlay::offload::Offload;
 use serde::{Deserialize, Serialize};
 
 use super::{Align, Show, table};
-use crate::node::Tunnel;
+use crate::node::Node;
 
 /// The answer; none without a tunnel.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,18 +21,22 @@ pub struct OffloadState {
     pub asked: bool,
     /// Whether it is in use; if it was asked for, the kernel has refused it.
     pub on: bool,
+    /// Why it is not in use now, although it is to be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
 }
 
 impl OffloadStates {
-    /// Those of a tunnel, of which some were asked for.
+    /// Those of a node's tunnel, of which some were asked for.
     #[must_use]
-    pub fn of(tunnel: Option<&Tunnel>, asked: &[Offload]) -> Self {
-        let Some(tunnel) = tunnel else { return Self(Vec::new()) };
+    pub fn of(node: &Node, asked: &[Offload]) -> Self {
+        let Some(tunnel) = node.tunnel() else { return Self(Vec::new()) };
         let state = |offload: Offload| OffloadState {
             name: offload.label().to_owned(),
             what: what(offload).to_owned(),
             asked: asked.contains(&offload),
             on: tunnel.offloads.is_on(offload),
+            held: node.why_not_whole().filter(|_| offload == Offload::TunnelGso),
         };
         Self(Offload::ALL.map(state).into())
     }
@@ -57,7 +61,10 @@ impl Show for OffloadStates {
         if self.0.is_empty() {
             return "no offloads: this backend has no tunnel\n".to_owned();
         }
-        let rows = self.0.iter().map(|OffloadState { name, what, asked, on }| {
+        let rows = self.0.iter().map(|OffloadState { name, what, asked, on, held }| {
+            if let Some(reason) = held {
+                return vec![name.clone(), "off".to_owned(), format!("because {reason}")];
+            }
             let state = match (on, asked) {
                 (true, _) => "on",
                 // It also takes a backend and an interface that have a use for it.
@@ -77,8 +84,13 @@ mod tests {
 
     #[test]
     fn what_is_off_is_told_with_the_reason() {
-        let state =
-            |name: &str, asked, on| OffloadState { name: name.into(), what: String::new(), asked, on };
+        let state = |name: &str, asked, on| OffloadState {
+            name: name.into(),
+            what: String::new(),
+            asked,
+            on,
+            held: None,
+        };
         let states = OffloadStates(vec![
             state("tso", true, true),
             state("uso", true, false),

@@ -71,7 +71,7 @@ async fn config(State(source): Asked) -> Response {
 }
 
 async fn offloads(State(source): Asked) -> Response {
-    of_node(source.as_ref(), |node, facts| OffloadStates::of(node.tunnel(), &facts.offloads))
+    of_node(source.as_ref(), |node, facts| OffloadStates::of(node, &facts.offloads))
 }
 
 fn of_node<T: serde::Serialize>(source: &dyn Source, answer: impl FnOnce(&Node, &Facts) -> T) -> Response {

@@ -64,7 +64,7 @@ const PROGRAM: &[Instruction] = &[
     op(LOAD_WORD, 3, 6, SKB_DATA_END, 0),
     op(MOV_REG, 4, 2, 0, 0),
     op(ADD_IMM, 4, 0, 0, HEADERS_LEN),
-    op(JGT_REG, 4, 3, 50, 0),
+    op(JGT_REG, 4, 3, 52, 0),
     op(LOAD_BYTE, 8, 2, note::WRITER as i16, 0),
     // Which way would the host's own packet go from here to there, and does one of that length fit?
     op(STORE_IMM_DOUBLE, 10, 0, LOOKUP, 0),
@@ -94,10 +94,13 @@ const PROGRAM: &[Instruction] = &[
     op(MOV_IMM, 3, 0, 0, LOOKUP_LEN),
     op(MOV_IMM, 4, 0, 0, BPF_FIB_LOOKUP_SKIP_NEIGH),
     op(CALL, 0, 0, 0, FIB_LOOKUP),
-    op(JNE_IMM, 0, 0, 15, 0),
+    op(JNE_IMM, 0, 0, 17, 0),
     // A next hop with an IPv6 address (RFC 8950) is not for us.
     op(LOAD_BYTE, 4, 10, LOOKUP, 0),
-    op(JNE_IMM, 4, 0, 13, libc::AF_INET),
+    op(JNE_IMM, 4, 0, 15, libc::AF_INET),
+    // Nor is another device: what rules for it say, nobody has asked.
+    op(LOAD_WORD, 4, 10, LOOKUP + 8, 0),
+    op(JNE_IMM, 4, 0, 13, 0),
     // There, behind the headers of its link; if its address on the link is still to be found, the kernel waits.
     op(LOAD_WORD, 4, 10, LOOKUP + 32, 0),
     op(STORE_IMM_DOUBLE, 10, 0, NEXT_HOP, 0),
@@ -123,8 +126,10 @@ const PROGRAM: &[Instruction] = &[
     op(EXIT, 0, 0, 0, 0),
 ];
 
+/// Which instruction is to name the device that packets may leave by.
+const NAMES_DEVICE: usize = 38;
 /// Which instruction is to name the map.
-const NAMES_MAP: usize = 51;
+const NAMES_MAP: usize = 53;
 
 /// `bpf_fib_lookup` is for programs under the GPL only. This one, the instructions of [`PROGRAM`], is offered
 /// under the GPL, version 2, too.
@@ -153,12 +158,12 @@ unsafe impl Send for Redirect {}
 unsafe impl Sync for Redirect {}
 
 impl Redirect {
-    /// Has what comes in by the device with this index sent on. The program takes the place of the one at `earlier`, a
+    /// Has what comes in by the device with this index sent on, if its way leads out by `underlay`. The program takes the place of the one at `earlier`, a
     /// link of the same device, if there is one.
     ///
     /// # Errors
     /// `EPERM` without `CAP_BPF` and `CAP_NET_ADMIN`, `EINVAL` before Linux 6.6 (TCX).
-    pub fn attach(device: u32, earlier: Option<Link>) -> io::Result<Self> {
+    pub fn attach(device: u32, underlay: u32, earlier: Option<Link>) -> io::Result<Self> {
         let attributes = MapAttributes {
             map_type: BPF_MAP_TYPE_ARRAY,
             key_len: size_of::<u32>() as u32,
@@ -169,6 +174,7 @@ impl Redirect {
         // SAFETY: these are the fields of that command, and point to nothing.
         let counters = unsafe { bpf::call(BPF_MAP_CREATE, &attributes) }?;
         let mut program = PROGRAM.to_vec();
+        program[NAMES_DEVICE] = op(JNE_IMM, 4, 0, 13, underlay as i32);
         program[NAMES_MAP] = op(LOAD_IMM_DOUBLE, 1, PSEUDO_MAP_VALUE, 0, counters.as_raw_fd());
         let program = bpf::load(Kind::SchedCls, &program, LICENSE)?;
         let link = match earlier.filter(|link| link.replace(program.as_fd()).is_ok()) {
@@ -199,7 +205,7 @@ impl Redirect {
         &self.link
     }
 
-    /// How many frames of this writer there was no way for: no route, or one that they do not fit.
+    /// How many frames of this writer there was no way for: no route by that device, or one that they do not fit.
     #[must_use]
     pub fn refused(&self, writer: u8) -> u64 {
         // SAFETY: the mapping holds a counter for each possible writer, aligned as pages are.
@@ -223,7 +229,7 @@ mod tests {
         // The loopback device would do, but is everybody's.
         let tap = super::super::tun::open_tunnel_tap("overlay-test0").expect("a TAP (this test needs root)");
         let (index, _) = super::super::tun::bring_up_mute("overlay-test0").unwrap();
-        let redirect = Redirect::attach(index, None).expect("loads and attaches");
+        let redirect = Redirect::attach(index, 1, None).expect("loads and attaches");
         assert_eq!((redirect.refused(0), redirect.refused(255)), (0, 0));
         drop(tap);
     }

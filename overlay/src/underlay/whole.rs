@@ -38,22 +38,22 @@ pub struct Earlier {
     pub links: Vec<(u32, Link)>,
 }
 
-/// Opens the TAP `name` with a queue for each of `count` workers, whose packets leave by the device `underlay`;
-/// none if that is not wanted, or not to be had. The device goes with its last queue: with what is there of it
+/// Opens the TAP `name` with a queue for each of `count` workers, whose packets leave by the device `underlay`, given
+/// by name and index; none if that is not wanted, or not to be had. The device goes with its last queue: with what is there of it
 /// `earlier`, nobody waits for the kernel to take it down and to make another.
 #[must_use]
 pub fn open(
     name: &str,
     count: usize,
-    underlay: &str,
+    underlay: (&str, u32),
     offloads: &Offloads,
     earlier: Earlier,
 ) -> Vec<TapQueue> {
-    if !offloads.is_on(Offload::TunnelGso) || !passes(underlay) {
+    if !offloads.is_on(Offload::TunnelGso) || !passes(underlay.0) {
         return Vec::new();
     }
     // An older kernel, or rights that we do not have, are no reason not to forward.
-    try_open(name, count, earlier).unwrap_or_default()
+    try_open(name, count, underlay.1, earlier).unwrap_or_default()
 }
 
 /// A descriptor from an earlier process as a queue of a TAP, with its device's name; given back if it is none of
@@ -75,7 +75,7 @@ pub fn passes(underlay: &str) -> bool {
     ethtool::has_features(underlay, &FEATURES).unwrap_or(false)
 }
 
-fn try_open(name: &str, count: usize, earlier: Earlier) -> io::Result<Vec<TapQueue>> {
+fn try_open(name: &str, count: usize, underlay: u32, earlier: Earlier) -> io::Result<Vec<TapQueue>> {
     let Earlier { mut queues, links } = earlier;
     queues.truncate(count);
     while queues.len() < count {
@@ -83,7 +83,7 @@ fn try_open(name: &str, count: usize, earlier: Earlier) -> io::Result<Vec<TapQue
     }
     let (index, mac) = tun::bring_up_mute(name)?;
     let link = links.into_iter().find(|(device, _)| *device == index).map(|(_, link)| link);
-    let redirect = Arc::new(Redirect::attach(index, link)?);
+    let redirect = Arc::new(Redirect::attach(index, underlay, link)?);
     let queue = |(writer, queue)| TapQueue {
         queue: File::from(queue),
         mac,

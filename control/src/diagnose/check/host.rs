@@ -2,18 +2,22 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
+
 use super::Finding;
 use crate::diagnose::kernel::{Kernel, rp_filter, sysctl};
 use crate::host::HostError;
 use crate::host::docker::{self, Bridge, DOCKERS};
-use crate::host::firewall::verdict::{self, Forwarded, Refusal};
+use crate::host::firewall::ruleset::Ruleset;
+use crate::host::firewall::verdict::{self, Findings, Overlay, Traffic};
+use crate::node::Way;
 use crate::status::{DeviceStatus, Status};
 
 pub(super) async fn findings(status: &Status) -> Result<Vec<Finding>, HostError> {
     let kernel = Kernel::open().await?;
     let mut findings = Vec::new();
     findings.extend(device(status, &kernel));
-    findings.extend(forwarding(status).await?);
+    findings.extend(forwarding(status, &kernel).await?);
     findings.push(bridge(status).await?);
     findings.extend(reverse_path(status, &kernel));
     Ok(findings)
@@ -35,62 +39,96 @@ fn device(status: &Status, kernel: &Kernel) -> Option<Finding> {
     })
 }
 
-/// Whether packets pass between the pods here and those of others.
-async fn forwarding(status: &Status) -> Result<Vec<Finding>, HostError> {
+/// Whether packets pass between the pods here and those of others, and the tunnel's between the nodes.
+async fn forwarding(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, HostError> {
     if sysctl("net/ipv4/ip_forward").as_deref() != Some("1") {
         let remedy =
             "sysctl net.ipv4.ip_forward=1, and find out who switched it off: overlayd switches it on";
         return Ok(vec![Finding::error("forwarding", "net.ipv4.ip_forward is 0", remedy)]);
     }
-    let Some(device) = &status.device else { return Ok(vec![Finding::ok("forwarding", "on")]) };
-    let own = pod_of(status.lease.subnet.network());
-    let others = status.peers.first().map_or(status.network.network(), |peer| peer.subnet.network());
-    let out = Forwarded {
-        src: own,
-        dst: pod_of(others),
-        protocol: None,
-        port: None,
-        from_device: DOCKERS.to_owned(),
-        to_device: device.name.clone(),
-    };
-    let back = Forwarded {
-        src: out.dst,
-        dst: out.src,
-        from_device: out.to_device.clone(),
-        to_device: out.from_device.clone(),
-        ..out.clone()
-    };
-    let refusals = async {
-        let mut refusals = Vec::new();
-        for packet in [out, back] {
-            let new = verdict::refusals(&packet, status.network, &device.name).await?;
-            refusals
-                .extend(new.into_iter().filter(|refusal| !refusals.contains(refusal)).collect::<Vec<_>>());
-        }
-        Ok::<_, HostError>(refusals)
-    };
-    Ok(by_firewall(refusals.await))
-}
-
-/// What the firewall's word means.
-fn by_firewall(refusals: Result<Vec<Refusal>, HostError>) -> Vec<Finding> {
-    match refusals {
+    let ruleset = match Ruleset::read().await {
+        Ok(ruleset) => ruleset,
         // All else can be looked at without being root.
         Err(error) => {
             let text = format!("on, but what the firewall refuses cannot be read: {error}");
-            vec![Finding::warning("forwarding", text, "its rules are for root to read: ask as root")]
+            let remedy = "its rules are for root to read: ask as root";
+            return Ok(vec![Finding::warning("forwarding", text, remedy)]);
         }
-        Ok(refusals) if refusals.is_empty() => {
-            vec![Finding::ok("forwarding", "on, and no firewall refuses it")]
-        }
-        Ok(refusals) => {
-            let refused = refusals.into_iter().map(|refusal| {
-                let text = format!("between pods it is dropped by {}", refusal.by);
-                Finding::error("forwarding", text, refusal.remedy)
-            });
-            refused.collect()
-        }
+    };
+    let overlay = overlay_of(status);
+    let device = status.device.as_ref().map(|device| device.name.as_str());
+    let lease = status.lease.subnet;
+    let bridge = match docker::bridge(&[status.network], lease, device.unwrap_or_default()).await? {
+        Bridge::Inside { device, .. } => device,
+        _ => DOCKERS.to_owned(),
+    };
+    let mut packets = Vec::new();
+    if let Some(device) = device {
+        let theirs = subnets(status, Way::Tunnel);
+        let theirs = if status.peers.is_empty() { vec![status.network] } else { theirs };
+        packets.extend(verdict::between_pods(lease, &theirs, &bridge, device));
     }
+    if let Some(direct) = status.peers.iter().find(|peer| peer.way == Way::Direct)
+        && let Ok(way) = kernel.decide(direct.public_ip, None).await
+    {
+        packets.extend(verdict::between_pods(lease, &subnets(status, Way::Direct), &bridge, &way.device));
+    }
+    let mut findings = Vec::new();
+    if packets.is_empty() {
+        findings.push(Finding::ok("forwarding", "on"));
+    } else {
+        let found = verdict::findings(&ruleset, &packets, Traffic::Pods, &overlay).await;
+        findings.extend(by_firewall("forwarding", "between pods it", "on", found));
+    }
+    // What goes by the rings of --io=xdp, no rule sees.
+    let by_sockets = status.io.as_ref().is_some_and(|io| io.rings.is_none());
+    if let (Some(port), true, Some(peer)) = (status.backend.port(), by_sockets, status.peers.first())
+        && let Ok(way) = kernel.decide(peer.public_ip, None).await
+    {
+        let nodes: Vec<Ipv4Addr> = status.peers.iter().map(|peer| peer.public_ip).collect();
+        let own = way.source.unwrap_or(status.lease.public_ip);
+        let packets = verdict::of_tunnel(own, &nodes, &way.device, port);
+        let found = verdict::findings(&ruleset, &packets, Traffic::Tunnel { port }, &overlay).await;
+        let text = format!("UDP port {port} between the nodes");
+        findings.extend(by_firewall("tunnel", &text, &text, found));
+    }
+    Ok(findings)
+}
+
+/// The subnets of the nodes that are reached this way.
+fn subnets(status: &Status, way: Way) -> Vec<Ipv4Net> {
+    status.peers.iter().filter(|peer| peer.way == way).map(|peer| peer.subnet).collect()
+}
+
+fn overlay_of(status: &Status) -> Overlay {
+    Overlay {
+        network: status.network,
+        device: status.device.as_ref().map(|device| device.name.clone()).unwrap_or_default(),
+        forward_rules: status.forward_rules,
+    }
+}
+
+/// What the firewall's word means for `what`.
+fn by_firewall(check: &'static str, what: &str, fine: &str, found: Findings) -> Vec<Finding> {
+    if !found.refusals.is_empty() {
+        let refused = found.refusals.into_iter().map(|refusal| {
+            Finding::error(check, format!("{what} is dropped by {}", refusal.by), refusal.remedy)
+        });
+        return refused.collect();
+    }
+    if !found.unread.is_empty() {
+        let text = format!(
+            "{fine}, and no rule that overlayd can read refuses it; one that it cannot read may act on it: {}",
+            found.unread.join("; ")
+        );
+        let remedy = "find out what it does, or put a rule that accepts before it: 'nft monitor trace' shows a packet's way (nft-monitor(8), 'meta nftrace set 1')";
+        return vec![Finding::warning(check, text, remedy)];
+    }
+    let partly = match found.partly.as_slice() {
+        [] => String::new(),
+        rules => format!(", but for what these rules drop of it: {}", rules.join("; ")),
+    };
+    vec![Finding::ok(check, format!("{fine}, and no firewall refuses it{partly}"))]
 }
 
 /// The bridge that the pods are on.
@@ -171,25 +209,38 @@ fn reverse_path(status: &Status, kernel: &Kernel) -> Vec<Finding> {
     }]
 }
 
-/// An address that a pod in the /24 or so at `base` may have.
-fn pod_of(base: Ipv4Addr) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(base) + 2)
-}
-
 const RESTART: &str = "systemctl restart docker, so that it takes --bip and --mtu from the subnet file (its log says why it has not: journalctl -u docker); containers of the old subnet must be started again";
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::diagnose::check::Level;
+    use crate::host::firewall::verdict::Refusal;
 
     #[test]
-    fn who_may_not_read_the_firewall_is_told_so_and_all_else() {
-        let level = |refusals| by_firewall(refusals).iter().map(|finding| finding.level).collect::<Vec<_>>();
+    fn no_firewall_refuses_is_said_only_if_all_could_be_read() {
         let refusal = Refusal { by: "a chain".to_owned(), remedy: "accept it".to_owned() };
-        let denied = HostError::Netlink { action: "list".to_owned(), reason: "EPERM".to_owned() };
-        assert_eq!(level(Ok(Vec::new())), [Level::Ok]);
-        assert_eq!(level(Ok(vec![refusal.clone(), refusal])), [Level::Error; 2]);
-        assert_eq!(level(Err(denied)), [Level::Warning]);
+        let rule = || vec!["a rule".to_owned()];
+        for (found, level, says_all_clear) in [
+            (Findings::default(), Level::Ok, true),
+            (Findings { partly: rule(), ..Findings::default() }, Level::Ok, true),
+            (Findings { unread: rule(), ..Findings::default() }, Level::Warning, false),
+            (
+                Findings { refusals: vec![refusal], unread: rule(), ..Findings::default() },
+                Level::Error,
+                false,
+            ),
+        ] {
+            let named = found.partly.len() + found.unread.len() > 0 && found.refusals.is_empty();
+            let findings = by_firewall("forwarding", "it", "on", found);
+            assert_eq!(findings.iter().map(|finding| finding.level).collect::<Vec<_>>(), [level]);
+            assert_eq!(findings[0].text.contains("no firewall refuses it"), says_all_clear);
+            assert_eq!(
+                findings[0].text.contains("a rule"),
+                named || level == Level::Warning,
+                "{}",
+                findings[0].text
+            );
+        }
     }
 }

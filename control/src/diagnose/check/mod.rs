@@ -188,7 +188,11 @@ fn daemon(status: &Status) -> Vec<Finding> {
     // Where there is no virtual wire, or another backend, there is nothing to be missed.
     let optional = Offload::TunnelGso.label();
     if off == [optional] {
-        findings.push(Finding::ok("offloads", format!("all on but {optional}, which is for virtual wires")));
+        let why = match status.offloads_held.get(optional) {
+            Some(reason) => format!("because {reason}"),
+            None => "which is for virtual wires".to_owned(),
+        };
+        findings.push(Finding::ok("offloads", format!("all on but {optional}, {why}")));
     } else if !off.is_empty() {
         findings.push(Finding::warning(
             "offloads",
@@ -220,18 +224,23 @@ mod tests {
 
     #[test]
     fn an_offload_for_virtual_wires_is_not_missed_elsewhere() {
-        let offloads = |off: &[&str]| {
+        let offloads_with = |held: &[&str], off: &[&str]| {
             let mut status = example();
+            status.offloads_held =
+                held.iter().map(|name| ((*name).to_owned(), "a rule could act".to_owned())).collect();
             status.offloads = Offload::ALL
                 .map(|offload| (offload.label().to_owned(), !off.contains(&offload.label())))
                 .into();
             let finding = daemon(&status).into_iter().find(|finding| finding.check == "offloads");
             finding.map(|finding| (finding.level, finding.text)).unwrap()
         };
+        let offloads = |off: &[&str]| offloads_with(&[], off);
         let only_virtual = "all on but tunnel-gso, which is for virtual wires".to_owned();
         assert_eq!(offloads(&[]), (Level::Ok, "all on".to_owned()));
         assert_eq!(offloads(&["tunnel-gso"]), (Level::Ok, only_virtual));
         assert_eq!(offloads(&["uso", "tunnel-gso"]), (Level::Warning, "off: tunnel-gso, uso".to_owned()));
+        let held = "all on but tunnel-gso, because a rule could act".to_owned();
+        assert_eq!(offloads_with(&["tunnel-gso"], &["tunnel-gso"]), (Level::Ok, held));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use rtnetlink::sys::{Socket, SocketAddr};
 
 /// The generation of the ruleset in the calling thread's network namespace; `None` where the kernel has no
 /// nftables, or does not say.
-pub(super) fn current() -> Option<u32> {
+pub(in crate::host) fn current() -> Option<u32> {
     let mut socket = Socket::new(NETLINK_NETFILTER).ok()?;
     socket.bind_auto().ok()?;
     socket.send_to(&REQUEST, &SocketAddr::new(0, 0), 0).ok()?;

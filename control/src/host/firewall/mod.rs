@@ -3,7 +3,7 @@
 //!
 //! Sources are a matter of [`nft`], one table per device, or of [`iptables`], with flannel's chains and text;
 //! `--firewall` says which. Forwarding is accepted in iptables either way, if there is one: that is where
-//! docker drops. What drops elsewhere ([`others`]) can only be told.
+//! docker drops. What drops elsewhere ([`verdict`]) can only be told.
 //!
 //! All is brought to the wanted state by [`Firewall::sync`], at once and whenever somebody may have changed it.
 //! It compares before it writes, and asks for the ruleset's [`generation`] before it compares: while nobody
@@ -14,10 +14,10 @@
 //! times at once; and what somebody undoes for ever is put back less and less often ([`contest`]).
 
 mod contest;
-mod generation;
+pub(super) mod generation;
 mod iptables;
 mod nft;
-mod others;
+pub mod ruleset;
 pub mod verdict;
 
 use std::collections::BTreeSet;
@@ -143,9 +143,6 @@ impl Firewall {
         if tool == Tool::Iptables && !self.tidied && outcomes.iter().all(Result::is_ok) {
             outcomes.push(or_without_program(remove_nft(&self.desired.device).await, false));
         }
-        if !untouched {
-            self.tell_obstacles().await;
-        }
 
         let changed = all(outcomes)?;
         self.tidied = true;
@@ -249,28 +246,6 @@ impl Firewall {
         }
         self.variants = Some(variants);
         changes
-    }
-
-    /// What drops our packets although we have done all we can is told, once.
-    async fn tell_obstacles(&mut self) {
-        if !self.desired.forward_rules {
-            return;
-        }
-        // Without `nft` nobody has such chains but by iptables.
-        for obstacle in
-            others::obstacles(self.desired.network, &self.desired.device).await.unwrap_or_default()
-        {
-            let network = self.desired.network;
-            let warning = || {
-                warn!(
-                    chain = obstacle.chain,
-                    %network,
-                    remedy = obstacle.remedy,
-                    "this nftables chain drops what it does not accept, and does not mention the network: no rule of ours can overrule it"
-                );
-            };
-            self.say(warning, &obstacle.chain);
-        }
     }
 
     fn say(&mut self, event: impl Fn(), about: &str) {

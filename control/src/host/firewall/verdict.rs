@@ -1,228 +1,271 @@
-//! What a host's firewall says to one forwarded packet: for `overlayctl trace` and `check`, which look and
-//! change nothing.
-//!
-//! Rules of iptables are read as far as they speak of addresses, interfaces, protocol, ports and connections; one
-//! that asks for anything else is passed over, as if it did not match.
+//! What a host's firewall says to packets of the overlay: for `overlayctl trace` and `check`, which look and
+//! change nothing, and for what the daemon tells.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::iptables::{Table, filter_tables, negated, target, value, words};
-use super::others;
-use crate::host::HostError;
-
-/// The first packet of a connection, on its way through this host.
-#[derive(Debug, Clone)]
-pub struct Forwarded {
-    /// Its source.
-    pub src: Ipv4Addr,
-    /// Its destination.
-    pub dst: Ipv4Addr,
-    /// As iptables names it; `None` for one that is not known.
-    pub protocol: Option<&'static str>,
-    /// The destination port.
-    pub port: Option<u16>,
-    /// The device it comes in by.
-    pub from_device: String,
-    /// The device it goes out by.
-    pub to_device: String,
-}
+use super::ruleset::{
+    Act, Connection, Device, Holds, Packet, Place, Protocol, Ruleset, Way, What, Which, acts,
+};
+use crate::host::command::run;
 
 /// Something that drops.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// The chain, with the rule that drops or the word that it is the policy.
+    /// The table and chain, with the rule that drops or the word that it is the policy.
     pub by: String,
     /// What to do.
     pub remedy: String,
 }
 
-/// All that would drop `packet` in the forward hook. `network` and `device` are the overlay's.
-///
-/// # Errors
-/// The rules cannot be read, as by a user who is not root.
-pub async fn refusals(packet: &Forwarded, network: Ipv4Net, device: &str) -> Result<Vec<Refusal>, HostError> {
-    let mut refusals = Vec::new();
-    for (program, table) in filter_tables().await? {
-        if let Some(rule) = dropped_by(&table, packet) {
-            refusals.push(Refusal {
-                by: format!("{program}, chain FORWARD: {rule}"),
-                remedy: format!(
-                    "let overlayd accept it (--iptables-forward-rules), or: {program} -I FORWARD -s {network} -j ACCEPT; {program} -I FORWARD -d {network} -j ACCEPT"
-                ),
-            });
-        }
-    }
-    match others::obstacles(network, device).await {
-        Ok(obstacles) => refusals.extend(obstacles.into_iter().map(|obstacle| Refusal {
-            by: format!("nftables, chain {}: it drops what it does not accept", obstacle.chain),
-            remedy: obstacle.remedy,
-        })),
-        // A host without nft has no such chains that anybody could have made.
-        Err(HostError::NoProgram { .. }) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(refusals)
+/// What the rules do to packets that should pass.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// What drops all of them.
+    pub refusals: Vec<Refusal>,
+    /// What drops some of them, as far as they are described.
+    pub partly: Vec<String>,
+    /// What may act on them, and cannot be evaluated.
+    pub unread: Vec<String>,
 }
 
-/// What a chain says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict {
-    Accept,
-    Drop(String),
-    /// The packet came to the chain's end, or was sent back.
-    Nothing,
+/// What remedies are made of.
+#[derive(Debug, Clone)]
+pub struct Overlay {
+    /// All pods of all nodes.
+    pub network: Ipv4Net,
+    /// The overlay device's name.
+    pub device: String,
+    /// Whether overlayd accepts forwarding in iptables.
+    pub forward_rules: bool,
 }
 
-fn dropped_by(table: &Table, packet: &Forwarded) -> Option<String> {
-    match walk(table, "FORWARD", packet, 0) {
-        Verdict::Accept => None,
-        Verdict::Drop(rule) => Some(format!("the rule '{rule}'")),
-        Verdict::Nothing => {
-            (table.policy("FORWARD") == Some("DROP")).then(|| "its policy is DROP".to_owned())
-        }
-    }
+/// What the packets are that should pass, as far as a remedy names them.
+#[derive(Debug, Clone, Copy)]
+pub enum Traffic {
+    /// From pod to pod.
+    Pods,
+    /// The tunnel's own, to this port.
+    Tunnel {
+        /// The UDP port of every node.
+        port: u16,
+    },
 }
 
-/// The kernel refuses chains that lead back to themselves; a listing that is none must not hang us.
-const DEPTH: usize = 32;
-
-fn walk(table: &Table, chain: &str, packet: &Forwarded, depth: usize) -> Verdict {
-    for rule in table.rules(chain) {
-        let words = words(rule);
-        if !matches(&words, packet) {
-            continue;
-        }
-        match target(&words) {
-            Some("ACCEPT") => return Verdict::Accept,
-            Some("DROP" | "REJECT") => return Verdict::Drop(format!("-A {chain} {rule}")),
-            Some("RETURN") => return Verdict::Nothing,
-            Some(next) if table.has(next) && depth < DEPTH => match walk(table, next, packet, depth + 1) {
-                // A goto does not come back.
-                Verdict::Nothing if value(&words, "-g").is_some() => return Verdict::Nothing,
-                Verdict::Nothing => {}
-                verdict => return verdict,
-            },
-            _ => {}
-        }
-    }
-    Verdict::Nothing
+/// What `ruleset` does to `packets`, each of which should pass.
+pub async fn findings(
+    ruleset: &Ruleset,
+    packets: &[Packet],
+    traffic: Traffic,
+    overlay: &Overlay,
+) -> Findings {
+    let deeds = Deeds::of(ruleset, packets);
+    deeds.findings(traffic, overlay).await
 }
 
-/// Options with a value that say nothing about which packets match.
-const SILENT: [&str; 7] = ["-m", "--comment", "-j", "-g", "--reject-with", "--log-prefix", "--log-level"];
+/// What rules do to several packets.
+#[derive(Debug, Default)]
+pub struct Deeds {
+    deeds: Vec<Deed>,
+    unread: Vec<String>,
+    /// What the packets carry.
+    protocols: Vec<Option<Protocol>>,
+}
 
-fn matches(words: &[&str], packet: &Forwarded) -> bool {
-    let known = ["-s", "-d", "-i", "-o", "-p", "--dport", "--ctstate", "--state"];
-    let mut at = 0;
-    while at < words.len() {
-        match words[at] {
-            "!" => at += 1,
-            option if SILENT.contains(&option) => at += 2,
-            option if known.contains(&option) => {
-                let negated = negated(words, option);
-                let wanted = negated.or_else(|| value(words, option)).unwrap_or_default();
-                if says(option, wanted, packet) == negated.is_some() {
-                    return false;
+/// What one rule does, and to packets that carry what.
+#[derive(Debug)]
+struct Deed {
+    act: Act,
+    protocols: Vec<Option<Protocol>>,
+}
+
+impl Deeds {
+    /// What `ruleset` does to `packets`.
+    #[must_use]
+    pub fn of(ruleset: &Ruleset, packets: &[Packet]) -> Self {
+        let mut deeds: Vec<Deed> = Vec::new();
+        for packet in packets {
+            for act in acts(ruleset, packet) {
+                match deeds.iter_mut().find(|deed| deed.act == act) {
+                    Some(deed) if deed.protocols.contains(&packet.protocol) => {}
+                    Some(deed) => deed.protocols.push(packet.protocol),
+                    None => deeds.push(Deed { act, protocols: vec![packet.protocol] }),
                 }
-                at += 2;
             }
-            _ => return false,
         }
+        let protocols = packets.iter().map(|packet| packet.protocol).collect();
+        Self { deeds, unread: ruleset.unread().to_vec(), protocols }
     }
-    true
-}
 
-/// Whether `packet` is what `option` asks for with `wanted`.
-fn says(option: &str, wanted: &str, packet: &Forwarded) -> bool {
-    match option {
-        "-s" => within(wanted, packet.src),
-        "-d" => within(wanted, packet.dst),
-        "-i" => named(wanted, &packet.from_device),
-        "-o" => named(wanted, &packet.to_device),
-        "-p" => packet.protocol == Some(wanted),
-        "--dport" => packet.port.is_some_and(|port| within_ports(wanted, port)),
-        // The first packet of a connection is what a trace is about.
-        _ => wanted.split(',').any(|state| state == "NEW"),
+    /// Whether nothing is done to them, nor may be.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        self.deeds.is_empty() && self.unread.is_empty()
     }
-}
 
-fn within(wanted: &str, address: Ipv4Addr) -> bool {
-    match wanted.parse::<Ipv4Net>() {
-        Ok(network) => network.contains(&address),
-        Err(_) => wanted.parse() == Ok(address),
-    }
-}
-
-fn within_ports(wanted: &str, port: u16) -> bool {
-    let (from, to) = wanted.split_once(':').unwrap_or((wanted, wanted));
-    let limit = |text: &str, open| if text.is_empty() { Ok(open) } else { text.parse::<u16>() };
-    matches!((limit(from, 0), limit(to, u16::MAX)), (Ok(from), Ok(to)) if (from..=to).contains(&port))
-}
-
-/// A name that ends in `+` stands for all that begin so.
-fn named(wanted: &str, device: &str) -> bool {
-    wanted.strip_suffix('+').map_or(wanted == device, |prefix| device.starts_with(prefix))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn packet() -> Forwarded {
-        Forwarded {
-            src: [10, 1, 9, 3].into(),
-            dst: [10, 1, 63, 2].into(),
-            protocol: Some("tcp"),
-            port: Some(80),
-            from_device: "docker0".to_owned(),
-            to_device: "flannel.1".to_owned(),
+    /// What is done to them or may be, if anything: the first of it, for people.
+    pub async fn first(&self) -> Option<String> {
+        match self.deeds.first() {
+            Some(deed) => Some(deed.act.place.describe().await),
+            None => self.unread.first().cloned(),
         }
     }
 
-    fn verdict(policy: &str, rules: &[&str]) -> Option<String> {
-        let saved = format!(
-            "*filter\n:FORWARD {policy} [0:0]\n:SIDE - [0:0]\n:DOCKER - [0:0]\n{}\nCOMMIT\n",
-            rules.iter().map(|rule| format!("-A {rule}")).collect::<Vec<_>>().join("\n")
+    /// What of it keeps packets from passing.
+    pub async fn findings(&self, traffic: Traffic, overlay: &Overlay) -> Findings {
+        let mut findings = Findings { unread: self.unread.clone(), ..Findings::default() };
+        for Deed { act: Act { what, sure, place }, protocols } in &self.deeds {
+            let by = match what {
+                What::Changes => continue,
+                _ => place.describe().await,
+            };
+            let list = match (what, sure) {
+                (What::Drops, Holds::Always) => {
+                    let of_all = self.protocols.iter().all(|protocol| protocols.contains(protocol));
+                    let names: Vec<&str> =
+                        protocols.iter().flatten().map(|protocol| protocol.name()).collect();
+                    let by = if of_all { by } else { format!("{by} (of {})", names.join(" and ")) };
+                    findings.refusals.push(Refusal { by, remedy: remedy(place, traffic, overlay) });
+                    continue;
+                }
+                (What::Drops, Holds::Partly) => &mut findings.partly,
+                _ => &mut findings.unread,
+            };
+            if !list.contains(&by) {
+                list.push(by);
+            }
+        }
+        findings
+    }
+}
+
+/// Packets between pods here, behind `bridge`, and pods elsewhere, behind `device`: of connections that begin on
+/// either side, and their replies.
+#[must_use]
+pub fn between_pods(ours: Ipv4Net, theirs: &[Ipv4Net], bridge: &str, device: &str) -> Vec<Packet> {
+    let mut packets = Vec::new();
+    for protocol in Protocol::ALL {
+        for connection in [Connection::New, Connection::Established] {
+            let packet = |from: &str, to: &str, sources: &[Ipv4Net], destinations: &[Ipv4Net]| Packet {
+                way: Way::Forwarded { from: Device::named(from), to: Device::named(to) },
+                from: sources.to_vec(),
+                to: destinations.to_vec(),
+                protocol: Some(protocol),
+                source_port: None,
+                port: None,
+                connection,
+            };
+            packets.push(packet(bridge, device, &[ours], theirs));
+            packets.push(packet(device, bridge, theirs, &[ours]));
+        }
+    }
+    packets
+}
+
+/// The tunnel's packets, to and from nodes at `peers`, by the interface `underlay` with the address `own`.
+#[must_use]
+pub fn of_tunnel(own: Ipv4Addr, peers: &[Ipv4Addr], underlay: &str, port: u16) -> [Packet; 2] {
+    let peers: Vec<Ipv4Net> = peers.iter().copied().map(Ipv4Net::from).collect();
+    let by = Device::named(underlay);
+    let packet = |way, from, to| Packet {
+        way,
+        from,
+        to,
+        protocol: Some(Protocol::Udp),
+        source_port: None,
+        port: Some(port),
+        // Ports on the other side are many: what one has sent answers nothing.
+        connection: Connection::New,
+    };
+    let own = vec![Ipv4Net::from(own)];
+    [
+        packet(Way::Sent { by: by.clone(), user: None }, own.clone(), peers.clone()),
+        packet(Way::Received { by }, peers, own),
+    ]
+}
+
+impl Place {
+    /// The table, the chain and the rule, for people.
+    pub async fn describe(&self) -> String {
+        let Self { table, chain, base, hook, rule } = self;
+        let led = if chain == base { String::new() } else { format!(", to which {base} leads") };
+        if self.is_of_iptables() {
+            let program = table.program.unwrap_or("iptables");
+            let table =
+                if table.name == "filter" { String::new() } else { format!(" table {},", table.name) };
+            let what = match rule {
+                Which::Text(text) => format!("the rule '-A {chain} {text}'"),
+                Which::Handle(handle, json) => self.written(*handle, json).await,
+                Which::Policy => "its policy is DROP".to_owned(),
+            };
+            return format!("{program},{table} chain {chain}{led}: {what}");
+        }
+        let what = match rule {
+            Which::Text(text) => format!("the rule '{text}'"),
+            Which::Handle(handle, json) => self.written(*handle, json).await,
+            Which::Policy => "its policy is drop".to_owned(),
+        };
+        format!("nftables, chain {table} {chain} (hook {}{led}): {what}", hook.name())
+    }
+
+    fn is_of_iptables(&self) -> bool {
+        self.table.is_of_iptables() && self.base.chars().all(|letter| letter.is_ascii_uppercase())
+    }
+
+    /// The rule as `nft` writes it.
+    async fn written(&self, handle: u64, json: &str) -> String {
+        let Self { table, chain, .. } = self;
+        let listing = run("nft", &["-a", "list", "chain", &table.family, &table.name, chain], "").await;
+        let mark = format!(" # handle {handle}");
+        let written =
+            listing.as_deref().unwrap_or_default().lines().find_map(|line| line.strip_suffix(&mark));
+        format!("the rule '{}'", written.unwrap_or(json).trim())
+    }
+}
+
+/// What lets the packets pass, and nothing else if that can be had.
+fn remedy(place: &Place, traffic: Traffic, overlay: &Overlay) -> String {
+    let Place { table, chain, base, .. } = place;
+    let Overlay { network, device, forward_rules } = overlay;
+    let network = network.trunc();
+    if table.name == "firewalld" {
+        return match traffic {
+            Traffic::Pods => format!(
+                "firewall-cmd --permanent --zone=trusted --add-interface={device} --add-source={network} && firewall-cmd --reload"
+            ),
+            Traffic::Tunnel { port } => {
+                format!("firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload")
+            }
+        };
+    }
+    if place.is_of_iptables() {
+        let program = table.program.unwrap_or("iptables");
+        let of_table = if table.name == "filter" { String::new() } else { format!("-t {} ", table.name) };
+        let is_ufws = chain.starts_with("ufw-");
+        let (rule, by_ufw) = match traffic {
+            Traffic::Pods => {
+                (format!("-s {network} -d {network}"), format!("ufw route allow from {network} to {network}"))
+            }
+            Traffic::Tunnel { port } => (format!("-p udp --dport {port}"), format!("ufw allow {port}/udp")),
+        };
+        let insert = format!("{program} {of_table}-I {base} {rule} -j ACCEPT");
+        let is_forward = matches!(traffic, Traffic::Pods) && table.name == "filter" && base == "FORWARD";
+        return match (is_ufws, is_forward && !forward_rules) {
+            (_, true) => format!("let overlayd accept it (--iptables-forward-rules), or: {insert}"),
+            (true, _) => format!("{by_ufw}, or, until the rules are loaded anew: {insert}"),
+            (false, _) => insert,
+        };
+    }
+    let rule = match traffic {
+        Traffic::Pods => format!("ip saddr {network} ip daddr {network}"),
+        Traffic::Tunnel { port } => format!("udp dport {port}"),
+    };
+    let insert = format!("nft insert rule {table} {base} {rule} accept");
+    if table.name == "docker-bridges" {
+        return format!(
+            "have docker use iptables, where overlayd's rules come first (\"firewall-backend\": \"iptables\" in daemon.json, and restart docker), or, until docker starts again: {insert}"
         );
-        dropped_by(&Table::parse("filter", &saved), &packet())
     }
-
-    #[test]
-    fn the_policy_decides_what_no_rule_does() {
-        assert_eq!(verdict("ACCEPT", &[]), None);
-        assert_eq!(verdict("DROP", &[]).unwrap(), "its policy is DROP");
-        assert_eq!(verdict("DROP", &["FORWARD -s 10.1.0.0/16 -m comment --comment \"a b\" -j ACCEPT"]), None);
-        assert!(verdict("DROP", &["FORWARD ! -s 10.1.0.0/16 -j ACCEPT"]).is_some());
-        assert!(
-            verdict("DROP", &["FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"])
-                .is_some()
-        );
-    }
-
-    #[test]
-    fn the_rule_that_drops_is_named() {
-        let dropped =
-            verdict("ACCEPT", &["FORWARD -j SIDE", "SIDE -i docker0 -p tcp -m tcp --dport 1:99 -j DROP"]);
-        assert_eq!(dropped.unwrap(), "the rule '-A SIDE -i docker0 -p tcp -m tcp --dport 1:99 -j DROP'");
-        assert_eq!(verdict("ACCEPT", &["FORWARD -p udp -j DROP", "FORWARD ! -i docker+ -j REJECT"]), None);
-        assert_eq!(verdict("ACCEPT", &["FORWARD -p tcp -m tcp --dport 443 -j DROP"]), None);
-    }
-
-    #[test]
-    fn chains_are_followed_and_come_back() {
-        let back = ["FORWARD -j SIDE", "FORWARD -j ACCEPT", "SIDE -d 10.1.63.0/24 -j RETURN", "SIDE -j DROP"];
-        assert_eq!(verdict("DROP", &back), None);
-        let gone = ["FORWARD -g SIDE", "FORWARD -j ACCEPT", "SIDE -s 10.9.0.0/16 -j DROP"];
-        assert_eq!(verdict("DROP", &gone).unwrap(), "its policy is DROP");
-        let circle = ["FORWARD -j SIDE", "SIDE -j DOCKER", "DOCKER -j SIDE"];
-        assert_eq!(verdict("ACCEPT", &circle), None);
-    }
-
-    #[test]
-    fn what_is_not_understood_does_not_match() {
-        assert_eq!(verdict("ACCEPT", &["FORWARD -m set --match-set bad src -j DROP"]), None);
-        assert!(verdict("DROP", &["FORWARD -m recent --rcheck -j ACCEPT"]).is_some());
-    }
+    insert
 }

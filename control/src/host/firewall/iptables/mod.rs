@@ -9,6 +9,7 @@
 //! iptables comes in two variants over different kernel tables, both of which may drop and translate. The one
 //! called `iptables` always gets the rules. The other gets them only if it would drop or translate.
 
+mod listing;
 mod piecemeal;
 mod repair;
 mod rules;
@@ -17,8 +18,10 @@ mod save;
 use std::collections::BTreeSet;
 use std::fs;
 
+pub(super) use self::listing::{Saved, saved};
 use self::rules::{Hook, Wanted};
-pub(super) use self::save::{Table, negated, target, value, words};
+use self::save::target;
+pub(super) use self::save::{Table, value, words};
 use crate::host::command::run;
 use crate::host::{Desired, HostError};
 use crate::privileges::reading;
@@ -221,21 +224,6 @@ pub(super) async fn removal_of_flannels() -> Result<Vec<Change>, HostError> {
         }
     }
     Ok(changes)
-}
-
-/// The filter table of each installed variant, with the variant's program; none without iptables.
-pub(super) async fn filter_tables() -> Result<Vec<(&'static str, Table)>, HostError> {
-    let variants = match Variants::find().await {
-        Ok(variants) => variants,
-        Err(HostError::NoProgram { .. }) => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut tables = Vec::new();
-    for variant in &variants.all {
-        let filter = variant.read(&["filter"], &[]).await?;
-        tables.extend(filter.into_iter().map(|(_, table)| (variant.program, table)));
-    }
-    Ok(tables)
 }
 
 /// Whether the legacy variant has tables here. It tells nobody when its rules change.

@@ -68,22 +68,27 @@ impl Table {
     }
 
     /// Whether there is a chain of this name.
-    pub(in crate::host::firewall) fn has(&self, chain: &str) -> bool {
+    pub(super) fn has(&self, chain: &str) -> bool {
         self.chains.iter().any(|(name, _)| name == chain)
     }
 
     /// What becomes of a packet that reaches the end of a built-in chain.
-    pub(in crate::host::firewall) fn policy(&self, chain: &str) -> Option<&str> {
+    pub(super) fn policy(&self, chain: &str) -> Option<&str> {
         self.chains.iter().find(|(name, _)| name == chain).map(|(_, policy)| policy.as_str())
     }
 
     /// The rules of `chain`, in order.
-    pub(in crate::host::firewall) fn rules<'a>(&'a self, chain: &'a str) -> impl Iterator<Item = &'a str> {
+    pub(super) fn rules<'a>(&'a self, chain: &'a str) -> impl Iterator<Item = &'a str> {
         self.rules.iter().filter(move |(name, _)| name == chain).map(|(_, rule)| rule.as_str())
     }
 
+    /// Each chain with its policy, `-` for those that are not built in.
+    pub(in crate::host::firewall) fn chains(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.chains.iter().map(|(chain, policy)| (chain.as_str(), policy.as_str()))
+    }
+
     /// Each rule with its chain.
-    pub(super) fn all_rules(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(in crate::host::firewall) fn all_rules(&self) -> impl Iterator<Item = (&str, &str)> {
         self.rules.iter().map(|(chain, rule)| (chain.as_str(), rule.as_str()))
     }
 
@@ -158,7 +163,7 @@ pub(in crate::host::firewall) fn words(rule: &str) -> Vec<&str> {
 }
 
 /// Where a rule sends its packets: a chain, or a target such as `DROP`.
-pub(in crate::host::firewall) fn target<'a>(words: &[&'a str]) -> Option<&'a str> {
+pub(super) fn target<'a>(words: &[&'a str]) -> Option<&'a str> {
     value(words, "-j").or_else(|| value(words, "-g"))
 }
 
@@ -169,7 +174,7 @@ pub(in crate::host::firewall) fn value<'a>(words: &[&'a str], option: &str) -> O
 }
 
 /// The value of a negated option.
-pub(in crate::host::firewall) fn negated<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
+pub(super) fn negated<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
     words.windows(3).find(|three| three[0] == "!" && three[1] == option).map(|three| three[2])
 }
 

@@ -1,0 +1,214 @@
+//! The host's whole ruleset as data, and what it does to a packet: nftables of all families, and iptables of both
+//! variants.
+//!
+//! [`Listings::read`] takes what `nft` and `iptables-save` say; the rest is pure: [`acts`] follows a described [`Packet`]
+//! through its hooks. What a rule asks that cannot be evaluated here is [`Holds::Unknown`], and stays so in what is
+//! told of it: nobody is said to pass who may be dropped.
+//!
+//! `nft` shows what iptables' nft variant keeps, too, but not the matches and targets that are iptables' own: where a
+//! rule has one, its text is taken from `iptables-save`.
+
+mod nft;
+mod packet;
+mod read;
+mod saved;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+pub use self::packet::{Connection, Device, Holds, Packet, Protocol, Way, within};
+pub use self::read::Listings;
+pub use self::walk::{Act, Place, What, Which, acts};
+
+/// All rules of a network namespace.
+#[derive(Debug, Default)]
+pub struct Ruleset {
+    chains: Vec<Chain>,
+    /// Where a chain is in `chains`.
+    places: HashMap<(Table, String), usize>,
+    /// Sets and maps, by table and name.
+    sets: HashMap<(Table, String), Set>,
+    /// What could not be read.
+    unread: Vec<String>,
+}
+
+/// A table of nftables, or one of iptables that `nft` does not show.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Table {
+    /// `ip`, `inet`, `bridge` and so on; `ip` for iptables.
+    pub family: String,
+    /// Its name.
+    pub name: String,
+    /// The program that shows it, if it is not `nft`.
+    pub program: Option<&'static str>,
+}
+
+/// As in `inet filter`, or `iptables-legacy filter`.
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.program.unwrap_or(&self.family), self.name)
+    }
+}
+
+/// Where a base chain is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are netfilter's")]
+pub enum Hook {
+    Ingress,
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+    Egress,
+}
+
+impl Hook {
+    fn named(name: &str) -> Option<Self> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            "ingress" => Self::Ingress,
+            "prerouting" => Self::Prerouting,
+            "input" => Self::Input,
+            "forward" => Self::Forward,
+            "output" => Self::Output,
+            "postrouting" => Self::Postrouting,
+            "egress" => Self::Egress,
+            _ => return None,
+        })
+    }
+
+    /// Its name, as `nft` writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Prerouting => "prerouting",
+            Self::Input => "input",
+            Self::Forward => "forward",
+            Self::Output => "output",
+            Self::Postrouting => "postrouting",
+            Self::Egress => "egress",
+        }
+    }
+
+    /// Whether it is called for a device, below bridges and IP.
+    fn is_a_devices(self) -> bool {
+        matches!(self, Self::Ingress | Self::Egress)
+    }
+}
+
+#[derive(Debug)]
+struct Chain {
+    table: Table,
+    name: String,
+    base: Option<Base>,
+    rules: Vec<Rule>,
+}
+
+/// What makes a chain a base chain.
+#[derive(Debug)]
+struct Base {
+    hook: Hook,
+    priority: i64,
+    /// Whether what comes to its end is dropped.
+    drops: bool,
+    /// Whether it is one that translates addresses.
+    translates: bool,
+    /// The devices that it is for; `None` for all, or if they are not told.
+    devices: Option<Vec<String>>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    handle: u64,
+    expressions: Option<Box<RawValue>>,
+    /// As `iptables-save` writes it, if it is one of iptables'.
+    text: Option<String>,
+}
+
+/// A part of a rule.
+enum Statement {
+    /// Of nftables.
+    Expression(Value),
+    /// All that a rule of iptables asks for.
+    Conditions(String),
+    /// What it does.
+    Target(String),
+}
+
+impl Rule {
+    /// Parsed only when a packet comes by: a host may have tens of thousands, and most are in chains that it does not.
+    ///
+    /// What `nft` tells whole counts more than the text: sets are lost in that.
+    fn statements(&self) -> Vec<Statement> {
+        match (&self.expressions, &self.text) {
+            (Some(expressions), text) if text.is_none() || !expressions.get().contains("\"xt\"") => {
+                match serde_json::from_str(expressions.get()) {
+                    Ok(Value::Array(all)) => all.into_iter().map(Statement::Expression).collect(),
+                    _ => vec![Statement::Expression(Value::Null)],
+                }
+            }
+            (_, Some(text)) => vec![Statement::Conditions(text.clone()), Statement::Target(text.clone())],
+            (_, None) => vec![Statement::Expression(Value::Null)],
+        }
+    }
+
+    fn which(&self) -> Which {
+        match (&self.text, &self.expressions) {
+            (Some(text), _) => Which::Text(text.clone()),
+            (None, Some(expressions)) => Which::Handle(self.handle, expressions.get().to_owned()),
+            (None, None) => Which::Handle(self.handle, String::new()),
+        }
+    }
+}
+
+/// The elements of a set, or of a map with their values.
+#[derive(Debug)]
+struct Set {
+    elements: Value,
+    /// Whether rules add to it as packets come by: then what it holds now says little.
+    changes: bool,
+}
+
+impl Ruleset {
+    /// What could not be read of it, for people.
+    #[must_use]
+    pub fn unread(&self) -> &[String] {
+        &self.unread
+    }
+
+    /// The chain `name` of the table that `chain` is in.
+    fn beside(&self, chain: &Chain, name: &str) -> Option<&Chain> {
+        self.places.get(&(chain.table.clone(), name.to_owned())).map(|place| &self.chains[*place])
+    }
+
+    fn set(&self, table: &Table, name: &str) -> Option<&Set> {
+        self.sets.get(&(table.clone(), name.to_owned()))
+    }
+
+    /// The base chains of `hook`, in the order in which they are called.
+    fn base_chains(&self, hook: Hook) -> Vec<(&Chain, &Base)> {
+        let base = |chain| Some((chain, Chain::base_of(chain, hook)?));
+        let mut chains: Vec<_> = self.chains.iter().filter_map(base).collect();
+        chains.sort_by_key(|(_, base)| base.priority);
+        chains
+    }
+
+    fn add(&mut self, chain: Chain) {
+        let key = (chain.table.clone(), chain.name.clone());
+        self.places.insert(key, self.chains.len());
+        self.chains.push(chain);
+    }
+}
+
+impl Chain {
+    fn base_of(&self, hook: Hook) -> Option<&Base> {
+        self.base.as_ref().filter(|base| base.hook == hook)
+    }
+}
