@@ -13,17 +13,27 @@ use integration::{Backend, Namespace, Pair, Site, Store, Wire, await_until, traf
 
 #[test]
 fn senders_are_told_what_a_router_said_over_vxlan() {
-    senders_are_told(Backend::Vxlan, Icmp::Passes);
+    senders_are_told(Backend::Vxlan, Icmp::Passes, "--io=udp");
 }
 
 #[test]
 fn senders_are_told_what_a_router_said_over_udp() {
-    senders_are_told(Backend::Udp, Icmp::Passes);
+    senders_are_told(Backend::Udp, Icmp::Passes, "--io=udp");
+}
+
+#[test]
+fn senders_are_told_what_a_router_said_by_rings() {
+    senders_are_told(Backend::Vxlan, Icmp::Passes, "--io=xdp");
 }
 
 #[test]
 fn senders_are_told_what_no_router_says() {
-    senders_are_told(Backend::Vxlan, Icmp::Filtered);
+    senders_are_told(Backend::Vxlan, Icmp::Filtered, "--io=udp");
+}
+
+#[test]
+fn senders_are_told_what_no_router_says_by_rings() {
+    senders_are_told(Backend::Vxlan, Icmp::Filtered, "--io=xdp");
 }
 
 /// Whether routers' errors come back.
@@ -33,14 +43,14 @@ enum Icmp {
     Filtered,
 }
 
-fn senders_are_told(backend: Backend, icmp: Icmp) {
+fn senders_are_told(backend: Backend, icmp: Icmp, io: &str) {
     let (site, worker, master) = Site::two_hosts_on(Wire::Plain);
     let store = Store::dir(&site, backend);
     if icmp == Icmp::Filtered {
         site.router.ok("iptables -A OUTPUT -p icmp --icmp-type fragmentation-needed -j DROP");
     }
     narrow(&site.router, Some(PATH));
-    let pair = Pair::start([&worker, &master], &store, &[]);
+    let pair = Pair::start([&worker, &master], &store, &[io]);
     let (a, b) = (&pair.a, &pair.b);
     // Nobody knows yet, and it passes all the same, in fragments.
     traffic::transfer(&a.ns, &b.ns, b.address, 8);

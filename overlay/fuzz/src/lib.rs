@@ -107,7 +107,7 @@ impl IngressRig {
         let stats = Arc::new(WorkerStats::default());
         let echoes = FakeIcmp::default();
         let answers = Answers::new(Box::new(icmp.clone()), Arc::default())
-            .with_echoes(Echoes::new(Box::new(echoes.clone()), Arc::new(|_, _, _| ())));
+            .with_echoes(Echoes::new(Box::new(echoes.clone()), Arc::new(|_| ())));
         let offloads = Offloads::new(if offload { &Offload::ALL } else { &[] });
         let worker = Ingress::new(
             device.clone(),
