@@ -12,6 +12,7 @@ use integration::traffic::{self, Server};
 use integration::{Etcd, Host, Pod, Site, await_until, guard, service};
 
 mod confined;
+mod docker;
 mod failure;
 mod flanneld;
 mod image;
@@ -96,6 +97,8 @@ fn run(base: &Path, package: &Path, next: &Path, image: &Path) {
     failure::without_systemd(&worker, &a, &b);
     failure::stuck_worker(&worker, &a, &b);
     failure::no_subnet(&worker);
+    let next = format!("/root/{}", next.file_name().expect("a package's file").to_string_lossy());
+    let a = docker::keeps_what_the_site_says(&worker, &next, a);
     let a = failure::other_subnet(&worker, &etcd, a);
     check_traffic(&a, &b);
 
