@@ -391,7 +391,9 @@ impl Keeper {
         let plan = node.plan();
         let (device, backend) = (plan.device(), plan.config.backend.name());
         let port = plan.wire().map(|(_, port)| port);
-        info!(device, backend, subnet = %plan.subnet, mtu = plan.mtu(), port, peers = peers.len(), "forwarding");
+        // Without a tunnel there is no device.
+        let named = plan.config.backend.tunnel_device();
+        info!(device = named, backend, subnet = %plan.subnet, mtu = plan.mtu(), port, peers = peers.len(), "forwarding");
         self.means.files.write_subnet_file(SubnetFile {
             network: plan.config.network,
             subnet: plan.subnet,
