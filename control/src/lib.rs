@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod ask;
 mod backoff;
+pub mod claim;
 pub mod cleanup;
 pub mod connections;
 pub mod daemon;

@@ -25,6 +25,7 @@ use overlay::{MacAddr, SetupError};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info, warn};
 
+use crate::claim::Claimed;
 use crate::host::firewall::verdict::Overlay;
 use crate::host::nexthop::{By, NextHops};
 use crate::host::routes::{self, OffLink, PeerRoute};
@@ -190,16 +191,9 @@ pub enum NodeError {
         "another process has the device {0} open, perhaps an overlayd of another network: stop it, or give the networks different VNIs"
     )]
     DeviceTaken(String),
-    /// Another daemon serves a network that has no tunnel.
-    #[error(
-        "another overlayd (process {pid}) serves the network {device} here: stop it first, and this one goes on with its lease"
-    )]
-    Served {
-        /// What stands for the network's device.
-        device: String,
-        /// Its process.
-        pid: u32,
-    },
+    /// A second daemon of the same network.
+    #[error(transparent)]
+    Claimed(#[from] Claimed),
     /// Nothing is left of the MTU.
     #[error("the underlay's MTU of {0} leaves no room for the overlay: choose another --iface or MTU")]
     Mtu(u32),
@@ -223,7 +217,7 @@ impl NodeError {
             Self::Forwarder(error) => {
                 matches!(error.source.kind(), ErrorKind::AddrInUse | ErrorKind::ResourceBusy)
             }
-            Self::DeviceTaken(_) | Self::Served { .. } => true,
+            Self::DeviceTaken(_) | Self::Claimed(_) => true,
             _ => false,
         }
     }

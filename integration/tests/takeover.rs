@@ -84,6 +84,7 @@ fn a_running_flanneld_without_a_device_is_not_written_against() {
         let log = worker.overlayd(&store).named(backend).refused();
         assert!(log.contains("serves 10.1.0.0/16") && log.contains(&flanneld.id().to_string()), "{log}");
         assert!(!worker.ns.ok("nft list tables").contains("overlayd"));
+        assert!(store.leases().is_empty(), "{backend}: no subnet is taken by who cannot run");
     }
 
     // Another network's is no reason.

@@ -60,6 +60,21 @@ fn a_public_address_that_the_host_has_besides_works_both_ways() {
 }
 
 #[test]
+fn a_virtual_address_that_was_taken_meanwhile_does_not_move_the_node_at_its_next_start() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    worker.ns.ip("address change 192.168.1.12/24 dev eth0 valid_lft 3600 preferred_lft 3600");
+    let w = worker.overlayd(&store).start();
+    let subnet = w.env().subnet;
+    w.stop();
+    worker.ns.ip("address add 192.168.1.100/24 dev eth0");
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.status().0["lease"]["public_ip"], "192.168.1.12");
+    assert_eq!(w.env().subnet, subnet);
+    assert_eq!(store.leases().len(), 1);
+}
+
+#[test]
 fn replies_from_another_address_of_a_node_pass_once_it_has_said_that_it_has_it() {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);

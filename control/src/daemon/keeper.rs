@@ -24,6 +24,7 @@ use super::rules::{Rules, problem as of_host};
 use super::saving::Files;
 use super::serving::Serving;
 use crate::backoff::Backoff;
+use crate::claim::Claim;
 use crate::flags::Flags;
 use crate::host::HostError;
 use crate::host::docker::{self, Bridge};
@@ -99,6 +100,8 @@ pub(super) struct Keeper {
     retry: Retry,
     /// Until when a process before this one may be about to end.
     predecessor: Option<Instant>,
+    /// What no other daemon of this host may keep meanwhile: that of the node, and of those that were thought of.
+    claims: Vec<Claim>,
     /// The last state that was saved.
     saved: Option<SavedState>,
     /// What has been said about dropped packets.
@@ -140,6 +143,14 @@ impl Retry {
     }
 }
 
+/// Has the claim to `device` among `claims`, if nobody else has it.
+fn claim(claims: &mut Vec<Claim>, device: &str) -> Result<(), NodeError> {
+    if !claims.iter().any(|claim| claim.device() == device) {
+        claims.push(Claim::take(device)?);
+    }
+    Ok(())
+}
+
 impl Keeper {
     pub(super) fn new(means: Means) -> Self {
         let (failed, failures) = mpsc::unbounded_channel();
@@ -155,6 +166,7 @@ impl Keeper {
             failures,
             retry: Retry { at: None, failed: None, pauses: Backoff::of_this_host() },
             predecessor: None,
+            claims: Vec::new(),
             saved: None,
             hints: Hints::default(),
             ready: None,
@@ -279,6 +291,7 @@ impl Keeper {
         loop {
             let running = self.running.as_ref().map(|node| node.plan());
             let result = preflight(plan, &self.options, running, &self.means.inherited).await;
+            let result = result.and_then(|()| claim(&mut self.claims, &plan.device()));
             let Err(error) = &result else { return Ok(()) };
             if running.is_some() || !error.is_taken() || Instant::now() >= until {
                 return result;
@@ -343,6 +356,7 @@ impl Keeper {
             earlier.remove(&plan, &self.means.rules).await;
         }
         self.means.rules.tidy(plan.device());
+        self.claims.retain(|claim| claim.device() == plan.device());
         Ok(())
     }
 

@@ -32,7 +32,7 @@ use crate::flags::{FlagError, Flags, SourceCheckFlag, StoreKind};
 use crate::health::Health;
 use crate::host::link::HostChanges;
 use crate::host::{HostError, Masquerade};
-use crate::iface::{self, IfaceError, Underlay};
+use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
 use crate::lease::{Ground, LeaseBackend};
 use crate::membership::{Membership, MembershipError, Standing, Terms, View};
 use crate::metrics::{Meters, Metrics, StoreMeter};
@@ -187,7 +187,8 @@ impl Daemon {
 
         let left = Left::read(&flags.subnet_file).await;
         let changes = HostChanges::subscribe()?;
-        let spec = flags.iface_spec();
+        let earlier = left.state.as_ref().map(|(saved, _)| saved.public_ip);
+        let spec = IfaceSpec { earlier, ..flags.iface_spec() };
         let underlay = iface::choose(&spec).await?;
         tell_underlay(&underlay, "interface chosen");
         let (store, usable) = connect_store(&flags, &meters.store).await?;

@@ -9,7 +9,6 @@ use overlay::underlay::udp;
 
 use super::{NodeError, NodeOptions, Plan};
 use crate::host::link;
-use crate::socket::path;
 use crate::takeover;
 
 impl Plan {
@@ -33,7 +32,7 @@ pub async fn preflight(
 ) -> Result<(), NodeError> {
     plan.check()?;
     let left_by_flanneld = takeover::find(plan).await?;
-    let Some(listen) = plan.listen() else { return alone(plan.device()).await };
+    let Some(listen) = plan.listen() else { return Ok(()) };
     if left_by_flanneld.is_some() {
         // It has port and name until it is removed.
         return Ok(());
@@ -56,14 +55,4 @@ pub async fn preflight(
         link::remove_unused_tun(&device).await?;
     }
     Ok(opened?)
-}
-
-/// Whether no other daemon serves `device`, which has neither port nor device that would tell.
-async fn alone(device: String) -> Result<(), NodeError> {
-    // Without `/proc` there are no control sockets.
-    let Ok(path) = path::socket(&device) else { return Ok(()) };
-    match path::server(&path).await {
-        Some(pid) => Err(NodeError::Served { device, pid }),
-        None => Ok(()),
-    }
 }

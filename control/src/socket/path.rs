@@ -74,13 +74,6 @@ fn is_dead(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
-/// The process that serves the control socket at `path`, other than this one.
-pub async fn server(path: &Path) -> Option<u32> {
-    let stream = timeout(PATIENCE, UnixStream::connect(path)).await.ok()?.ok()?;
-    let pid = u32::try_from(stream.peer_cred().ok()?.pid()?).ok()?;
-    (pid != std::process::id()).then_some(pid)
-}
-
 /// Removes the control sockets that daemons have left behind when they were killed, in all network namespaces, and the
 /// directories that are empty then.
 pub async fn remove_dead() {
