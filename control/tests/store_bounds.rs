@@ -113,8 +113,8 @@ async fn etcd_a_full_server_keeps_leases_alive_and_a_new_one_names_the_remedy() 
 
 #[tokio::test]
 async fn etcd_a_time_that_the_server_does_not_grant_is_asked_for_once() {
-    let etcd = Etcd::start_with(&["--election-timeout=20000", "--heartbeat-interval=100"]).await;
-    let ttl = Duration::from_secs(5);
+    let etcd = Etcd::start_with(&["--election-timeout=3000"]).await;
+    let ttl = Duration::from_secs(2);
     let store = EtcdStore::connect(vec![etcd.url()], PREFIX.to_owned()).await.unwrap();
     let mut held = done(store.create(net(1), VALUE.as_bytes(), ttl).await.unwrap());
     for _ in 0..3 {
