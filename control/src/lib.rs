@@ -41,3 +41,4 @@ pub mod subnet_file;
 pub mod takeover;
 mod threads;
 pub mod unit;
+pub mod ways;

@@ -154,6 +154,8 @@ pub struct Membership {
     lost: bool,
     /// What has been said of a network without a subnet for us.
     full: Option<NetworkFull>,
+    /// What is this host's own, and must not be in its subnet.
+    kept: BTreeSet<Ipv4Addr>,
     rivals: Rivals,
     /// The conflicts that have been said.
     conflicts: Vec<Conflict>,
@@ -232,6 +234,7 @@ impl Membership {
             connected: false,
             lost: false,
             full: None,
+            kept: BTreeSet::new(),
             rivals: Rivals::default(),
             conflicts: Vec::new(),
             refused: Vec::new(),
@@ -263,6 +266,12 @@ impl Membership {
     #[must_use]
     pub fn telling(self, standing: watch::Sender<Standing>) -> Self {
         Self { standing, ..self }
+    }
+
+    /// Takes no subnet that has one of `kept` in it: they are this host's own.
+    #[must_use]
+    pub fn keeping(self, kept: BTreeSet<Ipv4Addr>) -> Self {
+        Self { kept, ..self }
     }
 
     /// Counts on `meters`.

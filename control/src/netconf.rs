@@ -123,6 +123,12 @@ impl NetworkConfig {
             && subnet == subnet.trunc()
     }
 
+    /// The first and the last address that may be a pod's: of what lies between SubnetMin and SubnetMax.
+    #[must_use]
+    pub fn pods(&self) -> (Ipv4Addr, Ipv4Addr) {
+        (self.subnet_min, Ipv4Net::new_assert(self.subnet_max, self.subnet_len).broadcast())
+    }
+
     /// All subnets from SubnetMin to SubnetMax, ascending.
     pub fn subnets(&self) -> impl Iterator<Item = Ipv4Net> + use<> {
         let length = self.subnet_len;
@@ -145,10 +151,18 @@ fn only(fields: Object<'_>, key: &'static str, ours: bool) -> Result<(), JsonErr
 fn network(fields: Object<'_>) -> Result<Ipv4Net, JsonError> {
     let allowed = format!("an IPv4 network as in 10.1.0.0/16, not longer than /{LONGEST_NETWORK}");
     let text = fields.text("Network")?.ok_or_else(|| JsonError::missing("Network", allowed.as_str()))?;
-    parse_network(text)
+    let refuse = |allowed: String| JsonError::field("Network", format_args!("{text:?}"), allowed);
+    let network = parse_network(text)
         .map(|network| network.trunc())
         .filter(|network| network.prefix_len() <= LONGEST_NETWORK && !network.addr().is_unspecified())
-        .ok_or_else(|| JsonError::field("Network", format_args!("{text:?}"), allowed))
+        .ok_or_else(|| refuse(allowed))?;
+    for (base, length, purpose) in NOBODYS {
+        let reserved = Ipv4Net::new_assert(base.into(), length);
+        if network.contains(&reserved) || reserved.contains(&network) {
+            return Err(refuse(format!("a network that hosts may use: {reserved} is for {purpose}")));
+        }
+    }
+    Ok(network)
 }
 
 /// Numbers that begin with a zero are octal to some and decimal to others: neither Go nor we take them.
@@ -252,6 +266,16 @@ fn mtu(options: Object<'_>) -> Result<Option<u32>, JsonError> {
 fn as_port(number: u32) -> u16 {
     u16::try_from(number).expect("a port has 16 bits")
 }
+
+/// What no host's packets are routed to or from (RFC 6890, RFC 5771): the kernel would drop them, or the host would
+/// lose its own way there.
+const NOBODYS: [([u8; 4], u8, &str); 5] = [
+    ([0, 0, 0, 0], 8, "hosts that do not know their address yet"),
+    ([127, 0, 0, 0], 8, "loopback"),
+    ([169, 254, 0, 0], 16, "the link itself, as cloud metadata services are"),
+    ([224, 0, 0, 0], 4, "multicast"),
+    ([240, 0, 0, 0], 4, "nobody yet"),
+];
 
 /// A longer Network has no room for four subnets of four addresses.
 const LONGEST_NETWORK: u8 = 28;
@@ -418,6 +442,27 @@ mod tests {
     }
 
     #[test]
+    fn networks_that_no_host_may_use_are_refused_by_name() {
+        for (network, reserved) in [
+            ("127.0.0.0/8", "127.0.0.0/8 is for loopback"),
+            ("127.1.0.0/16", "127.0.0.0/8 is for loopback"),
+            ("126.0.0.0/7", "127.0.0.0/8 is for loopback"),
+            ("0.1.0.0/16", "0.0.0.0/8 is for hosts that"),
+            ("169.254.0.0/16", "169.254.0.0/16 is for the link"),
+            ("169.0.0.0/8", "169.254.0.0/16 is for the link"),
+            ("239.1.0.0/16", "224.0.0.0/4 is for multicast"),
+            ("240.0.0.0/8", "240.0.0.0/4 is for nobody"),
+            ("255.255.255.0/24", "240.0.0.0/4 is for nobody"),
+        ] {
+            let said = refusal(&format!(r#"{{"Network":"{network}"}}"#));
+            assert!(said.contains("a network that hosts may use") && said.contains(reserved), "{said}");
+        }
+        for usable in ["1.0.0.0/8", "126.0.0.0/8", "128.0.0.0/8", "100.64.0.0/10", "223.0.0.0/8"] {
+            parse(&format!(r#"{{"Network":"{usable}"}}"#));
+        }
+    }
+
+    #[test]
     fn what_is_not_json_is_refused_with_its_position() {
         let text = refusal("{\n  \"Network\": 10.1.0.0/16\n}");
         assert!(text.starts_with("not JSON: ") && text.ends_with("line 2 column 18"), "{text}");
@@ -427,13 +472,13 @@ mod tests {
 
     #[test]
     fn the_subnets_run_from_min_to_max_up_to_the_last_address() {
-        let config = parse(r#"{"Network":"255.255.255.0/24","SubnetLen":30}"#);
+        let config = parse(r#"{"Network":"223.255.255.0/24","SubnetLen":30}"#);
         let subnets: Vec<Ipv4Net> = config.subnets().collect();
         assert_eq!(subnets.len(), 63);
-        assert_eq!(subnets[0], "255.255.255.4/30".parse().unwrap());
-        assert_eq!(subnets[62], "255.255.255.252/30".parse().unwrap());
+        assert_eq!(subnets[0], "223.255.255.4/30".parse().unwrap());
+        assert_eq!(subnets[62], "223.255.255.252/30".parse().unwrap());
         assert!(subnets.iter().all(|subnet| config.fits(*subnet)));
-        assert!(!config.fits("255.255.255.0/30".parse().unwrap()));
+        assert!(!config.fits("223.255.255.0/30".parse().unwrap()));
     }
 
     proptest! {

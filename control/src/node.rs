@@ -1,11 +1,10 @@
 //! This host's part of the overlay: rules and routes, and for backends that have one the tunnel, a device
 //! with its workers; built from a plan and taken down again when it is dropped.
 
-use std::collections::HashMap;
-use std::fmt;
+use std::collections::{BTreeSet, HashSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
@@ -22,14 +21,15 @@ use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
 use overlay::underlay::{port, udp, whole};
 use overlay::wire::Format;
 use overlay::{MacAddr, SetupError};
-use serde::{Deserialize, Serialize};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::claim::Claimed;
 use crate::host::firewall::verdict::Overlay;
+use crate::host::holdings::{self, Surveyor, Viewpoint};
 use crate::host::nexthop::{By, NextHops};
-use crate::host::routes::{self, OffLink, PeerRoute};
-use crate::host::{Desired, FirewallKind, HostError, Masquerade, blackhole, link};
+use crate::host::overlap::{Holdings, Obstacle};
+use crate::host::routes::OwnRoute;
+use crate::host::{Desired, FirewallKind, HostError, Masquerade, forwarding, link, routes};
 use crate::iface::Underlay;
 use crate::io::{self, Io};
 use crate::lease::{Admitted, Lease, LeaseBackend};
@@ -37,10 +37,13 @@ use crate::netconf::{Backend, NetworkConfig};
 use crate::path_mtu::PathMtus;
 use crate::ping::{Ping, Pings};
 use crate::rule_watch::{RuleWatch, Watched, Whole};
+use crate::store::StoreAddresses;
 use crate::takeover::TakeoverError;
+use crate::ways::{self, Routed, Terms, Ways};
 
 mod preflight;
 
+pub use crate::ways::{Reached, Way};
 pub use preflight::preflight;
 
 /// The smallest MTU that IPv4 allows a link to have (RFC 791): with less there is no overlay.
@@ -118,6 +121,26 @@ impl Plan {
         Ok(())
     }
 
+    /// Whether its subnet can be this node's, and is not where the host itself is.
+    ///
+    /// # Errors
+    /// It is; or the kernel cannot be asked.
+    pub async fn check_subnet(&self, stores: &StoreAddresses) -> Result<(), NodeError> {
+        let holdings = holdings::look(self.viewpoint(&stores.now())).await?;
+        holdings.refusal(self.subnet).map_or(Ok(()), |obstacle| Err(NodeError::Subnet(obstacle)))
+    }
+
+    /// From where it looks at what there is of the host's.
+    fn viewpoint<'a>(&'a self, stores: &'a BTreeSet<Ipv4Addr>) -> Viewpoint<'a> {
+        Viewpoint {
+            network: self.config.network,
+            own: Some(self.subnet),
+            device: self.config.backend.tunnel_device(),
+            underlay: &self.underlay.name,
+            stores,
+        }
+    }
+
     /// What this host's kernel is to be brought to for it.
     #[must_use]
     pub fn desired(&self, options: &NodeOptions) -> Desired {
@@ -172,6 +195,8 @@ pub struct NodeOptions {
     pub confinement: Confinement,
     /// How they stand among the other threads of the host.
     pub priority: Priority,
+    /// Where the leases are, which the overlay must leave in reach.
+    pub stores: StoreAddresses,
 }
 
 /// A node could not be built.
@@ -207,6 +232,9 @@ pub enum NodeError {
         /// What the interface has.
         address: Ipv4Addr,
     },
+    /// The lease is for what the host has itself.
+    #[error("{0}")]
+    Subnet(Obstacle),
 }
 
 impl NodeError {
@@ -233,47 +261,19 @@ impl NodeError {
     }
 }
 
-/// Which way packets to a peer's pods go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Way {
-    /// Through the tunnel.
-    Tunnel,
-    /// As they are, by a route of their own.
-    Direct,
-    /// Nowhere, as far as we are concerned.
-    None,
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tunnel => "tunnel",
-            Self::Direct => "direct",
-            Self::None => "none",
-        })
-    }
-}
-
-/// Another node, and the way to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reached {
-    /// Its lease.
-    pub lease: Lease,
-    /// How its pods are reached.
-    pub way: Way,
-    /// Why they are not reached as they should be.
-    pub problem: Option<String>,
-}
-
 /// A running node.
 pub struct Node {
     plan: Plan,
     desired: Desired,
     tunnel: Option<Tunnel>,
     rules: RuleWatch,
+    stores: StoreAddresses,
+    surveyor: Surveyor,
     /// For the control socket, too, which asks at any time.
     peers: Mutex<Vec<Reached>>,
+    routed: Mutex<Option<Routed>>,
+    /// Its routes: what is missing of them has been taken away.
+    wanted: Mutex<HashSet<OwnRoute>>,
 }
 
 /// The part of a node that encapsulates: a device and its workers.
@@ -288,6 +288,8 @@ pub struct Tunnel {
     pub offloads: Arc<Offloads>,
     table: SharedTable,
     forwarder: Forwarder,
+    /// Whether super-packets leave whole by a TAP, or have done.
+    has_tap: bool,
     next_hops: Option<NextHops>,
     /// Why there are no rings, if there were to be.
     pub without_port: Option<String>,
@@ -366,19 +368,23 @@ impl Node {
             }
             None => None,
         };
-        if plan.config.backend == Backend::HostGw
-            && let Some(what) = link::enable_forwarding()?
-        {
-            info!(what, "the host is prepared");
+        if plan.config.backend != Backend::Alloc {
+            for what in forwarding::apply(&desired).await? {
+                info!(what, "the host is prepared");
+            }
         }
         let rules = RuleWatch::start(watched(&plan, &desired, tunnel.as_ref()));
-        let node = Self { plan, desired, tunnel, rules, peers: Mutex::default() };
-        if !node.plan.config.backend.routes_directly() {
-            // Those of an earlier life with another backend.
-            routes::sync(node.plan.config.network, node.tunnel.is_some(), &[]).await?;
-        }
-        blackhole::remove(node.desired.network, Some(node.desired.pod_subnet)).await?;
-        blackhole::apply(&node.desired).await?;
+        let node = Self {
+            plan,
+            desired,
+            tunnel,
+            rules,
+            stores: options.stores.clone(),
+            surveyor: Surveyor::default(),
+            peers: Mutex::default(),
+            routed: Mutex::default(),
+            wanted: Mutex::default(),
+        };
         node.publish(leases).await?;
         Ok(node)
     }
@@ -428,17 +434,23 @@ impl Node {
     /// The other nodes.
     #[must_use]
     pub fn peers(&self) -> Vec<Reached> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.peers).clone()
     }
 
-    /// Puts back all that the kernel has lost of this node: of the device its MTU, address and route, as by
-    /// being set down once; of the routes to other nodes those that are missing, while those that are left
-    /// over go. Also, who is on our link is found out anew. The firewall's rules are the firewall's to sync.
+    /// What of the network leads into the tunnel; `None` without one.
+    #[must_use]
+    pub fn routed(&self) -> Option<Routed> {
+        lock(&self.routed).clone()
+    }
+
+    /// Puts back all that the kernel has lost of this node: of the device its MTU and address, as by being set down
+    /// once; of the routes those that are missing, while those that are left over go. Also, who is on our link, and
+    /// what of the host's is in the network, is found out anew. The firewall's rules are the firewall's to sync.
     /// Returns what was put back, for people.
     ///
     /// # Errors
-    /// The step that the kernel refused; [`HostError::NoDevice`] if the device is gone: then only a new
-    /// node helps.
+    /// The step that the kernel refused; [`HostError::NoDevice`] if the device, or the TAP beside it, is gone: then
+    /// only a new node helps.
     pub async fn sync(&self) -> Result<Vec<String>, HostError> {
         if let Some(Tunnel { offloads, .. }) = &self.tunnel
             && offloads.is_to_be_had(Offload::TunnelGso)
@@ -451,26 +463,39 @@ impl Node {
             offloads.switch_off(Offload::TunnelGso);
         }
         let mut put = match &self.tunnel {
-            Some(tunnel) if link::index_of(&self.desired.device).await? != tunnel.index => {
-                return Err(HostError::NoDevice(self.desired.device.clone()));
-            }
-            Some(_) => configure(&self.desired).await?,
+            Some(tunnel) => self.sync_devices(tunnel).await?,
             None => Vec::new(),
         };
-        if self.plan.config.backend == Backend::HostGw {
-            put.extend(link::enable_forwarding()?);
+        if self.plan.config.backend != Backend::Alloc {
+            put.extend(forwarding::apply(&self.desired).await?);
         }
-        blackhole::apply(&self.desired).await?;
         let leases = self.peers().into_iter().map(|peer| peer.lease).collect();
         put.extend(self.find_ways(leases).await?);
         Ok(put)
     }
 
-    /// Makes `leases` the peers. The host's own addresses are read anew.
+    async fn sync_devices(&self, tunnel: &Tunnel) -> Result<Vec<String>, HostError> {
+        let device = &self.desired.device;
+        let mut put: Vec<String> = link::rename_back(tunnel.index, device).await?.into_iter().collect();
+        if link::index_of(device).await? != tunnel.index {
+            return Err(HostError::NoDevice(device.clone()));
+        }
+        // Workers whose TAP is gone do without it, and say no more.
+        if tunnel.has_tap
+            && let Some(tap) = self.plan.tap()
+        {
+            link::index_of(&tap).await?;
+        }
+        put.extend(configure(&self.desired).await?);
+        Ok(put)
+    }
+
+    /// Makes `leases` the peers. The host's own addresses are read anew. Returns the routes that have been put back,
+    /// for people.
     ///
     /// # Errors
     /// The host's addresses or routes cannot be read; what was known earlier stays.
-    pub async fn publish(&self, leases: &Admitted) -> Result<(), HostError> {
+    pub async fn publish(&self, leases: &Admitted) -> Result<Vec<String>, HostError> {
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
         let peers = leases.beyond(&addresses);
         if let (Some(tunnel), Some(wire)) = (&self.tunnel, self.plan.wire()) {
@@ -482,77 +507,39 @@ impl Node {
                 next_hops.peers_changed();
             }
         }
-        self.find_ways(peers.to_vec()).await.map(drop)
+        self.find_ways(peers.to_vec()).await
     }
 
-    /// Finds out how each of `leases` is reached, and puts the routes that this takes. Returns those that were
-    /// not there.
+    /// Finds out how each of `leases` is reached, and puts the routes that this takes. Returns those that have been
+    /// put back.
     async fn find_ways(&self, leases: Vec<Lease>) -> Result<Vec<String>, HostError> {
-        let (now, put) = if self.plan.config.backend.routes_directly() {
-            self.route(leases).await?
+        let Plan { config, underlay, .. } = &self.plan;
+        let holdings = match config.backend {
+            Backend::Alloc => Holdings::default(),
+            _ => self.surveyor.look(self.plan.viewpoint(&self.stores.now())).await?,
+        };
+        let on_link = if config.backend.routes_directly() {
+            let nodes: Vec<Ipv4Addr> = leases.iter().map(|lease| lease.attrs.public_ip).collect();
+            Some(routes::on_link(&nodes, underlay.index).await?)
         } else {
-            let way = if self.tunnel.is_some() { Way::Tunnel } else { Way::None };
-            let reached = leases.into_iter().map(|lease| Reached { lease, way, problem: None });
-            (reached.collect(), Vec::new())
+            None
         };
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        tell(&peers, &now);
-        *peers = now;
-        Ok(put)
-    }
-
-    /// Routes to those who are on our link. Through the tunnel the others are reached, if there is one; what
-    /// comes from anybody through it is accepted all the same.
-    async fn route(&self, leases: Vec<Lease>) -> Result<(Vec<Reached>, Vec<String>), HostError> {
-        let Plan { underlay, config, .. } = &self.plan;
-        let nodes: Vec<Ipv4Addr> = leases.iter().map(|lease| lease.attrs.public_ip).collect();
-        let on_link = routes::on_link(&nodes, underlay.index).await?;
-        let wanted: Vec<PeerRoute> = leases
-            .iter()
-            .zip(&on_link)
-            .filter(|(_, on_link)| on_link.is_ok())
-            .map(|(lease, _)| PeerRoute {
-                subnet: lease.subnet,
-                via: lease.attrs.public_ip,
-                device: underlay.index,
-            })
-            .collect();
-        let synced = routes::sync(config.network, self.tunnel.is_some(), &wanted).await?;
-        let mut failed: HashMap<Ipv4Net, String> =
-            synced.failed.into_iter().map(|(route, error)| (route.subnet, error.to_string())).collect();
-
-        let otherwise = if self.tunnel.is_some() { Way::Tunnel } else { Way::None };
-        let reached = |(lease, on_link): (Lease, Result<(), OffLink>)| {
-            let node = lease.attrs.public_ip;
-            let problem = match on_link {
-                Ok(()) => failed.remove(&lease.subnet),
-                Err(_) if otherwise == Way::Tunnel => None,
-                Err(OffLink::Unreachable) => Some(format!("there is no route to {node}")),
-                Err(OffLink::Gateway) => Some(format!(
-                    "{node} is not on the link of {}: host-gw cannot reach it, vxlan could",
-                    underlay.name
-                )),
-            };
-            let way = if on_link.is_ok() && problem.is_none() { Way::Direct } else { otherwise };
-            Reached { lease, way, problem }
+        let terms = Terms {
+            plan: &self.plan,
+            device: self.tunnel.as_ref().map(|tunnel| tunnel.index),
+            blackhole: self.desired.blackhole,
         };
-        Ok((leases.into_iter().zip(on_link).map(reached).collect(), synced.put))
-    }
-}
-
-/// Says which problems have come and gone between `before` and `now`, so that each is said once.
-fn tell(before: &[Reached], now: &[Reached]) {
-    let had: HashMap<Ipv4Net, &str> =
-        before.iter().filter_map(|peer| Some((peer.lease.subnet, peer.problem.as_deref()?))).collect();
-    for peer in now {
-        let (subnet, before) = (peer.lease.subnet, had.get(&peer.lease.subnet).copied());
-        match &peer.problem {
-            Some(problem) if before != Some(problem) => {
-                error!(%subnet, public_ip = %peer.lease.attrs.public_ip, problem, "a node's pods have no direct route");
-            }
-            None if before.is_some() => info!(%subnet, "a node's pods have their direct route now"),
-            _ => {}
-        }
+        let mut ways = Ways::find(terms, holdings, leases, on_link);
+        let before = lock(&self.wanted).clone();
+        let put = ways.put(config.network, &before).await;
+        *lock(&self.wanted) = ways.wanted.drain(..).collect();
+        let mut peers = lock(&self.peers);
+        ways::tell(&peers, &ways.reached);
+        *peers = ways.reached;
+        let mut routed = lock(&self.routed);
+        ways::tell_routed(routed.as_ref(), ways.routed.as_ref());
+        *routed = ways.routed;
+        put
     }
 }
 
@@ -608,6 +595,7 @@ impl Tunnel {
             options.spread_source_ports.unwrap_or(matches!(wire.0, Format::Vxlan { .. }));
         // Until it is known that no rule of the host would see what goes past it.
         offloads.hold(Offload::TunnelGso);
+        let has_tap = !taps.is_empty();
         let pings = Arc::<Pings>::default();
         let (port, without_port) = io::open(options.io, &plan.underlay, listen, inherited).await;
         let next_hops = port.is_some().then(|| NextHops::follow(by(&plan.underlay), table.clone()));
@@ -643,6 +631,7 @@ impl Tunnel {
             offloads,
             table,
             forwarder,
+            has_tap,
             next_hops,
             without_port,
             pings,
@@ -672,6 +661,10 @@ fn watched(plan: &Plan, desired: &Desired, tunnel: Option<&Tunnel>) -> Watched {
             offloads: Arc::clone(&tunnel.offloads),
         }),
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn by(underlay: &Underlay) -> By {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::node::Way;
 use crate::show::{Align, plural, size, table};
+use crate::ways::Routed;
 
 /// The whole state of one daemon at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,6 +66,9 @@ pub struct Status {
     pub drops: Directions<BTreeMap<String, u64>>,
     /// ICMP errors sent to inner senders.
     pub icmp_sent: u64,
+    /// What of the network leads into the device; nothing where there is no tunnel.
+    #[serde(default)]
+    pub routed: Option<Routed>,
     /// Device, routes and rules.
     pub host: HostStatus,
 }
@@ -344,6 +348,9 @@ impl Status {
         for (name, value) in rows {
             let _ = writeln!(out, "{name:<13} {value}");
         }
+        if let Some(routed) = self.routed.as_ref().filter(|routed| !routed.whole) {
+            let _ = writeln!(out, "{:<13} {}", "routed", routed.to_text());
+        }
         if let Some(io) = &self.io {
             let _ = writeln!(out, "{:<13} {}", "wire", io.to_text());
         }
@@ -535,6 +542,7 @@ pub(crate) mod tests {
             },
             drops: Directions { egress: drops(&Totals::default(), &DropReason::EGRESS), ingress },
             icmp_sent: 0,
+            routed: Some(Routed { whole: true, ..Routed::default() }),
             host: HostStatus { restored: 2, problems: vec!["nft: broken".to_owned()] },
         }
     }

@@ -15,11 +15,13 @@ fn what_is_taken_from_the_device_is_put_back() {
     assert!(whole.contains("dev flannel.1 proto 222"), "{whole}");
     for (number, change) in [
         "ip route del 10.1.0.0/16",
-        "ip route replace 10.1.0.0/16 via 192.168.1.1",
         "ip address flush dev flannel.1",
         "ip link set flannel.1 down",
         "ip link set flannel.1 mtu 1300",
         "sysctl -qw net.ipv4.ip_forward=0",
+        "sysctl -qw net.ipv4.conf.flannel/1.forwarding=0",
+        "sysctl -qw net.ipv4.conf.docker0.forwarding=0",
+        "ip link set flannel.1 name elsewhere",
     ]
     .into_iter()
     .enumerate()
@@ -37,6 +39,9 @@ fn what_is_taken_from_the_device_is_put_back() {
         "flannel.1: up",
         "the MTU 1450 (was 1300)",
         "ip_forward",
+        "net.ipv4.conf.flannel.1.forwarding=1",
+        "net.ipv4.conf.docker0.forwarding=1",
+        "the name flannel.1 (was elsewhere)",
     ] {
         let told = log.lines().filter(|line| line.contains("put back") && line.contains(what)).count();
         assert!(told >= 1, "nothing about {what} in:\n{log}");
@@ -191,9 +196,11 @@ fn state(host: &Host) -> String {
         "ip -o -4 address show",
         "ip -o link show type tun",
         "ip -4 route show",
-        "sysctl net.ipv4.ip_forward",
+        "sysctl net.ipv4.ip_forward net.ipv4.conf.flannel/1.forwarding",
+        "sysctl net.ipv4.conf.docker0.forwarding",
     ];
-    let text = looks.map(|line| host.ns.ok(line)).concat();
+    // A device that is away for a moment has no settings.
+    let text = looks.map(|line| String::from_utf8_lossy(&host.ns.run(line).stdout).into_owned()).concat();
     let lines = text.lines().filter(|line| !line.contains("overlay."));
     sorted(lines.map(|line| match line.split_once(": ") {
         Some((number, rest)) if number.parse::<u32>().is_ok() => rest,

@@ -5,7 +5,7 @@ use tracing::{debug, info, warn};
 
 use super::rules::Rules;
 use crate::cleanup;
-use crate::host::{blackhole, firewall, link, routes};
+use crate::host::{firewall, link, routes};
 use crate::netconf::NetworkConfig;
 use crate::node::Plan;
 use crate::socket::path;
@@ -48,12 +48,11 @@ impl Earlier {
             }
             rules.remove(self.device.clone());
         }
-        if self.network != plan.config.network && !in_use {
-            let plain = routes::sync(self.network, false, &[]).await.map(drop);
-            let blackholes = blackhole::remove(self.network, None).await.map(drop);
-            for error in [plain, blackholes].into_iter().filter_map(Result::err) {
-                warn!(%error, network = %self.network, "routes of an earlier run stay behind");
-            }
+        if self.network != plan.config.network
+            && !in_use
+            && let Err(error) = routes::remove(self.network, plan.config.network).await
+        {
+            warn!(%error, network = %self.network, "routes of an earlier run stay behind");
         }
     }
 }

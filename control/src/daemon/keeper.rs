@@ -41,6 +41,7 @@ use crate::reconcile::Reconcile;
 use crate::service_manager;
 use crate::state::SavedState;
 use crate::status::LeaseState;
+use crate::store::StoreAddresses;
 use crate::subnet_file::SubnetFile;
 use crate::takeover;
 
@@ -63,6 +64,8 @@ pub(super) struct Means {
     pub(super) confinement: Confinement,
     /// How they stand among the other threads of the host.
     pub(super) priority: Priority,
+    /// Where the leases are.
+    pub(super) addresses: StoreAddresses,
     pub(super) rules: Rules,
     pub(super) files: Files,
     pub(super) serving: Serving,
@@ -156,7 +159,12 @@ impl Keeper {
         let (failed, failures) = mpsc::unbounded_channel();
         means.problems.note(Part::Node, Some(Problem::of("nothing is forwarded yet")));
         Self {
-            options: options(&means.flags, means.confinement.clone(), means.priority.clone()),
+            options: options(
+                &means.flags,
+                means.confinement.clone(),
+                means.priority.clone(),
+                means.addresses.clone(),
+            ),
             means,
             running: None,
             good: None,
@@ -237,7 +245,11 @@ impl Keeper {
     /// Tells the running node its peers.
     async fn publish(&mut self) {
         let (Some(node), Some((view, _))) = (&self.running, &self.view) else { return };
-        if let Err(error) = node.publish(&view.peers).await {
+        let published = node.publish(&view.peers).await;
+        for what in published.as_ref().into_iter().flatten() {
+            self.means.restored.count(Repaired::Link, what.clone());
+        }
+        if let Err(error) = published {
             self.means.problems.report(Part::Link, Some(of_host(&error)));
         }
     }
@@ -331,6 +343,7 @@ impl Keeper {
     /// Puts a node of `plan` in the place of the one that runs, which runs until the last moment.
     async fn replace(&mut self, plan: Plan) -> Result<(), NodeError> {
         self.preflight(&plan).await?;
+        plan.check_subnet(&self.options.stores).await?;
         takeover::from_flanneld(&plan).await?;
         let before = self.running.as_ref().map(|node| node.plan().clone()).or_else(|| self.good.clone());
         self.tell_replacement(&plan);
@@ -467,13 +480,14 @@ impl Keeper {
         if error.raw_os_error() != Some(EBADFD) {
             return Err(DaemonError::Worker(format!("worker {worker} cannot go on: {error}")));
         }
-        self.device_gone().await;
+        if let Some(node) = &self.running {
+            self.device_gone(node.plan().device()).await;
+        }
         Ok(())
     }
 
-    async fn device_gone(&mut self) {
-        let Some(device) = self.running.as_ref().map(|node| node.plan().device()) else { return };
-        warn!(device, "the overlay device was deleted by somebody else: making it anew");
+    async fn device_gone(&mut self, device: String) {
+        warn!(device, "this device of ours was deleted by somebody else: making it anew");
         self.stop_running().await;
         self.build().await;
         if self.running.is_some() {
@@ -533,7 +547,12 @@ impl Keeper {
     /// What of the host is ours to look after; `None` while nothing is.
     fn interest(&self) -> Option<Interest> {
         let plan = self.running.as_ref()?.plan();
-        Some(Interest { device: plan.device(), underlay: plan.underlay.index, network: plan.config.network })
+        Some(Interest {
+            device: plan.device(),
+            tap: plan.tap(),
+            underlay: plan.underlay.index,
+            network: plan.config.network,
+        })
     }
 
     /// What others have taken away is put back. A lasting problem is told once.
@@ -555,7 +574,7 @@ impl Keeper {
             return;
         }
         match node.sync().await {
-            Err(HostError::NoDevice(_)) => self.device_gone().await,
+            Err(HostError::NoDevice(device)) => self.device_gone(device).await,
             Ok(put) => {
                 self.means.problems.report(Part::Link, None);
                 put.into_iter().for_each(|what| self.means.restored.count(Repaired::Link, what));

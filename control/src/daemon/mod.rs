@@ -31,7 +31,7 @@ use crate::events::Events;
 use crate::flags::{FlagError, Flags, SourceCheckFlag, StoreKind};
 use crate::health::Health;
 use crate::host::link::HostChanges;
-use crate::host::{HostError, Masquerade};
+use crate::host::{HostError, Masquerade, holdings};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
 use crate::lease::{Ground, LeaseBackend};
 use crate::membership::{Membership, MembershipError, Standing, Terms, View};
@@ -44,7 +44,7 @@ use crate::problems::{Part, Problem, Problems};
 use crate::reconcile::Reconcile;
 use crate::service_manager;
 use crate::socket::Facts;
-use crate::store::{DirStore, EtcdStore, LeaseStore, StoreError, is_same_store};
+use crate::store::{DirStore, EtcdStore, LeaseStore, StoreAddresses, StoreError, is_same_store};
 
 mod earlier;
 mod hints;
@@ -193,6 +193,8 @@ impl Daemon {
         tell_underlay(&underlay, "interface chosen");
         let (store, usable) = connect_store(&flags, &meters.store).await?;
         let store_name = store.describe();
+        let addresses = store_addresses(&flags).await;
+        let kept = holdings::kept(&underlay.name, &addresses.now()).await?;
         let facts = Facts {
             started: std::time::Instant::now(),
             store: Arc::clone(&store),
@@ -214,6 +216,7 @@ impl Daemon {
         let membership = Membership::new(store, terms, saved.clone(), out)
             .following(lease_address)
             .reloading(reload)
+            .keeping(kept)
             .asking(ask)
             .telling(stand)
             .measured(meters.clone());
@@ -225,6 +228,7 @@ impl Daemon {
         let keeper = Keeper::new(Means {
             confinement: privileges::confinement(&flags),
             priority: privileges::priority(&flags),
+            addresses,
             rules: Rules::start(problems.clone(), restored.clone()),
             files: Files::start(&flags.subnet_file, &problems),
             inherited: inherit().await,
@@ -375,8 +379,21 @@ fn terms(flags: &Flags, left: &Left, saved: Option<&View>, public_ip: Ipv4Addr) 
     }
 }
 
+/// Where the store that the flags name is on the network.
+pub async fn store_addresses(flags: &Flags) -> StoreAddresses {
+    match &flags.store {
+        StoreKind::Etcd => StoreAddresses::follow(&flags.etcd_endpoints.0).await,
+        StoreKind::Dir(_) => StoreAddresses::default(),
+    }
+}
+
 /// What nodes are made by, as `flags` ask.
-fn options(flags: &Flags, confinement: Confinement, priority: Priority) -> NodeOptions {
+fn options(
+    flags: &Flags,
+    confinement: Confinement,
+    priority: Priority,
+    stores: StoreAddresses,
+) -> NodeOptions {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     NodeOptions {
         masquerade: Masquerade {
@@ -400,6 +417,7 @@ fn options(flags: &Flags, confinement: Confinement, priority: Priority) -> NodeO
         io: flags.io,
         confinement,
         priority,
+        stores,
     }
 }
 

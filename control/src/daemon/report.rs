@@ -214,6 +214,7 @@ impl Shared {
                 egress: drops(&egress, &DropReason::EGRESS),
                 ingress: drops(&ingress, &DropReason::INGRESS),
             },
+            routed: node.routed(),
             icmp_sent: egress.icmp_sent + ingress.icmp_sent,
             host: HostStatus { restored: self.restored.count.load(Relaxed), problems: self.problems.texts() },
         })

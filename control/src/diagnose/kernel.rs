@@ -65,6 +65,12 @@ impl Kernel {
         link.map_or_else(|| format!("device {index}"), |link| link.name.clone())
     }
 
+    /// Each IPv4 address, with its device.
+    pub(super) async fn addresses(&self) -> Result<Vec<(String, Ipv4Addr)>, HostError> {
+        let addresses = self.netlink.addresses().await?;
+        Ok(addresses.into_iter().map(|a| (self.name(a.index), a.address)).collect())
+    }
+
     /// Which way a packet to `dst` goes; one that this host sends itself, or, as `from` says, one with another's
     /// source that comes in by a device. The kernel's word if it goes nowhere.
     pub(super) async fn decide(

@@ -7,9 +7,9 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::kernel::{Decision, Kernel, Neighbour, rp_filter, sysctl};
-use crate::host::HostError;
 use crate::host::firewall::ruleset::{Connection, Device, Packet, Protocol, Ruleset, Way as Hooks};
 use crate::host::firewall::verdict::{self, Findings, Overlay, Traffic};
+use crate::host::{HostError, forwarding};
 use crate::node::Way;
 use crate::status::{BackendStatus, DeviceStatus, PeerStatus, Status};
 
@@ -243,6 +243,15 @@ impl Tracer<'_> {
     async fn forwards(&mut self, from: &str, to: &str) -> bool {
         if sysctl("net/ipv4/ip_forward").as_deref() == Some("0") {
             self.trace.drop("forward", None, "net.ipv4.ip_forward is 0", "sysctl net.ipv4.ip_forward=1");
+            return false;
+        }
+        if !forwarding::is_on(from) {
+            self.trace.drop(
+                "forward",
+                None,
+                format!("net.ipv4.conf.{from}.forwarding is 0: what comes in there stays here"),
+                format!("sysctl net.ipv4.conf.{from}.forwarding=1, and find out who switched it off (systemd-networkd does with IPForward=no)"),
+            );
             return false;
         }
         let way = |from, to| Hooks::Forwarded { from: Device::named(from), to: Device::named(to) };

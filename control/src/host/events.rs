@@ -16,7 +16,7 @@ use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tracing::debug;
 
 use super::HostError;
-use super::link::forwarding_is_on;
+use super::forwarding;
 use super::netlink::destination;
 use crate::privileges::reading;
 
@@ -49,6 +49,8 @@ impl Touched {
 pub struct Interest {
     /// The overlay device's name.
     pub device: String,
+    /// The name of the TAP by which super-packets leave whole, if there is one.
+    pub tap: Option<String>,
     /// The index of the interface to the other nodes.
     pub underlay: u32,
     /// All pods of all nodes: our routes lead there, or into a part of it.
@@ -113,7 +115,7 @@ impl Polled {
 
     /// Looks again: what has changed since the last time.
     pub fn again(&mut self) -> Touched {
-        let forwarding = forwarding_is_on();
+        let forwarding = forwarding::is_on_at_all();
         let tables = self.legacy_tables();
         let touched = Touched { link: self.forwarding && !forwarding, rules: self.tables != tables };
         self.forwarding = forwarding;
@@ -196,7 +198,9 @@ fn routing_touched(datagram: Option<&[u8]>, interest: &Interest) -> Touched {
 fn is_ours(message: &RouteNetlinkMessage, interest: &Interest) -> bool {
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-            link.header.index == interest.underlay || name_of(link) == Some(&interest.device)
+            let name = name_of(link);
+            link.header.index == interest.underlay
+                || name.is_some_and(|name| *name == interest.device || Some(name) == interest.tap.as_ref())
         }
         // With an address the kernel removes routes without a word.
         RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => true,
@@ -351,16 +355,24 @@ mod tests {
             assert_eq!(rules_touched(Some(&whole[..end])), Touched::NOTHING, "{end}");
         }
         assert_eq!(rules_touched(None), Touched::RULES);
-        let interest =
-            Interest { device: String::new(), underlay: 2, network: "10.1.0.0/16".parse().unwrap() };
+        let interest = Interest {
+            device: String::new(),
+            tap: None,
+            underlay: 2,
+            network: "10.1.0.0/16".parse().unwrap(),
+        };
         assert_eq!(routing_touched(None, &interest), Touched::ALL);
         assert_eq!(routing_touched(Some(&whole), &interest), Touched::NOTHING);
     }
 
     #[test]
     fn only_links_and_routes_of_ours_count() {
-        let interest =
-            Interest { device: "flannel.1".to_owned(), underlay: 2, network: "10.1.0.0/16".parse().unwrap() };
+        let interest = Interest {
+            device: "flannel.1".to_owned(),
+            tap: Some("overlay.1".to_owned()),
+            underlay: 2,
+            network: "10.1.0.0/16".parse().unwrap(),
+        };
         let link = |index: u32, name: &str| {
             let mut link = LinkMessage::default();
             link.header.index = index;
@@ -368,6 +380,7 @@ mod tests {
             RouteNetlinkMessage::DelLink(link)
         };
         assert!(is_ours(&link(9, "flannel.1"), &interest));
+        assert!(is_ours(&link(8, "overlay.1"), &interest));
         assert!(is_ours(&link(2, "eth0"), &interest));
         assert!(!is_ours(&link(10, "veth3"), &interest));
         let route = |destination: &str| {

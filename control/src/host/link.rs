@@ -1,4 +1,4 @@
-//! The overlay device's MTU, address and route, and IPv4 forwarding; this host's own addresses, and what changes.
+//! The overlay device's name, MTU and address; this host's own addresses, and what changes.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,8 +7,7 @@ use std::time::Duration;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
-use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
-use rtnetlink::{LinkUnspec, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{LinkUnspec, MulticastGroup};
 use tracing::{debug, info};
 
 use super::changes::{Changes, Payload};
@@ -19,11 +18,10 @@ use super::{Desired, HostError};
 /// from an administrator's. Neither linux/rtnetlink.h (6.1) nor iproute2 (6.1)'s rt_protos gives it to anybody.
 pub const ROUTE_PROTOCOL: u8 = 222;
 
-/// Brings the device, its route and `net.ipv4.ip_forward` to the wanted state. Returns what was not as it
+/// Brings the device to the wanted state. Returns what was not as it
 /// should, for people.
 ///
-/// An IPv4 address on the device other than the wanted /32 is removed, and a route of the same network
-/// and metric that leaves elsewhere is replaced. Other devices, and IPv6, are left alone.
+/// An IPv4 address on the device other than the wanted /32 is removed. Other devices, and IPv6, are left alone.
 ///
 /// # Errors
 /// [`HostError::NoDevice`], or the step that the kernel refused; earlier steps stay done.
@@ -39,8 +37,6 @@ pub async fn apply(desired: &Desired) -> Result<Vec<String>, HostError> {
     let mut put = Vec::new();
     put.extend(bring_up(&netlink, &link, desired).await?);
     put.extend(put_address(&netlink, &link, desired).await?);
-    put.extend(put_route(&netlink, &link, desired).await?);
-    put.extend(enable_forwarding()?);
     Ok(put)
 }
 
@@ -86,6 +82,32 @@ pub async fn index_of(device: &str) -> Result<u32, HostError> {
     let links = Netlink::open()?.links().await?;
     let link = links.into_iter().find(|link| link.name == device);
     link.map(|link| link.index).ok_or_else(|| HostError::NoDevice(device.to_owned()))
+}
+
+/// Gives the device of this index its name back, if somebody has renamed it and nobody else has the name now. Returns
+/// what the name was, for people.
+///
+/// # Errors
+/// [`HostError::Netlink`] if the kernel refuses.
+pub async fn rename_back(index: u32, name: &str) -> Result<Option<String>, HostError> {
+    let netlink = Netlink::open()?;
+    let links = netlink.links().await?;
+    let Some(renamed) = links.iter().find(|link| link.index == index && link.name != name) else {
+        return Ok(None);
+    };
+    if links.iter().any(|link| link.name == name) {
+        return Ok(None);
+    }
+    let action = format!("rename {} to {name}", renamed.name);
+    // Only a device that is down takes another name. Its address stays.
+    for change in [
+        LinkUnspec::new_with_index(index).down().build(),
+        LinkUnspec::new_with_index(index).name(name.to_owned()).build(),
+    ] {
+        let done = netlink.handle.link().set(change).execute().await;
+        done.map_err(|error| refused(action.as_str(), &error))?;
+    }
+    Ok(Some(format!("the name {name} (was {})", renamed.name)))
 }
 
 /// All IPv4 addresses of this network namespace, whatever device has them.
@@ -135,23 +157,8 @@ pub fn loosen_reverse_path(device: &str) -> Result<Option<String>, HostError> {
     Ok(was_other.then(|| format!("net.ipv4.conf.{device}.rp_filter=2")))
 }
 
-/// Has the kernel forward IPv4 packets. Returns what was not so, for people.
-///
-/// # Errors
-/// [`HostError::Sysctl`] if the setting cannot be written.
-pub fn enable_forwarding() -> Result<Option<String>, HostError> {
-    let was_off = set(IP_FORWARD.to_owned(), "1")?;
-    Ok(was_off
-        .then(|| "net.ipv4.ip_forward=1: packets between pods and the overlay are forwarded".to_owned()))
-}
-
-/// Whether this host forwards IPv4 packets. (If the kernel does not tell, [`apply`] will say so.)
-pub(super) fn forwarding_is_on() -> bool {
-    std::fs::read_to_string(IP_FORWARD).is_ok_and(|value| value.trim() == "1")
-}
-
 /// Writes a setting if it is another; returns whether it was.
-fn set(path: String, wanted: &'static str) -> Result<bool, HostError> {
+pub(super) fn set(path: String, wanted: &'static str) -> Result<bool, HostError> {
     let write = || {
         if std::fs::read_to_string(&path)?.trim() == wanted {
             return Ok(false);
@@ -216,41 +223,6 @@ async fn put_address(netlink: &Netlink, link: &Link, desired: &Desired) -> Resul
     Ok(missing.then(|| format!("the address {}/32 of {}", desired.address, desired.device)))
 }
 
-/// Of the routes through the device that carry our mark, those of an earlier network go.
-async fn put_route(netlink: &Netlink, link: &Link, desired: &Desired) -> Result<Option<String>, HostError> {
-    let network = desired.network.trunc();
-    let (wanted, stale): (Vec<_>, Vec<_>) = netlink
-        .routes_of(ROUTE_PROTOCOL)
-        .await?
-        .into_iter()
-        .filter(|route| route.device == Some(link.index))
-        .partition(|route| route.destination == network && route.message.header.scope == RouteScope::Link);
-    for route in stale {
-        let to = route.destination;
-        let action = format!("remove the route {to} through {}", desired.device);
-        info!(device = desired.device, %to, "removing a route of an earlier run");
-        netlink.handle.route().del(route.message).execute().await.map_err(|e| refused(action, &e))?;
-    }
-    if !wanted.is_empty() {
-        return Ok(None);
-    }
-    let route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(network.addr(), network.prefix_len())
-        .output_interface(link.index)
-        .scope(RouteScope::Link)
-        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
-        .build();
-    netlink
-        .handle
-        .route()
-        .add(route)
-        .replace()
-        .execute()
-        .await
-        .map_err(|e| refused(format!("route {network} through {}", desired.device), &e))?;
-    Ok(Some(format!("the route {network} through {}", desired.device)))
-}
-
 fn is_change(payload: &Payload) -> bool {
     matches!(
         payload,
@@ -268,9 +240,6 @@ fn is_change(payload: &Payload) -> bool {
 /// How long a change is left to settle: an address that is replaced is away for a moment, and a device that
 /// is made anew has its address later. Also, however much changes, it is told five times a second at most.
 const SETTLE: Duration = Duration::from_millis(200);
-
-/// Per network namespace, and that of the thread that opens it.
-const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
 #[cfg(test)]
 mod tests {

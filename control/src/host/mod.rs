@@ -1,5 +1,5 @@
-//! What this host's kernel needs so that the overlay works: the device's address and route, routes to nodes
-//! that need no tunnel, forwarding, and the firewall rules. (The device itself is the data plane's.)
+//! What this host's kernel needs so that the overlay works: the device's address, the routes to the other nodes'
+//! pods, forwarding, and the firewall rules. (The device itself is the data plane's.)
 //!
 //! Everything here describes a wanted state and brings the kernel there; doing it again changes nothing.
 //! What is put into the kernel carries our mark (a route protocol id, our own nftables table, our own
@@ -13,14 +13,16 @@ use std::net::Ipv4Addr;
 use clap::ValueEnum;
 use ipnet::Ipv4Net;
 
-pub mod blackhole;
 pub mod docker;
 pub mod events;
 pub mod firewall;
+pub mod forwarding;
+pub mod holdings;
 pub mod ipsec;
 pub mod leftovers;
 pub mod link;
 pub mod nexthop;
+pub mod overlap;
 pub mod policy_routing;
 pub mod routes;
 pub mod rule_events;
@@ -40,7 +42,7 @@ pub struct Desired {
     pub mtu: u32,
     /// The device's only IPv4 address, put as a /32: flannel uses the base of `pod_subnet`.
     pub address: Ipv4Addr,
-    /// All pods of all nodes, flannel's `Network`: the destination of the route through the device.
+    /// All pods of all nodes, flannel's `Network`.
     pub network: Ipv4Net,
     /// This node's pods, inside `network`.
     pub pod_subnet: Ipv4Net,

@@ -273,6 +273,8 @@ pub(crate) struct Route {
     pub(crate) protocol: RouteProtocol,
     /// Not a blackhole or the like.
     pub(crate) unicast: bool,
+    /// The gateways of all its hops.
+    pub(crate) gateways: Vec<Ipv4Addr>,
     /// As the kernel gave it: what a delete request wants to see again.
     pub(crate) message: RouteMessage,
 }
@@ -281,19 +283,23 @@ impl Route {
     fn from_message(message: RouteMessage) -> Option<Self> {
         let mut base = Ipv4Addr::UNSPECIFIED;
         let mut table = u32::from(message.header.table);
-        let (mut metric, mut device, mut gateway) = (0, None, None);
+        let (mut metric, mut device, mut gateway, mut gateways) = (0, None, None, Vec::new());
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(address)) => base = *address,
                 RouteAttribute::Priority(priority) => metric = *priority,
                 RouteAttribute::Oif(index) => device = Some(*index),
                 RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
-                RouteAttribute::MultiPath(hops) => device = hops.first().map(|hop| hop.interface_index),
+                RouteAttribute::MultiPath(hops) => {
+                    device = hops.first().map(|hop| hop.interface_index);
+                    gateways.extend(hops.iter().flat_map(|hop| &hop.attributes).filter_map(gateway_in));
+                }
                 RouteAttribute::Table(id) => table = *id,
                 _ => {}
             }
         }
         let destination = Ipv4Net::new(base, message.header.destination_prefix_length).ok()?;
+        gateways.extend(gateway);
         let (protocol, unicast) = (message.header.protocol, message.header.kind == RouteType::Unicast);
         (table == MAIN_TABLE).then_some(Self {
             destination,
@@ -302,8 +308,16 @@ impl Route {
             metric,
             protocol,
             unicast,
+            gateways,
             message,
         })
+    }
+}
+
+fn gateway_in(attribute: &RouteAttribute) -> Option<Ipv4Addr> {
+    match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
     }
 }
 

@@ -1,38 +1,62 @@
-//! Plain routes to the pods of nodes on our own link: the node's public address is the gateway.
+//! Our routes: into the overlay's device, by plain ways to the nodes on our own link, and those that end here.
 //!
-//! They lie inside the network, carry our protocol, and of all routes that do, only the wanted ones stay.
-//! Several daemons of one host tell their routes apart by their networks.
+//! They lie inside the network and carry our protocol, and of all routes that do, only the wanted ones stay. Several
+//! daemons of one host tell their routes apart by their networks. A route of somebody else is never replaced: ours is
+//! added beside it or not at all, and a bent one of ours goes when the right one stands behind it.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
+use futures::StreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 use tracing::info;
 
 use super::HostError;
 use super::link::ROUTE_PROTOCOL;
 use super::netlink::{Netlink, Route, refused};
 
-/// A route to one node's pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerRoute {
-    /// The node's subnet.
-    pub subnet: Ipv4Net,
-    /// Its public address.
-    pub via: Ipv4Addr,
-    /// The device of the link that both are on.
-    pub device: u32,
+/// A route of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OwnRoute {
+    /// Where to.
+    pub to: Ipv4Net,
+    /// By which way.
+    pub leads: Leads,
+}
+
+/// Where a route of ours leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Leads {
+    /// Into the overlay's device.
+    Into(u32),
+    /// To a node on our own link: as flanneld's do, whose place it takes.
+    Via {
+        /// The node's public address.
+        gateway: Ipv4Addr,
+        /// The device of the link that both are on.
+        device: u32,
+    },
+    /// Nowhere, and the sender is told; after every other route to the same destination.
+    Unreachable,
+    /// Nowhere, and nobody is told: flannel's `--ip-blackhole-route`. flannel (0.28, `main.go`, `pkg/ip/iface.go`) puts
+    /// it with metric 0, where it would come before a bridge's own if that is made later, and cut off its containers.
+    /// Ours comes after every other, too.
+    Blackhole,
 }
 
 /// What became of the wanted routes.
 #[derive(Debug, Default)]
 pub struct Synced {
-    /// Those that were missing or bent and are in place now, for people.
-    pub put: Vec<String>,
+    /// Those that were missing or bent and are in place now.
+    pub put: Vec<OwnRoute>,
     /// Those that could not be put, each with the reason.
-    pub failed: Vec<(PeerRoute, HostError)>,
+    pub failed: HashMap<Ipv4Net, HostError>,
 }
 
 /// Why a node's pods have no plain route.
@@ -99,79 +123,181 @@ pub async fn within(network: Ipv4Net) -> Result<Vec<Seen>, HostError> {
     Ok(netlink.routes().await?.into_iter().filter(concerns).map(seen).collect())
 }
 
-/// Makes `wanted` the only routes of ours inside `network`; with a `tunnel`, the route to all of `network`,
-/// which its device has, stays too. First what is missing is put, then what is left over goes. A route of
-/// somebody else stays; one that says the same becomes ours, as when flanneld made it.
+/// Makes `wanted` the only routes of ours inside `network`. First what is missing is put, in this order, then what is
+/// left over goes. A route of somebody else stays, but for one that says what ours to a node says, where flanneld
+/// would have made it: ours takes its place.
 ///
 /// # Errors
 /// [`HostError`] if the kernel cannot be asked, or refuses to give up a route.
-pub async fn sync(network: Ipv4Net, tunnel: bool, wanted: &[PeerRoute]) -> Result<Synced, HostError> {
+pub async fn sync(network: Ipv4Net, wanted: &[OwnRoute]) -> Result<Synced, HostError> {
     let netlink = Netlink::open()?;
-    let there = netlink.routes().await?;
-    // The kernel keeps one route for each destination and metric; ours have the metric 0.
-    let before: HashMap<Ipv4Net, &Route> =
-        there.iter().filter(|route| route.metric == 0).map(|route| (route.destination, route)).collect();
+    let ours = |route: &Route| network.contains(&route.destination);
+    let mut before: HashMap<(Ipv4Net, u32), Vec<Route>> = HashMap::new();
+    for route in netlink.routes_of(ROUTE_PROTOCOL).await?.into_iter().filter(ours) {
+        before.entry((route.destination, route.metric)).or_default().push(route);
+    }
     let mut synced = Synced::default();
     for route in wanted {
-        match put(&netlink, before.get(&route.subnet).copied(), route).await {
+        let there = before.get(&(route.to, route.metric())).map_or(&[][..], Vec::as_slice);
+        match put(&netlink, there, route).await {
             Ok(false) => {}
-            Ok(true) => synced.put.push(format!("the route {} via {}", route.subnet, route.via)),
-            Err(error) => synced.failed.push((*route, error)),
+            Ok(true) => synced.put.push(*route),
+            Err(error) => _ = synced.failed.insert(route.to, error),
         }
     }
-    let wanted: HashMap<Ipv4Net, &PeerRoute> = wanted.iter().map(|route| (route.subnet, route)).collect();
-    let is_stale = |route: &Route| {
-        is_ours(route)
-            // That of our own subnet is for `blackhole` to keep.
-            && route.unicast
-            && network.contains(&route.destination)
-            && !(tunnel && route.destination == network)
-            && wanted.get(&route.destination).is_none_or(|wanted| !is_at(route, wanted))
-    };
+    let wanted: HashMap<(Ipv4Net, u32), &OwnRoute> =
+        wanted.iter().map(|route| ((route.to, route.metric()), route)).collect();
     let mut refusals = Vec::new();
-    for stale in netlink.routes().await?.into_iter().filter(is_stale) {
-        info!(destination = %stale.destination, gateway = ?stale.gateway, "removing a route of ours that nobody needs any more");
-        let action = format!("remove the route to {}", stale.destination);
-        if let Err(error) = netlink.handle.route().del(stale.message).execute().await {
-            refusals.push(refused(action, &error));
+    for (place, routes) in before {
+        let right = wanted.get(&place);
+        for stale in routes.into_iter().filter(|route| right.is_none_or(|wanted| !wanted.is_at(route))) {
+            info!(destination = %stale.destination, gateway = ?stale.gateway, "removing a route of ours that nobody needs any more");
+            let action = format!("remove the route to {}", stale.destination);
+            match netlink.handle.route().del(stale.message).execute().await {
+                // With its device, or by somebody else.
+                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -ESRCH => {}
+                Err(error) => refusals.push(refused(action, &error)),
+                Ok(()) => {}
+            }
         }
     }
     if refusals.is_empty() { Ok(synced) } else { Err(HostError::Several(refusals)) }
 }
 
-/// Puts `wanted`, where `before` is; returns whether it was another.
-async fn put(netlink: &Netlink, before: Option<&Route>, wanted: &PeerRoute) -> Result<bool, HostError> {
-    let action = format!("route {} via {}", wanted.subnet, wanted.via);
-    let message = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(wanted.subnet.network(), wanted.subnet.prefix_len())
-        .gateway(wanted.via)
-        .output_interface(wanted.device)
-        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
-        .build();
-    let request = netlink.handle.route().add(message);
-    let done = match before {
-        None => request.execute().await,
-        Some(before) if is_ours(before) && is_at(before, wanted) => return Ok(false),
-        Some(before) if is_ours(before) || is_at(before, wanted) => request.replace().execute().await,
-        Some(_) => {
-            let remedy = format!("remove it with 'ip route delete {}', or the node's lease", wanted.subnet);
-            return Err(HostError::Netlink {
-                action,
-                reason: format!("a route that is not ours is in the way: {remedy}"),
-            });
+/// Removes our routes in `network`, but not those in `kept`, which another node of ours has put.
+///
+/// # Errors
+/// [`HostError`] if the kernel cannot be asked, or refuses.
+pub async fn remove(network: Ipv4Net, kept: Ipv4Net) -> Result<(), HostError> {
+    let netlink = Netlink::open()?;
+    let is_meant = |route: &Route| network.contains(&route.destination) && !kept.contains(&route.destination);
+    for route in netlink.routes_of(ROUTE_PROTOCOL).await?.into_iter().filter(is_meant) {
+        let action = format!("remove the route to {}", route.destination);
+        netlink.handle.route().del(route.message).execute().await.map_err(|error| refused(action, &error))?;
+    }
+    Ok(())
+}
+
+/// Puts `wanted`, where `there` are those of ours; returns whether it was missing.
+async fn put(netlink: &Netlink, there: &[Route], wanted: &OwnRoute) -> Result<bool, HostError> {
+    if there.iter().any(|route| wanted.is_at(route)) {
+        return Ok(false);
+    }
+    let added = if there.is_empty() {
+        match add(netlink, wanted.message(), NLM_F_EXCL).await {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -EEXIST => {
+                return displace_flannels(netlink, wanted).await;
+            }
+            added => added,
         }
+    } else {
+        // Behind the bent one, which goes afterwards: so packets have a way at every moment.
+        add(netlink, wanted.message(), NLM_F_APPEND).await
     };
-    done.map(|()| true).map_err(|error| refused(action, &error))
+    added.map(|()| true).map_err(|error| refused(format!("route {}", wanted.describe()), &error))
+}
+
+/// Takes the place of a route that flanneld has left, if that is what stands there. It looks as one that was put with
+/// `ip route add`.
+async fn displace_flannels(netlink: &Netlink, wanted: &OwnRoute) -> Result<bool, HostError> {
+    let at = |route: &Route| route.destination == wanted.to && route.metric == wanted.metric();
+    let others: Vec<Route> = netlink.routes().await?.into_iter().filter(at).collect();
+    let action = format!("route {}", wanted.describe());
+    let [other] = others.as_slice() else {
+        return Err(in_the_way(action, wanted.to));
+    };
+    if let Leads::Into(device) = wanted.leads
+        && other.device == Some(device)
+    {
+        // It leads where ours would, and goes with the device.
+        return Ok(false);
+    }
+    let to_node = matches!(wanted.leads, Leads::Via { .. });
+    if !(to_node && wanted.is_at(other) && other.protocol == RouteProtocol::Boot) {
+        return Err(in_the_way(action, wanted.to));
+    }
+    let added = add(netlink, wanted.message(), NLM_F_APPEND).await;
+    added.map_err(|error| refused(action.as_str(), &error))?;
+    let removed = netlink.handle.route().del(other.message.clone()).execute().await;
+    removed.map(|()| true).map_err(|error| refused(format!("remove flanneld's {action}"), &error))
+}
+
+fn in_the_way(action: String, to: Ipv4Net) -> HostError {
+    let reason = format!(
+        "a route that is not ours is in the way: remove it with 'ip route delete {to}', or the node's lease"
+    );
+    HostError::Netlink { action, reason }
+}
+
+/// Adds a route: with `NLM_F_EXCL` only if there is none to its destination with its metric, with `NLM_F_APPEND`
+/// behind those that there are.
+async fn add(netlink: &Netlink, route: RouteMessage, how: u16) -> Result<(), rtnetlink::Error> {
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(route));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | how;
+    let mut answers = netlink.handle.clone().request(request)?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(rtnetlink::Error::NetlinkError(error));
+        }
+    }
+    Ok(())
+}
+
+impl OwnRoute {
+    fn metric(&self) -> u32 {
+        match self.leads {
+            Leads::Into(_) | Leads::Via { .. } => 0,
+            Leads::Unreachable | Leads::Blackhole => u32::MAX,
+        }
+    }
+
+    /// Whether `route` is where this one would be put, and leads the same way.
+    fn is_at(&self, route: &Route) -> bool {
+        let leads = match self.leads {
+            Leads::Into(device) => {
+                route.unicast
+                    && (route.gateway, route.device) == (None, Some(device))
+                    && route.message.header.scope == RouteScope::Link
+            }
+            Leads::Via { gateway, device } => {
+                route.unicast && (route.gateway, route.device) == (Some(gateway), Some(device))
+            }
+            Leads::Unreachable => route.message.header.kind == RouteType::Unreachable,
+            Leads::Blackhole => route.message.header.kind == RouteType::BlackHole,
+        };
+        leads && (route.destination, route.metric) == (self.to, self.metric())
+    }
+
+    fn message(&self) -> RouteMessage {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(self.to.network(), self.to.prefix_len())
+            .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
+        match self.leads {
+            Leads::Into(device) => route.output_interface(device).scope(RouteScope::Link),
+            Leads::Via { gateway, device } => route.gateway(gateway).output_interface(device),
+            Leads::Unreachable => route.kind(RouteType::Unreachable).priority(self.metric()),
+            Leads::Blackhole => route.kind(RouteType::BlackHole).priority(self.metric()),
+        }
+        .build()
+    }
+
+    /// For people, behind "the route".
+    pub fn describe(&self) -> String {
+        let to = self.to;
+        match self.leads {
+            Leads::Into(_) => format!("{to} into the overlay"),
+            Leads::Via { gateway, .. } => format!("{to} via {gateway}"),
+            Leads::Unreachable => format!("to {to}, which ends here (unreachable)"),
+            Leads::Blackhole => format!("to {to}, which ends here (blackhole)"),
+        }
+    }
 }
 
 fn is_ours(route: &Route) -> bool {
     route.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
 }
 
-/// Whether `route` is where `wanted` would be put, and leads the same way.
-fn is_at(route: &Route, wanted: &PeerRoute) -> bool {
-    route.destination == wanted.subnet
-        && route.metric == 0
-        && route.gateway == Some(wanted.via)
-        && route.device == Some(wanted.device)
-}
+const EEXIST: i32 = 17;
+const ESRCH: i32 = 3;

@@ -2,7 +2,7 @@
 //! and whoever loses that race lists again and chooses again.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -26,7 +26,7 @@ pub enum Choice {
 /// Every subnet from SubnetMin to SubnetMax overlaps a lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "no subnet is free: all {taken} of length /{subnet_len} from {subnet_min} to {subnet_max} are taken (leases: {leases}, keys without expiry: {reservations}, keys that cannot be read: {garbage}): delete those of nodes that are gone, or widen the network's limits"
+    "no subnet is free: all {taken} of length /{subnet_len} from {subnet_min} to {subnet_max} are taken (leases: {leases}, keys without expiry: {reservations}, keys that cannot be read: {garbage}): delete those of nodes that are gone, or widen the network's limits{}", of_this_host(.kept)
 )]
 pub struct NetworkFull {
     /// How many subnets there are between the limits, all of them taken.
@@ -43,18 +43,33 @@ pub struct NetworkFull {
     pub subnet_min: Ipv4Addr,
     /// The last of them.
     pub subnet_max: Ipv4Addr,
+    /// What is between the limits of this host's own, whose subnets it cannot have.
+    pub kept: Vec<Ipv4Addr>,
+}
+
+fn of_this_host(kept: &[Ipv4Addr]) -> String {
+    if kept.is_empty() {
+        return String::new();
+    }
+    let kept: Vec<String> = kept.iter().map(ToString::to_string).collect();
+    format!(
+        "; a subnet with {} in it would take that from this host: set SubnetMin and SubnetMax where no hosts are, or another Network",
+        kept.join(" or ")
+    )
 }
 
 /// Chooses as flannel does: (1) a lease with our PublicIP that fits the configuration, (2) the
 /// `previous` subnet if it fits and is free, (3) a random one of the first 100 that are free.
 /// Of several in (1), one whose addresses nobody else has comes first, then a reservation, then the previous
 /// subnet, then the lowest. A key whose value is unusable is ours if its PublicIP is, or if it has none and names
-/// the previous subnet. What leases that the gate refuses claim is avoided for as long as there is anything else.
+/// the previous subnet. What leases that the gate refuses claim, and where other nodes are, is avoided for as long as
+/// there is anything else. What has one of `kept` in it, this host's own addresses, is no pods' at all.
 pub fn choose(
     config: &NetworkConfig,
     leases: &LeaseSet,
     public_ip: Ipv4Addr,
     previous: Option<Ipv4Net>,
+    kept: &BTreeSet<Ipv4Addr>,
     rng: &mut impl Rng,
 ) -> Result<Choice, NetworkFull> {
     let judgement = Ground { config, own: None, public_ip }.judge(leases);
@@ -64,7 +79,10 @@ pub fn choose(
         Some(owner) => owner == public_ip,
         None => Some(entry.subnet) == previous,
     });
-    let ours = readable.chain(garbage).filter(|entry| config.fits(entry.subnet)).max_by_key(|entry| {
+    let is_fit = |subnet: Ipv4Net| {
+        config.fits(subnet) && kept.range(subnet.network()..=subnet.broadcast()).next().is_none()
+    };
+    let ours = readable.chain(garbage).filter(|entry| is_fit(entry.subnet)).max_by_key(|entry| {
         let is_held = !refused.contains(entry.key.as_str());
         (is_held, entry.expiry.is_none(), Some(entry.subnet) == previous, Reverse(entry.subnet))
     });
@@ -76,18 +94,21 @@ pub fn choose(
     let named = leases.subnets().filter(|subnet| config.fits(*subnet));
     let taken: Vec<Ipv4Net> = judgement.held.iter().copied().chain(named).collect();
     let is_free = |subnet: Ipv4Net| !taken.iter().any(|other| overlap(subnet, *other));
-    if let Some(subnet) = previous.filter(|subnet| config.fits(*subnet) && is_free(*subnet)) {
+    if let Some(subnet) = previous.filter(|subnet| is_fit(*subnet) && is_free(*subnet)) {
         return Ok(Choice::Previous(subnet));
     }
 
     let claimed =
         leases.subnets().filter(|subnet| config.network.contains(subnet) && *subnet != config.network);
-    let free_of = |mut taken: Taken| -> Vec<Ipv4Net> {
+    let nodes = leases.iter().map(|known| Ipv4Net::from(known.attrs.public_ip));
+    let free_of = |subnets: Vec<Ipv4Net>| -> Vec<Ipv4Net> {
+        let mut taken =
+            Taken::new(subnets.into_iter().chain(kept.iter().copied().map(Ipv4Net::from)).collect());
         config.subnets().filter(|subnet| taken.is_free(*subnet)).take(CANDIDATES).collect()
     };
-    let mut candidates = free_of(Taken::new(claimed.collect()));
+    let mut candidates = free_of(claimed.chain(nodes).collect());
     if candidates.is_empty() {
-        candidates = free_of(Taken::new(taken));
+        candidates = free_of(taken);
     }
     if candidates.is_empty() {
         return Err(NetworkFull {
@@ -98,6 +119,7 @@ pub fn choose(
             subnet_len: config.subnet_len,
             subnet_min: config.subnet_min,
             subnet_max: config.subnet_max,
+            kept: kept.range(config.pods().0..=config.pods().1).copied().collect(),
         });
     }
     Ok(Choice::Free(candidates[rng.random_range(0..candidates.len())]))
@@ -179,7 +201,7 @@ mod tests {
     }
 
     fn pick(config: &NetworkConfig, set: &LeaseSet, previous: Option<&str>) -> Result<Choice, NetworkFull> {
-        choose(config, set, IP, previous.map(net), &mut StdRng::seed_from_u64(1))
+        choose(config, set, IP, previous.map(net), &BTreeSet::new(), &mut StdRng::seed_from_u64(1))
     }
 
     fn ours(choice: Choice) -> Ipv4Net {
@@ -260,6 +282,28 @@ mod tests {
     }
 
     #[test]
+    fn a_subnet_with_the_host_in_it_is_no_choice_and_one_with_a_node_the_last() {
+        let config = config("192.168.0.0/28", 30);
+        let kept = BTreeSet::from([Ipv4Addr::new(192, 168, 0, 6), Ipv4Addr::new(192, 168, 9, 1)]);
+        let node = ("192.168.0.12/30", "192.168.0.9", Some(7));
+        let choice = |leases: &[_], previous: &str| {
+            choose(&config, &set(leases), IP, Some(net(previous)), &kept, &mut StdRng::seed_from_u64(1))
+        };
+        assert_eq!(choice(&[], "192.168.0.8/30"), Ok(Choice::Previous(net("192.168.0.8/30"))));
+        for _ in 0..20 {
+            assert_ne!(choice(&[], "192.168.0.4/30"), Ok(Choice::Free(net("192.168.0.4/30"))));
+        }
+        let own = ("192.168.0.4/30", "192.168.1.12", None);
+        assert_ne!(choice(&[own], "192.168.0.4/30"), Ok(Choice::Free(net("192.168.0.4/30"))));
+        // Only where a node is, there is something left.
+        assert_eq!(choice(&[node], "192.168.0.4/30"), Ok(Choice::Free(net("192.168.0.8/30"))));
+        let other = ("192.168.0.8/30", "192.168.1.13", Some(7));
+        let full = choice(&[node, other], "192.168.0.4/30").unwrap_err();
+        assert_eq!(full.kept, [Ipv4Addr::new(192, 168, 0, 6)]);
+        assert!(full.to_string().contains("192.168.0.6 in it would take that from this host"), "{full}");
+    }
+
+    #[test]
     fn a_garbage_value_still_takes_its_subnet() {
         let mut set = LeaseSet::default();
         for subnet in ["10.1.0.4/30", "10.1.0.8/30"] {
@@ -267,7 +311,7 @@ mod tests {
         }
         let config = config("10.1.0.0/28", 30);
         for seed in 0..20 {
-            let choice = choose(&config, &set, IP, None, &mut StdRng::seed_from_u64(seed));
+            let choice = choose(&config, &set, IP, None, &BTreeSet::new(), &mut StdRng::seed_from_u64(seed));
             assert_eq!(choice, Ok(Choice::Free(net("10.1.0.12/30"))));
         }
     }
@@ -311,7 +355,7 @@ mod tests {
                 .subnets()
                 .filter(|subnet| !held.iter().any(|other| overlap(*subnet, *other)))
                 .collect();
-            match choose(&config, &set, IP, None, &mut StdRng::seed_from_u64(seed)) {
+            match choose(&config, &set, IP, None, &BTreeSet::new(), &mut StdRng::seed_from_u64(seed)) {
                 Ok(Choice::Free(subnet)) => prop_assert!(free.contains(&subnet)),
                 Ok(other) => prop_assert!(false, "{:?}", other),
                 Err(full) => {

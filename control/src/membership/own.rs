@@ -64,13 +64,13 @@ impl Membership {
         let held = self.held.as_ref().map(|held| held.entry.subnet);
         let previous = previous.filter(|subnet| config.fits(*subnet)).or(held);
         if misfits.is_empty() {
-            return choose(config, &self.leases, public_ip, previous, &mut rand::rng());
+            return choose(config, &self.leases, public_ip, previous, &self.kept, &mut rand::rng());
         }
         let mut others = self.leases.clone();
         for key in misfits {
             others.apply_event(&Event::Delete(key));
         }
-        choose(config, &others, public_ip, previous, &mut rand::rng())
+        choose(config, &others, public_ip, previous, &self.kept, &mut rand::rng())
     }
 
     /// Takes a lease as `config` wants it. What was held until then is held until this is.

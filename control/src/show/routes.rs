@@ -58,12 +58,20 @@ impl Routes {
             state: if ours { RouteState::Ours } else { RouteState::Foreign },
         };
         let mut all: Vec<Route> = seen.into_iter().map(route).collect();
-        let tunnel = node.tunnel().map(|_| (network, None, plan.device()));
-        let direct = node.peers().into_iter().filter(|peer| peer.way == Way::Direct);
-        let direct = direct
-            .map(|peer| (peer.lease.subnet, Some(peer.lease.attrs.public_ip), plan.underlay.name.clone()));
-        for (destination, via, device) in tunnel.into_iter().chain(direct) {
-            let device = Some(device);
+        let routed = node.routed();
+        let whole = routed.as_ref().is_some_and(|routed| routed.whole);
+        let ends = routed.into_iter().flat_map(|routed| routed.rejected).map(|to| (to, None, None));
+        let one_for_all = whole.then(|| (network, None, Some(plan.device())));
+        let peers = node.peers();
+        let to_peers = peers.into_iter().filter_map(|peer| match peer.way {
+            Way::Direct => {
+                let via = peer.lease.attrs.public_ip;
+                Some((peer.lease.subnet, Some(via), Some(plan.underlay.name.clone())))
+            }
+            Way::Tunnel if !whole => Some((peer.lease.subnet, None, Some(plan.device()))),
+            Way::Tunnel | Way::None => None,
+        });
+        for (destination, via, device) in one_for_all.into_iter().chain(ends).chain(to_peers) {
             if all.iter().all(|route| (route.destination, &route.device) != (destination, &device)) {
                 all.push(Route { destination, via, device, metric: 0, state: RouteState::Missing });
             }

@@ -9,10 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 
+mod addresses;
 mod dir;
 mod etcd;
 mod identity;
 
+pub use addresses::StoreAddresses;
 pub use dir::DirStore;
 pub use etcd::{Access, EtcdStore, IdentityFiles, Password, User};
 pub use identity::is_same_store;

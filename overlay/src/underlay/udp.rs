@@ -189,7 +189,7 @@ fn bind_as(
     bind().map_err(|source: io::Error| SetupError {
         call: "bind the UDP port",
         object: address.to_string(),
-        remedy: remedy(&source),
+        remedy: remedy(address.port(), &source),
         source,
     })
 }
@@ -218,8 +218,12 @@ fn is_taken(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EADDRINUSE)
 }
 
-fn remedy(error: &io::Error) -> &'static str {
+fn remedy(port: u16, error: &io::Error) -> &'static str {
     match error.raw_os_error() {
+        // Of no particular port.
+        Some(libc::EADDRINUSE) if port == 0 => {
+            "no port is left: widen net.ipv4.ip_local_port_range, or start with --source-port-spread=off"
+        }
         Some(libc::EADDRINUSE) => {
             "the port is taken: see 'ss -ulnp', or 'ip -d link show type vxlan' for a kernel VXLAN device"
         }

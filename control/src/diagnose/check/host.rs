@@ -1,23 +1,29 @@
 //! The kernel's part of a check, with a daemon running.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::Finding;
+use super::{Finding, Level};
 use crate::diagnose::kernel::{Kernel, rp_filter, sysctl};
-use crate::host::HostError;
 use crate::host::docker::{self, Bridge, DOCKERS};
 use crate::host::firewall::ruleset::Ruleset;
 use crate::host::firewall::verdict::{self, Findings, Overlay, Traffic};
+use crate::host::{HostError, forwarding};
 use crate::node::Way;
-use crate::status::{DeviceStatus, Status};
+use crate::status::{BackendStatus, DeviceStatus, Status};
 
 pub(super) async fn findings(status: &Status) -> Result<Vec<Finding>, HostError> {
     let kernel = Kernel::open().await?;
     let mut findings = Vec::new();
     findings.extend(device(status, &kernel));
-    findings.extend(forwarding(status, &kernel).await?);
+    let off = switched_off(status, &kernel).await?;
+    let stay = off.iter().any(|finding| finding.level == Level::Error);
+    findings.extend(off);
+    if !stay {
+        findings.extend(between_pods(status, &kernel).await?);
+    }
     findings.push(bridge(status).await?);
     findings.extend(reverse_path(status, &kernel));
     Ok(findings)
@@ -39,8 +45,48 @@ fn device(status: &Status, kernel: &Kernel) -> Option<Finding> {
     })
 }
 
+/// The devices by which pods' packets come in and go no further.
+async fn switched_off(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, HostError> {
+    let Status { lease, device, backend, .. } = status;
+    let overlay = device.as_ref().map(|device| device.name.clone());
+    let addresses = kernel.addresses().await?;
+    let holds = |wanted: &dyn Fn(&Ipv4Addr) -> bool| -> Vec<String> {
+        let those = addresses.iter().filter(|(_, address)| wanted(address));
+        those.map(|(device, _)| device.clone()).collect()
+    };
+    let bridges = holds(&|address| lease.subnet.contains(address));
+    let underlay = holds(&|address| *address == lease.public_ip);
+    let direct = match backend {
+        BackendStatus::HostGw { .. } => true,
+        BackendStatus::Vxlan { direct_routing, .. } => *direct_routing,
+        BackendStatus::Udp { .. } | BackendStatus::Alloc => false,
+    };
+    let remedy = |device: &str| {
+        format!(
+            "sysctl net.ipv4.conf.{device}.forwarding=1, and find out who switched it off (systemd-networkd does with IPForward=no)"
+        )
+    };
+    let mut findings = Vec::new();
+    for name in overlay.into_iter().chain(bridges).collect::<BTreeSet<String>>() {
+        if !forwarding::is_on(&name) {
+            let text = format!("net.ipv4.conf.{name}.forwarding is 0: what comes in there reaches no pods");
+            findings.push(Finding::error("forwarding", text, remedy(&name)));
+        }
+    }
+    for name in underlay.iter().filter(|name| !forwarding::is_on(name)) {
+        let text =
+            format!("net.ipv4.conf.{name}.forwarding is 0: what comes in there for pods does not reach them");
+        findings.push(if direct {
+            Finding::error("forwarding", text, remedy(name))
+        } else {
+            Finding::warning("forwarding", text, remedy(name))
+        });
+    }
+    Ok(findings)
+}
+
 /// Whether packets pass between the pods here and those of others, and the tunnel's between the nodes.
-async fn forwarding(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, HostError> {
+async fn between_pods(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, HostError> {
     if sysctl("net/ipv4/ip_forward").as_deref() != Some("1") {
         let remedy =
             "sysctl net.ipv4.ip_forward=1, and find out who switched it off: overlayd switches it on";
@@ -214,7 +260,6 @@ const RESTART: &str = "systemctl restart docker, so that it takes --bip and --mt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnose::check::Level;
     use crate::host::firewall::verdict::Refusal;
 
     #[test]

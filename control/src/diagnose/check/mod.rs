@@ -5,6 +5,7 @@
 
 mod absent;
 mod host;
+mod network;
 mod peers;
 mod preflight;
 
@@ -101,6 +102,7 @@ impl Report {
 /// The kernel cannot be asked.
 pub async fn running(status: &Status, socket: &Path) -> Result<Report, HostError> {
     let mut findings = daemon(status);
+    findings.extend(status.routed.as_ref().map(|routed| network::finding(status.network, routed)));
     findings.extend(host::findings(status).await?);
     findings.extend(peers::findings(status, socket).await?);
     findings.push(clock());

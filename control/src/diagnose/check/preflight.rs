@@ -1,18 +1,23 @@
 //! A check before the first start: whether a daemon with these flags would find what it needs.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
 use overlay::underlay::udp;
 
-use super::Finding;
-use crate::daemon::connect_store;
+use super::{Finding, network};
+use crate::daemon::{connect_store, store_addresses};
 use crate::diagnose::kernel::Kernel;
 use crate::flags::Flags;
 use crate::host::HostError;
+use crate::host::holdings::{self, Viewpoint};
+use crate::host::overlap::Need;
 use crate::iface::{self, Underlay};
+use crate::lease::LeaseAttrs;
 use crate::metrics::StoreMeter;
 use crate::netconf::{Backend, NetworkConfig};
+use crate::subnet_file::Previous;
+use crate::ways::{claim, routed};
 
 pub(super) async fn findings(flags: &Flags) -> Result<Vec<Finding>, HostError> {
     let mut findings = vec![tun(), programs()];
@@ -33,10 +38,40 @@ pub(super) async fn findings(flags: &Flags) -> Result<Vec<Finding>, HostError> {
     };
     let (store, config) = store(flags).await;
     findings.extend(store);
-    if let (Some(config), Some(underlay)) = (config, underlay) {
+    if let (Some((config, nodes)), Some(underlay)) = (config, underlay) {
+        findings.extend(meetings(flags, &config, &underlay, &nodes).await?);
         findings.extend(port(&config, &underlay).await?);
     }
     Ok(findings)
+}
+
+/// Whether the network, or the subnet that this node had, is where something of the host's is.
+async fn meetings(
+    flags: &Flags,
+    config: &NetworkConfig,
+    underlay: &Underlay,
+    nodes: &[Ipv4Addr],
+) -> Result<Vec<Finding>, HostError> {
+    let Some(device) = config.backend.tunnel_device() else { return Ok(Vec::new()) };
+    let own = Previous::read(&flags.subnet_file).ok().and_then(|previous| previous.subnet);
+    let own = own.filter(|own| config.fits(*own));
+    let stores = store_addresses(flags).await.now();
+    let viewpoint = Viewpoint {
+        network: config.network,
+        own,
+        device: Some(device),
+        underlay: &underlay.name,
+        stores: &stores,
+    };
+    let mut holdings = holdings::look(viewpoint).await?;
+    for node in nodes.iter().filter(|node| config.network.contains(*node) && **node != underlay.public_ip) {
+        holdings.need(*node, Need::Peer);
+    }
+    let refusal = own.and_then(|own| holdings.refusal(own)).map(|obstacle| {
+        Finding::error("network", obstacle.to_string(), "mend the network configuration in the store")
+    });
+    let found = network::finding(config.network, &routed(&holdings, &claim(config, own)));
+    Ok(refusal.into_iter().chain([found]).collect())
 }
 
 fn tun() -> Finding {
@@ -64,7 +99,8 @@ fn programs() -> Finding {
     }
 }
 
-async fn store(flags: &Flags) -> (Vec<Finding>, Option<NetworkConfig>) {
+/// What the store says: its network configuration, if it is good, and the public addresses of all nodes.
+async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4Addr>)>) {
     let wrong = |error: String, remedy: &str| (vec![Finding::error("store", error, remedy)], None);
     let flags_say = "see --etcd-endpoints, --etcd-prefix, --etcd-cafile and the others; or --store=dir:PATH";
     let store = match connect_store(flags, &StoreMeter::default()).await {
@@ -87,18 +123,19 @@ async fn store(flags: &Flags) -> (Vec<Finding>, Option<NetworkConfig>) {
         Err(error) => return wrong(error.to_string(), flags_say),
     };
     let leases = match store.list().await {
-        Ok(listing) => listing.entries.len(),
+        Ok(listing) => listing.entries,
         Err(error) => {
             return wrong(error.to_string(), "the user needs to read and write all keys below the prefix");
         }
     };
-    let mut findings = vec![Finding::ok("store", format!("{place} answers, {leases} leases"))];
+    let mut findings = vec![Finding::ok("store", format!("{place} answers, {} leases", leases.len()))];
     match NetworkConfig::parse(&text) {
         Ok(config) => {
             let device = config.backend.tunnel_device();
             let device = device.map_or("no device".to_owned(), |device| format!("device {device}"));
             findings.push(Finding::ok("config", format!("network {}, {device}", config.network)));
-            (findings, Some(config))
+            let nodes = leases.iter().filter_map(|entry| LeaseAttrs::public_ip_of(&entry.value)).collect();
+            (findings, Some((config, nodes)))
         }
         Err(error) => {
             findings.push(Finding::error(

@@ -1,0 +1,144 @@
+//! Our routes beside those of others, in a namespace with a real TUN.
+
+mod namespace;
+
+use control::host::routes::{self, Leads, OwnRoute, Synced};
+use namespace::Namespace;
+
+/// `br0` stands for the host's interface, 192.168.7.1/24, with the nodes 192.168.7.2 and .3 on its link.
+fn host() -> Namespace {
+    let host = Namespace::new();
+    host.sh("ip tuntap add mode tun name flannel.1
+         ip link set flannel.1 up
+         ip link add br0 type bridge
+         ip addr add 192.168.7.1/24 dev br0
+         ip link set br0 up");
+    host
+}
+
+fn index(host: &Namespace, device: &str) -> u32 {
+    host.json(&format!("ip -j link show {device}"))[0]["ifindex"].as_u64().unwrap() as u32
+}
+
+fn sync(host: &Namespace, wanted: &[(&str, Leads)]) -> Synced {
+    let route = |(to, leads): &(&str, Leads)| OwnRoute { to: to.parse().unwrap(), leads: *leads };
+    let wanted: Vec<OwnRoute> = wanted.iter().map(route).collect();
+    let network = "10.1.0.0/16".parse().unwrap();
+    host.block_on(move || async move { routes::sync(network, &wanted).await }).unwrap()
+}
+
+/// The routes of `ip route`'s selection, by line, without what the kernel says of the link.
+fn shown(host: &Namespace, selection: &str) -> Vec<String> {
+    let lines = host.sh(&format!("ip route show {selection}"));
+    lines
+        .lines()
+        .map(|line| line.replace("linkdown", "").split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect()
+}
+
+#[test]
+fn all_kinds_are_put_once_in_order_and_the_rest_goes() {
+    let host = host();
+    let (tun, br0) = (index(&host, "flannel.1"), index(&host, "br0"));
+    let node = Leads::Via { gateway: [192, 168, 7, 2].into(), device: br0 };
+    let wanted = [
+        ("10.1.0.0/16", Leads::Unreachable),
+        ("10.1.9.0/24", Leads::Blackhole),
+        ("10.1.8.0/24", Leads::Into(tun)),
+        ("10.1.7.0/24", node),
+    ];
+    host.sh("ip route add 10.1.6.0/24 via 192.168.7.3 proto 222
+         ip route add blackhole 10.1.5.0/24 proto 222 metric 4294967295
+         ip route add blackhole 10.1.4.0/24 proto 222
+         ip route add 10.9.6.0/24 via 192.168.7.3 proto 222
+         ip route add blackhole 10.1.3.0/24");
+    assert_eq!(sync(&host, &wanted).put.len(), 4);
+    let ours = [
+        "unreachable 10.1.0.0/16 proto 222 metric 4294967295",
+        "10.1.7.0/24 via 192.168.7.2 dev br0 proto 222",
+        "10.1.8.0/24 dev flannel.1 proto 222 scope link",
+        "blackhole 10.1.9.0/24 proto 222 metric 4294967295",
+        "10.9.6.0/24 via 192.168.7.3 dev br0 proto 222",
+    ];
+    let all = shown(&host, "table main");
+    for route in ours {
+        assert!(all.iter().any(|line| line == route), "no {route} in {all:?}");
+    }
+    assert_eq!(all.iter().filter(|line| line.contains("proto 222")).count(), ours.len(), "{all:?}");
+    assert!(all.contains(&"blackhole 10.1.3.0/24".to_owned()), "{all:?}");
+
+    assert_eq!(sync(&host, &wanted).put, [], "a second time there is nothing to do");
+    assert_eq!(shown(&host, "table main"), all);
+    sync(&host, &[]);
+    let left = shown(&host, "table main");
+    assert_eq!(left.iter().filter(|line| line.contains("proto 222")).count(), 1, "{left:?}");
+}
+
+#[test]
+fn a_bent_route_is_put_right() {
+    let host = host();
+    let (tun, br0) = (index(&host, "flannel.1"), index(&host, "br0"));
+    host.sh("ip route add 10.1.8.0/24 via 192.168.7.3 proto 222");
+    let into = sync(&host, &[("10.1.8.0/24", Leads::Into(tun))]);
+    assert_eq!(into.put[0].describe(), "10.1.8.0/24 into the overlay");
+    assert_eq!(shown(&host, "10.1.8.0/24"), ["10.1.8.0/24 dev flannel.1 proto 222 scope link"]);
+    let node = Leads::Via { gateway: [192, 168, 7, 2].into(), device: br0 };
+    sync(&host, &[("10.1.8.0/24", node)]);
+    assert_eq!(shown(&host, "10.1.8.0/24"), ["10.1.8.0/24 via 192.168.7.2 dev br0 proto 222"]);
+}
+
+#[test]
+fn what_is_not_ours_stays_whatever_is_wanted() {
+    let host = host();
+    let (tun, br0) = (index(&host, "flannel.1"), index(&host, "br0"));
+    let node = Leads::Via { gateway: [192, 168, 7, 2].into(), device: br0 };
+    host.sh("ip route add 10.1.0.0/16 via 192.168.7.3
+         ip route add 10.1.1.0/24 via 192.168.7.3
+         ip route add 10.1.2.0/24 via 192.168.7.2 proto static
+         ip route add unreachable 10.1.3.0/24 metric 4294967295
+         ip addr add 10.1.4.1/24 dev br0");
+    let before = shown(&host, "table main");
+    let wanted = [
+        ("10.1.0.0/16", Leads::Into(tun)),
+        ("10.1.1.0/24", node),
+        ("10.1.2.0/24", node),
+        ("10.1.3.0/24", Leads::Blackhole),
+        ("10.1.4.0/24", Leads::Into(tun)),
+    ];
+    let synced = sync(&host, &wanted);
+    assert_eq!((synced.put.len(), synced.failed.len()), (0, wanted.len()));
+    for error in synced.failed.values() {
+        assert!(error.to_string().contains("a route that is not ours is in the way"), "{error}");
+    }
+    assert_eq!(shown(&host, "table main"), before);
+    // One that leads into our device goes with it.
+    host.sh("ip route del 10.1.0.0/16 via 192.168.7.3; ip route add 10.1.0.0/16 dev flannel.1");
+    let synced = sync(&host, &wanted[..1]);
+    assert!(synced.put.is_empty() && synced.failed.is_empty(), "{synced:?}");
+}
+
+#[test]
+fn a_route_as_flanneld_leaves_it_becomes_ours() {
+    let host = host();
+    let node = Leads::Via { gateway: [192, 168, 7, 2].into(), device: index(&host, "br0") };
+    host.sh("ip route add 10.1.1.0/24 via 192.168.7.2");
+    assert_eq!(sync(&host, &[("10.1.1.0/24", node)]).put.len(), 1);
+    assert_eq!(shown(&host, "10.1.1.0/24"), ["10.1.1.0/24 via 192.168.7.2 dev br0 proto 222"]);
+}
+
+#[test]
+fn a_bridge_made_before_or_after_comes_before_a_blackhole() {
+    let host = Namespace::new();
+    let bridge = "ip link add docker0 type bridge
+                  ip link set docker0 up
+                  ip addr add 10.1.9.1/24 dev docker0";
+    let way = || host.json("ip -j route get 10.1.9.7")[0]["dev"].as_str().map(str::to_owned);
+    let ends = [("10.1.9.0/24", Leads::Blackhole)];
+    sync(&host, &ends);
+    host.sh("if ip route get 10.1.9.7; then exit 1; fi");
+    host.sh(bridge);
+    assert_eq!(way().as_deref(), Some("docker0"));
+    host.sh("ip route del blackhole 10.1.9.0/24 metric 4294967295");
+    assert_eq!(sync(&host, &ends).put.len(), 1);
+    assert_eq!(way().as_deref(), Some("docker0"));
+}
