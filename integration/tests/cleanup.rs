@@ -134,7 +134,9 @@ fn the_lease_is_given_back_when_asked_for() {
     };
 
     // Without the store's address the lease is not where the tool looks: nothing is done, and it can be tried again.
-    let before = host_state(&worker);
+    // (The kernel says a while after its daemon's end that the device has no carrier.)
+    let state = || host_state(&worker).replace("linkdown", "");
+    let before = state();
     let wrong = give_back("");
     assert_eq!(wrong.status.code(), Some(1));
     let said = text(&wrong);
@@ -142,7 +144,7 @@ fn the_lease_is_given_back_when_asked_for() {
         said.contains("give overlayd's flags for its store") && said.contains("nothing has been removed"),
         "{said}"
     );
-    assert_eq!(host_state(&worker), before);
+    assert_eq!(state(), before);
     assert_eq!(store.leases().len(), 2);
 
     let done = give_back(&store.flags().join(" "));
