@@ -233,14 +233,14 @@ impl<'h> Pods<'h> {
         daemon.await_peers(&["10.1.163.0/24"]);
         kernel.follow(&store);
         let (a, b) = (worker.bridge_and_pod(&daemon.env()), master.bridge_and_pod(kernel.env()));
-        Self { worker, store, daemon, a, b }
+        Self { worker, store, daemon, a, b }.with_rules_read()
     }
 
     fn restart(self, worker: &'h Host) -> Self {
         let Self { store, daemon, a, b, .. } = self;
         daemon.stop();
         let daemon = worker.overlayd(&store).start();
-        Self { worker, store, daemon, a, b }
+        Self { worker, store, daemon, a, b }.with_rules_read()
     }
 
     /// The next process, which goes on with what the service manager has kept of the one that is ended.
@@ -248,7 +248,15 @@ impl<'h> Pods<'h> {
         let Self { worker, store, daemon, a, b } = self;
         let launch = worker.overlayd(&store).by(end(daemon));
         let daemon = flags.iter().fold(launch, |launch, flag| launch.flag(flag)).start();
-        Self { worker, store, daemon, a, b }
+        Self { worker, store, daemon, a, b }.with_rules_read()
+    }
+
+    /// Before the daemon has read the host's rules nothing leaves whole.
+    fn with_rules_read(self) -> Self {
+        await_until(SOON, "the host's rules to be read", || {
+            self.daemon.status().0["offloads_held"].as_object().is_none_or(serde_json::Map::is_empty)
+        });
+        self
     }
 
     fn both_ways(&self, mebibytes: usize) {

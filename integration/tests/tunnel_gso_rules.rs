@@ -51,9 +51,12 @@ fn super_packets_leave_whole_only_while_no_rule_could_act_on_them() {
         ("ip xfrm policy add src 192.168.1.12/32 dst 192.168.199.238/32 proto udp dport 8472 dir out action block".to_owned(), "ip xfrm policy flush", "the IPsec policy"),
     ] {
         here.feed("sh -e", &rule);
-        await_until(SOON, "the way to be left", || !pods.is_on());
-        let offloads = here.ok(&format!("{} offloads", program("overlayctl").display()));
-        assert!(offloads.contains("off") && offloads.contains(named), "{rule}:\n{offloads}");
+        let is_told = || {
+            let offloads = here.ok(&format!("{} offloads", program("overlayctl").display()));
+            offloads.contains("tunnel-gso  off ") && offloads.contains(named)
+        };
+        await_until(SOON, &format!("the way to be left because of {named}"), is_told);
+        assert!(!pods.is_on());
         here.ok(gone);
         await_until(SOON, "the way to be taken again", || pods.is_on());
         let told = pods.daemon.log().lines().filter(|line| line.contains("tunnel-gso: off") && line.contains(named)).count();
