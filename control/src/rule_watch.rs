@@ -262,7 +262,7 @@ async fn packets_of(watched: &Watched, peers: Option<&PeerTable>) -> Asked {
     let tunnel = watched.whole.as_ref().map(|whole| {
         let nodes: Vec<Ipv4Addr> =
             peers.into_iter().flat_map(PeerTable::peers).map(|peer| peer.public_ip).collect();
-        let [mut sent, _] = verdict::of_tunnel(whole.own, &nodes, &whole.underlay, whole.port);
+        let [mut sent, _] = verdict::of_tunnel(whole.own, &nodes, &whole.underlay, whole.port, false);
         if let Way::Sent { user, .. } = &mut sent.way {
             *user = Some(geteuid().as_raw());
         }

@@ -225,6 +225,12 @@ impl BackendStatus {
             Self::HostGw { .. } | Self::Alloc => None,
         }
     }
+
+    /// Whether that is the port that packets are sent from, too.
+    #[must_use]
+    pub fn has_one_port(&self) -> bool {
+        matches!(self, Self::Udp { .. })
+    }
 }
 
 /// This node's lease.

@@ -133,7 +133,7 @@ async fn between_pods(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, 
     {
         let nodes: Vec<Ipv4Addr> = status.peers.iter().map(|peer| peer.public_ip).collect();
         let own = way.source.unwrap_or(status.lease.public_ip);
-        let packets = verdict::of_tunnel(own, &nodes, &way.device, port);
+        let packets = verdict::of_tunnel(own, &nodes, &way.device, port, status.backend.has_one_port());
         let found = verdict::findings(&ruleset, &packets, Traffic::Tunnel { port }, &overlay).await;
         let text = format!("UDP port {port} between the nodes");
         findings.extend(by_firewall("tunnel", &text, &text, found));

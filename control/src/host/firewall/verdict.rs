@@ -163,9 +163,16 @@ pub fn between_pods(ours: Ipv4Net, theirs: &[Ipv4Net], bridge: &str, device: &st
     packets
 }
 
-/// The tunnel's packets, to and from nodes at `peers`, by the interface `underlay` with the address `own`.
+/// The tunnel's packets, to and from nodes at `peers`, by the interface `underlay` with the address `own`; from `port`,
+/// too, if it is the `only_port`, as flannel's udp has it.
 #[must_use]
-pub fn of_tunnel(own: Ipv4Addr, peers: &[Ipv4Addr], underlay: &str, port: u16) -> [Packet; 2] {
+pub fn of_tunnel(
+    own: Ipv4Addr,
+    peers: &[Ipv4Addr],
+    underlay: &str,
+    port: u16,
+    only_port: bool,
+) -> [Packet; 2] {
     let peers: Vec<Ipv4Net> = peers.iter().copied().map(Ipv4Net::from).collect();
     let by = Device::named(underlay);
     let packet = |way, from, to| Packet {
@@ -173,10 +180,10 @@ pub fn of_tunnel(own: Ipv4Addr, peers: &[Ipv4Addr], underlay: &str, port: u16) -
         from,
         to,
         protocol: Some(Protocol::Udp),
-        source_port: None,
+        source_port: only_port.then_some(port),
         port: Some(port),
-        // Ports on the other side are many: what one has sent answers nothing.
-        connection: Connection::New,
+        // With many ports, what one node sends answers nothing of the other's.
+        connection: if only_port { Connection::Any } else { Connection::New },
     };
     let own = vec![Ipv4Net::from(own)];
     [
@@ -268,4 +275,24 @@ fn remedy(place: &Place, traffic: Traffic, overlay: &Overlay) -> String {
         );
     }
     insert
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::iptables::Saved;
+    use super::*;
+
+    #[test]
+    fn rules_for_one_port_let_a_tunnel_pass_that_has_but_one() {
+        let text = "*filter\n:INPUT DROP [0:0]\n\
+            -A INPUT -p udp -m udp --sport 8285 --dport 8285 -j ACCEPT\nCOMMIT\n";
+        let mut ruleset = Ruleset::default();
+        ruleset.add_saved(&Saved { program: "iptables-legacy", legacy: true, text: text.to_owned() }, true);
+        let (own, peer) = ([192, 168, 1, 12].into(), [192, 168, 1, 13].into());
+        for (only_port, sure) in [(true, None), (false, Some(Holds::Partly))] {
+            let [sent, received] = of_tunnel(own, &[peer], "eth0", 8285, only_port);
+            assert!(acts(&ruleset, &sent).is_empty());
+            assert_eq!(acts(&ruleset, &received).first().map(|act| act.sure), sure, "{only_port}");
+        }
+    }
 }

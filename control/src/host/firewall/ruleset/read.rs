@@ -79,7 +79,7 @@ impl Ruleset {
     }
 
     /// Adds what a variant's `iptables-save` says. What `nft` `shows`, too, is given its text only.
-    pub(super) fn add_saved(&mut self, saved: &Saved, shows: bool) {
+    pub(in crate::host::firewall) fn add_saved(&mut self, saved: &Saved, shows: bool) {
         if saved.text.is_empty() {
             self.unread.push(format!("{} has rules here, and {0}-save is not installed", saved.program));
         } else if saved.legacy || !shows {
