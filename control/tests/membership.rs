@@ -2,6 +2,7 @@
 //! do what a directory cannot, in no time.
 
 mod memory;
+mod reload;
 
 use std::fs;
 use std::net::Ipv4Addr;

@@ -1,12 +1,13 @@
 //! The firewall's rules, kept by a task of its own: the programs that it takes may take their time, hang or be missing,
 //! and packets flow all the same.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::warn;
 
 use super::earlier;
@@ -127,8 +128,10 @@ impl Task {
                 pauses.reset();
             }
             let Some(firewall) = &mut firewall else { continue };
+            let slow = tell_if_slow(self.problems.clone());
             let outcome = tokio::select! {
                 outcome = firewall.sync() => outcome,
+                never = slow => match never {},
                 // What is wanted now need not wait for what was.
                 Ok(()) = self.wanted.changed() => {
                     self.wanted.mark_changed();
@@ -166,6 +169,17 @@ impl Task {
         }
     }
 }
+
+/// Tells that the programs have not ended, if they have not for long. Never ends.
+async fn tell_if_slow(problems: Problems) -> Infallible {
+    sleep(SLOW).await;
+    let text = format!("the firewall's programs have not ended for {} s", SLOW.as_secs());
+    problems.report(Part::Rules, Some(Problem::new("slow", text)));
+    std::future::pending().await
+}
+
+/// Many times what they take.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// What `error` is for people and for the log.
 pub(super) fn problem(error: &HostError) -> Problem {

@@ -26,6 +26,8 @@ struct State {
     entries: BTreeMap<String, Entry>,
     revision: Revision,
     is_down: bool,
+    /// Whether it does not tell its configuration.
+    refuses_config: bool,
     history: Vec<(Revision, Event)>,
     watchers: Vec<UnboundedSender<Told>>,
     /// Keys of all conditional writes that were asked for.
@@ -38,6 +40,19 @@ impl Memory {
         let memory = Self::default();
         memory.lock().config = config.to_owned();
         memory
+    }
+
+    /// Has another configuration from now on; who follows changes is told.
+    pub fn set_config(&self, config: &str) {
+        let mut state = self.lock();
+        config.clone_into(&mut state.config);
+        state.revision += 1;
+        state.tell(&Event::Config(Some(config.to_owned())));
+    }
+
+    /// Fails from now on when it is asked for its configuration, and for nothing else, until `refuses` is `false`.
+    pub fn refuse_config(&self, refuses: bool) {
+        self.lock().refuses_config = refuses;
     }
 
     /// Writes a key as somebody else would; with an `expiry`, somebody who keeps it alive.
@@ -140,7 +155,8 @@ impl LeaseStore for Memory {
     }
 
     async fn config(&self) -> Result<Option<String>, StoreError> {
-        Ok(Some(self.up()?.config.clone()))
+        let state = self.up()?;
+        if state.refuses_config { Err(down()) } else { Ok(Some(state.config.clone())) }
     }
 
     async fn list(&self) -> Result<Listing, StoreError> {
