@@ -90,6 +90,8 @@ impl Lab {
         let lab = Self { host, pod, far, firewall: RefCell::default() };
         let link = wanted.clone();
         lab.host.block_on(move || async move { link::apply(&link).await }).unwrap();
+        lab.host.sh("ip route add 10.1.0.0/16 dev flannel.1
+             sysctl -qw net.ipv4.ip_forward=1");
         lab.want(wanted);
         lab
     }

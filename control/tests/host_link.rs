@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use control::host::link::{self, HostChanges};
-use control::host::{Desired, HostError};
+use control::host::{Desired, HostError, forwarding};
 use namespace::{Namespace, desired};
 use tokio::time::timeout;
 
@@ -43,11 +43,34 @@ fn a_bare_device_is_configured_and_a_second_time_changes_nothing() {
     assert_eq!(addresses.len(), 1, "and none of IPv6: {addresses:?}");
     assert_eq!((&addresses[0]["local"], &addresses[0]["prefixlen"]), (&"10.1.9.0".into(), &32.into()));
 
-    assert_eq!(host.sh("sysctl -n net.ipv4.ip_forward").trim(), "1");
-
     let before = state(&host);
     apply(&host, &desired()).unwrap();
     assert_eq!(state(&host), before);
+}
+
+#[test]
+fn what_comes_from_pods_and_for_them_is_forwarded_whoever_has_switched_that_off() {
+    let host = host();
+    apply(&host, &desired()).unwrap();
+    host.sh("ip link add docker0 type bridge
+         ip addr add 10.1.9.1/24 dev docker0
+         ip link add eth0 type bridge");
+    let forwarding =
+        |desired: Desired| host.block_on(move || async move { forwarding::apply(&desired).await }).unwrap();
+    assert_eq!(forwarding(desired()).len(), 1, "with the switch for all, each device's is on");
+    assert_eq!(forwarding(desired()), [""; 0]);
+    let devices = ["flannel/1", "docker0", "br0", "eth0"];
+    let value =
+        |device: &str| host.sh(&format!("sysctl -n net.ipv4.conf.{device}.forwarding")).trim().to_owned();
+    let after = |desired: Desired| {
+        devices.iter().for_each(|device| {
+            host.sh(&format!("sysctl -qw net.ipv4.conf.{device}.forwarding=0"));
+        });
+        forwarding(desired);
+        devices.map(value).concat()
+    };
+    assert_eq!(after(desired()), "1100", "those of others are theirs");
+    assert_eq!(after(Desired { direct: Some("eth0".to_owned()), ..desired() }), "1101");
 }
 
 #[test]

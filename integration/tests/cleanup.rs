@@ -195,5 +195,7 @@ fn host_state(host: &Host) -> String {
     ];
     let sockets = std::fs::read_dir(format!("/run/overlayd/netns-{}", host.ns.inode()));
     let sockets = sockets.into_iter().flatten().flatten().map(|entry| entry.path().display().to_string());
-    looks.map(|line| host.ns.ok(line)).concat() + &sockets.collect::<Vec<_>>().join("\n")
+    // The kernel says so some time after the daemon has ended.
+    let text = looks.map(|line| host.ns.ok(line)).concat().replace(" linkdown", "");
+    text + &sockets.collect::<Vec<_>>().join("\n")
 }

@@ -138,7 +138,7 @@ fn nothing_is_sent_whole_to_who_finishes_what_he_sends() {
         let said = "device=\"overlay.1\"";
         await_until(SOON, "it to be made anew", || pods.has_tap() && pods.daemon.log().contains(said));
         pods.both_ways(4);
-        assert!(pods.daemon.status().offloads().contains(&"tunnel-gso"));
+        pods.await_whole();
         assert_eq!(pods.dropped(), 0);
     }
 }
@@ -155,6 +155,7 @@ fn the_tap_stays_for_the_next_process() {
     for end in [Overlayd::stop_for_restart, Overlayd::crash] {
         pods = pods.followed(end, &[]);
         assert_eq!(index(), first, "another TAP");
+        pods.await_whole();
         pods.both_ways(4);
         assert!(pods.capture(8).iter().any(Packet::is_whole));
     }
@@ -274,6 +275,13 @@ impl<'h> Pods<'h> {
     fn dropped(&self) -> u64 {
         let status = self.daemon.status();
         status.all_drops("egress") + status.all_drops("ingress")
+    }
+
+    /// Waits until the host's rules have been read, before which nothing leaves whole.
+    #[track_caller]
+    fn await_whole(&self) {
+        let on = || self.daemon.status().offloads().contains(&"tunnel-gso");
+        await_until(SOON, "super-packets to leave whole", on);
     }
 
     fn has_tap(&self) -> bool {

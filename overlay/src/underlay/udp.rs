@@ -465,6 +465,13 @@ mod tests {
         SocketAddrV4::new(Ipv4Addr::LOCALHOST, probe.local_addr().unwrap().port())
     }
 
+    #[test]
+    fn a_port_that_is_taken_and_none_that_is_left_have_their_own_remedies() {
+        let taken = io::Error::from_raw_os_error(libc::EADDRINUSE);
+        assert!(remedy(8472, &taken).contains("the port is taken"));
+        assert!(remedy(0, &taken).contains("net.ipv4.ip_local_port_range"));
+    }
+
     /// A batch of one-byte packets to `to`, of runs that end where the destination changes.
     fn batch(to: &[SocketAddrV4], lanes: usize) -> Batch {
         let mut batch = Batch::new(to.len(), lanes);
