@@ -53,10 +53,6 @@ fn a_bad_configuration_is_refused_at_the_start() {
         (r#"{"Network":"10.1.0.0/16","Backend":{"Type":"udp","Port":70000}}"#, &["Port", "70000"]),
         (r#"{"Network":"10.1.0.0/16","EnableIPv4":false}"#, &["EnableIPv4", "true"]),
         (r#"{"Network":"10.1.0.0/16","EnableIPv6":true}"#, &["EnableIPv6", "not supported"]),
-        (
-            r#"{"Network":"10.1.0.0/16","IPv6Network":"fd00::/48"}"#,
-            &["IPv6Network", "fd00::/48", "IPv4 only"],
-        ),
         (r#"{"Network""#, &["config"]),
     ]
     .into_iter()
