@@ -171,7 +171,12 @@ fn what_is_typically_broken_is_named() {
     // Another route is more specific than the overlay's, or the underlay has none.
     here.ip(&format!("route add {} via 192.168.1.1", m.env().base_with_length()));
     says(here, &way, false, &["route        DROPPED", "via 192.168.1.1 dev eth0, not by flannel.1"]);
-    says(here, "check", false, &["ERROR    way", "a route of its own", "via 192.168.1.1 dev eth0", "ip route delete"]);
+    says(
+        here,
+        "check",
+        false,
+        &["ERROR    way", "a route of its own", "via 192.168.1.1 dev eth0", "ip route delete"],
+    );
     here.ip(&format!("route del {} via 192.168.1.1\nroute del default", m.env().base_with_length()));
     says(here, &way, false, &["underlay     DROPPED", "no way to 192.168.199.238", "unreachable"]);
     here.ip("route add default via 192.168.1.1");
