@@ -94,11 +94,11 @@ impl Shared {
         self.store = store;
     }
 
-    /// The rounds of the running node's workers.
-    pub(super) fn rounds(&self) -> Vec<(String, u64)> {
+    /// The running node, and the rounds of its workers.
+    pub(super) fn rounds(&self) -> (Weak<Node>, Vec<(String, u64)>) {
         let node = self.node.upgrade();
         let tunnel = node.as_ref().and_then(|node| node.tunnel());
-        tunnel.map_or_else(Vec::new, |tunnel| tunnel.forwarder().rounds())
+        (self.node.clone(), tunnel.map_or_else(Vec::new, |tunnel| tunnel.forwarder().rounds()))
     }
 
     /// Makes `view` what the store said last.

@@ -1,15 +1,19 @@
 //! The service manager's watchdog: it is fed while the main loop and every worker make their rounds.
 
+use std::sync::Weak;
 use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::error;
 
+use crate::node::Node;
 use crate::service_manager;
 
 /// When it is fed, and what it has seen. Without a service manager that asks for it, never.
 pub(super) struct Watchdog {
     every: Option<Interval>,
+    /// Whose workers were looked at last.
+    node: Weak<Node>,
     rounds: Rounds,
 }
 
@@ -20,7 +24,7 @@ impl Watchdog {
             every.set_missed_tick_behavior(MissedTickBehavior::Delay);
             every
         });
-        Self { every, rounds: Rounds::default() }
+        Self { every, node: Weak::new(), rounds: Rounds::default() }
     }
 
     /// The next time; never without a watchdog. May be cancelled.
@@ -31,8 +35,13 @@ impl Watchdog {
         }
     }
 
-    /// Tells the service manager that we are alive, if each of the workers, with its rounds so far, is.
-    pub(super) fn feed(&mut self, workers: Vec<(String, u64)>) {
+    /// Tells the service manager that we are alive, if each of the node's workers, with its rounds so far, is.
+    pub(super) fn feed(&mut self, (node, workers): (Weak<Node>, Vec<(String, u64)>)) {
+        // Workers of a new node have the names of the earlier one's, and may by chance have made as many rounds.
+        if !self.node.ptr_eq(&node) {
+            self.node = node;
+            self.rounds = Rounds::default();
+        }
         let period = self.every.as_ref().map_or(Duration::MAX, Interval::period);
         let stuck = self.rounds.stuck(workers, period, Instant::now());
         if stuck.is_empty() {
@@ -63,7 +72,6 @@ impl Rounds {
         if paused {
             return Vec::new();
         }
-        // A worker of an earlier node is not meant, even if it had the same name.
         self.seen.iter().filter(|worker| seen.contains(worker)).map(|(name, _)| name.clone()).collect()
     }
 }
