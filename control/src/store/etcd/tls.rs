@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use etcd_client::{Channel, Client, ConnectOptions};
 use hyper::Uri;
@@ -98,7 +98,7 @@ pub(super) async fn connect(
             let stream = TcpStream::connect((host.as_str(), port)).await?;
             stream.set_nodelay(true)?;
             let stream = connector.connect(name, stream).await?;
-            Ok::<_, io::Error>(TokioIo::new(Heard { stream, last_word }))
+            Ok::<_, io::Error>(TokioIo::new(Heard { stream, last_word, failed: None }))
         }
     });
     let channel = endpoint(Endpoint::from(uri)).connect_with_connector_lazy(secured);
@@ -109,6 +109,34 @@ pub(super) async fn connect(
 struct Heard {
     stream: TlsStream<TcpStream>,
     last_word: LastWord,
+    /// Why a write failed, until what the server has said before is read.
+    failed: Option<io::Error>,
+}
+
+impl Heard {
+    /// What a write came to. One that fails waits for the server's last word: its alert may lie unread before the end
+    /// that makes the write fail.
+    fn after_hearing<T>(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TlsStream<TcpStream>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.failed.is_none() {
+            match write(Pin::new(&mut self.stream), context) {
+                Poll::Ready(Err(error)) => self.failed = Some(error),
+                other => return other,
+            }
+        }
+        let mut bytes = [0; 1024];
+        loop {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            ready!(self.as_mut().poll_read(context, &mut buffer)).ok();
+            if buffer.filled().is_empty() {
+                let gone = || io::ErrorKind::BrokenPipe.into();
+                return Poll::Ready(Err(self.failed.take().unwrap_or_else(gone)));
+            }
+        }
+    }
 }
 
 impl AsyncRead for Heard {
@@ -126,16 +154,12 @@ impl AsyncRead for Heard {
 }
 
 impl AsyncWrite for Heard {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.after_hearing(context, |stream, context| stream.poll_write(context, bytes))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.after_hearing(context, |stream, context| stream.poll_flush(context))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
