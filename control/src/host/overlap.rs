@@ -5,9 +5,9 @@
 //! whatever else lies in the network goes by the host's own routes. Of this, what may be a pod's (SubnetMin to
 //! SubnetMax) but is nobody's yet would leave by the default route, in the clear. It is rejected, unless the host lives
 //! in that range, or needs something there: then the default route leads to others of its kind, too, which only
-//! SubnetMin and SubnetMax can tell from pods.
+//! SubnetMin and SubnetMax can tell from pods. Around another node in that range, one block stays open.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -140,7 +140,7 @@ impl Holdings {
         // What has a way of its own does not need the default route; but who lives there has neighbours there.
         let by_default = |(address, need): (&Ipv4Addr, &Need)| match need {
             Need::Underlay(_) => true,
-            Need::Own(_) => false,
+            Need::Own(_) | Need::Peer => false,
             _ => !self.is_routed(*address),
         };
         if self.needs.range(first..=last).any(by_default) {
@@ -148,7 +148,18 @@ impl Holdings {
         }
         // A narrower route of the host's comes first by itself, a wider one would be shadowed.
         let free = |part: &Ipv4Net| !self.routes.keys().any(|to| to.contains(part));
-        Ipv4Subnets::new(first, last, 0).filter(free).collect()
+        let parts = beside(first, last, self.blocks_of_peers(claim));
+        parts.into_iter().flat_map(|(first, last)| Ipv4Subnets::new(first, last, 0)).filter(free).collect()
+    }
+
+    /// Where among the pods' addresses other nodes are that the default route leads to: blocks as large as a subnet.
+    /// That a lease names such an address opens no more than its block, whoever has written it.
+    fn blocks_of_peers(&self, claim: &Claim) -> BTreeSet<Ipv4Net> {
+        let (first, last) = claim.pods;
+        let length = claim.own.map_or(32, |own| own.prefix_len());
+        let block = |address: Ipv4Addr| Ipv4Net::new_assert(address, length).trunc();
+        let peers = self.needs.range(first..=last).filter(|(_, need)| **need == Need::Peer);
+        peers.map(|(address, _)| *address).filter(|address| !self.is_routed(*address)).map(block).collect()
     }
 
     /// Why what another node has leased must not be routed; `None` if it may be.
@@ -183,6 +194,23 @@ impl Holdings {
 /// Whether the two have an address in common.
 pub fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
     a.contains(&b) || b.contains(&a)
+}
+
+/// What of `first` to `last` lies outside of `blocks`: the first and the last address of each part.
+fn beside(first: Ipv4Addr, last: Ipv4Addr, blocks: BTreeSet<Ipv4Net>) -> Vec<(Ipv4Addr, Ipv4Addr)> {
+    let (mut parts, mut from, end) = (Vec::new(), u64::from(first.to_bits()), u64::from(last.to_bits()));
+    let address = |bits: u64| Ipv4Addr::from_bits(u32::try_from(bits).unwrap_or(u32::MAX));
+    for block in blocks {
+        let [begins, ends] = [block.network(), block.broadcast()].map(|end| u64::from(end.to_bits()));
+        if begins > from {
+            parts.push((address(from), address(begins - 1)));
+        }
+        from = from.max(ends + 1);
+    }
+    if from <= end {
+        parts.push((address(from), last));
+    }
+    parts
 }
 
 /// All networks with this address, from the longest prefix on, but for the default route.
@@ -284,11 +312,18 @@ mod tests {
         assert_eq!(rejected(&example(), &["10.0.0.0/8"], &site), "");
         assert_eq!(rejected(&example(), &["10.64.0.0/10"], &site), &all[..all.len() - 26]);
         // What is needed there, and reached by the default route only.
-        for need in [Need::Store, Need::Resolver, Need::Peer, Need::Gateway] {
+        let around = "10.10.0.0/15 10.12.0.0/14 10.16.0.0/14 10.20.16.0/20 10.20.32.0/19 10.20.64.0/18 10.20.128.0/17 \
+            10.21.0.0/16 10.22.0.0/15 10.24.0.0/13 10.32.0.0/11 10.64.0.0/11 10.96.0.0/14";
+        for (need, rest) in
+            [(Need::Store, ""), (Need::Resolver, ""), (Need::Gateway, ""), (Need::Peer, around)]
+        {
             let needs = [("10.20.3.5", need)];
-            assert_eq!(rejected(&example(), &[], &needs), "", "{needs:?}");
+            assert_eq!(rejected(&example(), &[], &needs), rest, "{needs:?}");
             assert_eq!(rejected(&example(), &["10.20.3.0/24"], &needs), all, "{needs:?}");
         }
+        // Other nodes at both ends of the range, and two in one block.
+        let needs = ["10.1.1.0", "10.1.1.9", "10.1.3.255"].map(|node| (node, Need::Peer));
+        assert_eq!(rejected(&claim("10.1.0.0/22", "10.1.2.0/24"), &[], &needs), "10.1.2.0/24");
         // A host among the pods' addresses has others of its kind behind its gateway.
         let everywhere = claim("10.0.0.0/8", "10.12.112.0/24");
         assert_eq!(rejected(&everywhere, &["10.200.1.0/24"], &site), "");
