@@ -16,6 +16,7 @@ use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tracing::debug;
 
 use super::HostError;
+use super::firewall::TABLE_PREFIX;
 use super::forwarding;
 use super::netlink::destination;
 use crate::privileges::reading;
@@ -236,11 +237,11 @@ fn rules_touched(datagram: Option<&[u8]>) -> Touched {
         let Some(attributes) = message.payload().get(NFGENMSG_LEN..) else { return false };
         let Some(table) = text(attributes, NFTA_TABLE) else { return false };
         match chain.map(|chain| text(attributes, chain)) {
-            _ if table.starts_with(OUR_TABLES) => true,
-            _ if !IPTABLES_TABLES.contains(&table.as_str()) => false,
-            None => true,
+            _ if table.starts_with(TABLE_PREFIX) => true,
+            None => BASE_CHAINS.iter().any(|(of, _)| *of == table),
             Some(chain) => chain.is_some_and(|chain| {
-                BASE_CHAINS.contains(&chain.as_str()) || OUR_CHAINS.iter().any(|ours| chain.starts_with(ours))
+                let is_base = BASE_CHAINS.iter().any(|base| *base == (table.as_str(), chain.as_str()));
+                is_base || OUR_CHAINS.iter().any(|ours| chain.starts_with(ours))
             }),
         }
     });
@@ -269,14 +270,11 @@ fn failed(action: &'static str) -> impl Fn(io::Error) -> HostError {
     move |error| HostError::Netlink { action: action.to_owned(), reason: error.to_string() }
 }
 
-/// How the names of our nftables tables begin.
-const OUR_TABLES: &str = "overlayd_";
 /// How the names of our iptables chains begin, flannel's among them.
 const OUR_CHAINS: [&str; 2] = ["OVERLAYD-", "FLANNEL-"];
-/// iptables' nft variant keeps its rules in tables of these names.
-const IPTABLES_TABLES: [&str; 2] = ["filter", "nat"];
-/// The built-in chains that lead to ours.
-const BASE_CHAINS: [&str; 2] = ["FORWARD", "POSTROUTING"];
+/// Where iptables' nft variant keeps what leads to them, and rules of ours that stand by themselves: table and chain.
+const BASE_CHAINS: [(&str, &str); 4] =
+    [("filter", "FORWARD"), ("nat", "POSTROUTING"), ("mangle", "FORWARD"), ("raw", "PREROUTING")];
 
 /// The kernel's own limit of a batch of notifications is half of it (NLMSG_GOODSIZE is a page or two).
 const DATAGRAM: usize = 64 << 10;
@@ -335,6 +333,9 @@ mod tests {
             (NFT_MSG_DELRULE, &[(NFTA_TABLE, "filter"), (NFTA_RULE_CHAIN, "FORWARD")], true),
             (NFT_MSG_DELCHAIN, &[(NFTA_TABLE, "filter"), (NFTA_CHAIN_NAME, "OVERLAYD-FWD-flannel.1")], true),
             (NFT_MSG_NEWCHAIN, &[(NFTA_TABLE, "filter"), (NFTA_CHAIN_NAME, "FORWARD")], true),
+            (NFT_MSG_DELRULE, &[(NFTA_TABLE, "mangle"), (NFTA_RULE_CHAIN, "FORWARD")], true),
+            (NFT_MSG_DELTABLE, &[(NFTA_TABLE, "raw")], true),
+            (NFT_MSG_NEWRULE, &[(NFTA_TABLE, "mangle"), (NFTA_RULE_CHAIN, "POSTROUTING")], false),
             (NFT_MSG_NEWRULE, &[(NFTA_TABLE, "nat"), (NFTA_RULE_CHAIN, "KUBE-SERVICES")], false),
             (NFT_MSG_NEWRULE, &[(NFTA_TABLE, "kube-proxy"), (NFTA_RULE_CHAIN, "FORWARD")], false),
             (NFT_MSG_DELTABLE, &[(NFTA_TABLE, "overlay")], false),

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::HostError;
 use super::command::run;
+use super::firewall::TABLE_PREFIX;
 
 /// The devices whose name stands on firewall rules of ours, whether they are there or not.
 ///
@@ -39,7 +40,7 @@ async fn output(program: &str, args: &[&str]) -> Result<Option<String>, HostErro
 /// Our nftables tables are called `overlayd_DEVICE`.
 fn in_tables(listing: &str) -> Vec<String> {
     let names = names_in(listing, "table");
-    names.iter().filter_map(|name| name.strip_prefix("overlayd_").map(str::to_owned)).collect()
+    names.iter().filter_map(|name| name.strip_prefix(TABLE_PREFIX).map(str::to_owned)).collect()
 }
 
 fn in_nft_chains(listing: &str) -> Vec<String> {

@@ -27,6 +27,8 @@ use ipnet::Ipv4Net;
 use serde_json::Value;
 use tracing::{debug, info, warn};
 
+pub(super) use self::nft::TABLE_PREFIX;
+
 use self::contest::Contest;
 use self::iptables::{Change, Role, Variants};
 use super::command::run;

@@ -96,8 +96,11 @@ async fn commit(ruleset: &Nftables<'_>) -> Result<(), HostError> {
 
 /// `nft` accepts every character that a device's name may have.
 fn table_name(device: &str) -> String {
-    format!("overlayd_{device}")
+    format!("{TABLE_PREFIX}{device}")
 }
+
+/// What the name of a table of ours begins with.
+pub(in crate::host) const TABLE_PREFIX: &str = "overlayd_";
 
 fn table(device: &str) -> NfListObject<'static> {
     NfListObject::Table(Table { family: NfFamily::IP, name: table_name(device).into(), handle: None })

@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::iptables::TUNNEL_IN_TUNNEL;
+use super::nft::TABLE_PREFIX;
 use super::ruleset::{
     Act, Connection, Device, Holds, Packet, Place, Protocol, Ruleset, Way, What, Which, acts,
 };
@@ -129,6 +131,8 @@ impl Deeds {
                     findings.refusals.push(Refusal { by, remedy: remedy(place, traffic, overlay) });
                     continue;
                 }
+                // Ours drop what no pod may send.
+                (What::Drops, Holds::Partly) if place.is_ours() => continue,
                 (What::Drops, Holds::Partly) => &mut findings.partly,
                 _ => &mut findings.unread,
             };
@@ -216,6 +220,11 @@ impl Place {
         format!("nftables, chain {table} {chain} (hook {}{led}): {what}", hook.name())
     }
 
+    fn is_ours(&self) -> bool {
+        let by_iptables = matches!(&self.rule, Which::Text(text) if text.contains(TUNNEL_IN_TUNNEL));
+        by_iptables || self.table.name.starts_with(TABLE_PREFIX)
+    }
+
     fn is_of_iptables(&self) -> bool {
         self.table.is_of_iptables() && self.base.chars().all(|letter| letter.is_ascii_uppercase())
     }
@@ -293,6 +302,28 @@ mod tests {
             let [sent, received] = of_tunnel(own, &[peer], "eth0", 8285, only_port);
             assert!(acts(&ruleset, &sent).is_empty());
             assert_eq!(acts(&ruleset, &received).first().map(|act| act.sure), sure, "{only_port}");
+        }
+    }
+    #[tokio::test]
+    async fn what_our_own_rules_drop_is_no_finding() {
+        let rule = |comment| {
+            let rule =
+                format!("-A FORWARD -p udp -m udp --dport 8472 -m comment --comment {comment} -j DROP");
+            format!("*mangle\n:FORWARD ACCEPT [0:0]\n{rule}\nCOMMIT\n")
+        };
+        let overlay = Overlay {
+            network: "10.1.0.0/16".parse().unwrap(),
+            device: "flannel.1".to_owned(),
+            forward_rules: true,
+        };
+        let (ours, theirs) = ("10.1.9.0/24".parse().unwrap(), ["10.1.63.0/24".parse().unwrap()]);
+        let packets = between_pods(ours, &theirs, "docker0", "flannel.1");
+        for (comment, named) in [("overlayd-tunnel-in-tunnel-flannel.1", 0), ("a-sites-own", 1)] {
+            let mut ruleset = Ruleset::default();
+            let saved = Saved { program: "iptables-legacy", legacy: true, text: rule(comment) };
+            ruleset.add_saved(&saved, true);
+            let found = findings(&ruleset, &packets, Traffic::Pods, &overlay).await;
+            assert_eq!((found.partly.len(), found.unread.len()), (named, 0), "{comment}: {found:?}");
         }
     }
 }

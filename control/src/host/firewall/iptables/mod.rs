@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 pub(super) use self::listing::{Saved, saved};
+pub(super) use self::rules::TUNNEL_IN_TUNNEL;
 use self::rules::{Hook, Wanted};
 use self::save::target;
 pub(super) use self::save::{Table, value, words};

@@ -247,7 +247,7 @@ pub(super) fn direct_by_underlay(device: &str) -> String {
 
 /// The comment of the rule of [`mangle`].
 pub(super) fn tunnel_in_tunnel(device: &str) -> String {
-    format!("overlayd-tunnel-in-tunnel-{device}")
+    format!("{TUNNEL_IN_TUNNEL}{device}")
 }
 
 /// All chains in which the daemon of `device` may have rules.
@@ -303,6 +303,8 @@ pub(super) fn forward_chain(device: &str) -> String {
     format!("OVERLAYD-FWD-{device}")
 }
 
+/// What the comment of the rule of [`mangle`] begins with.
+pub(in crate::host::firewall) const TUNNEL_IN_TUNNEL: &str = "overlayd-tunnel-in-tunnel-";
 /// What the names of all daemons' own NAT chains begin with.
 pub(super) const NAT_PREFIX: &str = "OVERLAYD-NAT-";
 
