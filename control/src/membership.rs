@@ -167,6 +167,8 @@ pub struct Membership {
     reload_due: bool,
     /// Answers whether this host can run a network; without one it can run any.
     host: Option<mpsc::Sender<Question>>,
+    /// Which network this host runs; without one it runs whatever is in force.
+    runs: Option<watch::Receiver<Option<NetworkConfig>>>,
     standing: watch::Sender<Standing>,
     meters: Meters,
     out: watch::Sender<Option<View>>,
@@ -219,6 +221,7 @@ impl Membership {
             reload: Arc::default(),
             reload_due: false,
             host: None,
+            runs: None,
             standing: watch::channel(Standing::default()).0,
             terms,
             config,
@@ -260,6 +263,12 @@ impl Membership {
     #[must_use]
     pub fn asking(self, host: mpsc::Sender<Question>) -> Self {
         Self { host: Some(host), ..self }
+    }
+
+    /// Gives up what is left of another network only once `runs` says that the one in force runs.
+    #[must_use]
+    pub fn once_it_runs(self, runs: watch::Receiver<Option<NetworkConfig>>) -> Self {
+        Self { runs: Some(runs), ..self }
     }
 
     /// Tells `standing` what there is to say besides the view.
@@ -391,6 +400,7 @@ impl Membership {
                     () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => {
                         self.try_candidate().await?;
                     }
+                    () = changed(&mut self.runs) => self.release_misfits().await?,
                     // Nobody tells any more once the sender is gone.
                     Ok(()) = self.public_ip.changed() => {
                         self.readdress().await?;
@@ -436,13 +446,20 @@ impl Membership {
     /// changes are only told.
     fn take_config(&mut self, text: String) -> Result<(), MembershipError> {
         let first_look = !std::mem::replace(&mut self.looked, true);
+        let candidate = self.candidate.as_ref().map(|candidate| &candidate.text);
+        if candidate == Some(&text) {
+            return Ok(());
+        }
+        if self.candidate.take().is_some() {
+            info!("the network configuration that was to be applied has been replaced: it is given up");
+            self.not_applied(None);
+        }
         let in_force = self.config.as_ref().map(|(text, _)| text);
         if in_force == Some(&text) {
             self.complained = None;
             return Ok(());
         }
-        let candidate = self.candidate.as_ref().map(|candidate| &candidate.text);
-        if self.complained.as_ref() == Some(&text) || candidate == Some(&text) {
+        if self.complained.as_ref() == Some(&text) {
             return Ok(());
         }
         match NetworkConfig::parse(&text) {
@@ -620,6 +637,17 @@ impl Terms {
             _ => self.ttl / 3,
         };
         Instant::now() + after
+    }
+}
+
+/// When `told` says something new; never, if there is nobody to say it.
+async fn changed<T>(told: &mut Option<watch::Receiver<T>>) {
+    let changed = match told {
+        Some(told) => told.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending::<()>().await;
     }
 }
 

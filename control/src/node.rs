@@ -369,8 +369,10 @@ impl Node {
             None => None,
         };
         if plan.config.backend != Backend::Alloc {
-            for what in forwarding::apply(&desired).await? {
-                info!(what, "the host is prepared");
+            match forwarding::apply(&desired).await {
+                Ok(put) => put.into_iter().for_each(|what| info!(what, "the host is prepared")),
+                // Others may be at it. `sync` tries again, and reports.
+                Err(error) => warn!(%error, "this host does not forward yet"),
             }
         }
         let rules = RuleWatch::start(watched(&plan, &desired, tunnel.as_ref()));
@@ -466,11 +468,11 @@ impl Node {
             Some(tunnel) => self.sync_devices(tunnel).await?,
             None => Vec::new(),
         };
+        let leases = self.peers().into_iter().map(|peer| peer.lease).collect();
+        put.extend(self.find_ways(leases).await?);
         if self.plan.config.backend != Backend::Alloc {
             put.extend(forwarding::apply(&self.desired).await?);
         }
-        let leases = self.peers().into_iter().map(|peer| peer.lease).collect();
-        put.extend(self.find_ways(leases).await?);
         Ok(put)
     }
 

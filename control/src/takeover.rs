@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 use tracing::{info, warn};
 
 use crate::host::netlink::{KernelVxlan, Netlink, refused};
-use crate::host::{HostError, firewall};
+use crate::host::{HostError, firewall, routes};
 use crate::netconf::Backend;
 use crate::node::Plan;
 
@@ -70,7 +70,7 @@ pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
     let netlink = Netlink::open()?;
     if !matches!(plan.config.backend, Backend::Vxlan { .. }) {
         info!(device = left.name, "taking over from flanneld: its kernel device is removed");
-        return remove(&netlink, left).await;
+        return remove(plan, &netlink, left).await;
     }
     if let Some(mac) = left.mac.filter(|mac| *mac != plan.vtep_mac) {
         warn!(
@@ -85,7 +85,7 @@ pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
         vni = left.vni,
         "taking over from flanneld: its kernel device is replaced by ours"
     );
-    remove(&netlink, left).await
+    remove(plan, &netlink, left).await
 }
 
 /// Refuses to run beside a flanneld that serves the network of `plan` where no port and no device tells of it: its rules
@@ -134,8 +134,10 @@ pub(crate) async fn find(plan: &Plan) -> Result<Option<KernelVxlan>, TakeoverErr
     Ok(Some(left))
 }
 
-/// Removes flanneld's device, and with it its routes, neighbours and forwarding entries.
-async fn remove(netlink: &Netlink, device: KernelVxlan) -> Result<(), TakeoverError> {
+/// Removes flanneld's device, and with it its routes, neighbours and forwarding entries. What they led to ends here
+/// until the node of `plan` has put its own routes: it would leave by the default route.
+async fn remove(plan: &Plan, netlink: &Netlink, device: KernelVxlan) -> Result<(), TakeoverError> {
+    routes::bar(plan.config.network, device.index).await?;
     let action = format!("remove flanneld's device {}", device.name);
     netlink.handle.link().del(device.index).execute().await.map_err(|e| refused(action, &e))?;
     Ok(())

@@ -83,6 +83,37 @@ fn cannot_be_had(config: &str, named: &str, hinder: impl FnOnce(&Host, &Store) -
     drop(right);
 }
 
+/// What only building it shows: the tunnel's source ports. (The earlier network's tunnel has one port.)
+#[test]
+fn a_network_that_cannot_be_built_leaves_the_earlier_one_with_its_lease() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir_with_free_subnets(&site, "store", Backend::Udp);
+    let Pair { mut left, right, a, b } = Pair::start([&worker, &master], &store, &[]);
+    let (key, lease) = (left.env().key(), store.leases()[&left.env().key()].clone());
+    worker.ns.sysctl("net/ipv4/ip_local_port_range", "41000 41003");
+    // Enough are left to find out that there can be a device.
+    let taken: Vec<UdpSocket> = (41000..=41001)
+        .map(|port| worker.ns.within(|| UdpSocket::bind(("0.0.0.0", port))).expect("bind the port"))
+        .collect();
+    store.put_config(r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#);
+    left.process().signal(Signal::HUP);
+    await_until(SOON, "the problem to be told", || tells(&worker, "the earlier one runs on"));
+    traffic::ping(&a.ns, b.address);
+    traffic::ping(&b.ns, a.address);
+    assert_eq!(store.leases().get(&key), Some(&lease), "the lease is as it was");
+    // The host's changes still reach it.
+    worker.ns.ip("link add other type bridge");
+    worker.ns.ip("addr add 172.20.0.1/24 dev other");
+    traffic::ping(&a.ns, b.address);
+
+    drop(taken);
+    worker.ns.sysctl("net/ipv4/ip_local_port_range", "32768 60999");
+    await_until(SOON, "the new network", || left.log().contains("forwarding device=\"flannel.7\""));
+    await_until(SOON, "the earlier lease to be given up", || !store.leases().contains_key(&key));
+    assert!(!tells(&worker, "the earlier one runs on"));
+    drop(right);
+}
+
 #[test]
 fn packets_flow_while_the_firewalls_programs_are_missing() {
     packets_flow_beside(None);

@@ -46,16 +46,14 @@ impl Inherited {
         self.sockets.iter().any(|(bound, _)| *bound == address)
     }
 
-    /// The queues of the device `name`. All other queues are closed.
+    /// The queues of the device `name`. Others stay, until this is dropped.
     pub fn queues(&mut self, name: &str) -> Vec<TunQueue> {
-        let queues = std::mem::take(&mut self.queues);
-        queues.into_iter().filter(|(device, _)| device == name).map(|(_, queue)| queue).collect()
+        self.queues.extract_if(.., |(device, _)| device == name).map(|(_, queue)| queue).collect()
     }
 
-    /// The sockets that are bound to `address`. All others are closed.
+    /// The sockets that are bound to `address`. Others stay, until this is dropped.
     pub fn sockets(&mut self, address: SocketAddrV4) -> Vec<Socket> {
-        let sockets = std::mem::take(&mut self.sockets);
-        sockets.into_iter().filter(|(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
+        self.sockets.extract_if(.., |(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
     }
 
     /// The place of a program on the interface of this index. All others of its kind are given up.
@@ -64,10 +62,9 @@ impl Inherited {
         links.find(|(on, _)| *on == interface).map(|(_, link)| link)
     }
 
-    /// What there is of the TAP `name`. All other queues of TAPs are closed.
+    /// What there is of the TAP `name`. Other TAPs stay, until this is dropped.
     pub fn tap(&mut self, name: &str) -> Earlier {
-        let taps = std::mem::take(&mut self.taps);
-        let queues = taps.into_iter().filter(|(device, _)| device == name).map(|(_, queue)| queue).collect();
+        let queues = self.taps.extract_if(.., |(device, _)| device == name).map(|(_, queue)| queue).collect();
         Earlier { queues, links: self.links(Hook::Ingress) }
     }
 

@@ -31,7 +31,7 @@ use crate::host::docker::{self, Bridge};
 use crate::host::events::{Interest, Touched};
 use crate::host::link::{self, HostChanges};
 use crate::iface::{self, IfaceSpec, Underlay};
-use crate::lease::LeaseBackend;
+use crate::lease::{Admitted, LeaseBackend};
 use crate::membership::{Question, Refusal, View};
 use crate::metrics::{Meters, Repaired};
 use crate::netconf::NetworkConfig;
@@ -54,6 +54,8 @@ pub(super) struct Means {
     pub(super) store: String,
     /// What our lease is to say of the underlay.
     pub(super) public_ip: watch::Sender<std::net::Ipv4Addr>,
+    /// Which network runs.
+    pub(super) running: watch::Sender<Option<NetworkConfig>>,
     /// The networks that the overlay has, and has had as far as is known: docker's bridge may still be in one.
     pub(super) networks: Vec<ipnet::Ipv4Net>,
     /// What an earlier process has left.
@@ -92,8 +94,8 @@ pub(super) struct Keeper {
     means: Means,
     options: NodeOptions,
     running: Option<Arc<Node>>,
-    /// What the node that ran last was made from.
-    good: Option<Plan>,
+    /// What the node that ran last was made from, and the peers that it had.
+    good: Option<(Plan, Admitted)>,
     /// What there is to be: the latest view.
     view: Option<(View, LeaseState)>,
     /// How many nodes have been built: a worker's last words concern the node that it belonged to.
@@ -231,21 +233,30 @@ impl Keeper {
         self.shared().set_view(view, state);
         let plan = self.plan_of_view();
         let runs = self.running.as_ref().is_some_and(|node| Some(node.plan()) == plan.as_ref());
-        if runs {
+        if runs || self.retry.at.is_some() {
             self.publish().await;
-            self.save();
-        } else if self.retry.at.is_none() {
+        } else {
             self.build().await;
+        }
+        if runs {
+            self.save();
         }
         if state != LeaseState::Saved {
             self.confirmed.send_replace(true);
         }
     }
 
-    /// Tells the running node its peers.
+    /// Tells the running node its peers: those of the latest view, if that is of the same network, else those that it
+    /// has.
     async fn publish(&mut self) {
-        let (Some(node), Some((view, _))) = (&self.running, &self.view) else { return };
-        let published = node.publish(&view.peers).await;
+        let (Some(node), Some((plan, peers)), Some((view, _))) = (&self.running, &mut self.good, &self.view)
+        else {
+            return;
+        };
+        if plan.config == view.config {
+            peers.clone_from(&view.peers);
+        }
+        let published = node.publish(peers).await;
         for what in published.as_ref().into_iter().flatten() {
             self.means.restored.count(Repaired::Link, what.clone());
         }
@@ -291,6 +302,14 @@ impl Keeper {
         let some_subnet = config.subnets().next().unwrap_or(config.network);
         let verdict = if runs { Ok(()) } else { self.preflight(&self.plan_of(config, some_subnet)).await };
         let forwarding = self.running.is_some();
+        if verdict.is_err() {
+            // Another daemon may have what is only thought of.
+            let ours = [
+                self.running.as_ref().map(|node| node.plan().device()),
+                self.plan_of_view().map(|plan| plan.device()),
+            ];
+            self.claims.retain(|claim| ours.iter().flatten().any(|device| device == claim.device()));
+        }
         let verdict = verdict.map_err(|error| Refusal { problem: of_node(&error), forwarding });
         // Who has asked may have come to an end.
         let _ = answer.send(verdict);
@@ -344,8 +363,8 @@ impl Keeper {
     async fn replace(&mut self, plan: Plan) -> Result<(), NodeError> {
         self.preflight(&plan).await?;
         plan.check_subnet(&self.options.stores).await?;
-        takeover::from_flanneld(&plan).await?;
-        let before = self.running.as_ref().map(|node| node.plan().clone()).or_else(|| self.good.clone());
+        let before = self.running.as_ref().map(|node| node.plan().clone());
+        let before = before.or_else(|| self.good.as_ref().map(|(plan, _)| plan.clone()));
         self.tell_replacement(&plan);
         // Rules before routes: no packet takes the new way with a source that is to be rewritten.
         self.means.rules.want(plan.desired(&self.options));
@@ -355,8 +374,11 @@ impl Keeper {
             self.means.rules.tried(RULES_PATIENCE).await;
         }
         self.stop_running().await;
+        // Its device carries packets until here.
+        takeover::from_flanneld(&plan).await?;
         let had_device = link::index_of(&plan.device()).await.is_ok();
-        if let Err(error) = self.start(plan.clone()).await {
+        let peers = self.view.as_ref().map(|(view, _)| view.peers.clone()).unwrap_or_default();
+        if let Err(error) = self.start(plan.clone(), peers).await {
             if !had_device {
                 // A device that nobody would find again.
                 let _ = link::remove_unused_tun(&plan.device()).await;
@@ -385,27 +407,25 @@ impl Keeper {
 
     /// Builds the node again that ran last, if what there is to be cannot be had.
     async fn put_back(&mut self) {
-        let Some(good) = self.good.clone().filter(|good| Some(good) != self.plan_of_view().as_ref()) else {
+        let wanted = self.plan_of_view();
+        let Some((plan, peers)) = self.good.clone().filter(|(plan, _)| Some(plan) != wanted.as_ref()) else {
             return;
         };
-        self.means.rules.want(good.desired(&self.options));
-        if let Err(error) = self.start(good).await {
+        self.means.rules.want(plan.desired(&self.options));
+        if let Err(error) = self.start(plan, peers).await {
             warn!(%error, "the earlier node cannot be put back");
         }
     }
 
-    /// Starts a node; none runs.
-    async fn start(&mut self, plan: Plan) -> Result<(), NodeError> {
+    /// Starts a node with `peers`; none runs.
+    async fn start(&mut self, plan: Plan, peers: Admitted) -> Result<(), NodeError> {
         self.generation += 1;
         let (generation, failed) = (self.generation, self.failed.clone());
         let on_failure: OnFailure = Arc::new(move |worker: &str, error: std::io::Error| {
             // The receiver is gone only when the daemon is stopping anyway.
             let _ = failed.send(Failure { generation, worker: worker.to_owned(), error });
         });
-        let peers = self.view.as_ref().map(|(view, _)| view.peers.clone()).unwrap_or_default();
         let started = Node::start(plan, &self.options, &peers, &on_failure, &mut self.means.inherited).await;
-        // A node without a tunnel has no use for it, and must not keep others from the port.
-        self.means.inherited = Inherited::default();
         let node = match started {
             Ok(node) => Arc::new(node),
             Err(error) => {
@@ -414,6 +434,8 @@ impl Keeper {
                 return Err(error);
             }
         };
+        // What it has no use for must not keep others from a port. Where it could not start, the earlier node has.
+        self.means.inherited = Inherited::default();
         service_manager::keep(node.tunnel().map(Tunnel::forwarder));
         let plan = node.plan();
         let (device, backend) = (plan.device(), plan.config.backend.name());
@@ -429,7 +451,8 @@ impl Keeper {
         });
         self.means.meters.host.built();
         self.means.serving.name(&device);
-        self.good = Some(plan.clone());
+        self.good = Some((plan.clone(), peers));
+        self.means.running.send_replace(Some(plan.config.clone()));
         self.shared().node = Arc::downgrade(&node);
         self.running = Some(node);
         self.tell_ready();
@@ -558,9 +581,8 @@ impl Keeper {
     /// What others have taken away is put back. A lasting problem is told once.
     async fn sync_host(&mut self, touched: Touched) {
         let outdated = self.running.as_ref().and_then(|node| node.tunnel());
-        if outdated.is_some_and(Tunnel::has_outdated_rings) {
+        if self.retry.at.is_none() && outdated.is_some_and(Tunnel::has_outdated_rings) {
             info!(interface = self.means.underlay.name, "the interface has another number of queues");
-            self.stop_running().await;
             self.build().await;
         }
         let Some(node) = &self.running else { return };

@@ -211,6 +211,7 @@ impl Daemon {
         let (public_ip, lease_address) = watch::channel(underlay.public_ip);
         let (out, views) = watch::channel(None);
         let (ask, questions) = mpsc::channel(1);
+        let (running, runs) = watch::channel(None);
         let (stand, standing) = watch::channel(Standing::default());
         let terms = terms(&flags, &left, saved.as_ref(), underlay.public_ip);
         let membership = Membership::new(store, terms, saved.clone(), out)
@@ -218,6 +219,7 @@ impl Daemon {
             .reloading(reload)
             .keeping(kept)
             .asking(ask)
+            .once_it_runs(runs)
             .telling(stand)
             .measured(meters.clone());
 
@@ -239,6 +241,7 @@ impl Daemon {
             spec,
             underlay,
             public_ip,
+            running,
             serving,
             problems: problems.clone(),
             restored,

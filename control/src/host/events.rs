@@ -240,7 +240,7 @@ fn rules_touched(datagram: Option<&[u8]>) -> Touched {
             _ if table.starts_with(TABLE_PREFIX) => true,
             None => BASE_CHAINS.iter().any(|(of, _)| *of == table),
             Some(chain) => chain.is_some_and(|chain| {
-                let is_base = BASE_CHAINS.iter().any(|base| *base == (table.as_str(), chain.as_str()));
+                let is_base = BASE_CHAINS.contains(&(table.as_str(), chain.as_str()));
                 is_base || OUR_CHAINS.iter().any(|ours| chain.starts_with(ours))
             }),
         }

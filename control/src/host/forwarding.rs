@@ -27,6 +27,18 @@ pub async fn apply(desired: &Desired) -> Result<Vec<String>, HostError> {
     Ok(put)
 }
 
+/// Whether [`apply`] may do its work, or has none.
+///
+/// # Errors
+/// [`HostError::Sysctl`] if this host does not forward, and cannot be told to.
+pub fn can_be_switched_on() -> Result<(), HostError> {
+    if is_on_at_all() {
+        return Ok(());
+    }
+    let opened = fs::OpenOptions::new().write(true).open(IP_FORWARD);
+    opened.map(drop).map_err(|source| HostError::Sysctl { path: IP_FORWARD.to_owned(), wanted: "1", source })
+}
+
 /// Where packets come in that are to go on: the overlay's device, the bridges of our pods, and the underlay's device, if
 /// packets to pods come in by it as they are.
 async fn devices(desired: &Desired) -> Result<Vec<String>, HostError> {

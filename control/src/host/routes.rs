@@ -164,6 +164,20 @@ pub async fn sync(network: Ipv4Net, wanted: &[OwnRoute]) -> Result<Synced, HostE
     if refusals.is_empty() { Ok(synced) } else { Err(HostError::Several(refusals)) }
 }
 
+/// Has what routes through `device` lead to in `network` end here once they are gone, until a [`sync`] puts what is wanted.
+///
+/// # Errors
+/// [`HostError`] if the kernel cannot be asked, or refuses.
+pub async fn bar(network: Ipv4Net, device: u32) -> Result<(), HostError> {
+    let netlink = Netlink::open()?;
+    let leads = |route: &Route| route.device == Some(device) && network.contains(&route.destination);
+    for route in netlink.routes().await?.into_iter().filter(leads) {
+        let end = OwnRoute { to: route.destination, leads: Leads::Unreachable };
+        put(&netlink, &[], &end).await?;
+    }
+    Ok(())
+}
+
 /// Removes our routes in `network`, but not those in `kept`, which another node of ours has put.
 ///
 /// # Errors

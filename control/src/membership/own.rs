@@ -137,12 +137,15 @@ impl Membership {
         known.map(|known| &known.entry).filter(|entry| !config.fits(entry.subnet))
     }
 
-    /// Gives up leases of ours that the configuration in force does not allow, once another is held: nobody could use
-    /// them, and they would take the place of others.
+    /// Gives up leases of ours that the configuration in force does not allow, once another is held and this host runs
+    /// by it: nobody could use them, and they would take the place of others.
     pub(super) async fn release_misfits(&mut self) -> Result<(), StoreError> {
         let Some((_, config)) = self.config.as_ref().filter(|_| self.taken && self.is_held()) else {
             return Ok(());
         };
+        if self.runs.as_ref().is_some_and(|runs| runs.borrow().as_ref() != Some(config)) {
+            return Ok(());
+        }
         let misfits: Vec<Entry> = self.misfits(config).cloned().collect();
         for entry in misfits {
             // What has changed meanwhile is looked at again with the next listing.

@@ -8,7 +8,8 @@ use overlay::tun;
 use overlay::underlay::udp;
 
 use super::{NodeError, NodeOptions, Plan};
-use crate::host::link;
+use crate::host::{forwarding, link};
+use crate::netconf::Backend;
 use crate::takeover;
 
 impl Plan {
@@ -32,10 +33,13 @@ pub async fn preflight(
 ) -> Result<(), NodeError> {
     plan.check()?;
     let left_by_flanneld = takeover::find(plan).await?;
+    if plan.config.backend != Backend::Alloc {
+        forwarding::can_be_switched_on()?;
+    }
     let Some(listen) = plan.listen() else { return Ok(()) };
     if left_by_flanneld.is_some() {
-        // It has port and name until it is removed.
-        return Ok(());
+        // It has port and name until it is removed, and is to stay where the place cannot be taken.
+        return try_device(STAND_IN, 1).await;
     }
     let has_port = before.and_then(Plan::listen) == Some(listen) || inherited.has_sockets(listen);
     if !has_port {
@@ -49,10 +53,18 @@ pub async fn preflight(
     if link::is_open(&device).await? {
         return Err(NodeError::DeviceTaken(device));
     }
-    let was_there = link::index_of(&device).await.is_ok();
-    let opened = tun::open(&device, options.queues, &Offloads::default(), Vec::new()).map(drop);
+    try_device(&device, options.queues).await
+}
+
+/// Whether there can be a TUN of this name. One that was not there before is gone afterwards.
+async fn try_device(name: &str, queues: usize) -> Result<(), NodeError> {
+    let was_there = link::index_of(name).await.is_ok();
+    let opened = tun::open(name, queues, &Offloads::default(), Vec::new()).map(drop);
     if !was_there {
-        link::remove_unused_tun(&device).await?;
+        link::remove_unused_tun(name).await?;
     }
     Ok(opened?)
 }
+
+/// The device that is tried where the name that is wanted is not free yet.
+const STAND_IN: &str = "overlayd-try";

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::membership::{Membership, MembershipError, Question, Refusal, Standing, Terms, View};
+use control::netconf::NetworkConfig;
 use control::problems::Problem;
 use control::store::LeaseStore;
 use tokio::sync::{Notify, mpsc, watch};
@@ -27,6 +28,8 @@ struct Member {
     reload: Arc<Notify>,
     /// Whether this host says that it can run a network.
     host: watch::Sender<bool>,
+    /// Which network it says it runs.
+    running: watch::Sender<Option<NetworkConfig>>,
     task: JoinHandle<MembershipError>,
 }
 
@@ -45,6 +48,7 @@ impl Member {
         let (stand, standing) = watch::channel(Standing::default());
         let (ask, mut questions) = mpsc::channel::<Question>(1);
         let (host, can) = watch::channel(host_can);
+        let (running, runs) = watch::channel(None);
         let told = views.clone();
         tokio::spawn(async move {
             while let Some(Question { answer, .. }) = questions.recv().await {
@@ -57,8 +61,9 @@ impl Member {
         let membership = Membership::new(Arc::clone(&store) as Arc<dyn LeaseStore>, terms, None, out)
             .reloading(Arc::clone(&reload))
             .asking(ask)
+            .once_it_runs(runs)
             .telling(stand);
-        Self { store, views, standing, reload, host, task: tokio::spawn(membership.run()) }
+        Self { store, views, standing, reload, host, running, task: tokio::spawn(membership.run()) }
     }
 
     async fn running() -> Self {
@@ -77,6 +82,11 @@ impl Member {
         let refused = self.standing.wait_for(|standing| standing.not_applied.is_some());
         let standing = timeout(Duration::from_secs(600), refused).await.expect("a problem").unwrap().clone();
         standing.not_applied.unwrap().text().to_owned()
+    }
+
+    /// This host runs `config` from now on.
+    fn runs(&self, config: &str) {
+        self.running.send_replace(Some(NetworkConfig::parse(config).unwrap()));
     }
 
     fn apply(&self, config: &str) {
@@ -109,16 +119,32 @@ async fn a_lease_is_given_up_only_for_another() {
     member.apply(ONE_SUBNET);
     assert!(member.problem().await.contains("no subnet is free"));
     member.is_as_before(&lease).await;
-    // A later change is not applied by itself.
-    member.store.set_config(OTHER_VNI);
-    sleep(Duration::from_secs(60)).await;
-    member.is_as_before(&lease).await;
-
     member.store.delete("10.1.66.0-24");
     let view = member.view_that(|view| view.config_text == ONE_SUBNET).await;
     assert_eq!((view.lease.subnet.to_string().as_str(), view.held), ("10.1.66.0/24", true));
-    assert_eq!(member.store.get(KEY), None, "the earlier lease is given up now");
     assert_eq!(member.standing.borrow().not_applied, None);
+    sleep(Duration::from_secs(60)).await;
+    assert!(member.store.get(KEY).is_some(), "the earlier network runs yet");
+    member.runs(ONE_SUBNET);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(member.store.get(KEY), None, "the earlier lease is given up now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_no_longer_says_is_not_applied_later() {
+    for replaced_by in [CONFIG, OTHER_VNI] {
+        let mut member = Member::running().await;
+        let lease = member.store.value(KEY).unwrap();
+        member.store.put("10.1.66.0-24", &lease_of("192.168.1.66"), Some(1));
+        member.apply(ONE_SUBNET);
+        assert!(member.problem().await.contains("no subnet is free"));
+        member.store.set_config(replaced_by);
+        let over = member.standing.wait_for(|standing| standing.not_applied.is_none());
+        timeout(Duration::from_secs(600), over).await.expect("no problem").unwrap();
+        member.store.delete("10.1.66.0-24");
+        sleep(Duration::from_secs(600)).await;
+        member.is_as_before(&lease).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
