@@ -2,7 +2,9 @@
 //! not here: the kernel device, the lease, the subnet file and the rules that it leaves are made by hand.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use integration::kernel_vxlan::KernelVxlan;
@@ -48,6 +50,44 @@ fn a_node_keeps_subnet_address_and_connections_when_it_is_taken_over_and_when_it
     talk.go_on();
     traffic::ping(&b.ns, a.address);
     assert_eq!(store.leases().remove(&env.key()).unwrap(), lease);
+}
+
+#[test]
+fn nothing_leaves_in_the_clear_while_flannelds_device_is_replaced() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let mut left = KernelVxlan::start(&worker, &store, "10.1.163");
+    let right = KernelVxlan::start(&master, &store, "10.1.177");
+    left.follow(&store);
+    let (a, b) = (worker.bridge_and_pod(left.env()), master.bridge_and_pod(right.env()));
+    // Counts what goes to a pod of the other node and has no outer header.
+    worker.ns.ok("iptables -t mangle -A POSTROUTING -o eth0 -d 10.1.177.0/24");
+    let clear = || {
+        let rules = worker.ns.ok("iptables -t mangle -nvxL POSTROUTING");
+        let rule = rules.lines().find(|line| line.contains("10.1.177.0/24")).expect("the rule");
+        rule.split_whitespace().next().and_then(|count| count.parse::<u64>().ok()).expect("a count")
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let socket = a.ns.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
+            let mut sent = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // While its way ends here, the kernel refuses some.
+                sent += u64::from(socket.send_to(b"a datagram", (b.address, 9)).is_ok());
+                std::thread::yield_now();
+            }
+            sent
+        });
+        let started = std::panic::catch_unwind(AssertUnwindSafe(|| worker.overlayd(&store).start()));
+        stop.store(true, Ordering::Relaxed);
+        assert!(sender.join().expect("the sender") > 0);
+        let daemon = started.expect("overlayd starts");
+        traffic::ping(&a.ns, b.address);
+        assert_eq!(clear(), 0, "datagrams without an outer header");
+        let routes = worker.ns.ok("ip route show 10.1.177.0/24");
+        assert_eq!(routes, "", "the whole network is routed:\n{}", daemon.log());
+    });
 }
 
 #[test]
