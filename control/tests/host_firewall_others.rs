@@ -161,50 +161,105 @@ fn what_somebody_undoes_for_ever_is_put_back_less_and_less_often() {
     assert!(matches!(outcomes.last(), Some(Err(HostError::Contested))), "{outcomes:?}");
 }
 
-#[test]
-fn what_pods_send_to_the_tunnels_port_of_a_host_is_dropped_whoever_masquerades() {
-    for firewall in FIREWALLS {
-        let (host, pod, peer) = (Namespace::new(), Namespace::new(), Namespace::new());
+/// A host with a pod, one of an earlier subnet, and a node beside it.
+///
+/// ```text
+///   pod 10.1.9.2, 10.1.8.2 ── docker0   host   flannel.1 ── far 10.1.86.2
+///                                       eth0 LAN.12 ── LAN.13 peer 10.1.63.2
+/// ```
+struct Pods {
+    host: Namespace,
+    pod: Namespace,
+    peer: Namespace,
+    far: Namespace,
+}
+
+impl Pods {
+    fn new(lan: &'static str) -> Self {
+        let [host, pod, peer, far] = [(); 4].map(|()| Namespace::new());
         host.join("docker0", &pod, "eth0");
         host.join("eth0", &peer, "eth0");
-        host.sh("sysctl -qw net.ipv4.ip_forward=1
-            ip addr add 10.1.9.1/24 dev docker0; ip link set docker0 up
-            ip addr add 192.168.1.12/24 dev eth0; ip link set eth0 up
-            iptables -w 5 -t nat -A POSTROUTING -s 10.1.9.0/24 ! -o docker0 -j MASQUERADE
-            iptables -w 5 -A FORWARD -i docker0 ! -o docker0 -j ACCEPT");
-        pod.sh("ip addr add 10.1.9.2/24 dev eth0; ip link set eth0 up; ip route add default via 10.1.9.1");
-        peer.sh("ip addr add 192.168.1.13/24 dev eth0; ip link set eth0 up
-            ip addr add 10.1.63.2/32 dev lo");
-        host.sh("ip route add 10.1.63.0/24 via 192.168.1.13");
-        let seen = |from: &Namespace, source: &str, port: u16, at: &str| {
-            source_seen(&from.udp(source), &peer.udp(&format!("{at}:{port}"))).map(|ip| ip.to_string())
-        };
-        let host_address = Some("192.168.1.12".to_owned());
-        assert_eq!(
-            seen(&pod, "10.1.9.2:0", 8472, "192.168.1.13"),
-            host_address,
-            "it would pass as the host's"
-        );
-
-        for (forward_rules, expected) in [(true, None), (false, host_address.clone())] {
-            let (_, outcome) = sync(&host, Firewall::new(Desired { forward_rules, ..desired(firewall) }));
-            outcome.unwrap();
-            let found = seen(&pod, "10.1.9.2:0", 8472, "192.168.1.13");
-            assert_eq!(found, expected, "{firewall:?}, forward rules: {forward_rules}");
-            assert_eq!(
-                seen(&pod, "10.1.9.2:0", 8473, "192.168.1.13"),
-                host_address,
-                "{firewall:?}: other ports"
-            );
-            assert_eq!(
-                seen(&host, "192.168.1.12:0", 8472, "192.168.1.13"),
-                host_address,
-                "{firewall:?}: the host's own"
-            );
-            let to_pod = seen(&pod, "10.1.9.2:0", 8472, "10.1.63.2");
-            assert!(to_pod.is_some(), "{firewall:?}: a pod may have that port");
-        }
-        host.block_on(|| firewall::remove_all("flannel.1")).unwrap();
-        assert!(!host.sh("nft list ruleset").contains("tunnel"), "{firewall:?}");
+        host.join("flannel.1", &far, "eth0");
+        host.sh(&format!(
+            "sysctl -qw net.ipv4.ip_forward=1
+             ip addr add 10.1.9.1/24 dev docker0; ip addr add 10.1.8.1/24 dev docker0; ip link set docker0 up
+             ip addr add {lan}.12/24 dev eth0; ip link set eth0 up
+             ip addr add 10.1.9.0/32 dev flannel.1; ip link set flannel.1 up
+             ip route add 10.1.86.0/24 dev flannel.1; ip route add 10.1.63.0/24 via {lan}.13
+             iptables -w 5 -t nat -A POSTROUTING -s 10.1.8.0/23 ! -o docker0 -j MASQUERADE
+             iptables -w 5 -A FORWARD -i docker0 ! -o docker0 -j ACCEPT"
+        ));
+        pod.sh("ip addr add 10.1.9.2/24 dev eth0; ip addr add 10.1.8.2/24 dev eth0; ip link set eth0 up
+             ip route add default via 10.1.9.1");
+        peer.sh(&format!(
+            "ip addr add {lan}.13/24 dev eth0; ip link set eth0 up; ip addr add 10.1.63.2/32 dev lo"
+        ));
+        far.sh("ip addr add 10.1.86.2/24 dev eth0; ip link set eth0 up
+            ip route add default via 10.1.9.0 dev eth0 onlink");
+        Self { host, pod, peer, far }
     }
+
+    /// The source with which what `from` sends arrives at `to`; `None` if the host's own, sent afterwards, is there
+    /// before.
+    fn seen(&self, (from, source): (&Namespace, &str), (at, to): (&Namespace, &str)) -> Option<String> {
+        let (listener, later) = (at.udp(to), self.host.udp("0.0.0.0:0"));
+        from.udp(&format!("{source}:0")).send_to(b"this", to).expect("send");
+        later.send_to(b"later", to).expect("send");
+        let mut word = [0; 8];
+        let (length, source) = listener.recv_from(&mut word).expect("the host's own datagram");
+        (&word[..length] == b"this").then(|| source.ip().to_string())
+    }
+}
+
+/// What this host masquerades would pass as a packet of this node's. The hosts may be in the network, as in flannel's
+/// own example of 10.0.0.0/8.
+#[test]
+fn what_pods_send_to_the_tunnels_port_of_a_host_never_has_this_nodes_address() {
+    for (network, lan) in [("10.1.0.0/16", "192.168.1"), ("10.0.0.0/8", "10.200.1")] {
+        let pods = Pods::new(lan);
+        let (pod, earlier) = ((&pods.pod, "10.1.9.2"), (&pods.pod, "10.1.8.2"));
+        let (node, other_port) = (format!("{lan}.13:8472"), format!("{lan}.13:8473"));
+        let (node, other_port) = ((&pods.peer, node.as_str()), (&pods.peer, other_port.as_str()));
+        let own = Some(format!("{lan}.12"));
+        assert_eq!(pods.seen(pod, node), own, "it would pass as the host's");
+
+        for (firewall, direct, ip_masq) in each() {
+            let masquerade = Masquerade { ip_masq, ..namespace::desired().masquerade };
+            let direct = direct.then(|| "eth0".to_owned());
+            let network = network.parse().unwrap();
+            let wanted = Desired { network, direct, masquerade, ..desired(firewall) };
+            let bound = wanted.direct.is_some() && lan == "10.200.1";
+            let what = format!("{firewall:?}, {wanted:?}");
+            let forward_rules = false;
+            sync(&pods.host, Firewall::new(Desired { forward_rules, ..wanted.clone() })).1.unwrap();
+            let from_pod = if bound { Some("10.1.9.2".to_owned()) } else { own.clone() };
+            assert_eq!(pods.seen(pod, node), from_pod, "without rules for forwarding: {what}");
+
+            sync(&pods.host, Firewall::new(wanted.clone())).1.unwrap();
+            let with_own = |source: &str| bound.then(|| source.to_owned());
+            assert_eq!(pods.seen(pod, node), with_own("10.1.9.2"), "{what}");
+            assert_eq!(pods.seen(earlier, node), with_own("10.1.8.2").filter(|_| !ip_masq), "{what}");
+            assert_eq!(pods.seen(pod, other_port), from_pod, "another port: {what}");
+            assert_eq!(pods.seen((&pods.host, &format!("{lan}.12")), node), own, "the host's own: {what}");
+
+            // Pods may have that port.
+            let directly = wanted.direct.is_some().then(|| "10.1.9.2".to_owned());
+            assert_eq!(pods.seen(pod, (&pods.peer, "10.1.63.2:8472")), directly, "{what}");
+            let ends = [(&pods.pod, "10.1.9.2"), (&pods.far, "10.1.86.2")];
+            for [(from, source), (to, at)] in [ends, [ends[1], ends[0]]] {
+                let seen = source_seen(&from.udp(&format!("{source}:0")), &to.udp(&format!("{at}:8472")));
+                assert_eq!(seen, source.parse().ok(), "through the overlay: {what}");
+            }
+        }
+        pods.host.block_on(|| firewall::remove_all("flannel.1")).unwrap();
+        assert!(!pods.host.sh("nft list ruleset").contains("tunnel"));
+    }
+}
+
+/// Each firewall, with plain routes to other nodes and without, with `--ip-masq` and without.
+fn each() -> impl Iterator<Item = (FirewallKind, bool, bool)> {
+    let options = [false, true].map(|direct| [false, true].map(|ip_masq| (direct, ip_masq)));
+    FIREWALLS.into_iter().flat_map(move |firewall| {
+        options.into_iter().flatten().map(move |(direct, ip_masq)| (firewall, direct, ip_masq))
+    })
 }

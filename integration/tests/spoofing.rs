@@ -9,7 +9,7 @@ use integration::capture::Capture;
 use integration::overlayd::await_mesh;
 use integration::packets::{Injector, mac, source_routed, udp_packet, vxlan_frame};
 use integration::traffic::{self, Server};
-use integration::{Backend, Overlayd, SOON, Site, Store, await_until};
+use integration::{Backend, Overlayd, Pod, SOON, Site, Store, await_until};
 
 /// A pod's port where everything that arrives is written down and nothing is answered.
 const RECORDER: u16 = 9;
@@ -194,6 +194,55 @@ fn attempts(
         ]);
     }
     attempts
+}
+
+/// A pod without any right sends what a node would to another's tunnel. Masqueraded, it would have its node's address.
+/// The nodes may be in the network, as in flannel's own example of 10.0.0.0/8.
+#[test]
+fn a_pod_cannot_speak_for_its_node() {
+    let wide = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","Backend":{"Type":"vxlan"}}"#;
+    let usual = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    for (addresses, config) in
+        [(["192.168.1.12", "192.168.199.238"], usual), (["10.200.1.12", "10.200.2.238"], wide)]
+    {
+        let site = Site::new();
+        let [worker, master] = [("worker", addresses[0]), ("master", addresses[1])]
+            .map(|(name, address)| site.host(name, address));
+        let store = Store::dir_with(&site, "store", config);
+        let m = master.overlayd(&store).start();
+        let b = master.bridge_and_pod(&m.env());
+        let recorded = Arc::new(Mutex::new(Vec::new()));
+        let record = recorded.clone();
+        let _recorder = Server::udp(&b.ns, RECORDER, move |payload, _| {
+            record.lock().unwrap().push(String::from_utf8_lossy(payload).into_owned());
+            None
+        });
+        let mut bridged: Option<Pod> = None;
+        for (firewall, forward_rules) in
+            [("nftables", false), ("nftables", true), ("iptables", false), ("iptables", true)]
+        {
+            let w = worker
+                .overlayd(&store)
+                .flag(&format!("--firewall={firewall}"))
+                .flag(&format!("--iptables-forward-rules={forward_rules}"))
+                .flag("--ip-masq")
+                .start();
+            await_mesh(&[&w, &m]);
+            let a = bridged.get_or_insert_with(|| worker.bridge_and_pod(&w.env()));
+            let neighbour = Ipv4Addr::from(u32::from(w.env().base()) + 77);
+            let frame = |text: &str| {
+                vxlan_frame(1, own_mac(&m), &udp_packet(neighbour, b.address, RECORDER, text.as_bytes()))
+            };
+            recorded.lock().unwrap().clear();
+            Injector::new(&a.ns, master.public_ip, Backend::Vxlan.port()).send(&frame("by a pod"));
+            Injector::new(&worker.ns, master.public_ip, Backend::Vxlan.port()).send(&frame("by the node"));
+            let arrived = || recorded.lock().unwrap().contains(&"by the node".to_owned());
+            await_until(SOON, "the node's own", arrived);
+            let by_pod = recorded.lock().unwrap().contains(&"by a pod".to_owned());
+            assert_eq!(by_pod, !forward_rules, "{config}: {firewall}");
+            w.stop();
+        }
+    }
 }
 
 #[test]

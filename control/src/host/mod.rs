@@ -61,6 +61,14 @@ pub struct Desired {
     pub blackhole: bool,
 }
 
+impl Desired {
+    /// Whose packets to other pods are bound to their own source. With `ip_masq` the rules that masquerade come first
+    /// for whatever is not this node's own.
+    pub(crate) fn bound(&self) -> Ipv4Net {
+        if self.masquerade.ip_masq { self.pod_subnet.trunc() } else { self.network.trunc() }
+    }
+}
+
 #[cfg(test)]
 impl Desired {
     /// What a usual host is to have; a test changes what it is about.

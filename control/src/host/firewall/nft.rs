@@ -155,12 +155,12 @@ type Rules = Vec<(Vec<Statement<'static>>, &'static str)>;
 /// docker's among them; a translation, also one to the same address, ends it.
 fn rules(desired: &Desired) -> Rules {
     let Desired { network, pod_subnet: pods, masquerade: wanted, .. } = desired;
-    let out = || meta_is(MetaKey::Oifname, &desired.device);
+    let out = || leaves(Operator::EQ, &desired.device);
     let masquerade = || masquerade(wanted.fully_random);
 
     // flannel's rule 1, before everything of ours.
     let mut rules = vec![(
-        vec![kube_proxy_mark(), Statement::Return(None)],
+        vec![kube_proxy_mark(Operator::EQ), Statement::Return(None)],
         "marked by kube-proxy, which masquerades it itself: twice would stall the connection",
     )];
 
@@ -169,17 +169,17 @@ fn rules(desired: &Desired) -> Rules {
     // this device. 4 and 6 concern sources outside the network, which are not bound. 5 masquerades what comes
     // from elsewhere in the network than from our pods (containers of a former subnet, say, whose replies
     // would go to its new owner): with `ip_masq` that is left to it, and only our own pods are bound.
-    let bound = if wanted.ip_masq { pods } else { network };
+    let bound = desired.bound();
     rules.push((
-        vec![out(), source(Operator::EQ, bound), destination(Operator::EQ, network), keep_source()],
+        vec![out(), source(Operator::EQ, &bound), destination(Operator::EQ, network), keep_source()],
         "pod to pod: bound to its own source, else docker's MASQUERADE would rewrite it",
     ));
 
     // The same for what needs no tunnel. Nothing else that leaves by the underlay is touched.
     if let Some(direct) = &desired.direct {
-        let out = meta_is(MetaKey::Oifname, direct);
+        let out = leaves(Operator::EQ, direct);
         rules.push((
-            vec![out, source(Operator::EQ, bound), destination(Operator::EQ, network), keep_source()],
+            vec![out, source(Operator::EQ, &bound), destination(Operator::EQ, network), keep_source()],
             "pod to pod on the underlay's own link: bound to its own source likewise",
         ));
     }
@@ -223,27 +223,49 @@ fn rules(desired: &Desired) -> Rules {
     rules
 }
 
-/// What pods send to the tunnel's port of a host is dropped, wherever that host is: masqueraded, by whomever, it would
-/// have this node's address, and be taken for a packet of the overlay.
+/// What pods send to the tunnel's port of a host is dropped, wherever that host is, in the network or not: masqueraded,
+/// by whomever, it would have this node's address, and be taken for a packet of the overlay. Another pod may have that
+/// port: what goes into the overlay, or stays here, is not masqueraded into a packet of this node's.
 fn from_pods_to_a_tunnel(desired: &Desired) -> Rules {
-    let network = &desired.network;
+    let Desired { device, network, pod_subnet: pods, .. } = desired;
     let Some(port) = desired.tunnel_port.filter(|_| desired.forward_rules) else { return Vec::new() };
-    let to_port = Statement::Match(Match {
-        left: field("udp", "dport"),
-        right: Expression::Number(port.into()),
-        op: Operator::EQ,
-    });
+    let to_port = || {
+        Statement::Match(Match {
+            left: field("udp", "dport"),
+            right: Expression::Number(port.into()),
+            op: Operator::EQ,
+        })
+    };
+    let mut rules = Vec::new();
+    if let Some(direct) = &desired.direct {
+        // Nodes in the network get it, too; from a pod's address none takes it for the overlay's.
+        let expr = vec![
+            leaves(Operator::EQ, direct),
+            source(Operator::EQ, &desired.bound()),
+            destination(Operator::EQ, network),
+            to_port(),
+            kube_proxy_mark(Operator::NEQ),
+            Statement::Accept(None),
+        ];
+        rules.push((
+            expr,
+            "pod to pod on the underlay's own link: bound to its own source, so it passes as nobody else's",
+        ));
+    }
     let expr = vec![
         source(Operator::EQ, network),
-        destination(Operator::NEQ, network),
-        to_port,
+        destination(Operator::NEQ, pods),
+        leaves(Operator::NEQ, device),
+        to_port(),
         Statement::Counter(Counter::Anonymous(None)),
         Statement::Drop(None),
     ];
-    vec![(expr, "from pods to the tunnel's port of a host: translated, it would pass as the overlay's")]
+    rules
+        .push((expr, "from pods to the tunnel's port of a host: translated, it would pass as the overlay's"));
+    rules
 }
 
-fn kube_proxy_mark() -> Statement<'static> {
+fn kube_proxy_mark(op: Operator) -> Statement<'static> {
     let mark = named(NamedExpression::Meta(Meta { key: MetaKey::Mark }));
     Statement::Match(Match {
         left: Expression::BinaryOperation(Box::new(BinaryOperation::AND(
@@ -251,15 +273,16 @@ fn kube_proxy_mark() -> Statement<'static> {
             Expression::Number(KUBE_PROXY_MARK),
         ))),
         right: Expression::Number(KUBE_PROXY_MARK),
-        op: Operator::EQ,
+        op,
     })
 }
 
-fn meta_is(key: MetaKey, value: &str) -> Statement<'static> {
+/// Whether it leaves by `device`.
+fn leaves(op: Operator, device: &str) -> Statement<'static> {
     Statement::Match(Match {
-        left: named(NamedExpression::Meta(Meta { key })),
-        right: Expression::String(value.to_owned().into()),
-        op: Operator::EQ,
+        left: named(NamedExpression::Meta(Meta { key: MetaKey::Oifname })),
+        right: Expression::String(device.to_owned().into()),
+        op,
     })
 }
 
@@ -329,7 +352,7 @@ mod tests {
             let desired = desired(Masquerade { return_path, ip_masq, fully_random: true });
             let rules = rules(&desired);
             assert_eq!(rules.len(), count);
-            assert_eq!(rules[0].0[0], kube_proxy_mark());
+            assert_eq!(rules[0].0[0], kube_proxy_mark(Operator::EQ));
             let direct = Some("eth0".to_owned());
             assert_eq!(super::rules(&Desired { direct, ..desired.clone() }).len(), count + 1);
         }
@@ -349,6 +372,8 @@ mod tests {
     #[test]
     fn only_a_tunnel_has_a_port_to_be_kept_from_pods() {
         assert_eq!(from_pods_to_a_tunnel(&Desired::example()).len(), 1);
+        let direct = Some("eth0".to_owned());
+        assert_eq!(from_pods_to_a_tunnel(&Desired { direct, ..Desired::example() }).len(), 2);
         for without in [
             Desired { tunnel_port: None, ..Desired::example() },
             Desired { forward_rules: false, ..Desired::example() },

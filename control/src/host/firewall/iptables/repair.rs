@@ -132,6 +132,7 @@ fn must_follow(table: &Table, other: &str, place: &Place, out: Option<&str>) -> 
         Place::BeforeDrops(traffic) => may_drop(table, other, traffic),
         Place::BeforeTranslation => may_translate(table, other, out),
         Place::BeforeDockersRefusal => table.leads_to(other, &is_dockers_refusal),
+        Place::Before(rule) => same(other, rule),
     }
 }
 

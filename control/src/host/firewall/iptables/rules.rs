@@ -67,6 +67,8 @@ pub(super) enum Place {
     BeforeTranslation,
     /// Before docker's refusal (28 and later) of what is routed to containers; without one, it is not wanted.
     BeforeDockersRefusal,
+    /// Before this rule of ours, to which it is an exception.
+    Before(String),
 }
 
 /// What goes from pod to pod through this host.
@@ -106,13 +108,12 @@ impl Traffic {
 /// Sources, as `--firewall=iptables` has them. flannel's rules are only for the default variant, where flannel
 /// has them; ours are for each variant that translates.
 pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Wanted {
-    let Desired { device, pod_subnet: pods, masquerade, .. } = desired;
-    let network = desired.network.trunc();
+    let Desired { device, masquerade, .. } = desired;
+    let (network, bound) = (desired.network.trunc(), desired.bound());
     let target = if masquerade.fully_random && random_fully { MASQUERADE_RANDOMLY } else { "MASQUERADE" };
 
     // As in nftables (`nft.rs`), which explains how these agree with flannel's six. A packet that is accepted
     // goes through no further rule of this variant's nat table.
-    let bound = if masquerade.ip_masq { pods.trunc() } else { network };
     let mut own = vec![
         format!("-m mark --mark {KUBE_PROXY_MARK} -m comment --comment marked-by-kube-proxy -j RETURN"),
         format!("-s {bound} -d {network} -m comment --comment pod-to-pod -j ACCEPT"),
@@ -132,7 +133,7 @@ pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Want
         chains: vec![Chain { name, rules: own, shared: None }],
     };
     if masquerade.ip_masq && flannels {
-        wanted.chains.push(flannels_masquerade(network, pods.trunc(), target));
+        wanted.chains.push(flannels_masquerade(network, desired.pod_subnet.trunc(), target));
         wanted.hooks.push(Hook { chain: "POSTROUTING", rule: jump_to_postrtg(), place: Place::Anywhere });
     }
     wanted
@@ -203,24 +204,29 @@ pub(super) fn raw(desired: &Desired) -> Wanted {
     }
 }
 
-/// What pods send to the tunnel's port of a host is dropped, wherever that host is: translated, it would have this
-/// node's address, and be taken for a packet of the overlay. In mangle, since no accept in filter comes before it.
+/// What pods send to the tunnel's port of a host is dropped, as in nftables (`nft.rs`, which says what is not). In
+/// mangle, since no accept in filter comes before it.
 pub(super) fn mangle(desired: &Desired) -> Wanted {
-    let hook = |rule| Hook { chain: "FORWARD", rule, place: Place::Anywhere };
-    Wanted {
-        table: "mangle",
-        chains: Vec::new(),
-        hooks: from_pods_to_a_tunnel(desired).into_iter().map(hook).collect(),
-    }
+    let hooks = desired.tunnel_port.map_or_else(Vec::new, |port| from_pods_to_a_tunnel(desired, port));
+    Wanted { table: "mangle", chains: Vec::new(), hooks }
 }
 
-/// The rule of [`mangle`], if there is a tunnel.
-pub(super) fn from_pods_to_a_tunnel(desired: &Desired) -> Option<String> {
-    let (network, comment) = (desired.network.trunc(), tunnel_in_tunnel(&desired.device));
-    let port = desired.tunnel_port?;
-    Some(format!(
-        "-s {network} ! -d {network} -p udp -m udp --dport {port} -m comment --comment {comment} -j DROP"
-    ))
+fn from_pods_to_a_tunnel(desired: &Desired, port: u16) -> Vec<Hook> {
+    let Desired { device, direct, .. } = desired;
+    let (network, pods, bound) = (desired.network.trunc(), desired.pod_subnet.trunc(), desired.bound());
+    let (to_port, comment) = (format!("-p udp -m udp --dport {port}"), tunnel_in_tunnel(device));
+    let hook = |rule, place| Hook { chain: "FORWARD", rule, place };
+    let drop =
+        format!("-s {network} ! -d {pods} ! -o {device} {to_port} -m comment --comment {comment} -j DROP");
+    let exception = direct.as_ref().map(|direct| {
+        let unmarked = format!("-m mark ! --mark {KUBE_PROXY_MARK}");
+        let rule = format!(
+            "-s {bound} -d {network} -o {direct} {to_port} {unmarked} -m comment --comment {comment} -j ACCEPT"
+        );
+        hook(rule, Place::Before(drop.clone()))
+    });
+    // In this order, so that the exception comes first also where a chain cannot be listed and all is put at its head.
+    std::iter::once(hook(drop, Place::Anywhere)).chain(exception).collect()
 }
 
 fn before_dockers_refusal(chain: &'static str, desired: &Desired) -> impl Iterator<Item = Hook> {
@@ -245,7 +251,7 @@ pub(super) fn direct_by_underlay(device: &str) -> String {
     format!("{DIRECT}-{device}")
 }
 
-/// The comment of the rule of [`mangle`].
+/// The comment of the rules of [`mangle`].
 pub(super) fn tunnel_in_tunnel(device: &str) -> String {
     format!("{TUNNEL_IN_TUNNEL}{device}")
 }
@@ -303,7 +309,7 @@ pub(super) fn forward_chain(device: &str) -> String {
     format!("OVERLAYD-FWD-{device}")
 }
 
-/// What the comment of the rule of [`mangle`] begins with.
+/// What the comment of the rules of [`mangle`] begins with.
 pub(in crate::host::firewall) const TUNNEL_IN_TUNNEL: &str = "overlayd-tunnel-in-tunnel-";
 /// What the names of all daemons' own NAT chains begin with.
 pub(super) const NAT_PREFIX: &str = "OVERLAYD-NAT-";

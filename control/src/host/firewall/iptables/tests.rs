@@ -267,6 +267,36 @@ fn what_comes_and_goes_by_the_underlay_has_rules_of_its_own_and_leaves_none() {
 }
 
 #[test]
+fn what_goes_from_pod_to_pod_by_the_underlay_is_let_pass_before_the_drop_of_tunnels_in_the_tunnel() {
+    let desired = Desired { direct: Some("eth0".to_owned()), ..desired() };
+    let mangle = rules::mangle(&desired);
+    let [drop, exception] = [0, 1].map(|number| mangle.hooks[number].rule.as_str());
+    assert!(drop.ends_with("-j DROP") && exception.ends_with("-j ACCEPT"), "{mangle:?}");
+    for there in [
+        &[][..],
+        &[drop],
+        &[exception],
+        &[drop, exception],
+        &["-j SITES", drop, "-j OTHERS", exception, exception],
+    ] {
+        let before = table("mangle", "FORWARD", "ACCEPT", there);
+        let mut lines: Vec<String> =
+            before.rules("FORWARD").map(|rule| format!("-A FORWARD {rule}")).collect();
+        lines.extend(fix(&before, &mangle));
+        let after = restored("mangle", ":FORWARD ACCEPT [0:0]", &lines);
+        let ours: Vec<&str> = after.rules("FORWARD").filter(|rule| rule.contains("tunnel")).collect();
+        assert_eq!(ours, [exception, drop], "{there:?}");
+        assert!(fix(&after, &mangle).is_empty(), "{there:?}");
+    }
+    assert_eq!(
+        rules::mangle(&Desired { direct: None, ..desired.clone() }).hooks.len(),
+        1,
+        "without a direct way"
+    );
+    assert!(rules::mangle(&Desired { tunnel_port: None, ..desired }).hooks.is_empty());
+}
+
+#[test]
 fn two_networks_share_flannels_chains() {
     let (ours, theirs) = (rules::nat(&desired(), true, true), rules::nat(&other(), true, true));
     let empty = ":POSTROUTING ACCEPT [0:0]";
