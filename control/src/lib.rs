@@ -25,6 +25,7 @@ pub mod netconf;
 pub mod node;
 pub mod page;
 pub mod path_mtu;
+mod patient;
 pub mod pcapng;
 pub mod ping;
 pub mod privileges;

@@ -4,15 +4,35 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 /// What to add to `error` about the file at `path`; empty if the unit has nothing to do with it.
 #[must_use]
 pub fn hint(path: &Path, error: &io::Error) -> String {
     let service = std::env::var_os("INVOCATION_ID").is_some();
-    hint_for(path, error, service, |home| {
-        fs::read_dir(home).map_or(true, |mut entries| entries.next().is_none())
-    })
+    hint_for(path, error, service, |home| within(PATIENCE, home, is_empty).unwrap_or(false))
 }
+
+fn is_empty(home: &Path) -> bool {
+    fs::read_dir(home).map_or(true, |mut entries| entries.next().is_none())
+}
+
+/// What `look` finds at `path`, if it does in time: homes may be on a server that does not answer.
+fn within<T: Send + 'static>(
+    patience: Duration,
+    path: &Path,
+    look: impl FnOnce(&Path) -> T + Send + 'static,
+) -> Option<T> {
+    let ((found, finding), path) = (mpsc::channel(), path.to_owned());
+    // Who no longer waits for it need not have it.
+    thread::Builder::new().name("homes".to_owned()).spawn(move || drop(found.send(look(&path)))).ok()?;
+    finding.recv_timeout(patience).ok()
+}
+
+/// A directory that is there is looked into at once.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 fn hint_for(path: &Path, error: &io::Error, service: bool, hidden: impl Fn(&Path) -> bool) -> String {
     use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem};
@@ -43,6 +63,17 @@ const EDIT: &str = "write in a drop-in (systemctl edit overlayd), below [Service
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn homes_that_do_not_answer_are_not_waited_for() {
+        let (goes_on, held) = mpsc::channel::<()>();
+        let hangs = move |_: &Path| held.recv().is_ok();
+        assert_eq!(within(Duration::from_millis(1), Path::new("/home"), hangs), None);
+        drop(goes_on);
+        let patience = Duration::from_secs(60);
+        assert_eq!(within(patience, tempfile::tempdir().unwrap().path(), is_empty), Some(true));
+        assert_eq!(within(patience, Path::new("/proc"), is_empty), Some(false));
+    }
 
     #[test]
     fn the_units_setting_is_named_where_it_is_the_cause() {

@@ -1,7 +1,6 @@
 //! Looks at what there is of the host's: its routes and addresses, and whom it has to reach.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +13,8 @@ use super::HostError;
 use super::link::ROUTE_PROTOCOL;
 use super::netlink::{Link, Netlink, Route};
 use super::overlap::{Holdings, HostRoute, Need, overlap};
+use crate::files;
+use crate::patient::Patient;
 
 /// Whose holdings it is looked at for.
 #[derive(Debug, Clone)]
@@ -35,6 +36,7 @@ pub struct Viewpoint<'a> {
 #[derive(Debug, Default)]
 pub struct Surveyor {
     last: Mutex<Option<Survey>>,
+    resolvers: Resolvers,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,7 @@ impl Surveyor {
         if let Some(last) = lock().as_ref().filter(|last| last.routes > MANY && last.at.elapsed() < SELDOM) {
             return Ok(last.holdings.clone());
         }
-        let (holdings, routes) = survey(from).await?;
+        let (holdings, routes) = survey(from, self.resolvers.look().await).await?;
         *lock() = Some(Survey { holdings: holdings.clone(), at: Instant::now(), routes });
         Ok(holdings)
     }
@@ -65,7 +67,7 @@ impl Surveyor {
 /// # Errors
 /// [`HostError::Netlink`] if the kernel cannot be asked.
 pub async fn look(from: Viewpoint<'_>) -> Result<Holdings, HostError> {
-    survey(from).await.map(|(holdings, _)| holdings)
+    survey(from, Resolvers::default().look().await).await.map(|(holdings, _)| holdings)
 }
 
 /// What no pod's address may be: the addresses of the device to the other nodes, and what is reached through it of the
@@ -83,7 +85,7 @@ pub async fn kept(underlay: &str, stores: &BTreeSet<Ipv4Addr>) -> Result<BTreeSe
     let mut kept: BTreeSet<Ipv4Addr> = addresses.map(|address| address.address).collect();
     let routes = netlink.routes().await?.into_iter().filter(|route| route.device == Some(device));
     kept.extend(routes.flat_map(|route| route.gateways));
-    for address in stores.iter().copied().chain(resolvers()) {
+    for address in stores.iter().copied().chain(Resolvers::default().look().await) {
         if netlink.way_to(address).await?.is_some_and(|way| way.device == device && !way.local) {
             kept.insert(address);
         }
@@ -91,7 +93,7 @@ pub async fn kept(underlay: &str, stores: &BTreeSet<Ipv4Addr>) -> Result<BTreeSe
     Ok(kept)
 }
 
-async fn survey(from: Viewpoint<'_>) -> Result<(Holdings, usize), HostError> {
+async fn survey(from: Viewpoint<'_>, resolvers: BTreeSet<Ipv4Addr>) -> Result<(Holdings, usize), HostError> {
     let netlink = Netlink::open()?;
     let links: HashMap<u32, Link> =
         netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
@@ -130,7 +132,7 @@ async fn survey(from: Viewpoint<'_>) -> Result<(Holdings, usize), HostError> {
         }
     }
     from.stores.iter().for_each(|store| holdings.need(*store, Need::Store));
-    resolvers().into_iter().for_each(|resolver| holdings.need(resolver, Need::Resolver));
+    resolvers.into_iter().for_each(|resolver| holdings.need(resolver, Need::Resolver));
     Ok((holdings, count))
 }
 
@@ -157,9 +159,28 @@ fn host_route(route: &Route, name: impl Fn(u32) -> String) -> HostRoute {
 }
 
 /// Those of `/etc/resolv.conf`, and whom systemd-resolved asks where that names itself.
-fn resolvers() -> BTreeSet<Ipv4Addr> {
-    let texts = RESOLVERS.iter().filter_map(|path| fs::read_to_string(Path::new(path)).ok());
-    texts.flat_map(|text| nameservers(&text)).collect()
+#[derive(Debug, Default)]
+struct Resolvers {
+    /// What the files said when they were last read.
+    known: Mutex<BTreeSet<Ipv4Addr>>,
+    files: Patient<BTreeSet<Ipv4Addr>>,
+}
+
+impl Resolvers {
+    /// What the files say; as long as they cannot be read, what they said before.
+    async fn look(&self) -> BTreeSet<Ipv4Addr> {
+        let read = self.files.read(|| in_files(&RESOLVERS)).await;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(read) = read {
+            *known = read;
+        }
+        known.clone()
+    }
+}
+
+fn in_files(paths: &[impl AsRef<Path>]) -> BTreeSet<Ipv4Addr> {
+    let texts = paths.iter().filter_map(|path| files::read(path.as_ref(), files::LONGEST_TEXT).ok());
+    texts.flat_map(|text| nameservers(&String::from_utf8_lossy(&text))).collect()
 }
 
 fn nameservers(text: &str) -> Vec<Ipv4Addr> {
@@ -177,7 +198,20 @@ const SELDOM: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
+
+    #[test]
+    fn resolvers_are_asked_of_files_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let [file, fifo, long] = ["file", "fifo", "long"].map(|name| directory.path().join(name));
+        std::fs::write(&file, "nameserver 10.1.0.53\n").unwrap();
+        std::fs::write(&long, "nameserver 10.1.0.54\n".repeat(files::LONGEST_TEXT / 20)).unwrap();
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let known = in_files(&[fifo, long, file, directory.path().join("none")]);
+        assert_eq!(known, BTreeSet::from([Ipv4Addr::new(10, 1, 0, 53)]));
+    }
 
     #[test]
     fn resolvers_are_read_as_the_c_library_reads_them() {

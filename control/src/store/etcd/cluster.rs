@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use super::access::{Access, Material};
 use super::tls::{self, LastWord};
 use crate::metrics::StoreMeter;
+use crate::patient::{PATIENCE, Patient};
 use crate::store::StoreError;
 
 /// The endpoints of one cluster.
@@ -28,6 +29,7 @@ pub(super) struct Cluster {
     access: Access,
     /// The certificates that the clients were made with.
     material: Mutex<Option<(Material, Arc<ClientConfig>)>>,
+    files: Patient<Result<Material, String>>,
     meter: StoreMeter,
 }
 
@@ -66,6 +68,7 @@ impl Cluster {
             current: AtomicUsize::new(0),
             access,
             material: Mutex::default(),
+            files: Patient::default(),
             meter,
         })
     }
@@ -194,7 +197,7 @@ impl Cluster {
             return Ok(client);
         }
         let (options, url) = (connect_options(), &endpoint.url);
-        let tls = if is_tls(url) { Some(self.tls()?) } else { None };
+        let tls = if is_tls(url) { Some(self.tls().await?) } else { None };
         let connect = async |options: ConnectOptions| match &tls {
             Some(config) => {
                 let last_word = endpoint.last_word.clone();
@@ -221,15 +224,24 @@ impl Cluster {
     }
 
     /// The certificates in use, read now if they have not been yet.
-    fn tls(&self) -> Result<Arc<ClientConfig>, String> {
-        let mut in_use = self.material.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, config)) = &*in_use {
+    async fn tls(&self) -> Result<Arc<ClientConfig>, String> {
+        let in_use = || self.material.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, config)) = &*in_use() {
             return Ok(Arc::clone(config));
         }
-        let material = self.access.read()?;
+        let material = self.read().await?;
         let config = usable(&material)?;
-        *in_use = Some((material, Arc::clone(&config)));
+        *in_use() = Some((material, Arc::clone(&config)));
         Ok(config)
+    }
+
+    /// What the files of the certificates hold now.
+    async fn read(&self) -> Result<Material, String> {
+        let access = self.access.clone();
+        self.files.read(move || access.read()).await.unwrap_or_else(|| {
+            let patience = PATIENCE.as_millis();
+            Err(format!("the certificates' files are not read within {patience} ms: does their disk answer?"))
+        })
     }
 
     /// Takes new certificates into use if the files have changed; whether they have. Files that
@@ -238,7 +250,7 @@ impl Cluster {
         if !self.urls().any(is_tls) {
             return Ok(false);
         }
-        let new = self.access.read()?;
+        let new = self.read().await?;
         let in_use = || self.material.lock().unwrap_or_else(PoisonError::into_inner);
         if in_use().as_ref().is_some_and(|(material, _)| *material == new) {
             return Ok(false);
