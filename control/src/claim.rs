@@ -4,8 +4,10 @@
 //! Who keeps it has an abstract Unix socket of the network namespace, named after the device. It goes with the process,
 //! however that ends, and needs no directory.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::net::sockopt::socket_peercred;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -38,7 +40,10 @@ impl Claim {
     /// # Errors
     /// [`Claimed`].
     pub fn take(device: &str) -> Result<Self, Claimed> {
-        let claim = |socket| Ok(Self { device: device.to_owned(), _socket: socket });
+        let claim = |socket| {
+            held().insert(device.to_owned());
+            Ok(Self { device: device.to_owned(), _socket: socket })
+        };
         let error = match listen(device) {
             Ok(socket) => return claim(Some(socket)),
             Err(error) => error,
@@ -69,8 +74,30 @@ impl Claim {
     }
 }
 
+impl Drop for Claim {
+    fn drop(&mut self) {
+        held().remove(&self.device);
+    }
+}
+
+/// Whether another process keeps what is named after `device`.
+pub(crate) fn is_anothers(device: &str) -> bool {
+    // The list of them tells without a word to whoever has it. `thread-self`: /proc/net shows the network namespace
+    // of the main thread.
+    let taken = || fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
+    // Its last column is the name, with an @ for the first, zero, byte.
+    let name = format!(" @{PREFIX}{device}");
+    !held().contains(device) && taken().lines().any(|line| line.ends_with(&name))
+}
+
+/// What this process has claimed.
+fn held() -> MutexGuard<'static, BTreeSet<String>> {
+    static HELD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn address(device: &str) -> io::Result<SockAddr> {
-    SockAddr::unix(format!("\0overlayd/{device}"))
+    SockAddr::unix(format!("\0{PREFIX}{device}"))
 }
 
 fn listen(device: &str) -> io::Result<Socket> {
@@ -99,5 +126,7 @@ fn may_administer(pid: i32) -> bool {
     rights.is_none_or(|rights| rights & CAP_NET_ADMIN != 0)
 }
 
+/// What the names of all claims begin with.
+const PREFIX: &str = "overlayd/";
 /// `linux/capability.h`.
 const CAP_NET_ADMIN: u64 = 1 << 12;

@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use crate::host::HostError;
 use crate::host::overlap::{Claim, Holdings, HostRoute, Need};
-use crate::host::routes::{self, Leads, OffLink, OwnRoute, Synced};
+use crate::host::routes::{self, Before, Leads, OffLink, OwnRoute, Synced};
 use crate::lease::Lease;
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::Plan;
@@ -87,6 +87,8 @@ pub struct Ways {
     pub routed: Option<Routed>,
     /// The routes for them.
     pub wanted: Vec<OwnRoute>,
+    /// Whether routes have been put before.
+    again: bool,
 }
 
 /// What ways are found for.
@@ -118,7 +120,8 @@ impl Ways {
         let claim = claim(&plan.config, Some(plan.subnet));
         let nodes = leases.iter().map(|lease| lease.attrs.public_ip);
         nodes.filter(|node| claim.network.contains(node)).for_each(|node| holdings.need(node, Need::Peer));
-        let mut ways = Self { routed: device.map(|_| routed(&holdings, &claim)), ..Self::default() };
+        let routed = device.map(|_| routed(&holdings, &claim));
+        let mut ways = Self { routed, again: holdings.again, ..Self::default() };
         if let (Some(device), Some(routed)) = (device, &ways.routed) {
             let ends = routed.rejected.iter().map(|to| OwnRoute { to: *to, leads: Leads::Unreachable });
             let whole = OwnRoute { to: claim.network, leads: Leads::Into(device) };
@@ -149,7 +152,8 @@ impl Ways {
         network: Ipv4Net,
         before: &HashSet<OwnRoute>,
     ) -> Result<Vec<String>, HostError> {
-        let Synced { put, mut failed } = routes::sync(network, &self.wanted).await?;
+        let before = Before { first: !self.again, wanted: before };
+        let Synced { put, mut failed } = routes::sync(network, &self.wanted, before).await?;
         let whole = self.is_whole();
         for peer in &mut self.reached {
             if let Some(error) = failed.remove(&peer.lease.subnet) {
@@ -157,7 +161,7 @@ impl Ways {
                 peer.way = without_route(whole);
             }
         }
-        let back = put.iter().filter(|route| before.contains(*route));
+        let back = put.iter().filter(|route| before.wanted.contains(*route));
         let back = back.map(|route| format!("the route {}", route.describe())).collect();
         if failed.is_empty() { Ok(back) } else { Err(HostError::Several(failed.into_values().collect())) }
     }

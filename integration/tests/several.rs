@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use integration::capture::Capture;
 use integration::overlayd::await_mesh;
+use integration::process::Process;
 use integration::{Backend, Host, Namespace, SOON, Site, Status, Store, Wire, await_until, traffic};
 
 #[test]
@@ -71,6 +72,79 @@ fn a_tunnel_and_plain_routes_live_side_by_side() {
     await_until(SOON, "the routes to be as they were", || routes() == before);
     traffic::ping(&worker.ns, m1.env().base());
     traffic::ping(&b.ns, a.address);
+}
+
+/// As 10.0.0.0/8 of one site and a part of it, used for itself. Each puts back what somebody takes from it, and takes
+/// nothing from the other, nor what that rejects in its own network.
+#[test]
+fn networks_of_which_one_lies_in_the_other_leave_each_other_alone() {
+    let (site, worker, master) = Site::two_hosts();
+    let wide = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.1.0.0","SubnetMax":"10.2.255.0","Backend":{"Type":"vxlan"}}"#;
+    let narrow = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":2,"Port":8473}}"#;
+    let (one, two) = (Store::dir_with(&site, "one", wide), Store::dir_with(&site, "two", narrow));
+    // Something of the host's own, on account of which what is not leased is rejected.
+    worker.ns.ip("route add 10.5.0.0/24 via 192.168.1.1");
+    let start =
+        |host| [(&one, "one"), (&two, "two")].map(|(s, name)| Host::overlayd(host, s).named(name).start());
+    let ([w1, w2], [m1, m2]) = (start(&worker), start(&master));
+    let of = |device| Status::of(&worker.ns, &["--device", device]);
+    for (device, peer) in [("flannel.1", &m1), ("flannel.2", &m2)] {
+        await_until(SOON, "the peer", || of(device).peers() == [peer.env().base_with_length()]);
+    }
+    let routes = || {
+        let routes = worker.ns.ok("ip route show proto 222");
+        let mut lines: Vec<String> = routes.lines().map(|line| line.trim_end().to_owned()).collect();
+        lines.sort();
+        lines
+    };
+    let [theirs, narrower] = [&m1, &m2].map(|peer| peer.env().base_with_length());
+    let settled = || {
+        let routes = routes();
+        let has = |begins: &str, part: &str| {
+            routes.iter().any(|line| line.starts_with(begins) && line.contains(part))
+        };
+        has(&theirs, "dev flannel.1")
+            && has(&narrower, "dev flannel.2")
+            && has("unreachable 10.1.", "metric")
+            && has("unreachable 10.5.", "metric")
+    };
+    await_until(SOON, "the routes of both", settled);
+    let before = routes();
+    let reach = || [&m1, &m2].iter().for_each(|peer| traffic::ping(&worker.ns, peer.env().base()));
+    reach();
+
+    let mut command = worker.ns.command("ip");
+    command.args(["monitor", "route"]);
+    let mut monitor = Process::spawn("monitor", command, worker.directory());
+    // Also proves that it listens.
+    worker.ns.ip("route add 172.31.0.0/24 via 192.168.1.1");
+    await_until(SOON, "the monitor", || {
+        worker.ns.ip("route change 172.31.0.0/24 via 192.168.1.1");
+        monitor.log().contains("172.31.0.0/24")
+    });
+    for (route, device) in [(&theirs, "flannel.1"), (&narrower, "flannel.2"), (&theirs, "flannel.1")] {
+        worker.ns.ip(&format!("route del {route} dev {device}"));
+        await_until(SOON, "the route to be back", || routes() == before);
+        reach();
+    }
+    worker.ns.ip("route del 172.31.0.0/24");
+    await_until(SOON, "the last event", || monitor.log().contains("Deleted 172.31.0.0/24"));
+    let log = monitor.log();
+    let deleted: Vec<&str> =
+        log.lines().filter(|line| line.contains("Deleted") && line.contains("proto 222")).collect();
+    assert_eq!(deleted.len(), 3, "none but by us:\n{log}");
+    monitor.kill();
+
+    // One that starts finds the other's.
+    w1.stop();
+    let w1 = worker.overlayd(&one).named("one").start();
+    await_until(SOON, "the routes of both", || routes() == before);
+    reach();
+    w2.stop();
+    let _w2 = worker.overlayd(&two).named("two").start();
+    await_until(SOON, "the routes of both", || routes() == before);
+    reach();
+    drop(w1);
 }
 
 #[test]

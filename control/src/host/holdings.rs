@@ -10,9 +10,9 @@ use ipnet::Ipv4Net;
 use rtnetlink::packet_route::route::{RouteProtocol, RouteType};
 
 use super::HostError;
-use super::link::ROUTE_PROTOCOL;
 use super::netlink::{Link, Netlink, Route};
 use super::overlap::{Holdings, HostRoute, Need, overlap};
+use super::routes::{is_ours, of_others};
 use crate::files;
 use crate::patient::Patient;
 
@@ -57,8 +57,9 @@ impl Surveyor {
             return Ok(last.holdings.clone());
         }
         let (holdings, routes) = survey(from, self.resolvers.look().await).await?;
-        *lock() = Some(Survey { holdings: holdings.clone(), at: Instant::now(), routes });
-        Ok(holdings)
+        let again = Holdings { again: true, ..holdings.clone() };
+        let first = lock().replace(Survey { holdings: again.clone(), at: Instant::now(), routes }).is_none();
+        Ok(if first { holdings } else { again })
     }
 }
 
@@ -114,6 +115,7 @@ async fn survey(from: Viewpoint<'_>, resolvers: BTreeSet<Ipv4Addr>) -> Result<(H
     }
     let routes = netlink.routes().await?;
     let count = routes.len();
+    let others = of_others(&routes, links.values());
     let mut metrics: BTreeMap<Ipv4Net, u32> = BTreeMap::new();
     for route in routes.into_iter().filter(|route| !is_overlays(route.device)) {
         let to = route.destination.trunc();
@@ -121,9 +123,11 @@ async fn survey(from: Viewpoint<'_>, resolvers: BTreeSet<Ipv4Addr>) -> Result<(H
         if route.device.is_none_or(|device| !bridges.contains(&device)) {
             route.gateways.iter().for_each(|gateway| holdings.need(*gateway, Need::Gateway));
         }
-        let ours = route.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) && from.network.contains(&to);
+        // What another daemon routes into its own device in a network inside of ours is none of ours. What ends
+        // here comes after every other route, so that it takes nothing from anybody.
+        let ours = route.device.is_none_or(|device| from.network.contains(&to) && !others.contains(&device));
         // A VPN's two halves are a default route, too.
-        if ours || to.prefix_len() <= 1 || !overlap(to, from.network) {
+        if is_ours(&route) && ours || to.prefix_len() <= 1 || !overlap(to, from.network) {
             continue;
         }
         if metrics.get(&to).is_none_or(|least| route.metric < *least) {

@@ -1,10 +1,11 @@
 //! Our routes: into the overlay's device, by plain ways to the nodes on our own link, and those that end here.
 //!
-//! They lie inside the network and carry our protocol, and of all routes that do, only the wanted ones stay. Several
-//! daemons of one host tell their routes apart by their networks. A route of somebody else is never replaced: ours is
-//! added beside it or not at all, and a bent one of ours goes when the right one stands behind it.
+//! They lie inside the network and carry our protocol. Several daemons of one host tell their routes apart by their
+//! networks; where one of these lies in another, by the device, which only one of them claims, and by who has put them.
+//! A route of somebody else is never replaced: ours is added beside it or not at all, and a bent one of ours goes when
+//! the right one stands behind it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use futures::StreamExt;
@@ -19,7 +20,8 @@ use tracing::info;
 
 use super::HostError;
 use super::link::ROUTE_PROTOCOL;
-use super::netlink::{Netlink, Route, refused};
+use super::netlink::{Link, Netlink, Route, refused};
+use crate::claim;
 
 /// A route of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +50,15 @@ pub enum Leads {
     /// it with metric 0, where it would come before a bridge's own if that is made later, and cut off its containers.
     /// Ours comes after every other, too.
     Blackhole,
+}
+
+/// What has been put before routes are brought to what they should be.
+#[derive(Debug, Clone, Copy)]
+pub struct Before<'a> {
+    /// Whether nothing has been put yet: what is there is of an earlier life.
+    pub first: bool,
+    /// What was wanted the last time.
+    pub wanted: &'a HashSet<OwnRoute>,
 }
 
 /// What became of the wanted routes.
@@ -125,20 +136,21 @@ pub async fn within(network: Ipv4Net) -> Result<Vec<Seen>, HostError> {
 
 /// Makes `wanted` the only routes of ours inside `network`. First what is missing is put, in this order, then what is
 /// left over goes. A route of somebody else stays, but for one that says what ours to a node says, where flanneld
-/// would have made it: ours takes its place.
+/// would have made it: ours takes its place. What names no device of an overlay, and comes to be there later than
+/// what we have put, is another daemon's, whose network is in ours.
 ///
 /// # Errors
 /// [`HostError`] if the kernel cannot be asked, or refuses to give up a route.
-pub async fn sync(network: Ipv4Net, wanted: &[OwnRoute]) -> Result<Synced, HostError> {
+pub async fn sync(network: Ipv4Net, wanted: &[OwnRoute], before: Before<'_>) -> Result<Synced, HostError> {
     let netlink = Netlink::open()?;
-    let ours = |route: &Route| network.contains(&route.destination);
-    let mut before: HashMap<(Ipv4Net, u32), Vec<Route>> = HashMap::new();
-    for route in netlink.routes_of(ROUTE_PROTOCOL).await?.into_iter().filter(ours) {
-        before.entry((route.destination, route.metric)).or_default().push(route);
+    let all = routes_in(&netlink, network).await?;
+    let mut there: HashMap<(Ipv4Net, u32), Vec<Route>> = HashMap::new();
+    for route in all.ours {
+        there.entry((route.destination, route.metric)).or_default().push(route);
     }
     let mut synced = Synced::default();
     for route in wanted {
-        let there = before.get(&(route.to, route.metric())).map_or(&[][..], Vec::as_slice);
+        let there = there.get(&(route.to, route.metric())).map_or(&[][..], Vec::as_slice);
         match put(&netlink, there, route).await {
             Ok(false) => {}
             Ok(true) => synced.put.push(*route),
@@ -147,10 +159,19 @@ pub async fn sync(network: Ipv4Net, wanted: &[OwnRoute]) -> Result<Synced, HostE
     }
     let wanted: HashMap<(Ipv4Net, u32), &OwnRoute> =
         wanted.iter().map(|route| ((route.to, route.metric()), route)).collect();
+    let is_stale = |place: &(Ipv4Net, u32), route: &Route| match wanted.get(place) {
+        Some(right) => !right.is_at(route),
+        None => {
+            before.first
+                || route.device.is_some_and(|device| all.overlays.contains(&device))
+                || before.wanted.iter().any(|wanted| wanted.is_at(route))
+        }
+    };
+    // Where what is to come in its place could not be put, it is all that there is.
+    let is_needed = |route: &Route| synced.failed.keys().any(|failed| failed.contains(&route.destination));
     let mut refusals = Vec::new();
-    for (place, routes) in before {
-        let right = wanted.get(&place);
-        for stale in routes.into_iter().filter(|route| right.is_none_or(|wanted| !wanted.is_at(route))) {
+    for (place, routes) in there {
+        for stale in routes.into_iter().filter(|route| is_stale(&place, route) && !is_needed(route)) {
             info!(destination = %stale.destination, gateway = ?stale.gateway, "removing a route of ours that nobody needs any more");
             let action = format!("remove the route to {}", stale.destination);
             match netlink.handle.route().del(stale.message).execute().await {
@@ -184,12 +205,41 @@ pub async fn bar(network: Ipv4Net, device: u32) -> Result<(), HostError> {
 /// [`HostError`] if the kernel cannot be asked, or refuses.
 pub async fn remove(network: Ipv4Net, kept: Ipv4Net) -> Result<(), HostError> {
     let netlink = Netlink::open()?;
-    let is_meant = |route: &Route| network.contains(&route.destination) && !kept.contains(&route.destination);
-    for route in netlink.routes_of(ROUTE_PROTOCOL).await?.into_iter().filter(is_meant) {
+    let ours = routes_in(&netlink, network).await?.ours;
+    for route in ours.into_iter().filter(|route| !kept.contains(&route.destination)) {
         let action = format!("remove the route to {}", route.destination);
         netlink.handle.route().del(route.message).execute().await.map_err(|error| refused(action, &error))?;
     }
     Ok(())
+}
+
+/// The routes with our protocol.
+struct Marked {
+    /// But for those by another daemon's device.
+    ours: Vec<Route>,
+    /// The devices of overlays by which they lead.
+    overlays: BTreeSet<u32>,
+}
+
+/// Those in `network`.
+async fn routes_in(netlink: &Netlink, network: Ipv4Net) -> Result<Marked, HostError> {
+    let mut routes = netlink.routes_of(ROUTE_PROTOCOL).await?;
+    routes.retain(|route| network.contains(&route.destination));
+    let links = if routes.is_empty() { Vec::new() } else { netlink.links().await? };
+    let others = of_others(&routes, &links);
+    let overlays = links.iter().filter(|link| link.tun).map(|link| link.index).collect();
+    routes.retain(|route| route.device.is_none_or(|device| !others.contains(&device)));
+    Ok(Marked { ours: routes, overlays })
+}
+
+/// The devices of other daemons by which `routes` with our protocol lead.
+pub(crate) fn of_others<'a>(routes: &[Route], links: impl IntoIterator<Item = &'a Link>) -> BTreeSet<u32> {
+    let devices: BTreeSet<u32> =
+        routes.iter().filter(|route| is_ours(route)).filter_map(|route| route.device).collect();
+    let others = links
+        .into_iter()
+        .filter(|link| link.tun && devices.contains(&link.index) && claim::is_anothers(&link.name));
+    others.map(|link| link.index).collect()
 }
 
 /// Puts `wanted`, where `there` are those of ours; returns whether it was missing.
@@ -218,7 +268,7 @@ async fn displace_flannels(netlink: &Netlink, wanted: &OwnRoute) -> Result<bool,
     let others: Vec<Route> = netlink.routes().await?.into_iter().filter(at).collect();
     let action = format!("route {}", wanted.describe());
     let [other] = others.as_slice() else {
-        return Err(in_the_way(action, wanted.to));
+        return Err(in_the_way(action, wanted.to, &others));
     };
     if let Leads::Into(device) = wanted.leads
         && other.device == Some(device)
@@ -228,7 +278,7 @@ async fn displace_flannels(netlink: &Netlink, wanted: &OwnRoute) -> Result<bool,
     }
     let to_node = matches!(wanted.leads, Leads::Via { .. });
     if !(to_node && wanted.is_at(other) && other.protocol == RouteProtocol::Boot) {
-        return Err(in_the_way(action, wanted.to));
+        return Err(in_the_way(action, wanted.to, &others));
     }
     let added = add(netlink, wanted.message(), NLM_F_APPEND).await;
     added.map_err(|error| refused(action.as_str(), &error))?;
@@ -236,10 +286,15 @@ async fn displace_flannels(netlink: &Netlink, wanted: &OwnRoute) -> Result<bool,
     removed.map(|()| true).map_err(|error| refused(format!("remove flanneld's {action}"), &error))
 }
 
-fn in_the_way(action: String, to: Ipv4Net) -> HostError {
-    let reason = format!(
-        "a route that is not ours is in the way: remove it with 'ip route delete {to}', or the node's lease"
-    );
+fn in_the_way(action: String, to: Ipv4Net, others: &[Route]) -> HostError {
+    let reason = if others.iter().any(is_ours) {
+        "a route of another overlayd of this host is in the way: give the two networks addresses of their own"
+            .to_owned()
+    } else {
+        format!(
+            "a route that is not ours is in the way: remove it with 'ip route delete {to}', or the node's lease"
+        )
+    };
     HostError::Netlink { action, reason }
 }
 
@@ -309,7 +364,8 @@ impl OwnRoute {
     }
 }
 
-fn is_ours(route: &Route) -> bool {
+/// Whether it carries our protocol.
+pub(super) fn is_ours(route: &Route) -> bool {
     route.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
 }
 
