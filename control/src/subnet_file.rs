@@ -9,6 +9,7 @@ use std::path::Path;
 use ipnet::Ipv4Net;
 
 use crate::files;
+use crate::privileges::reading;
 
 /// What the file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +38,19 @@ impl SubnetFile {
     /// docker's options, for instance, as `mk-docker-opts.sh -d` puts them there.
     ///
     /// Anyone may read the file, unless its other lines were not for anyone.
+    ///
+    /// # Errors
+    /// It cannot be written; or there is a file whose other lines cannot be read: it stays as it is.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        // What cannot be read cannot be kept; flannel's lines are needed all the same.
-        let present = files::read(path, files::LONGEST_TEXT).unwrap_or_default();
+        let present = match read(path) {
+            Ok(present) => present,
+            Err(error) if is_file(path) => {
+                let text = format!("the lines in it that are not flannel's cannot be kept: {error}");
+                return Err(io::Error::new(error.kind(), text));
+            }
+            // What is no file has no lines.
+            Err(_) => Vec::new(),
+        };
         let others = lines(&present, |line| !is_flannels(line));
         let mode = fs::metadata(path).map_or(OPEN, |metadata| metadata.mode() & 0o777);
         let mode = if others.is_empty() || mode & ANYONE != 0 { OPEN } else { mode };
@@ -49,7 +60,7 @@ impl SubnetFile {
     /// Whether `path` says this already.
     #[must_use]
     pub fn is_at(&self, path: &Path) -> bool {
-        let text = files::read(path, files::LONGEST_TEXT);
+        let text = read(path);
         text.is_ok_and(|text| lines(&text, is_flannels) == self.text().as_bytes())
     }
 
@@ -69,7 +80,7 @@ impl SubnetFile {
 impl Previous {
     /// Reads the file. A missing one, and lines that say nothing of use, are no error.
     pub fn read(path: &Path) -> io::Result<Self> {
-        match files::read(path, files::LONGEST_TEXT) {
+        match read(path) {
             Ok(content) => Ok(Self::parse(&String::from_utf8_lossy(&content))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error),
@@ -90,6 +101,15 @@ impl Previous {
         }
         previous
     }
+}
+
+/// Its content. Others write it, too, and may have kept it to themselves.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    reading(|| files::read(path, files::LONGEST_TEXT))
+}
+
+fn is_file(path: &Path) -> bool {
+    reading(|| fs::metadata(path)).is_ok_and(|metadata| metadata.is_file())
 }
 
 /// Those lines of `text` that `wanted` picks, each with its end.
@@ -177,6 +197,17 @@ mod tests {
         fs::write(&path, "").unwrap();
         file("10.1.9.0/24", 1350).write(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), file("10.1.9.0/24", 1350).text());
+    }
+
+    #[test]
+    fn a_file_whose_other_lines_cannot_be_read_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        let before = "SITES=1\n".repeat(files::LONGEST_TEXT / 8 + 1);
+        fs::write(&path, &before).unwrap();
+        let error = file("10.1.9.0/24", 1450).write(&path).unwrap_err().to_string();
+        assert!(error.contains("cannot be kept: it is longer than"), "{error}");
+        assert!(fs::read_to_string(&path).unwrap() == before);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Output;
 use std::time::Duration;
 
@@ -131,6 +131,23 @@ fn a_user_of_its_own_goes_on_where_root_was_and_root_where_that_was() {
     goes_on(&as_user);
     let as_root = worker.overlayd(&store).by(as_user.stop_for_restart()).start();
     goes_on(&as_root);
+}
+
+#[test]
+fn a_subnet_file_that_is_roots_alone_keeps_what_root_has_written_there() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let directory = site.directory("run");
+    let file = directory.join("subnet.env");
+    chown(&directory, Some(USER), None).unwrap();
+    let dockers = "DOCKER_OPTS=\" --bip=10.1.9.1/24\"\n";
+    fs::write(&file, dockers).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    let daemon = worker.overlayd(&store).as_user(USER).subnet_file_at(file.clone()).start();
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.ends_with(dockers) && text.contains("FLANNEL_SUBNET="), "{text}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    daemon.stop();
 }
 
 /// Sockets of one user only share a port: the sockets that are there do not let others join them.
