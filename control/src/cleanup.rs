@@ -5,7 +5,6 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rtnetlink::packet_route::route::RouteMessage;
@@ -87,7 +86,7 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
 
     let sockets: Vec<String> = path::devices(&directory).into_iter().filter(|name| wanted(name)).collect();
     let socket = |name: &str| directory.join(format!("{name}.sock"));
-    if let Some(running) = sockets.iter().find(|name| listens(&socket(name))) {
+    if let Some(running) = sockets.iter().find(|name| path::is_alive(&socket(name))) {
         return Err(CleanupError::Running(Some(running.clone())));
     }
     // One that has no socket, or no device yet. With a device named, others may run.
@@ -242,7 +241,7 @@ pub async fn devices_gone() -> Result<BTreeSet<String>, HostError> {
     let mut gone = BTreeSet::new();
     for device in devices_with_rules().await? {
         let served = match path::socket(&device) {
-            Ok(socket) => path::is_alive(&socket).await,
+            Ok(socket) => path::is_alive(&socket),
             Err(_) => false,
         };
         if !served && !links.iter().any(|link| link.name == device) {
@@ -250,13 +249,6 @@ pub async fn devices_gone() -> Result<BTreeSet<String>, HostError> {
         }
     }
     Ok(gone)
-}
-
-/// Whether a daemon has the socket open: one that was killed leaves it behind.
-#[must_use]
-pub fn listens(socket: &Path) -> bool {
-    use io::ErrorKind::{ConnectionRefused, NotFound};
-    !UnixStream::connect(socket).is_err_and(|e| matches!(e.kind(), ConnectionRefused | NotFound))
 }
 
 fn unlink(path: &Path) -> Result<(), String> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser as _;
 use control::arguments::{Arguments, Bugreport, Check, Cleanup, Command, Events, Ping, Top, Trace};
 use control::ask;
-use control::cleanup::{self, listens};
+use control::cleanup;
 use control::diagnose::{self, trace::Question};
 use control::events::EventList;
 use control::flags::Flags;
@@ -66,7 +66,7 @@ async fn run(arguments: Arguments) -> Result<Answer, String> {
     let named = socket.clone();
     let socket = || socket.map_or_else(|| find(device.as_deref()), Ok);
     let live = || match named {
-        Some(path) => Ok(Some(path).filter(|path| listens(path))),
+        Some(path) => Ok(Some(path).filter(|path| path::is_alive(path))),
         None => find_live(device.as_deref()),
     };
     match command {
@@ -252,7 +252,7 @@ fn find_live(device: Option<&str>) -> Result<Option<PathBuf>, String> {
     let directory = directory()?;
     let devices = device.map_or_else(|| path::devices(&directory), |device| vec![device.to_owned()]);
     let live: Vec<&String> =
-        devices.iter().filter(|device| listens(&socket_of(&directory, device))).collect();
+        devices.iter().filter(|device| path::is_alive(&socket_of(&directory, device))).collect();
     match live.as_slice() {
         [] => Ok(None),
         [only] => Ok(Some(socket_of(&directory, only))),

@@ -39,7 +39,7 @@ impl Earlier {
     pub(super) async fn remove(&self, plan: &Plan, rules: &Rules) {
         let in_use = !self.own
             && match path::socket(&self.device) {
-                Ok(path) => path::is_alive(&path).await,
+                Ok(path) => path::is_alive(&path),
                 Err(_) => false,
             };
         if self.device != plan.device() && !in_use {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
@@ -146,7 +146,8 @@ struct Socket {
 impl Socket {
     /// Serves it by the latest name.
     async fn run(self, mut names: watch::Receiver<String>, tried: watch::Sender<String>) {
-        path::remove_dead().await;
+        // Others' directories are none of this thread's to wait for.
+        let _ = spawn_blocking(path::remove_dead).await;
         let mut pauses = Backoff::of_this_host();
         loop {
             let name = names.borrow_and_update().clone();

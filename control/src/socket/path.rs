@@ -9,8 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use std::{fs, io};
 
-use tokio::net::UnixStream;
-use tokio::time::timeout;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Where all control sockets are.
 const DIRECTORY: &str = "/run/overlayd";
@@ -64,31 +63,41 @@ pub fn waiting() -> String {
     format!("waiting-{}", std::process::id())
 }
 
-/// Whether somebody serves the control socket at `path`. One who is too busy, or stopped, does.
-pub async fn is_alive(path: &Path) -> bool {
-    let connected = timeout(PATIENCE, UnixStream::connect(path)).await;
-    connected.is_err() || connected.is_ok_and(|connected| !connected.is_err_and(|error| is_dead(&error)))
-}
-
-fn is_dead(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+/// Whether somebody serves the control socket at `path`: a daemon that was killed leaves it behind. One who is too busy,
+/// or stopped, does.
+#[must_use]
+pub fn is_alive(path: &Path) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    let connect = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // Where many wait already, it is not waited for.
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    !connect().is_err_and(|error| matches!(error.kind(), ConnectionRefused | NotFound))
 }
 
 /// Removes the control sockets that daemons have left behind when they were killed, in all network namespaces, and the
 /// directories that are empty then.
-pub async fn remove_dead() {
-    let subdirectories = entries(Path::new(DIRECTORY)).into_iter().filter(|path| {
+pub fn remove_dead() {
+    remove_dead_in(Path::new(DIRECTORY));
+}
+
+fn remove_dead_in(all: &Path) {
+    let subdirectories = entries(all).into_iter().filter(|path| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("netns-"))
     });
-    for directory in subdirectories.chain([DIRECTORY.into()]) {
+    for directory in subdirectories.chain([all.to_owned()]) {
+        // What is removed from it changes its time.
+        let was_old = is_old(&directory);
         for socket in entries(&directory) {
             let is_socket = socket.extension().is_some_and(|extension| extension == "sock");
-            if is_socket && is_old(&socket) && !is_alive(&socket).await {
+            if is_socket && is_old(&socket) && !is_alive(&socket) {
                 // What cannot be removed is another user's.
                 let _ = fs::remove_file(&socket);
             }
         }
-        if directory != Path::new(DIRECTORY) && is_old(&directory) {
+        if directory != all && was_old {
             let _ = fs::remove_dir(&directory);
         }
     }
@@ -104,8 +113,6 @@ fn is_old(path: &Path) -> bool {
     modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > NEW))
 }
 
-/// For a connection to be accepted by the kernel.
-const PATIENCE: Duration = Duration::from_secs(1);
 const NEW: Duration = Duration::from_secs(10);
 
 /// Devices that have a control socket in `directory`, sorted.
@@ -122,7 +129,63 @@ pub fn devices(directory: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::time::SystemTime;
+
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
     use super::*;
+
+    #[test]
+    fn what_was_left_behind_goes_and_what_is_served_or_new_stays() {
+        let all = tempfile::tempdir().unwrap();
+        let path = |name: &str| all.path().join(name);
+        for directory in ["netns-1", "netns-2", "netns-3", "netns-4", "other"] {
+            fs::create_dir(path(directory)).unwrap();
+        }
+        let dead = |name: &str| drop(UnixListener::bind(path(name)).unwrap());
+        let gone = ["left.sock", "netns-1/flannel.1.sock", "netns-2/flannel0.sock"];
+        gone.into_iter().for_each(dead);
+        ["netns-3/new.sock", "other/left.sock"].into_iter().for_each(dead);
+        let served = ["flannel.1.sock", "netns-2/flannel.1.sock"];
+        let _serving = served.map(|name| UnixListener::bind(path(name)).unwrap());
+        let old = ["netns-1", "netns-2", "netns-3", "netns-4", "other", "other/left.sock"];
+        for name in gone.iter().chain(&served).chain(&old) {
+            made_long_ago(&path(name));
+        }
+
+        remove_dead_in(all.path());
+        for name in gone.iter().chain(&["netns-1", "netns-4"]) {
+            assert!(!path(name).exists(), "{name} is left");
+        }
+        for name in served.iter().chain(&["netns-3/new.sock", "other/left.sock"]) {
+            assert!(path(name).exists(), "{name} is gone");
+        }
+        remove_dead_in(&path("none"));
+    }
+
+    fn made_long_ago(path: &Path) {
+        let age = Duration::from_secs(3600);
+        let then = (SystemTime::now() - age).duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let then = Timespec { tv_sec: then.as_secs().cast_signed(), tv_nsec: 0 };
+        let times = Timestamps { last_access: then, last_modification: then };
+        utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    }
+
+    #[test]
+    fn one_who_does_not_answer_is_alive() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("flannel.1.sock");
+        assert!(!is_alive(&path));
+        let listener = UnixListener::bind(&path).unwrap();
+        // More than may wait there.
+        rustix::net::listen(&listener, 1).unwrap();
+        for _ in 0..5 {
+            assert!(is_alive(&path));
+        }
+        drop(listener);
+        assert!(!is_alive(&path));
+    }
 
     #[test]
     fn devices_are_the_sockets_names() {
