@@ -163,6 +163,42 @@ fn packets_flow_beside(script: Option<&str>) {
     ends_in_time(&mut left);
 }
 
+/// To look for what is left of earlier devices takes `nft list tables`, which nothing else does under this flag.
+#[test]
+fn rules_that_are_wanted_do_not_wait_for_the_removal_of_others() {
+    let (site, worker, _master) = Site::two_hosts();
+    let config = |vni: u8| format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"vxlan","VNI":{vni}}}}}"#);
+    let store = Store::dir_with(&site, "store", &config(1));
+    let bin = site.directory("bin");
+    let (hangs, hung) = (bin.join("hangs"), bin.join("hung"));
+    let nft = worker.ns.ok("which nft");
+    let script = format!(
+        "if [ \"$1 $2\" = 'list tables' ] && [ -e {} ]; then touch {}; exec sleep 60; fi\nexec {} \"$@\"",
+        hangs.display(),
+        hung.display(),
+        nft.trim_end()
+    );
+    write_program(&bin.join("nft"), &script);
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").expect("PATH"));
+    let mut daemon = worker.overlayd(&store).env("PATH", &path).flag("--firewall=nftables").start();
+    fs::write(&hangs, "").expect("have it hang");
+    let mut change = |vni: u8| {
+        store.put_config(&config(vni));
+        daemon.process().signal(Signal::HUP);
+        let table = format!("nft list table ip overlayd_flannel.{vni}");
+        await_until(SOON, "the rules of the next device", || worker.ns.run(&table).status.success());
+    };
+    change(2);
+    await_until(SOON, "the removal to hang", || hung.exists());
+    change(3);
+    let log = daemon.log();
+    assert!(!log.contains("has not ended"), "it was waited for:\n{log}");
+    fs::remove_file(&hangs).expect("have it go on");
+    await_until(SOON * 2, "the removal after all", || {
+        !worker.ns.run("nft list table ip overlayd_flannel.1").status.success()
+    });
+}
+
 #[test]
 fn a_wire_that_takes_nothing_holds_up_neither_a_rebuild_nor_the_end() {
     nothing_is_taken(&[]);

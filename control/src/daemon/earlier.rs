@@ -59,7 +59,7 @@ impl Earlier {
 
 /// Rules of a run with another device, which is gone: it will not come back for them. Nor will a flanneld
 /// that does not run; one that does may serve another network of this host.
-pub(super) async fn remove_stale_rules(own_device: String) {
+pub(super) async fn remove_stale_rules(own_device: &str) {
     if process_here("flanneld").is_none()
         && let Err(error) = firewall::remove_flannels().await
     {
@@ -69,7 +69,7 @@ pub(super) async fn remove_stale_rules(own_device: String) {
         Ok(devices) => devices,
         Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
     };
-    for device in stale.iter().filter(|device| **device != own_device) {
+    for device in stale.iter().filter(|device| *device != own_device) {
         match firewall::remove_all(device).await {
             Ok(_) => info!(device, "removed the firewall rules of an earlier run"),
             Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),

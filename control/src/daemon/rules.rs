@@ -105,6 +105,7 @@ struct Task {
 impl Task {
     async fn run(mut self) {
         let mut firewall: Option<Firewall> = None;
+        let mut interrupted: Option<Errand> = None;
         let mut number = 0;
         let mut pauses = Backoff::of_this_host();
         let mut retry_at = None;
@@ -115,8 +116,14 @@ impl Task {
                 // What fails is tried again by its own clock, however much happens.
                 () = self.look.notified(), if !failing => {}
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if failing => {}
-                Some(errand) = self.todo.recv() => {
-                    self.run_errand(errand).await;
+                Some(errand) = next(&mut interrupted, &mut self.todo) => {
+                    let mut wanted = self.wanted.clone();
+                    interrupted = tokio::select! {
+                        biased;
+                        // Packets wait for these rules, and nobody for what is left of others.
+                        Ok(()) = wanted.changed() => Some(errand),
+                        () = self.run_errand(&errand) => None,
+                    };
                     continue;
                 }
             }
@@ -156,17 +163,28 @@ impl Task {
         }
     }
 
-    async fn run_errand(&self, errand: Errand) {
+    async fn run_errand(&self, errand: &Errand) {
         let kept = self.wanted.borrow().desired.as_ref().map(|desired| desired.device.clone());
         match errand {
-            Errand::Remove(device) if Some(&device) == kept.as_ref() => {}
+            Errand::Remove(device) if Some(device) == kept.as_ref() => {}
             Errand::Remove(device) => {
-                if let Err(error) = firewall::remove_all(&device).await {
+                if let Err(error) = firewall::remove_all(device).await {
                     warn!(%error, device, "rules of the earlier device stay behind");
                 }
             }
             Errand::Tidy(device) => earlier::remove_stale_rules(device).await,
         }
+    }
+}
+
+/// The errand that was not ended, or else the next one.
+async fn next(
+    interrupted: &mut Option<Errand>,
+    todo: &mut mpsc::UnboundedReceiver<Errand>,
+) -> Option<Errand> {
+    match interrupted.take() {
+        Some(errand) => Some(errand),
+        None => todo.recv().await,
     }
 }
 
