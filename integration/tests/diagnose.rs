@@ -1,6 +1,7 @@
 //! `overlayctl ping`, `trace` and `check`: what they say of a healthy pair of hosts, and of typical trouble.
 
 use std::fs;
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::Instant;
 
 use integration::kernel_vxlan::KernelVxlan;
@@ -168,6 +169,24 @@ fn what_is_typically_broken_is_named() {
     says(here, &way, false, &["forward      DROPPED", "-A FORWARD -i docker0 -j DROP"]);
     here.ok("iptables -D FORWARD -i docker0 -j DROP");
 
+    // Forwarding is off for one device, and somebody, quicker than the daemon, keeps it so.
+    let bridge = ["ERROR    forwarding", "net.ipv4.conf.docker0.forwarding is 0", "sysctl", "IPForward=no"];
+    let overlay = ["ERROR    forwarding", "net.ipv4.conf.flannel.1.forwarding is 0"];
+    let forwards = |parts: &[&str]| [&["forward      DROPPED"][..], &parts[1..]].concat();
+    switched_off(here, "docker0", || {
+        says(here, "check", false, &bridge);
+        says(here, &way, false, &forwards(&bridge));
+    });
+    switched_off(here, "flannel.1", || {
+        says(here, "check", false, &overlay);
+        says(here, &format!("trace {} {}", b.address, a.address), false, &forwards(&overlay));
+    });
+    // Not the daemon's to switch on, since no pods' packets come in by it as they are.
+    let underlay = "net/ipv4/conf/eth0/forwarding";
+    here.sysctl(underlay, "0");
+    says(here, "check", true, &["warning  forwarding", "net.ipv4.conf.eth0.forwarding is 0"]);
+    here.sysctl(underlay, "1");
+
     // Another route is more specific than the overlay's, or the underlay has none.
     here.ip(&format!("route add {} via 192.168.1.1", m.env().base_with_length()));
     says(here, &way, false, &["route        DROPPED", "via 192.168.1.1 dev eth0, not by flannel.1"]);
@@ -226,6 +245,24 @@ fn what_is_typically_broken_is_named() {
     store.server().kill();
     says(here, "check", false, &["ERROR    store", "not connected: forwarding goes on"]);
     drop((w, twin));
+}
+
+/// Has `looks` look while somebody switches off, again and again, what comes in by a device.
+fn switched_off(ns: &Namespace, device: &str, looks: impl FnOnce()) {
+    let key = format!("net/ipv4/conf/{device}/forwarding");
+    std::thread::scope(|scope| {
+        // Ends when the other end of the channel is dropped, also by a panic.
+        let (looking, looked) = mpsc::channel::<()>();
+        let key = &key;
+        scope.spawn(move || {
+            while looked.try_recv() == Err(TryRecvError::Empty) {
+                ns.sysctl(key, "0");
+            }
+        });
+        looks();
+        drop(looking);
+    });
+    await_until(SOON, "the daemon to switch it on", || ns.ok(&format!("cat /proc/sys/{key}")).trim() == "1");
 }
 
 #[test]
