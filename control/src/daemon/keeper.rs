@@ -3,91 +3,47 @@
 //!
 //! What cannot be had leaves the node as it runs, and is tried again, later and later.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use overlay::confine::Confinement;
 use overlay::forwarder::OnFailure;
 use overlay::handover::Inherited;
-use overlay::priority::Priority;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::DaemonError;
 use super::earlier::Earlier;
 use super::hints::Hints;
 use super::options;
-use super::report::{Restored, Shared};
-use super::rules::{Rules, problem as of_host};
+use super::report::Shared;
+use super::rules::problem as of_host;
 use super::saving::Files;
-use super::serving::Serving;
 use crate::backoff::Backoff;
 use crate::claim::Claim;
-use crate::flags::Flags;
 use crate::host::HostError;
 use crate::host::docker::{self, Bridge};
 use crate::host::events::{Interest, Touched};
 use crate::host::link::{self, HostChanges};
-use crate::iface::{self, IfaceSpec, Underlay};
+use crate::iface::{self, Underlay};
 use crate::lease::{Admitted, LeaseBackend};
 use crate::membership::{Question, Refusal, View};
-use crate::metrics::{Meters, Repaired};
+use crate::metrics::Repaired;
 use crate::netconf::NetworkConfig;
 use crate::node::{Node, NodeError, NodeOptions, Plan, Tunnel, preflight};
-use crate::problems::{Part, Problem, Problems};
-use crate::reconcile::Reconcile;
+use crate::problems::{Part, Problem};
 use crate::service_manager;
 use crate::state::SavedState;
 use crate::status::LeaseState;
-use crate::store::StoreAddresses;
 use crate::subnet_file::SubnetFile;
 use crate::takeover;
 
-/// What the node is made by, and whom it is told to.
-pub(super) struct Means {
-    pub(super) flags: Arc<Flags>,
-    pub(super) spec: IfaceSpec,
-    pub(super) underlay: Underlay,
-    /// The store, as the saved state names it.
-    pub(super) store: String,
-    /// What our lease is to say of the underlay.
-    pub(super) public_ip: watch::Sender<std::net::Ipv4Addr>,
-    /// Which network runs.
-    pub(super) running: watch::Sender<Option<NetworkConfig>>,
-    /// The networks that the overlay has, and has had as far as is known: docker's bridge may still be in one.
-    pub(super) networks: Vec<ipnet::Ipv4Net>,
-    /// What an earlier process has left.
-    pub(super) inherited: Inherited,
-    /// What the node of an earlier process may have left in the kernel.
-    pub(super) earlier: Option<Earlier>,
-    /// What workers may do.
-    pub(super) confinement: Confinement,
-    /// How they stand among the other threads of the host.
-    pub(super) priority: Priority,
-    /// Where the leases are.
-    pub(super) addresses: StoreAddresses,
-    pub(super) rules: Rules,
-    pub(super) files: Files,
-    pub(super) serving: Serving,
-    pub(super) problems: Problems,
-    pub(super) restored: Restored,
-    pub(super) meters: Meters,
-    pub(super) shared: Arc<Mutex<Shared>>,
-}
+mod means;
+mod retry;
 
-/// What comes to the task.
-pub(super) struct Inbox {
-    /// What the lease task publishes.
-    pub(super) views: watch::Receiver<Option<View>>,
-    /// What it asks.
-    pub(super) questions: mpsc::Receiver<Question>,
-    pub(super) changes: HostChanges,
-    pub(super) reconcile: Reconcile,
-    /// Whether to stop.
-    pub(super) stop: watch::Receiver<bool>,
-}
+pub(super) use means::{Inbox, Means};
+use retry::Retry;
 
 /// The task.
 pub(super) struct Keeper {
@@ -124,30 +80,6 @@ struct Failure {
     error: std::io::Error,
 }
 
-/// The next attempt to build what could not be built.
-struct Retry {
-    at: Option<Instant>,
-    /// When the last one ended.
-    failed: Option<Instant>,
-    pauses: Backoff,
-}
-
-impl Retry {
-    fn failed(&mut self) {
-        let now = Instant::now();
-        (self.failed, self.at) = (Some(now), Some(now + self.pauses.next()));
-    }
-
-    /// What it waits for may be there, unless it is our own attempt that has changed the host. However much changes,
-    /// there is an attempt a second at most.
-    fn hasten(&mut self) {
-        let (Some(at), Some(failed)) = (self.at, self.failed) else { return };
-        if failed.elapsed() > OWN_EVENTS {
-            self.at = Some(at.min(failed + SHORTEST_PAUSE));
-        }
-    }
-}
-
 /// Has the claim to `device` among `claims`, if nobody else has it.
 fn claim(claims: &mut Vec<Claim>, device: &str) -> Result<(), NodeError> {
     if !claims.iter().any(|claim| claim.device() == device) {
@@ -174,7 +106,7 @@ impl Keeper {
             generation: 0,
             failed,
             failures,
-            retry: Retry { at: None, failed: None, pauses: Backoff::of_this_host() },
+            retry: Retry::new(),
             predecessor: None,
             claims: Vec::new(),
             saved: None,
@@ -195,7 +127,7 @@ impl Keeper {
             self.take(view, LeaseState::Saved).await;
         }
         let result = loop {
-            let (retry_at, interest) = (self.retry.at, self.interest());
+            let (retry, interest) = (self.retry.due(), self.interest());
             tokio::select! {
                 Ok(()) = inbox.stop.changed() => break Ok(()),
                 Ok(()) = inbox.views.changed() => {
@@ -218,7 +150,7 @@ impl Keeper {
                     self.host_changed().await;
                 }
                 touched = inbox.reconcile.due(interest) => self.sync_host(touched).await,
-                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.build().await,
+                () = retry => self.build().await,
             }
         };
         if result.is_ok() {
@@ -233,7 +165,7 @@ impl Keeper {
         self.shared().set_view(view, state);
         let plan = self.plan_of_view();
         let runs = self.running.as_ref().is_some_and(|node| Some(node.plan()) == plan.as_ref());
-        if runs || self.retry.at.is_some() {
+        if runs || self.retry.is_pending() {
             self.publish().await;
         } else {
             self.build().await;
@@ -336,12 +268,11 @@ impl Keeper {
 
     /// Builds what there is to be. If that cannot be had, what ran runs on.
     async fn build(&mut self) {
-        self.retry.at = None;
+        self.retry.begins();
         let Some(plan) = self.plan_of_view() else { return };
         match self.replace(plan).await {
             Ok(()) => {
-                self.retry.pauses.reset();
-                self.retry.failed = None;
+                self.retry.succeeded();
                 self.means.problems.report(Part::Node, None);
                 self.save();
             }
@@ -581,7 +512,7 @@ impl Keeper {
     /// What others have taken away is put back. A lasting problem is told once.
     async fn sync_host(&mut self, touched: Touched) {
         let outdated = self.running.as_ref().and_then(|node| node.tunnel());
-        if self.retry.at.is_none() && outdated.is_some_and(Tunnel::has_outdated_rings) {
+        if !self.retry.is_pending() && outdated.is_some_and(Tunnel::has_outdated_rings) {
             info!(interface = self.means.underlay.name, "the interface has another number of queues");
             self.build().await;
         }
@@ -638,8 +569,5 @@ const TAKEN_AGAIN: Duration = Duration::from_millis(20);
 const RULES_PATIENCE: Duration = Duration::from_secs(2);
 /// How long workers are waited for: together with what follows less than a person's patience.
 const STOP_PATIENCE: Duration = Duration::from_millis(1200);
-/// What an attempt changes on this host is told by then.
-const OWN_EVENTS: Duration = Duration::from_millis(500);
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// What a TUN says once its device is gone (`drivers/net/tun.c`).
 const EBADFD: i32 = 77;
