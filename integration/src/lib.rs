@@ -37,6 +37,7 @@ pub mod guard;
 pub mod hostile;
 pub mod http;
 pub mod kernel_vxlan;
+pub mod leak;
 pub mod limits;
 pub mod machine;
 pub mod netns;

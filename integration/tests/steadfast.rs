@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use integration::leak::Leak;
 use integration::overlayd::{Overlayd, await_mesh, program};
 use integration::{Backend, Host, Pair, SOON, Site, Store, await_until, traffic};
 use rustix::process::Signal;
@@ -112,6 +113,34 @@ fn a_network_that_cannot_be_built_leaves_the_earlier_one_with_its_lease() {
     await_until(SOON, "the earlier lease to be given up", || !store.leases().contains_key(&key));
     assert!(!tells(&worker, "the earlier one runs on"));
     drop(right);
+}
+
+/// With another VNI both ends have another device; with another MTU, one has.
+#[test]
+fn nothing_leaves_in_the_clear_while_a_node_is_replaced() {
+    let vni = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":5}}"#;
+    let replaced: [(&str, &dyn Fn(&Host, &Store, &mut [Overlayd<'_>]), &str); 2] = [
+        (
+            "another VNI",
+            &|_, store, nodes| {
+                store.put_config(vni);
+                nodes.iter_mut().for_each(|node| node.process().signal(Signal::HUP));
+            },
+            "forwarding device=\"flannel.5\"",
+        ),
+        ("another MTU", &|host, _, _| host.ns.ip("link set eth0 mtu 1400"), "mtu=1350"),
+    ];
+    for (what, replace, said) in replaced {
+        let (site, worker, master) = Site::two_hosts();
+        let store = Store::dir(&site, Backend::Vxlan);
+        let Pair { left, right, a, b } = Pair::start([&worker, &master], &store, &[]);
+        let mut nodes = [left, right];
+        let leak = Leak::watched(&worker, &a, &b);
+        replace(&worker, &store, &mut nodes);
+        await_until(SOON, what, || nodes[0].log().contains(said));
+        await_until(SOON, "packets to flow again", || traffic::answers(&a.ns, b.address));
+        assert_eq!(leak.count(&worker.ns), 0, "{what}:\n{}", nodes[0].log());
+    }
 }
 
 #[test]

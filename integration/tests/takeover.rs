@@ -2,12 +2,11 @@
 //! not here: the kernel device, the lease, the subnet file and the rules that it leaves are made by hand.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use integration::kernel_vxlan::KernelVxlan;
+use integration::leak::Leak;
 use integration::overlayd::{await_mesh, program};
 use integration::process::Process;
 use integration::traffic;
@@ -60,34 +59,12 @@ fn nothing_leaves_in_the_clear_while_flannelds_device_is_replaced() {
     let right = KernelVxlan::start(&master, &store, "10.1.177");
     left.follow(&store);
     let (a, b) = (worker.bridge_and_pod(left.env()), master.bridge_and_pod(right.env()));
-    // Counts what goes to a pod of the other node and has no outer header.
-    worker.ns.ok("iptables -t mangle -A POSTROUTING -o eth0 -d 10.1.177.0/24");
-    let clear = || {
-        let rules = worker.ns.ok("iptables -t mangle -nvxL POSTROUTING");
-        let rule = rules.lines().find(|line| line.contains("10.1.177.0/24")).expect("the rule");
-        rule.split_whitespace().next().and_then(|count| count.parse::<u64>().ok()).expect("a count")
-    };
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let socket = a.ns.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket");
-            let mut sent = 0;
-            while !stop.load(Ordering::Relaxed) {
-                // While its way ends here, the kernel refuses some.
-                sent += u64::from(socket.send_to(b"a datagram", (b.address, 9)).is_ok());
-                std::thread::yield_now();
-            }
-            sent
-        });
-        let started = std::panic::catch_unwind(AssertUnwindSafe(|| worker.overlayd(&store).start()));
-        stop.store(true, Ordering::Relaxed);
-        assert!(sender.join().expect("the sender") > 0);
-        let daemon = started.expect("overlayd starts");
-        traffic::ping(&a.ns, b.address);
-        assert_eq!(clear(), 0, "datagrams without an outer header");
-        let routes = worker.ns.ok("ip route show 10.1.177.0/24");
-        assert_eq!(routes, "", "the whole network is routed:\n{}", daemon.log());
-    });
+    let leak = Leak::watched(&worker, &a, &b);
+    let daemon = worker.overlayd(&store).start();
+    traffic::ping(&a.ns, b.address);
+    assert_eq!(leak.count(&worker.ns), 0, "{}", daemon.log());
+    let routes = worker.ns.ok("ip route show 10.1.177.0/24");
+    assert_eq!(routes, "", "the whole network is routed:\n{}", daemon.log());
 }
 
 #[test]
