@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use overlay::xtables::TableInfo;
+use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::events::{Multicast, NETLINK_NETFILTER, NETLINK_ROUTE, NFNLGRP_NFTABLES, Polled};
@@ -13,6 +14,7 @@ use super::firewall::generation;
 /// Changes from the moment of subscribing on.
 pub struct RuleEvents {
     sockets: Vec<Multicast>,
+    crowd: Crowd,
 }
 
 impl RuleEvents {
@@ -24,7 +26,7 @@ impl RuleEvents {
                 .inspect_err(|error| debug!(%error, "no events of {what}: they are looked at in turn"))
                 .ok()
         };
-        Self { sockets: GROUPS.into_iter().filter_map(join).collect() }
+        Self { sockets: GROUPS.into_iter().filter_map(join).collect(), crowd: Crowd::default() }
     }
 
     /// Whether all is told that the kernel can tell.
@@ -33,22 +35,48 @@ impl RuleEvents {
         self.sockets.len() == GROUPS.len()
     }
 
-    /// Waits until something may have changed, and for what comes with it. May be cancelled.
+    /// Waits until something may have changed, and for what comes with it. May be cancelled without losing a change.
     pub async fn changed(&mut self) {
-        self.one().await;
-        tokio::time::sleep(SETTLE).await;
-        while self.one().now_or_never().is_some() {}
+        let Self { sockets, crowd } = self;
+        crowd.over(sockets).await;
     }
+}
 
-    async fn one(&mut self) {
-        if self.sockets.is_empty() {
+/// Where events come from.
+trait Source {
+    /// Waits for the next one. May be cancelled.
+    fn event(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+impl Source for Vec<Multicast> {
+    async fn event(&mut self) {
+        if self.is_empty() {
             return std::future::pending().await;
         }
-        let waits = self.sockets.iter_mut().map(|socket| Box::pin(async { socket.receive().await.is_ok() }));
+        let waits = self.iter_mut().map(|socket| Box::pin(async { socket.receive().await.is_ok() }));
         let (works, at, _) = futures::future::select_all(waits).await;
         if !works {
-            drop(self.sockets.remove(at));
+            drop(self.remove(at));
         }
+    }
+}
+
+/// Events that come together.
+#[derive(Debug, Default)]
+struct Crowd {
+    /// When those that have come are told. It outlasts a cancelled wait: the first event is read by then.
+    told_at: Option<Instant>,
+}
+
+impl Crowd {
+    /// Waits for the first event, and a moment for those that come with it.
+    async fn over(&mut self, source: &mut impl Source) {
+        if self.told_at.is_none() {
+            source.event().await;
+        }
+        sleep_until(*self.told_at.get_or_insert_with(|| Instant::now() + SETTLE)).await;
+        while source.event().now_or_never().is_some() {}
+        self.told_at = None;
     }
 }
 
@@ -82,3 +110,36 @@ const NETLINK_XFRM: isize = 6;
 const XFRMNLGRP_POLICY: u32 = 4;
 /// linux/rtnetlink.h
 const RTNLGRP_IPV4_RULE: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    impl Source for UnboundedReceiver<()> {
+        async fn event(&mut self) {
+            self.recv().await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_outlasts_the_wait_that_has_read_it() {
+        let (events, mut seen) = unbounded_channel();
+        let mut crowd = Crowd::default();
+        for cancelled_after in [None, Some(Duration::ZERO), Some(SETTLE / 2)] {
+            events.send(()).unwrap();
+            events.send(()).unwrap();
+            if let Some(limit) = cancelled_after {
+                let wait = timeout(limit, crowd.over(&mut seen)).await;
+                assert!(wait.is_err(), "cancelled after {limit:?}");
+            }
+            let started = Instant::now();
+            crowd.over(&mut seen).await;
+            assert!(started.elapsed() < SETTLE * 2);
+            let more = timeout(SETTLE * 9, crowd.over(&mut seen)).await;
+            assert!(more.is_err(), "both were told as one");
+        }
+    }
+}
