@@ -21,7 +21,6 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use crate::host::docker::{Bridge, DOCKERS};
 use crate::host::events::Polled;
 use crate::host::firewall::ruleset::{Connection, Listings, Packet, Ruleset, Way};
 use crate::host::firewall::verdict::{self, Deeds, Overlay, Refusal, Traffic};
@@ -271,10 +270,7 @@ async fn packets_of(watched: &Watched, peers: Option<&PeerTable>) -> Asked {
         [sent, anywhere]
     });
     let (network, device) = (watched.overlay.network, watched.overlay.device.as_str());
-    let bridge = match docker::bridge(&[network], watched.pods, device).await {
-        Ok(Bridge::Inside { device, .. }) => device,
-        _ => DOCKERS.to_owned(),
-    };
+    let bridge = docker::bridge_of_pods(&[network], watched.pods, device).await;
     let pods = verdict::between_pods(watched.pods, &[network], &bridge, &watched.way_out);
     Asked { tunnel, pods }
 }

@@ -250,7 +250,7 @@ impl Tracer<'_> {
                 "forward",
                 None,
                 format!("net.ipv4.conf.{from}.forwarding is 0: what comes in there stays here"),
-                format!("sysctl net.ipv4.conf.{from}.forwarding=1, and find out who switched it off (systemd-networkd does with IPForward=no)"),
+                forwarding::remedy(from),
             );
             return false;
         }

@@ -67,6 +67,14 @@ pub async fn bridge(networks: &[Ipv4Net], subnet: Ipv4Net, overlay: &str) -> Res
     Ok(judge(&links, &netlink.addresses().await?, networks, subnet, overlay))
 }
 
+/// The bridge by which packets of this node's pods come and go: docker's, if none has an address of the `subnet` yet.
+pub async fn bridge_of_pods(networks: &[Ipv4Net], subnet: Ipv4Net, overlay: &str) -> String {
+    match bridge(networks, subnet, overlay).await {
+        Ok(Bridge::Inside { device, .. }) => device,
+        _ => DOCKERS.to_owned(),
+    }
+}
+
 fn judge(
     links: &[Link],
     addresses: &[Address],

@@ -62,6 +62,14 @@ pub fn is_on(device: &str) -> bool {
     fs::read_to_string(format!("/proc/sys/{}", key(device))).map_or(true, |value| value.trim() != "0")
 }
 
+/// What to do where it is not.
+#[must_use]
+pub fn remedy(device: &str) -> String {
+    format!(
+        "sysctl net.ipv4.conf.{device}.forwarding=1, and find out who switched it off (systemd-networkd does with IPForward=no)"
+    )
+}
+
 /// Whether this host forwards IPv4 packets at all. (If the kernel does not tell, [`apply`] will say so.)
 #[must_use]
 pub fn is_on_at_all() -> bool {

@@ -61,25 +61,20 @@ async fn switched_off(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, 
         BackendStatus::Vxlan { direct_routing, .. } => *direct_routing,
         BackendStatus::Udp { .. } | BackendStatus::Alloc => false,
     };
-    let remedy = |device: &str| {
-        format!(
-            "sysctl net.ipv4.conf.{device}.forwarding=1, and find out who switched it off (systemd-networkd does with IPForward=no)"
-        )
-    };
     let mut findings = Vec::new();
     for name in overlay.into_iter().chain(bridges).collect::<BTreeSet<String>>() {
         if !forwarding::is_on(&name) {
             let text = format!("net.ipv4.conf.{name}.forwarding is 0: what comes in there reaches no pods");
-            findings.push(Finding::error("forwarding", text, remedy(&name)));
+            findings.push(Finding::error("forwarding", text, forwarding::remedy(&name)));
         }
     }
     for name in underlay.iter().filter(|name| !forwarding::is_on(name)) {
         let text =
             format!("net.ipv4.conf.{name}.forwarding is 0: what comes in there for pods does not reach them");
         findings.push(if direct {
-            Finding::error("forwarding", text, remedy(name))
+            Finding::error("forwarding", text, forwarding::remedy(name))
         } else {
-            Finding::warning("forwarding", text, remedy(name))
+            Finding::warning("forwarding", text, forwarding::remedy(name))
         });
     }
     Ok(findings)
@@ -104,10 +99,7 @@ async fn between_pods(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, 
     let overlay = overlay_of(status);
     let device = status.device.as_ref().map(|device| device.name.as_str());
     let lease = status.lease.subnet;
-    let bridge = match docker::bridge(&[status.network], lease, device.unwrap_or_default()).await? {
-        Bridge::Inside { device, .. } => device,
-        _ => DOCKERS.to_owned(),
-    };
+    let bridge = docker::bridge_of_pods(&[status.network], lease, device.unwrap_or_default()).await;
     let mut packets = Vec::new();
     if let Some(device) = device {
         let theirs = subnets(status, Way::Tunnel);
