@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::host::events::Polled;
-use crate::host::firewall::ruleset::{Connection, Listings, Packet, Ruleset, Way};
+use crate::host::firewall::ruleset::{Connection, Device, Listings, Packet, Ruleset, Way};
 use crate::host::firewall::verdict::{self, Deeds, Overlay, Refusal, Traffic};
 use crate::host::ipsec::{self, Outgoing};
 use crate::host::rule_events::{RuleEvents, Version};
@@ -261,7 +261,8 @@ async fn packets_of(watched: &Watched, peers: Option<&PeerTable>) -> Asked {
     let tunnel = watched.whole.as_ref().map(|whole| {
         let nodes: Vec<Ipv4Addr> =
             peers.into_iter().flat_map(PeerTable::peers).map(|peer| peer.public_ip).collect();
-        let [mut sent, _] = verdict::of_tunnel(whole.own, &nodes, &whole.underlay, whole.port, false);
+        let [mut sent, _] =
+            verdict::of_tunnel(whole.own, &nodes, &Device::named(&whole.underlay), whole.port, false);
         if let Way::Sent { user, .. } = &mut sent.way {
             *user = Some(geteuid().as_raw());
         }
@@ -271,7 +272,8 @@ async fn packets_of(watched: &Watched, peers: Option<&PeerTable>) -> Asked {
     });
     let (network, device) = (watched.overlay.network, watched.overlay.device.as_str());
     let bridge = docker::bridge_of_pods(&[network], watched.pods, device).await;
-    let pods = verdict::between_pods(watched.pods, &[network], &bridge, &watched.way_out);
+    let (bridge, way_out) = (Device::named(&bridge), Device::named(&watched.way_out));
+    let pods = verdict::between_pods(watched.pods, &[network], &bridge, &way_out);
     Asked { tunnel, pods }
 }
 

@@ -283,8 +283,8 @@ impl Tracer<'_> {
         let (Some(port), true) = (self.status.backend.port(), by_sockets) else { return true };
         let Ok(way) = self.kernel.decide(node, None).await else { return true };
         let own = way.source.unwrap_or(self.status.lease.public_ip);
-        let [out, back] =
-            verdict::of_tunnel(own, &[node], &way.device, port, self.status.backend.has_one_port());
+        let device = Device::named(&way.device);
+        let [out, back] = verdict::of_tunnel(own, &[node], &device, port, self.status.backend.has_one_port());
         let (packet, text) = match sent {
             true => (out, format!("UDP to {node} port {port} by {}", way.device)),
             false => (back, format!("UDP from {node} to port {port} by {}", way.device)),

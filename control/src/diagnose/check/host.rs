@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use super::{Finding, Level};
 use crate::diagnose::kernel::{Kernel, rp_filter, sysctl};
 use crate::host::docker::{self, Bridge, DOCKERS};
-use crate::host::firewall::ruleset::Ruleset;
+use crate::host::firewall::ruleset::{Device, Ruleset};
 use crate::host::firewall::verdict::{self, Findings, Overlay, Traffic};
 use crate::host::{HostError, forwarding};
 use crate::node::Way;
@@ -100,16 +100,18 @@ async fn between_pods(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, 
     let device = status.device.as_ref().map(|device| device.name.as_str());
     let lease = status.lease.subnet;
     let bridge = docker::bridge_of_pods(&[status.network], lease, device.unwrap_or_default()).await;
+    let bridge = Device::named(&bridge);
     let mut packets = Vec::new();
     if let Some(device) = device {
         let theirs = subnets(status, Way::Tunnel);
         let theirs = if status.peers.is_empty() { vec![status.network] } else { theirs };
-        packets.extend(verdict::between_pods(lease, &theirs, &bridge, device));
+        packets.extend(verdict::between_pods(lease, &theirs, &bridge, &Device::named(device)));
     }
     if let Some(direct) = status.peers.iter().find(|peer| peer.way == Way::Direct)
         && let Ok(way) = kernel.decide(direct.public_ip, None).await
     {
-        packets.extend(verdict::between_pods(lease, &subnets(status, Way::Direct), &bridge, &way.device));
+        let (theirs, device) = (subnets(status, Way::Direct), Device::named(&way.device));
+        packets.extend(verdict::between_pods(lease, &theirs, &bridge, &device));
     }
     let mut findings = Vec::new();
     if packets.is_empty() {
@@ -125,7 +127,8 @@ async fn between_pods(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, 
     {
         let nodes: Vec<Ipv4Addr> = status.peers.iter().map(|peer| peer.public_ip).collect();
         let own = way.source.unwrap_or(status.lease.public_ip);
-        let packets = verdict::of_tunnel(own, &nodes, &way.device, port, status.backend.has_one_port());
+        let device = Device::named(&way.device);
+        let packets = verdict::of_tunnel(own, &nodes, &device, port, status.backend.has_one_port());
         let found = verdict::findings(&ruleset, &packets, Traffic::Tunnel { port }, &overlay).await;
         let text = format!("UDP port {port} between the nodes");
         findings.extend(by_firewall("tunnel", &text, &text, found));

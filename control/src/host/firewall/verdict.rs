@@ -1,6 +1,7 @@
 //! What a host's firewall says to packets of the overlay: for `overlayctl trace` and `check`, which look and
 //! change nothing, and for what the daemon tells.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -8,7 +9,7 @@ use ipnet::Ipv4Net;
 use super::iptables::TUNNEL_IN_TUNNEL;
 use super::nft::TABLE_PREFIX;
 use super::ruleset::{
-    Act, Connection, Device, Holds, Packet, Place, Protocol, Ruleset, Way, What, Which, acts,
+    Act, Connection, Device, EBTABLES, Holds, Packet, Place, Protocol, Ruleset, Table, Way, What, Which, acts,
 };
 use crate::host::command::run;
 
@@ -109,7 +110,7 @@ impl Deeds {
     /// What is done to them or may be, if anything: the first of it, for people.
     pub async fn first(&self) -> Option<String> {
         match self.deeds.first() {
-            Some(deed) => Some(deed.act.place.describe().await),
+            Some(deed) => Some(Chains::default().describe(&deed.act.place).await),
             None => self.unread.first().cloned(),
         }
     }
@@ -117,10 +118,11 @@ impl Deeds {
     /// What of it keeps packets from passing.
     pub async fn findings(&self, traffic: Traffic, overlay: &Overlay) -> Findings {
         let mut findings = Findings { unread: self.unread.clone(), ..Findings::default() };
+        let mut chains = Chains::default();
         for Deed { act: Act { what, sure, place }, protocols } in &self.deeds {
             let by = match what {
                 What::Changes => continue,
-                _ => place.describe().await,
+                _ => chains.describe(place).await,
             };
             let list = match (what, sure) {
                 (What::Drops, Holds::Always) => {
@@ -147,12 +149,12 @@ impl Deeds {
 /// Packets between pods here, behind `bridge`, and pods elsewhere, behind `device`: of connections that begin on
 /// either side, and their replies.
 #[must_use]
-pub fn between_pods(ours: Ipv4Net, theirs: &[Ipv4Net], bridge: &str, device: &str) -> Vec<Packet> {
+pub fn between_pods(ours: Ipv4Net, theirs: &[Ipv4Net], bridge: &Device, device: &Device) -> Vec<Packet> {
     let mut packets = Vec::new();
     for protocol in Protocol::ALL {
         for connection in [Connection::New, Connection::Established] {
-            let packet = |from: &str, to: &str, sources: &[Ipv4Net], destinations: &[Ipv4Net]| Packet {
-                way: Way::Forwarded { from: Device::named(from), to: Device::named(to) },
+            let packet = |from: &Device, to: &Device, sources: &[Ipv4Net], destinations: &[Ipv4Net]| Packet {
+                way: Way::Forwarded { from: from.clone(), to: to.clone() },
                 from: sources.to_vec(),
                 to: destinations.to_vec(),
                 protocol: Some(protocol),
@@ -173,12 +175,11 @@ pub fn between_pods(ours: Ipv4Net, theirs: &[Ipv4Net], bridge: &str, device: &st
 pub fn of_tunnel(
     own: Ipv4Addr,
     peers: &[Ipv4Addr],
-    underlay: &str,
+    underlay: &Device,
     port: u16,
     only_port: bool,
 ) -> [Packet; 2] {
     let peers: Vec<Ipv4Net> = peers.iter().copied().map(Ipv4Net::from).collect();
-    let by = Device::named(underlay);
     let packet = |way, from, to| Packet {
         way,
         from,
@@ -191,52 +192,62 @@ pub fn of_tunnel(
     };
     let own = vec![Ipv4Net::from(own)];
     [
-        packet(Way::Sent { by: by.clone(), user: None }, own.clone(), peers.clone()),
-        packet(Way::Received { by }, peers, own),
+        packet(Way::Sent { by: underlay.clone(), user: None }, own.clone(), peers.clone()),
+        packet(Way::Received { by: underlay.clone() }, peers, own),
     ]
 }
 
-impl Place {
+/// Chains as `nft` writes them, each listed once.
+#[derive(Debug, Default)]
+struct Chains(HashMap<(Table, String), String>);
+
+impl Chains {
     /// The table, the chain and the rule, for people.
-    pub async fn describe(&self) -> String {
-        let Self { table, chain, base, hook, rule } = self;
+    async fn describe(&mut self, place: &Place) -> String {
+        let Place { table, chain, base, hook, rule } = place;
         let led = if chain == base { String::new() } else { format!(", to which {base} leads") };
-        if self.is_of_iptables() {
+        if place.is_of_iptables() {
             let program = table.program.unwrap_or("iptables");
-            let table =
+            let of_table =
                 if table.name == "filter" { String::new() } else { format!(" table {},", table.name) };
             let what = match rule {
                 Which::Text(text) => format!("the rule '-A {chain} {text}'"),
-                Which::Handle(handle, json) => self.written(*handle, json).await,
+                Which::Handle(handle, json) => self.written(table, chain, *handle, json).await,
                 Which::Policy => "its policy is DROP".to_owned(),
             };
-            return format!("{program},{table} chain {chain}{led}: {what}");
+            return format!("{program},{of_table} chain {chain}{led}: {what}");
         }
         let what = match rule {
             Which::Text(text) => format!("the rule '{text}'"),
-            Which::Handle(handle, json) => self.written(*handle, json).await,
+            Which::Handle(handle, json) => self.written(table, chain, *handle, json).await,
             Which::Policy => "its policy is drop".to_owned(),
         };
         format!("nftables, chain {table} {chain} (hook {}{led}): {what}", hook.name())
     }
 
+    /// The rule as `nft` writes it.
+    async fn written(&mut self, table: &Table, chain: &str, handle: u64, json: &str) -> String {
+        let key = (table.clone(), chain.to_owned());
+        if !self.0.contains_key(&key) {
+            let listing = run("nft", &["-a", "list", "chain", &table.family, &table.name, chain], "").await;
+            self.0.insert(key.clone(), listing.unwrap_or_default());
+        }
+        let mark = format!(" # handle {handle}");
+        let written = self.0[&key].lines().find_map(|line| line.strip_suffix(&mark));
+        format!("the rule '{}'", written.unwrap_or(json).trim())
+    }
+}
+
+impl Place {
     fn is_ours(&self) -> bool {
         let by_iptables = matches!(&self.rule, Which::Text(text) if text.contains(TUNNEL_IN_TUNNEL));
         by_iptables || self.table.name.starts_with(TABLE_PREFIX)
     }
 
+    /// Or of ebtables.
     fn is_of_iptables(&self) -> bool {
-        self.table.is_of_iptables() && self.base.chars().all(|letter| letter.is_ascii_uppercase())
-    }
-
-    /// The rule as `nft` writes it.
-    async fn written(&self, handle: u64, json: &str) -> String {
-        let Self { table, chain, .. } = self;
-        let listing = run("nft", &["-a", "list", "chain", &table.family, &table.name, chain], "").await;
-        let mark = format!(" # handle {handle}");
-        let written =
-            listing.as_deref().unwrap_or_default().lines().find_map(|line| line.strip_suffix(&mark));
-        format!("the rule '{}'", written.unwrap_or(json).trim())
+        self.table.program.is_some()
+            || self.table.is_of_iptables() && self.base.chars().all(|letter| letter.is_ascii_uppercase())
     }
 }
 
@@ -258,6 +269,11 @@ fn remedy(place: &Place, traffic: Traffic, overlay: &Overlay) -> String {
     if place.is_of_iptables() {
         let program = table.program.unwrap_or("iptables");
         let of_table = if table.name == "filter" { String::new() } else { format!("-t {} ", table.name) };
+        if program == EBTABLES {
+            return format!(
+                "{program} {of_table}-I {base} -p IPv4 --ip-source {network} --ip-destination {network} -j ACCEPT"
+            );
+        }
         let is_ufws = chain.starts_with("ufw-");
         let (rule, by_ufw) = match traffic {
             Traffic::Pods => {
@@ -295,15 +311,41 @@ mod tests {
     fn rules_for_one_port_let_a_tunnel_pass_that_has_but_one() {
         let text = "*filter\n:INPUT DROP [0:0]\n\
             -A INPUT -p udp -m udp --sport 8285 --dport 8285 -j ACCEPT\nCOMMIT\n";
-        let mut ruleset = Ruleset::default();
-        ruleset.add_saved(&Saved { program: "iptables-legacy", legacy: true, text: text.to_owned() }, true);
+        let ruleset = legacy(text.to_owned());
         let (own, peer) = ([192, 168, 1, 12].into(), [192, 168, 1, 13].into());
         for (only_port, sure) in [(true, None), (false, Some(Holds::Partly))] {
-            let [sent, received] = of_tunnel(own, &[peer], "eth0", 8285, only_port);
+            let [sent, received] = of_tunnel(own, &[peer], &device("eth0"), 8285, only_port);
             assert!(acts(&ruleset, &sent).is_empty());
             assert_eq!(acts(&ruleset, &received).first().map(|act| act.sure), sure, "{only_port}");
         }
     }
+
+    fn overlay() -> Overlay {
+        Overlay {
+            network: "10.1.0.0/16".parse().unwrap(),
+            device: "flannel.1".to_owned(),
+            forward_rules: true,
+        }
+    }
+
+    /// Between pods here and on two other nodes.
+    fn packets() -> Vec<Packet> {
+        let theirs = ["10.1.63.0/24".parse().unwrap(), "10.1.77.0/24".parse().unwrap()];
+        between_pods(OURS.parse().unwrap(), &theirs, &device("docker0"), &device("flannel.1"))
+    }
+
+    fn device(name: &str) -> Device {
+        Device { name: name.to_owned(), bridge: false, below: Vec::new() }
+    }
+
+    const OURS: &str = "10.1.9.0/24";
+
+    fn legacy(text: String) -> Ruleset {
+        let mut ruleset = Ruleset::default();
+        ruleset.add_saved(&Saved { program: "iptables-legacy", legacy: true, text }, true);
+        ruleset
+    }
+
     #[tokio::test]
     async fn what_our_own_rules_drop_is_no_finding() {
         let rule = |comment| {
@@ -311,18 +353,8 @@ mod tests {
                 format!("-A FORWARD -p udp -m udp --dport 8472 -m comment --comment {comment} -j DROP");
             format!("*mangle\n:FORWARD ACCEPT [0:0]\n{rule}\nCOMMIT\n")
         };
-        let overlay = Overlay {
-            network: "10.1.0.0/16".parse().unwrap(),
-            device: "flannel.1".to_owned(),
-            forward_rules: true,
-        };
-        let (ours, theirs) = ("10.1.9.0/24".parse().unwrap(), ["10.1.63.0/24".parse().unwrap()]);
-        let packets = between_pods(ours, &theirs, "docker0", "flannel.1");
         for (comment, named) in [("overlayd-tunnel-in-tunnel-flannel.1", 0), ("a-sites-own", 1)] {
-            let mut ruleset = Ruleset::default();
-            let saved = Saved { program: "iptables-legacy", legacy: true, text: rule(comment) };
-            ruleset.add_saved(&saved, true);
-            let found = findings(&ruleset, &packets, Traffic::Pods, &overlay).await;
+            let found = findings(&legacy(rule(comment)), &packets(), Traffic::Pods, &overlay()).await;
             assert_eq!((found.partly.len(), found.unread.len()), (named, 0), "{comment}: {found:?}");
         }
     }

@@ -1,13 +1,15 @@
-//! The host's whole ruleset as data, and what it does to a packet: nftables of all families, and iptables of both
-//! variants.
+//! The host's whole ruleset as data, and what it does to a packet: nftables of all families, and iptables and ebtables
+//! of both variants.
 //!
-//! [`Listings::read`] takes what `nft` and `iptables-save` say; the rest is pure: [`acts`] follows a described [`Packet`]
+//! [`Listings::read`] takes what `nft`, `iptables-save` and `ebtables` say; the rest is pure: [`acts`] follows a described [`Packet`]
 //! through its hooks. What a rule asks that cannot be evaluated here is [`Holds::Unknown`], and stays so in what is
 //! told of it: nobody is said to pass who may be dropped.
 //!
 //! `nft` shows what iptables' nft variant keeps, too, but not the matches and targets that are iptables' own: where a
 //! rule has one, its text is taken from `iptables-save`.
 
+mod ebtables;
+mod mark;
 mod nft;
 mod packet;
 mod read;
@@ -26,6 +28,9 @@ pub use self::packet::{Connection, Device, Holds, Packet, Protocol, Way, within}
 pub use self::read::Listings;
 pub use self::walk::{Act, Place, What, Which, acts};
 
+pub(super) use self::ebtables::PROGRAM as EBTABLES;
+pub(super) use self::walk::acts_and_destinations;
+
 /// All rules of a network namespace.
 #[derive(Debug, Default)]
 pub struct Ruleset {
@@ -38,7 +43,7 @@ pub struct Ruleset {
     unread: Vec<String>,
 }
 
-/// A table of nftables, or one of iptables that `nft` does not show.
+/// A table of nftables, or one of iptables or ebtables that `nft` does not show.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Table {
     /// `ip`, `inet`, `bridge` and so on; `ip` for iptables.
@@ -128,7 +133,7 @@ struct Base {
 struct Rule {
     handle: u64,
     expressions: Option<Box<RawValue>>,
-    /// As `iptables-save` writes it, if it is one of iptables'.
+    /// As `iptables-save` or `ebtables` writes it, if it is one of theirs.
     text: Option<String>,
 }
 
@@ -136,7 +141,7 @@ struct Rule {
 enum Statement {
     /// Of nftables.
     Expression(Value),
-    /// All that a rule of iptables asks for.
+    /// All that a rule of iptables or ebtables asks for.
     Conditions(String),
     /// What it does.
     Target(String),
@@ -172,8 +177,29 @@ impl Rule {
 #[derive(Debug)]
 struct Set {
     elements: Value,
-    /// Whether rules add to it as packets come by: then what it holds now says little.
-    changes: bool,
+    lasts: Lasts,
+}
+
+/// For how long a set holds what it does, without a word of the kernel's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    /// Until somebody changes it.
+    ForGood,
+    /// Its elements may go.
+    Shrinks,
+    /// Rules add to it as packets come by: what it holds now says little.
+    Changes,
+}
+
+impl Lasts {
+    /// What becomes of whether an element of it is met.
+    fn doubt(self, holds: Holds) -> Holds {
+        match self {
+            Self::ForGood => holds,
+            Self::Shrinks => holds.and(Holds::Unknown),
+            Self::Changes => Holds::Unknown,
+        }
+    }
 }
 
 impl Ruleset {

@@ -5,8 +5,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde_json::Value;
 
-use super::packet::{Connection, Holds, Packet, Protocol, Way, within};
-use super::walk::{Context, Layer, Mark, Step, Verdict, What};
+use super::Lasts;
+use super::mark::Mark;
+use super::packet::{Connection, Destinations, Holds, Packet, Protocol, Way, within};
+use super::walk::{Context, Layer, Step, Verdict, What};
 
 /// What `statement` comes to.
 pub(super) fn step(statement: &Value, context: &Context<'_>) -> Step {
@@ -25,7 +27,8 @@ pub(super) fn step(statement: &Value, context: &Context<'_>) -> Step {
     match name {
         "match" => Step::Condition(matches(value, context)),
         "vmap" => verdicts(value, context),
-        "counter" | "log" | "flow" | "last" | "notrack" => Step::Nothing,
+        "counter" | "log" | "flow" | "last" => Step::Nothing,
+        "notrack" => Step::Untracks,
         "set" | "map" if value["stmt"].is_null() => Step::Nothing,
         "limit" | "quota" | "ct count" | "meter" | "set" | "map" => Step::Condition(Holds::Unknown),
         "mangle" => mangle(value, context),
@@ -77,7 +80,7 @@ fn verdicts(value: &Value, context: &Context<'_>) -> Step {
             otherwise = Some(verdict);
             continue;
         }
-        let holds = if set.changes { Holds::Unknown } else { subject.is(element) };
+        let holds = set.lasts.doubt(subject.is(element));
         if holds != Holds::Never {
             none_yet = none_yet.and(holds.negated());
             verdicts.push((holds, verdict));
@@ -92,21 +95,18 @@ fn verdicts(value: &Value, context: &Context<'_>) -> Step {
 fn mangle(value: &Value, context: &Context<'_>) -> Step {
     let key = &value["key"];
     match key["meta"]["key"].as_str() {
-        Some("mark") => Step::Mark(number(&value["value"], context).map(|mark| mark as u32)),
+        Some("mark") => Step::Mark(new_mark(&value["value"], context)),
         Some("nftrace" | "pkttype" | "rtclassid") => Step::Nothing,
         _ => Step::Changes,
     }
 }
 
-/// The number that an expression comes to, if that is certain.
-fn number(expression: &Value, context: &Context<'_>) -> Option<u64> {
-    match expression {
-        Value::Number(number) => number.as_u64(),
-        Value::Object(_) => match subject(expression, context) {
-            Subject::Number(number) => Some(number),
-            _ => None,
-        },
-        _ => None,
+/// The mark that an expression comes to.
+fn new_mark(expression: &Value, context: &Context<'_>) -> Mark {
+    match (expression.as_u64(), subject(expression, context)) {
+        (Some(number), _) | (_, Subject::Number(number)) => Mark::is(number as u32),
+        (_, Subject::Mark(mark)) => mark,
+        _ => Mark::UNKNOWN,
     }
 }
 
@@ -120,14 +120,14 @@ fn matches(value: &Value, context: &Context<'_>) -> Holds {
     match value["op"].as_str() {
         Some("==" | "in") => is_in(&subject, right, context),
         Some("!=" | "!") => is_in(&subject, right, context).negated(),
-        Some(operator @ ("<" | ">" | "<=" | ">=")) => match (&subject, right.as_u64()) {
-            (Subject::Number(is), Some(wanted)) => Holds::of(match operator {
-                "<" => *is < wanted,
-                ">" => *is > wanted,
-                "<=" => *is <= wanted,
-                _ => *is >= wanted,
+        Some(operator @ ("<" | ">" | "<=" | ">=")) => match (subject.number(), &subject, right.as_u64()) {
+            (Some(is), _, Some(wanted)) => Holds::of(match operator {
+                "<" => is < wanted,
+                ">" => is > wanted,
+                "<=" => is <= wanted,
+                _ => is >= wanted,
             }),
-            (Subject::Open, Some(_)) => Holds::Partly,
+            (_, Subject::Open, Some(_)) => Holds::Partly,
             _ => Holds::Unknown,
         },
         _ => Holds::Unknown,
@@ -137,14 +137,17 @@ fn matches(value: &Value, context: &Context<'_>) -> Holds {
 /// What a packet has where an expression asks.
 #[derive(Debug)]
 enum Subject<'a> {
-    Addresses(&'a [Ipv4Net]),
+    Sources(&'a [Ipv4Net]),
+    Destinations(Destinations<'a>),
     Number(u64),
+    Mark(Mark),
     /// A device's name.
     Device(&'a str),
     /// One of the names that nft has for values.
     Name(&'static str),
     Protocol(Protocol),
-    Connection(Connection),
+    /// A connection's state, and whether there is none.
+    State(Connection, Holds),
     /// A connection's flags: nobody has translated the addresses that are described.
     Untranslated,
     Several(Vec<Subject<'a>>),
@@ -161,6 +164,8 @@ fn subject<'a>(expression: &Value, context: &Context<'a>) -> Subject<'a> {
         return Subject::Unknown;
     };
     match name.as_str() {
+        // Of what a tunnel carries.
+        _ if !value["tunnel"].is_null() => Subject::Unknown,
         "payload" => payload(value, context),
         "meta" => meta(value["key"].as_str().unwrap_or_default(), context),
         "ct" => connection(value, context),
@@ -191,8 +196,17 @@ fn combined<'a>(operator: &str, operands: &Value, context: &Context<'a>) -> Subj
                 "<<" => left.checked_shl(right as u32).unwrap_or(0) & u64::from(u32::MAX),
                 _ => left.checked_shr(right as u32).unwrap_or(0),
             }),
+            (Subject::Mark(mark), Some(right)) => Subject::Mark(match (operator, right as u32) {
+                ("&", bits) => mark.and(bits),
+                ("|", bits) => mark.or_bits(bits),
+                ("^", bits) => mark.xor(bits),
+                ("<<", by) => mark.map(|bits| bits.checked_shl(by).unwrap_or(0)),
+                (_, by) => mark.map(|bits| bits.checked_shr(by).unwrap_or(0)),
+            }),
             (Subject::Absent, _) => Subject::Absent,
-            (Subject::Open | Subject::Addresses(_) | Subject::Protocol(_), _) => Subject::Open,
+            (Subject::Open | Subject::Sources(_) | Subject::Destinations(_) | Subject::Protocol(_), _) => {
+                Subject::Open
+            }
             _ => Subject::Unknown,
         };
     }
@@ -204,14 +218,16 @@ fn payload<'a>(value: &Value, context: &Context<'a>) -> Subject<'a> {
     let field = value["field"].as_str().unwrap_or_default();
     match value["protocol"].as_str() {
         Some("ip") => match field {
-            "saddr" => Subject::Addresses(&packet.from),
-            "daddr" => Subject::Addresses(&packet.to),
+            "saddr" => Subject::Sources(&packet.from),
+            "daddr" => Subject::Destinations(context.to),
             "protocol" => protocol(packet),
             "version" => Subject::Number(4),
             _ => Subject::Open,
         },
         Some("ip6" | "icmpv6" | "arp" | "igmp") => Subject::Absent,
-        Some("ether") if context.layer != Layer::Ip && field == "type" => Subject::Name("ip"),
+        Some("ether") if matches!(context.layer, Layer::Device | Layer::Bridge) && field == "type" => {
+            Subject::Name("ip")
+        }
         Some("ether") => Subject::Open,
         Some(transport @ ("tcp" | "udp" | "icmp")) => match packet.protocol {
             Some(protocol) if protocol.name() != transport => Subject::Absent,
@@ -245,18 +261,18 @@ fn protocol<'a>(packet: &Packet) -> Subject<'a> {
 
 fn meta<'a>(key: &str, context: &Context<'a>) -> Subject<'a> {
     match key {
-        // Ports of a bridge: which one is not known.
-        "iif" | "iifname" | "oif" | "oifname" if context.layer == Layer::Bridge => Subject::Open,
+        // Ports of a bridge, or lower devices: which one is not known.
+        "iif" | "iifname" | "oif" | "oifname" if matches!(context.layer, Layer::Bridge | Layer::Below) => {
+            Subject::Open
+        }
         "iif" | "iifname" => Subject::Device(context.iif),
         "oif" | "oifname" => Subject::Device(context.oif),
         "l4proto" => protocol(context.packet),
+        // There may be a VLAN's header before it.
+        "protocol" if context.layer == Layer::Below => Subject::Open,
         "protocol" => Subject::Name("ip"),
         "nfproto" => Subject::Name("ipv4"),
-        "mark" => match context.mark {
-            Mark::Is(mark) => Subject::Number(u64::from(mark)),
-            Mark::MayBeAnother(Holds::Partly) => Subject::Open,
-            Mark::MayBeAnother(_) => Subject::Unknown,
-        },
+        "mark" => Subject::Mark(context.mark),
         "skuid" => match context.packet.way {
             Way::Sent { user: Some(user), .. } => Subject::Number(u64::from(user)),
             // There is no socket yet.
@@ -271,9 +287,11 @@ fn meta<'a>(key: &str, context: &Context<'a>) -> Subject<'a> {
 }
 
 fn connection<'a>(value: &Value, context: &Context<'a>) -> Subject<'a> {
-    match value["key"].as_str() {
-        Some("state") => Subject::Connection(context.packet.connection),
-        Some("status") => Subject::Untranslated,
+    match (value["key"].as_str(), context.untracked) {
+        (Some("state"), untracked) => Subject::State(context.packet.connection, untracked),
+        (_, Holds::Always) => Subject::Absent,
+        (Some("mark"), _) => Subject::Mark(Mark::UNKNOWN),
+        (Some("status"), Holds::Never) => Subject::Untranslated,
         _ => Subject::Unknown,
     }
 }
@@ -304,10 +322,21 @@ impl Subject<'_> {
         }
     }
 
+    /// The number that it is, if that is certain.
+    fn number(&self) -> Option<u64> {
+        match self {
+            Self::Number(number) => Some(*number),
+            Self::Mark(mark) => mark.value().map(u64::from),
+            _ => None,
+        }
+    }
+
     /// Whether it is what `element`, one value, range or prefix, says.
     fn is(&self, element: &Value) -> Holds {
         if let Some(inner) = element.get("elem") {
-            return self.is(inner.get("val").unwrap_or(inner));
+            let holds = self.is(inner.get("val").unwrap_or(inner));
+            let limited = LIMITS.iter().any(|limit| inner.get(limit).is_some());
+            return if limited { holds.and(Holds::Unknown) } else { holds };
         }
         match self {
             Self::Several(parts) => {
@@ -317,8 +346,19 @@ impl Subject<'_> {
                 let each = parts.iter().zip(wanted).map(|(part, wanted)| part.is(wanted));
                 each.fold(Holds::Always, Holds::and)
             }
-            Self::Addresses(networks) => match addresses(element) {
+            Self::Sources(networks) => match addresses(element) {
                 Some((first, last)) => within(networks, first, last),
+                None => Holds::Unknown,
+            },
+            Self::Destinations(networks) => match addresses(element) {
+                Some((first, last)) => networks.are_within(first, last),
+                None => Holds::Unknown,
+            },
+            Self::Mark(mark) => match range(element) {
+                Some((first, last)) => match (u32::try_from(first), u32::try_from(last)) {
+                    (Ok(first), Ok(last)) => mark.is_between(first, last),
+                    _ => Holds::Unknown,
+                },
                 None => Holds::Unknown,
             },
             Self::Number(is) => match range(element) {
@@ -338,8 +378,8 @@ impl Subject<'_> {
                 Value::Number(wanted) => Holds::of(wanted.as_u64() == Some(u64::from(is.number()))),
                 _ => Holds::Unknown,
             },
-            Self::Connection(is) => match element.as_str() {
-                Some(wanted) => is.is_one_of(&[wanted]),
+            Self::State(is, untracked) => match element.as_str() {
+                Some(wanted) => is.is_one_of(&[wanted], *untracked),
                 None => Holds::Unknown,
             },
             Self::Untranslated => match element.as_str() {
@@ -356,19 +396,17 @@ impl Subject<'_> {
 /// Whether `subject` is one of what the right side of a match says.
 fn is_in(subject: &Subject<'_>, right: &Value, context: &Context<'_>) -> Holds {
     let Some(set) = elements(right, context) else { return Holds::Unknown };
-    if set.changes {
-        return Holds::Unknown;
-    }
-    if let Subject::Connection(connection) = subject {
+    if let Subject::State(connection, untracked) = subject {
         let states: Option<Vec<&str>> = set.list.iter().map(Value::as_str).collect();
-        return states.map_or(Holds::Unknown, |states| connection.is_one_of(&states));
+        let holds = states.map_or(Holds::Unknown, |states| connection.is_one_of(&states, *untracked));
+        return set.lasts.doubt(holds);
     }
-    set.list.iter().map(|element| subject.is(element)).fold(Holds::Never, Holds::or)
+    set.lasts.doubt(set.list.iter().map(|element| subject.is(element)).fold(Holds::Never, Holds::or))
 }
 
 struct Elements<'a> {
     list: &'a [Value],
-    changes: bool,
+    lasts: Lasts,
 }
 
 /// The elements of a set that is written out, named, or but one value.
@@ -380,7 +418,7 @@ fn elements<'a>(value: &'a Value, context: &Context<'a>) -> Option<Elements<'a>>
     };
     if let Some(name) = value.as_str().and_then(|text| text.strip_prefix('@')) {
         let set = context.ruleset.set(context.table, name)?;
-        return Some(Elements { list: listed(&set.elements)?, changes: set.changes });
+        return Some(Elements { list: listed(&set.elements)?, lasts: set.lasts });
     }
     let list = match value.get("set") {
         Some(Value::Array(list)) => list,
@@ -390,7 +428,7 @@ fn elements<'a>(value: &'a Value, context: &Context<'a>) -> Option<Elements<'a>>
             one => std::slice::from_ref(one),
         },
     };
-    Some(Elements { list, changes: false })
+    Some(Elements { list, lasts: Lasts::ForGood })
 }
 
 /// The ends of an address, prefix or range.
@@ -422,7 +460,7 @@ fn range(element: &Value) -> Option<(u64, u64)> {
 }
 
 /// A name that ends in an asterisk stands for all that begin so.
-fn is_named(wanted: &str, device: &str) -> bool {
+pub(super) fn is_named(wanted: &str, device: &str) -> bool {
     match wanted.strip_suffix('*') {
         Some(escaped) if escaped.ends_with('\\') => {
             device.strip_suffix('*').is_some_and(|rest| escaped.strip_suffix('\\') == Some(rest))
@@ -436,3 +474,6 @@ fn is_field(expression: &Value, protocol: &str, field: &str) -> bool {
     let payload = &expression["payload"];
     payload["protocol"] == protocol && payload["field"] == field
 }
+
+/// What an element of a set may have beside its value, so that it is not always met.
+const LIMITS: [&str; 3] = ["limit", "quota", "ct count"];

@@ -1,5 +1,10 @@
 //! A packet, or a class of packets, as far as rules ask about it, and whether what a rule asks holds for it.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
 use ipnet::Ipv4Net;
 
 /// Whether a condition holds for the described packets.
@@ -100,14 +105,35 @@ pub struct Device {
     pub name: String,
     /// Whether it is a bridge, with hooks of its own.
     pub bridge: bool,
+    /// The devices that carry its packets: a bridge's ports, those of a bond or a VLAN, and theirs.
+    pub below: Vec<String>,
 }
 
 impl Device {
     /// The device `name` of this network namespace.
     #[must_use]
     pub fn named(name: &str) -> Self {
-        let bridge = std::path::Path::new("/sys/class/net").join(name).join("bridge").is_dir();
-        Self { name: name.to_owned(), bridge }
+        Self::of(Path::new("/sys/class/net"), name)
+    }
+
+    /// As the directory `all` of all devices shows it.
+    fn of(all: &Path, name: &str) -> Self {
+        let lower = |name: &str| -> Vec<String> {
+            let entries = fs::read_dir(all.join(name)).into_iter().flatten().flatten();
+            let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+            names.filter_map(|name| name.strip_prefix("lower_").map(str::to_owned)).collect()
+        };
+        let mut below = lower(name);
+        let mut at = 0;
+        while at < below.len() {
+            for next in lower(&below[at]) {
+                if !below.contains(&next) {
+                    below.push(next);
+                }
+            }
+            at += 1;
+        }
+        Self { name: name.to_owned(), bridge: all.join(name).join("bridge").is_dir(), below }
     }
 }
 
@@ -159,16 +185,47 @@ pub enum Connection {
 }
 
 impl Connection {
-    /// Whether its state is one of `wanted`, as `nft` and `iptables` name them.
+    /// Whether its state is one of `wanted`, as `nft` and `iptables` name them. If `untracked` holds, there is none.
     #[must_use]
-    pub fn is_one_of(self, wanted: &[&str]) -> Holds {
+    pub fn is_one_of(self, wanted: &[&str], untracked: Holds) -> Holds {
         let has = |name: &str| wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
-        match (self, has("new"), has("established")) {
+        let tracked = match (self, has("new"), has("established")) {
             (Self::New, new, _) => Holds::of(new),
             (Self::Established, _, established) => Holds::of(established),
             (Self::Any, new, established) if new == established => Holds::of(new),
             (Self::Any, ..) => Holds::Partly,
+        };
+        match (untracked, Holds::of(has("untracked"))) {
+            (Holds::Never, _) => tracked,
+            (Holds::Always, without) => without,
+            (_, without) if without == tracked => tracked,
+            (doubt, _) => doubt,
         }
+    }
+}
+
+/// The destinations of packets, and what rules ask of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Destinations<'a> {
+    networks: &'a [Ipv4Net],
+    /// The parts that rules tell from the others: first and last address.
+    told_apart: &'a RefCell<BTreeSet<(u32, u32)>>,
+}
+
+impl<'a> Destinations<'a> {
+    pub(super) fn new(networks: &'a [Ipv4Net], told_apart: &'a RefCell<BTreeSet<(u32, u32)>>) -> Self {
+        Self { networks, told_apart }
+    }
+
+    /// As [`within`].
+    pub(super) fn are_within(&self, first: u32, last: u32) -> Holds {
+        let holds = within(self.networks, first, last);
+        if holds == Holds::Partly {
+            let ends = self.networks.iter().map(|net| (net.network().into(), net.broadcast().into()));
+            let parts = ends.map(|(lowest, highest): (u32, u32)| (first.max(lowest), last.min(highest)));
+            self.told_apart.borrow_mut().extend(parts.filter(|(first, last)| first <= last));
+        }
+        holds
     }
 }
 
@@ -198,6 +255,45 @@ mod tests {
             assert_eq!((Always.or(doubt), Never.or(doubt), doubt.negated()), (Always, doubt, doubt));
         }
         assert_eq!((Partly.and(Unknown), Partly.or(Unknown)), (Unknown, Unknown));
+    }
+
+    #[test]
+    fn an_untracked_packet_is_in_no_other_state() {
+        use Holds::{Always, Never, Partly, Unknown};
+        for (wanted, tracked, untracked, maybe) in [
+            (&["new", "established"][..], Always, Never, Unknown),
+            (&["untracked"], Never, Always, Unknown),
+            (&["new", "untracked"], Always, Always, Always),
+            (&["invalid"], Never, Never, Never),
+        ] {
+            let found = [Never, Always, Unknown].map(|holds| Connection::New.is_one_of(wanted, holds));
+            assert_eq!(found, [tracked, untracked, maybe], "{wanted:?}");
+        }
+        assert_eq!(Connection::Any.is_one_of(&["new"], Partly), Partly);
+    }
+
+    #[test]
+    fn the_devices_below_one_are_found_through_others() {
+        let all = tempfile::tempdir().unwrap();
+        for (name, parts) in [
+            ("br0", &["bridge", "lower_bond0.7", "lower_veth1", "upper_vlan9"][..]),
+            ("bond0.7", &["lower_bond0"]),
+            ("bond0", &["lower_eth0", "lower_eth1"]),
+            ("eth0", &["upper_bond0"]),
+        ] {
+            for part in parts {
+                fs::create_dir_all(all.path().join(name).join(part)).unwrap();
+            }
+        }
+        let of = |name| {
+            let mut device = Device::of(all.path(), name);
+            device.below.sort();
+            (device.bridge, device.below)
+        };
+        let names = |names: &[&str]| names.iter().copied().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(of("br0"), (true, names(&["bond0", "bond0.7", "eth0", "eth1", "veth1"])));
+        assert_eq!(of("bond0"), (false, names(&["eth0", "eth1"])));
+        assert_eq!(of("flannel.1"), (false, Vec::new()));
     }
 
     #[test]

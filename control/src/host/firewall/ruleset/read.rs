@@ -1,4 +1,4 @@
-//! Reads the ruleset: `nft -j list ruleset`, and what `iptables-save` of each variant says.
+//! Reads the ruleset: `nft -j list ruleset`, and what `iptables-save` of each variant and ebtables-legacy say.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Base, Chain, Hook, Rule, Ruleset, Set, Table};
+use super::{Base, Chain, Hook, Lasts, Rule, Ruleset, Set, Table, ebtables};
 use crate::host::HostError;
 use crate::host::command::run;
 use crate::host::firewall::iptables::{self, Saved};
@@ -19,6 +19,8 @@ pub struct Listings {
     /// `nft list chains`, where it says what older versions leave out of the other.
     chains: Option<String>,
     saved: Vec<Saved>,
+    /// Of ebtables-legacy, by table.
+    bridged: Vec<(&'static str, Option<String>)>,
 }
 
 impl Listings {
@@ -39,7 +41,7 @@ impl Listings {
         };
         let of_iptables = TABLES.iter().any(|name| has(&format!("\"table\": \"{name}\"")));
         let saved = iptables::saved(|legacy| legacy || rules.is_none() || of_iptables).await?;
-        Ok(Self { rules, chains, saved })
+        Ok(Self { rules, chains, saved, bridged: ebtables::listings().await? })
     }
 }
 
@@ -65,11 +67,14 @@ impl Ruleset {
         for saved in &listings.saved {
             ruleset.add_saved(saved, listings.rules.is_some());
         }
+        for (table, listing) in &listings.bridged {
+            ruleset.add_ebtables(table, listing.as_deref());
+        }
         ruleset
     }
 
     /// Adds what `nft -j list ruleset` says.
-    pub(super) fn add_listing(&mut self, listing: &str) {
+    pub(in crate::host::firewall) fn add_listing(&mut self, listing: &str) {
         match serde_json::from_str::<Listing>(listing) {
             Ok(objects) => self.add_objects(objects.nftables, &changing_sets(listing)),
             Err(error) => {
@@ -102,9 +107,13 @@ impl Ruleset {
                 rules.entry(key).or_default().push(rule);
             }
             if let Some(set) = set.or(map) {
-                let changes = changing.contains(set.name.as_str());
+                let lasts = match (changing.contains(set.name.as_str()), set.expires()) {
+                    (true, _) => Lasts::Changes,
+                    (_, true) => Lasts::Shrinks,
+                    _ => Lasts::ForGood,
+                };
                 let key = (table(set.family, set.table), set.name);
-                self.sets.insert(key, Set { elements: set.elem, changes });
+                self.sets.insert(key, Set { elements: set.elem, lasts });
             }
         }
         for chain in chains {
@@ -280,5 +289,22 @@ struct SetObject {
     table: String,
     name: String,
     #[serde(default)]
+    flags: Value,
+    timeout: Option<u64>,
+    #[serde(default)]
     elem: Value,
 }
+
+impl SetObject {
+    /// Whether its elements have a time to live.
+    fn expires(&self) -> bool {
+        let flagged = match &self.flags {
+            Value::Array(flags) => flags.iter().any(|flag| flag == TIMEOUT),
+            flag => flag == TIMEOUT,
+        };
+        flagged || self.timeout.is_some()
+    }
+}
+
+/// The flag of a set whose elements may have a time to live.
+const TIMEOUT: &str = "timeout";

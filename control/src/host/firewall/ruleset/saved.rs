@@ -4,8 +4,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::packet::{Connection, Holds, Packet, Protocol, Way, within};
-use super::walk::{Context, Mark, Step, Verdict, What};
+use super::mark::Mark;
+use super::packet::{Holds, Packet, Protocol, Way, within};
+use super::walk::{Context, Step, Verdict, What};
 use crate::host::firewall::iptables::{value, words};
 
 /// Whether all that `rule` asks for holds.
@@ -56,15 +57,15 @@ fn condition(module: &str, option: &str, wanted: &str, context: &Context<'_>) ->
     let packet = context.packet;
     let two = |holds| (2, holds);
     match option {
-        "-s" => two(is_within(wanted, &packet.from)),
-        "-d" => two(is_within(wanted, &packet.to)),
+        "-s" => two(is_in_network(wanted, |first, last| within(&packet.from, first, last))),
+        "-d" => two(is_in_network(wanted, |first, last| context.to.are_within(first, last))),
         "-i" => two(Holds::of(is_named(wanted, context.iif))),
         "-o" => two(Holds::of(is_named(wanted, context.oif))),
         "-p" => two(is_protocol(wanted, packet.protocol)),
         // Later fragments.
         "-f" => (1, Holds::Partly),
         "--comment" => two(Holds::Always),
-        "--ctstate" | "--state" => two(is_in_state(wanted, packet.connection)),
+        "--ctstate" | "--state" => two(is_in_state(wanted, context)),
         "--mark" if module == "mark" => two(is_marked(wanted, context.mark)),
         "--sport" | "--source-port" | "--sports" | "--source-ports" => {
             two(is_port(wanted, packet, packet.source_port))
@@ -79,8 +80,8 @@ fn condition(module: &str, option: &str, wanted: &str, context: &Context<'_>) ->
         "--src-type" => two(is_kind(wanted, &packet.way, true)),
         "--dst-type" => two(is_kind(wanted, &packet.way, false)),
         "--limit-iface-in" | "--limit-iface-out" => (1, Holds::Always),
-        "--src-range" => two(is_between(wanted, &packet.from)),
-        "--dst-range" => two(is_between(wanted, &packet.to)),
+        "--src-range" => two(is_in_range(wanted, |first, last| within(&packet.from, first, last))),
+        "--dst-range" => two(is_in_range(wanted, |first, last| context.to.are_within(first, last))),
         "--uid-owner" => two(match packet.way {
             Way::Sent { user, .. } => is_owner(wanted, user),
             _ => Holds::Never,
@@ -96,18 +97,18 @@ fn condition(module: &str, option: &str, wanted: &str, context: &Context<'_>) ->
     }
 }
 
-fn is_within(wanted: &str, networks: &[Ipv4Net]) -> Holds {
+fn is_in_network(wanted: &str, are_within: impl Fn(u32, u32) -> Holds) -> Holds {
     let network = wanted.parse::<Ipv4Net>().or_else(|_| wanted.parse::<Ipv4Addr>().map(Ipv4Net::from));
     match network {
-        Ok(network) => within(networks, network.network().into(), network.broadcast().into()),
+        Ok(network) => are_within(network.network().into(), network.broadcast().into()),
         Err(_) => Holds::Unknown,
     }
 }
 
-fn is_between(wanted: &str, networks: &[Ipv4Net]) -> Holds {
+fn is_in_range(wanted: &str, are_within: impl Fn(u32, u32) -> Holds) -> Holds {
     let (first, last) = wanted.split_once('-').unwrap_or((wanted, wanted));
     match (first.parse::<Ipv4Addr>(), last.parse::<Ipv4Addr>()) {
-        (Ok(first), Ok(last)) => within(networks, first.into(), last.into()),
+        (Ok(first), Ok(last)) => are_within(first.into(), last.into()),
         _ => Holds::Unknown,
     }
 }
@@ -125,8 +126,8 @@ fn is_protocol(wanted: &str, protocol: Option<Protocol>) -> Holds {
     }
 }
 
-fn is_in_state(wanted: &str, connection: Connection) -> Holds {
-    connection.is_one_of(&wanted.split(',').collect::<Vec<_>>())
+fn is_in_state(wanted: &str, context: &Context<'_>) -> Holds {
+    context.packet.connection.is_one_of(&wanted.split(',').collect::<Vec<_>>(), context.untracked)
 }
 
 /// One user, or a range of them.
@@ -151,11 +152,7 @@ fn masked(text: &str) -> Option<(u32, u32)> {
 }
 
 fn is_marked(wanted: &str, mark: Mark) -> Holds {
-    match (masked(wanted), mark) {
-        (Some((value, mask)), Mark::Is(mark)) => Holds::of(mark & mask == value),
-        (Some(_), Mark::MayBeAnother(Holds::Partly)) => Holds::Partly,
-        _ => Holds::Unknown,
-    }
+    masked(wanted).map_or(Holds::Unknown, |(value, mask)| mark.has(value, mask))
 }
 
 fn is_port(wanted: &str, packet: &Packet, port: Option<u16>) -> Holds {
@@ -193,34 +190,46 @@ pub(super) fn target(rule: &str, context: &Context<'_>) -> Step {
         "DROP" | "REJECT" => Step::Verdict(Verdict::Drop),
         "RETURN" => Step::Verdict(Verdict::Return),
         "QUEUE" | "NFQUEUE" | "SYNPROXY" => Step::Verdict(Verdict::Unclear),
-        "LOG" | "NFLOG" | "ULOG" | "TRACE" | "AUDIT" | "LED" | "RATEEST" | "NOTRACK" | "SET"
-        | "IDLETIMER" => Step::Nothing,
-        // Without conntrack, or in a zone of its own.
-        "CT" => Step::Nothing,
+        "NOTRACK" => Step::Untracks,
+        "CT" if words.contains(&"--notrack") => Step::Untracks,
+        "SET" if words.contains(&"--map-mark") => Step::Mark(Mark::UNKNOWN),
+        "SET" if words.iter().any(|word| word.starts_with("--map-") && *word != "--map-set") => Step::Changes,
+        // With CT, in a zone of its own.
+        "LOG" | "NFLOG" | "ULOG" | "TRACE" | "AUDIT" | "LED" | "RATEEST" | "SET" | "IDLETIMER" | "CT" => {
+            Step::Nothing
+        }
         "MARK" => Step::Mark(new_mark(&words, context.mark)),
+        "CONNMARK" if words.contains(&"--restore-mark") => Step::Mark(restored(&words, context.mark)),
+        "HMARK" => Step::Mark(Mark::UNKNOWN),
         "CONNMARK" | "CONNSECMARK" | "SECMARK" | "DSCP" | "TOS" | "TTL" | "ECN" | "TCPMSS"
-        | "TCPOPTSTRIP" | "CLASSIFY" | "CHECKSUM" | "HMARK" | "TEE" => Step::Changes,
+        | "TCPOPTSTRIP" | "CLASSIFY" | "CHECKSUM" | "TEE" => Step::Changes,
         "SNAT" | "MASQUERADE" | "SAME" => Step::Binds { does: Some(What::Changes) },
         "DNAT" | "REDIRECT" | "NETMAP" | "TPROXY" => Step::Binds { does: Some(What::Diverts) },
         chain => Step::Verdict(Verdict::Jump(chain.to_owned())),
     }
 }
 
-/// What the mark becomes; `None` if that is not known.
-fn new_mark(words: &[&str], mark: Mark) -> Option<u32> {
-    let Mark::Is(mark) = mark else { return None };
+/// What the mark becomes.
+fn new_mark(words: &[&str], mark: Mark) -> Mark {
     let set = |option: &str| value(words, option).and_then(masked);
     if let Some((value, mask)) = set("--set-xmark") {
-        return Some(mark & !mask ^ value);
+        return mark.and(!mask).xor(value);
     }
     if let Some((value, mask)) = set("--set-mark") {
-        return Some(mark & !mask | value);
+        return mark.and(!mask).or_bits(value);
     }
     let (and, or, xor) = (set("--and-mark"), set("--or-mark"), set("--xor-mark"));
     match (and, or, xor) {
-        (Some((bits, _)), ..) => Some(mark & bits),
-        (_, Some((bits, _)), _) => Some(mark | bits),
-        (.., Some((bits, _))) => Some(mark ^ bits),
-        _ => None,
+        (Some((bits, _)), ..) => mark.and(bits),
+        (_, Some((bits, _)), _) => mark.or_bits(bits),
+        (.., Some((bits, _))) => mark.xor(bits),
+        _ => Mark::UNKNOWN,
     }
+}
+
+/// What the mark becomes that is the connection's from now on, but for the bits that are left out.
+fn restored(words: &[&str], mark: Mark) -> Mark {
+    let mask = |option: &str| value(words, option).and_then(masked).map_or(u32::MAX, |(mask, _)| mask);
+    let shifts = words.iter().any(|word| word.ends_with("-shift-mark"));
+    mark.opened(if shifts { u32::MAX } else { mask("--nfmask") | mask("--ctmask") })
 }

@@ -6,9 +6,13 @@ use super::{Connection, Device, Holds, Packet, Protocol, Ruleset, Way, Which};
 
 /// From a pod behind docker0 to TCP port 80 of one elsewhere.
 fn forwarded() -> Packet {
-    let device = |name: &str| Device { name: name.to_owned(), bridge: name == "docker0" };
+    let device = |name: &str, below: &[&str]| Device {
+        name: name.to_owned(),
+        bridge: name == "docker0",
+        below: below.iter().copied().map(str::to_owned).collect(),
+    };
     Packet {
-        way: Way::Forwarded { from: device("docker0"), to: device("flannel.1") },
+        way: Way::Forwarded { from: device("docker0", &["veth1", "veth2"]), to: device("flannel.1", &[]) },
         from: vec![net("10.1.9.0/24")],
         to: vec![net("10.1.63.2/32")],
         protocol: Some(Protocol::Tcp),
@@ -21,7 +25,10 @@ fn forwarded() -> Packet {
 /// The tunnel's, to two nodes.
 fn outer() -> Packet {
     Packet {
-        way: Way::Sent { by: Device { name: "eth0".to_owned(), bridge: false }, user: Some(998) },
+        way: Way::Sent {
+            by: Device { name: "eth0.7".to_owned(), bridge: false, below: vec!["eth0".to_owned()] },
+            user: Some(998),
+        },
         from: vec![net("192.168.1.12/32")],
         to: vec![net("192.168.199.238/32"), net("192.168.199.7/32")],
         protocol: Some(Protocol::Udp),
@@ -54,7 +61,8 @@ fn by_nft(packet: &Packet, hook: &str, policy: &str, rules: &[(&str, &str)]) -> 
     };
     let base = format!(r#","type":"filter","hook":"{hook}","prio":0,"policy":"{policy}""#);
     let set = |kind: &str, name: &str, elements: &str| {
-        format!(r#"{{"{kind}":{{"family":"inet","name":"{name}","table":"t","elem":{elements}}}}}"#)
+        let (name, flags) = name.split_once(' ').unwrap_or((name, ""));
+        format!(r#"{{"{kind}":{{"family":"inet","name":"{name}","table":"t"{flags},"elem":{elements}}}}}"#)
     };
     let mut objects = vec![
         r#"{"metainfo":{"version":"1.0.6"}}"#.to_owned(),
@@ -65,11 +73,21 @@ fn by_nft(packet: &Packet, hook: &str, policy: &str, rules: &[(&str, &str)]) -> 
         ),
         set("set", "seen", r#"["10.1.63.2"]"#),
         set(
+            "set",
+            r#"for_an_hour ,"flags":["timeout"]"#,
+            r#"[{"elem":{"val":"10.1.63.2","timeout":3600,"expires":9}}]"#,
+        ),
+        set("set", r#"each_for_an_hour ,"timeout":3600"#, r#"[{"elem":{"val":"10.1.63.2","expires":9}}]"#),
+        set("set", "limited", r#"[{"elem":{"val":"10.1.63.2","quota":{"val":100,"val_unit":"bytes"}}}]"#),
+        set("map", r#"verdicts_for_an_hour ,"flags":"timeout""#, r#"[["10.1.63.2",{"drop":null}]]"#),
+        set(
             "map",
             "ways",
             r#"[["docker0",{"jump":{"target":"one"}}],["flannel.1",{"goto":{"target":"two"}}]]"#,
         ),
         set("map", "services", r#"[[{"concat":["10.1.63.2","tcp",80]},{"goto":{"target":"one"}}]]"#),
+        chain("early", r#","type":"filter","hook":"prerouting","prio":-300,"policy":"accept""#),
+        chain("late", r#","type":"filter","hook":"prerouting","prio":-150,"policy":"accept""#),
         chain("base", &base),
         chain("one", ""),
         chain("two", ""),
@@ -103,6 +121,11 @@ const LIMIT: &str = r#"{"limit":{"rate":5,"burst":5,"per":"second"}}"#;
 const JUMP: &str = r#"{"jump":{"target":"one"}}"#;
 const GOTO: &str = r#"{"goto":{"target":"one"}}"#;
 
+/// Whether there is something that drops all of the packets.
+fn drops_all(acts: &[Act]) -> bool {
+    acts.iter().any(|act| (act.what, act.sure) == (What::Drops, Holds::Always))
+}
+
 /// What is found, shortly: nothing, or what is done first and how surely.
 fn shortly(acts: &[Act]) -> Option<(What, Holds)> {
     acts.first().map(|act| (act.what, act.sure))
@@ -133,6 +156,18 @@ fn nftables_matches_are_evaluated() {
         (vec![is("ct state", "!", r#""established""#)], DROPS),
         (vec![is("ct status", "in", r#""dnat""#)], None),
         (vec![is("ct mark", "==", "1")], MAY_DROP),
+        (vec![is("ip daddr", "==", "\"@for_an_hour\"")], MAY_DROP),
+        (vec![is("ip daddr", "==", "\"@each_for_an_hour\"")], MAY_DROP),
+        (vec![is("ip daddr", "!=", "\"@for_an_hour\"")], MAY_DROP),
+        (vec![is("ip saddr", "==", "\"@for_an_hour\"")], None),
+        (vec![is("ip daddr", "==", "\"@limited\"")], MAY_DROP),
+        (
+            vec![
+                r#"{"match":{"op":"==","left":{"payload":{"tunnel":"vxlan","protocol":"ip","field":"daddr"}},"right":"10.9.9.9"}}"#
+                    .to_owned(),
+            ],
+            MAY_DROP,
+        ),
         (
             vec![
                 r#"{"match":{"op":"==","left":{"&":[{"meta":{"key":"mark"}},16384]},"right":16384}}"#
@@ -167,6 +202,7 @@ fn chains_are_followed_and_doubt_is_carried_along() {
     let named = vmap(&device("iifname"), "\"@ways\"");
     let state =
         vmap(r#"{"ct":{"key":"state"}}"#, r#"{"set":[["established",{"accept":null}],["*",{"drop":null}]]}"#);
+    let timed = vmap(r#"{"payload":{"protocol":"ip","field":"daddr"}}"#, "\"@verdicts_for_an_hour\"");
     let service = vmap(
         r#"{"concat":[{"payload":{"protocol":"ip","field":"daddr"}},{"meta":{"key":"l4proto"}},{"payload":{"protocol":"th","field":"dport"}}]}"#,
         "\"@services\"",
@@ -192,6 +228,7 @@ fn chains_are_followed_and_doubt_is_carried_along() {
         ),
         ("a map of devices", "accept", vec![("base", &named), ("one", DROP)], DROPS),
         ("a map of states", "accept", vec![("base", &state)], DROPS),
+        ("a map whose elements go", "accept", vec![("base", &timed)], MAY_DROP),
         ("a map of services", "accept", vec![("base", &service), ("one", DROP)], DROPS),
         ("a set that packets change", "accept", vec![("base", adds), ("base", &seen)], MAY_DROP),
         ("a doubtful accept", "drop", vec![("base", &accepts)], MAY_DROP),
@@ -222,6 +259,134 @@ fn chains_are_followed_and_doubt_is_carried_along() {
     ] {
         assert_eq!(shortly(&by_nft(&forwarded(), "forward", policy, &rules)), found, "{what}");
     }
+}
+
+#[test]
+fn what_drops_some_hides_nothing_that_drops_all() {
+    let some = |verdict: &str| format!("{},{verdict}", is("ip saddr", "==", "\"10.1.9.7\""));
+    let (drops, jumps, goes, accepts) = (some(DROP), some(JUMP), some(GOTO), some(ACCEPT));
+    let doubtful = format!("{LIMIT},{DROP}");
+    let map = r#"{"vmap":{"key":{"payload":{"protocol":"ip","field":"saddr"}},"data":{"set":[["10.1.9.7",{"drop":null}]]}}}"#;
+    for (what, policy, rules, all) in [
+        ("a policy", "drop", vec![("base", drops.as_str())], true),
+        ("a policy behind a doubtful drop", "drop", vec![("base", &doubtful)], true),
+        ("a policy behind a map", "drop", vec![("base", map)], true),
+        ("a reject", "accept", vec![("base", &drops), ("base", r#"{"reject":null}"#)], true),
+        ("a policy behind a jump", "drop", vec![("base", JUMP), ("one", &drops)], true),
+        ("a policy behind a jump of some", "drop", vec![("base", &jumps), ("one", DROP)], true),
+        ("a policy behind a goto of some", "drop", vec![("base", &goes), ("one", DROP)], true),
+        ("the last of a chain", "accept", vec![("base", JUMP), ("one", &drops), ("one", DROP)], true),
+        ("an accept", "drop", vec![("base", &drops), ("base", ACCEPT)], false),
+        ("an accept of some", "drop", vec![("base", &accepts), ("base", &drops)], false),
+        (
+            "an accept of some in a chain",
+            "drop",
+            vec![("base", JUMP), ("one", &accepts), ("one", DROP)],
+            false,
+        ),
+        ("an accept of all that come", "drop", vec![("base", &jumps), ("one", ACCEPT), ("one", DROP)], false),
+    ] {
+        let found = by_nft(&forwarded(), "forward", policy, &rules);
+        assert_eq!(drops_all(&found), all, "{what}: {found:#?}");
+        assert!(found.iter().any(|act| act.sure != Holds::Always) || what == "the last of a chain", "{what}");
+    }
+}
+
+/// In raw, before conntrack; what comes later is ignored.
+#[test]
+fn what_conntrack_leaves_out_is_in_no_state() {
+    let (notrack, some) =
+        (r#"{"notrack":null}"#, format!("{},{{\"notrack\":null}}", is("ip saddr", "==", "\"10.1.9.7\"")));
+    let known = format!("{},{ACCEPT}", is("ct state", "in", r#"["new","established"]"#));
+    let untracked = format!("{},{DROP}", is("ct state", "in", r#""untracked""#));
+    let mark = format!("{},{DROP}", is("ct mark", "==", "1"));
+    for (early, policy, rule, found) in [
+        (("early", notrack), "drop", &known, DROPS),
+        (("late", notrack), "drop", &known, None),
+        (("early", &some), "drop", &known, DROPS_SOME),
+        (("early", notrack), "accept", &untracked, DROPS),
+        (("late", notrack), "accept", &untracked, None),
+        (("early", notrack), "accept", &mark, None),
+    ] {
+        let acts = by_nft(&forwarded(), "forward", policy, &[early, ("base", rule)]);
+        assert_eq!(shortly(&acts), found, "{early:?} {policy} {rule}");
+    }
+    for (target, found) in [("CT --notrack", DROPS), ("NOTRACK", DROPS), ("CT --zone 3", None)] {
+        let text = format!(
+            "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -i docker0 -j {target}\nCOMMIT\n\
+             *filter\n:FORWARD DROP [0:0]\n-A FORWARD -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT\nCOMMIT\n"
+        );
+        let mut ruleset = Ruleset::default();
+        ruleset.add_saved(&Saved { program: "iptables-legacy", legacy: true, text }, true);
+        assert_eq!(shortly(&acts(&ruleset, &forwarded())), found, "{target}");
+    }
+}
+
+/// An ingress or egress chain of a device above, below or beside those that packets are routed by.
+#[test]
+fn hooks_of_ports_and_lower_devices_may_act() {
+    let below = Some((What::Drops, Holds::Unknown));
+    for (hook, devices, packet, found) in [
+        ("ingress", r#""docker0""#, forwarded(), DROPS),
+        ("ingress", r#""docker*""#, forwarded(), DROPS),
+        ("ingress", r#"["eth9","docker0"]"#, forwarded(), DROPS),
+        ("ingress", r#""docker\\*""#, forwarded(), None),
+        ("ingress", r#""veth2""#, forwarded(), below),
+        ("ingress", r#""veth*""#, forwarded(), below),
+        ("ingress", r#""veth3""#, forwarded(), None),
+        ("egress", r#""veth2""#, forwarded(), None),
+        ("egress", r#""flannel.1""#, forwarded(), DROPS),
+        ("egress", r#""eth0""#, outer(), below),
+        ("egress", r#""eth0.7""#, outer(), DROPS),
+        ("egress", r#""eth1""#, outer(), None),
+        ("ingress", r#""eth0""#, outer(), None),
+    ] {
+        let mut ruleset = Ruleset::default();
+        ruleset.add_listing(&format!(
+            r#"{{"nftables":[{{"chain":{{"family":"netdev","table":"t","name":"c","handle":1,"dev":{devices},"type":"filter","hook":"{hook}","prio":0,"policy":"drop"}}}}]}}"#
+        ));
+        assert_eq!(shortly(&acts(&ruleset, &packet)), found, "{hook} {devices}");
+    }
+}
+
+#[test]
+fn rules_of_ebtables_legacy_act_on_what_crosses_a_bridge() {
+    let chain = |name: &str, policy: &str, rules: &str| {
+        format!("Bridge chain: {name}, entries: 1, policy: {policy}\n{rules}\n\n")
+    };
+    let listing = |chains: &[String]| format!("Bridge table: x\n\n{}", chains.concat());
+    for (table, chains, found) in [
+        ("filter", vec![chain("INPUT", "DROP", "")], DROPS),
+        ("filter", vec![chain("INPUT", "ACCEPT", "-j DROP")], DROPS),
+        ("filter", vec![chain("INPUT", "DROP", "-p IPv4 -j ACCEPT")], None),
+        ("filter", vec![chain("INPUT", "ACCEPT", "-p ARP -j DROP")], None),
+        ("filter", vec![chain("INPUT", "ACCEPT", "-p IPv4 -i veth2 -j DROP")], MAY_DROP),
+        ("filter", vec![chain("FORWARD", "DROP", "")], None),
+        (
+            "filter",
+            vec![chain("INPUT", "ACCEPT", "-j site"), chain("site", "RETURN", "-p ARP -j ACCEPT")],
+            None,
+        ),
+        (
+            "filter",
+            vec![chain("INPUT", "ACCEPT", "-j site"), chain("site", "DROP", "-p ARP -j ACCEPT")],
+            DROPS,
+        ),
+        (
+            "nat",
+            vec![chain("PREROUTING", "ACCEPT", "-s 1:2:3:4:5:6 -j dnat")],
+            Some((What::Unclear, Holds::Unknown)),
+        ),
+        ("broute", vec![chain("BROUTING", "ACCEPT", "-j DROP")], Some((What::Unclear, Holds::Always))),
+    ] {
+        let mut ruleset = Ruleset::default();
+        ruleset.add_ebtables(table, Some(&listing(&chains)));
+        assert_eq!(shortly(&acts(&ruleset, &forwarded())), found, "{table} {chains:?}");
+        assert!(acts(&ruleset, &outer()).is_empty(), "no bridge there");
+    }
+    let mut ruleset = Ruleset::default();
+    ruleset.add_ebtables("filter", None);
+    assert_eq!(ruleset.unread().len(), 1);
 }
 
 #[test]
@@ -317,7 +482,7 @@ fn what_could_act_on_the_tunnels_packets_is_told_from_what_could_not() {
             None,
         ),
         ("raw", &["OUTPUT -p udp -m udp --dport 8472 -j CT --notrack"], None),
-        ("nat", &["POSTROUTING -o eth0 -j MASQUERADE"], changes),
+        ("nat", &["POSTROUTING -o eth0.7 -j MASQUERADE"], changes),
         ("nat", &["POSTROUTING -o eth1 -j MASQUERADE"], None),
         ("mangle", &["OUTPUT -p udp -m udp --dport 8472 -j DSCP --set-dscp 0x2e"], changes),
         ("mangle", &["POSTROUTING -j MARK --set-xmark 0x1/0xffffffff"], changes),
@@ -332,6 +497,30 @@ fn what_could_act_on_the_tunnels_packets_is_told_from_what_could_not() {
         ),
     ] {
         assert_eq!(shortly(&by_iptables(&outer(), table, "ACCEPT", rules)), found, "{rules:?}");
+    }
+    // Marks that come back with the connection, or from a set, may be any; those of other bits are not.
+    for (restores, found) in [
+        ("CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", MAY_DROP),
+        ("CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80", None),
+        ("CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff", None),
+        ("HMARK --hmark-tuple src --hmark-mod 9", MAY_DROP),
+        ("SET --map-set x src --map-mark", MAY_DROP),
+        ("SET --add-set x src", None),
+    ] {
+        let restores = format!("OUTPUT -j {restores}");
+        let rules = [restores.as_str(), "OUTPUT -m mark --mark 0x4000/0x4000 -j DROP"];
+        let found_all = by_iptables(&outer(), "mangle", "ACCEPT", &rules);
+        let dropped: Vec<Act> = found_all.into_iter().filter(|act| act.what == What::Drops).collect();
+        assert_eq!(shortly(&dropped), found, "{restores}");
+    }
+    let restores = r#"{"mangle":{"key":{"meta":{"key":"mark"}},"value":{"&":[{"ct":{"key":"mark"}},255]}}}"#;
+    for (wanted, found) in [("1", MAY_DROP), ("256", None)] {
+        let asks = format!(
+            r#"{{"match":{{"op":"==","left":{{"&":[{{"meta":{{"key":"mark"}}}},{wanted}]}},"right":{wanted}}}}},{DROP}"#
+        );
+        let mut acts = by_nft(&forwarded(), "forward", "accept", &[("early", restores), ("base", &asks)]);
+        acts.retain(|act| act.what == What::Drops);
+        assert_eq!(shortly(&acts), found, "{wanted}");
     }
     // A mark that one rule sets, another may ask for.
     let marked = ["OUTPUT -p udp -j MARK --set-xmark 0x4000/0x4000"];

@@ -1,7 +1,12 @@
 //! The way of a packet through the base chains of its hooks, and what rules do to it there.
 
-use super::packet::{Device, Holds, Packet, Way};
-use super::{Base, Chain, Hook, Rule, Ruleset, Statement, Table, nft, saved};
+use std::cell::RefCell;
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
+use super::mark::Mark;
+use super::packet::{Destinations, Device, Holds, Packet, Way};
+use super::{Base, Chain, Hook, Rule, Ruleset, Statement, Table, ebtables, nft, saved};
 
 /// What a rule does to the packets, or may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +50,7 @@ pub struct Place {
 /// A rule of a chain, or its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {
-    /// As `iptables-save` writes it, without `-A CHAIN`.
+    /// As `iptables-save` or `ebtables` writes it, without `-A CHAIN`.
     Text(String),
     /// By the handle that `nft` knows it by, with its expressions as JSON.
     Handle(u64, String),
@@ -64,8 +69,10 @@ pub(super) enum Step {
     Verdict(Verdict),
     /// One of several verdicts, or none.
     Verdicts(Vec<(Holds, Verdict)>),
-    /// The packet's mark becomes this; `None` if that is not known.
-    Mark(Option<u32>),
+    /// The packet's mark becomes this.
+    Mark(Mark),
+    /// The packet belongs to no connection, if conntrack has not seen it yet.
+    Untracks,
     /// The packet is changed, and goes on.
     Changes,
     /// An address is translated, if only to itself, or the packet leaves by another way: no later chain of this
@@ -91,6 +98,8 @@ pub(super) enum Verdict {
 /// What a statement is evaluated with.
 pub(super) struct Context<'a> {
     pub(super) packet: &'a Packet,
+    /// The packet's destinations.
+    pub(super) to: Destinations<'a>,
     pub(super) ruleset: &'a Ruleset,
     /// The table that the rule is in.
     pub(super) table: &'a Table,
@@ -101,37 +110,36 @@ pub(super) struct Context<'a> {
     pub(super) oif: &'a str,
     /// Its mark, as far as it is known.
     pub(super) mark: Mark,
-}
-
-/// The mark of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mark {
-    Is(u32),
-    /// Some rule may have changed it: the condition of that rule.
-    MayBeAnother(Holds),
+    /// Whether conntrack leaves it out.
+    pub(super) untracked: Holds,
 }
 
 /// Which part of the stack a hook belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layer {
+    /// Devices below the one that packets are routed by. Which of them a packet takes is not known.
+    Below,
     Device,
     Bridge,
     Ip,
 }
 
 impl Layer {
-    fn has(self, chain: &Chain, base: &Base, device: &str) -> Holds {
+    /// Whether a packet that passes one of `devices` comes to this base chain.
+    fn has(self, chain: &Chain, base: &Base, devices: &[&str]) -> Holds {
         let here = match (self, chain.table.family.as_str()) {
             (Self::Ip, "ip" | "inet") => !base.hook.is_a_devices(),
             (Self::Bridge, "bridge") => true,
-            (Self::Device, "netdev" | "inet") => base.hook.is_a_devices(),
+            (Self::Device | Self::Below, "netdev" | "inet") => base.hook.is_a_devices(),
             _ => false,
         };
-        match &base.devices {
+        let is_meant = |wanted: &String| devices.iter().any(|device| nft::is_named(wanted, device));
+        match (self, &base.devices) {
             _ if !here => Holds::Never,
-            Some(devices) if self == Self::Device => Holds::of(devices.iter().any(|name| name == device)),
-            None if self == Self::Device => Holds::Unknown,
-            _ => Holds::Always,
+            (Self::Ip | Self::Bridge, _) => Holds::Always,
+            (_, Some(wanted)) if !wanted.iter().any(is_meant) => Holds::Never,
+            (Self::Device, Some(_)) => Holds::Always,
+            _ => Holds::Unknown,
         }
     }
 }
@@ -142,6 +150,8 @@ struct Stage<'a> {
     hook: Hook,
     iif: &'a str,
     oif: &'a str,
+    /// Whose hook it is, if it is a device's.
+    devices: Vec<&'a str>,
 }
 
 /// What `ruleset` does to `packet`, in the order in which it would meet it. What comes after a drop is there, too: each
@@ -151,86 +161,140 @@ struct Stage<'a> {
 /// and maps, by its own rules, with the mark that those before have given it.
 #[must_use]
 pub fn acts(ruleset: &Ruleset, packet: &Packet) -> Vec<Act> {
-    let mut walk = Walk { ruleset, packet, mark: Mark::Is(0), acts: Vec::new() };
+    acts_and_destinations(ruleset, packet).0
+}
+
+/// The same, and which parts of the packet's destinations rules tell from the others: first and last address.
+pub(in crate::host::firewall) fn acts_and_destinations(
+    ruleset: &Ruleset,
+    packet: &Packet,
+) -> (Vec<Act>, BTreeSet<(u32, u32)>) {
+    let asked = RefCell::default();
+    let mut walk = Walk {
+        ruleset,
+        packet,
+        to: Destinations::new(&packet.to, &asked),
+        mark: Mark::NONE,
+        untracked: Holds::Never,
+        acts: Vec::new(),
+    };
     for stage in stages(&packet.way) {
         walk.hook(&stage);
     }
-    walk.acts
+    let acts = walk.acts;
+    (acts, asked.into_inner())
 }
 
 /// The hooks of a packet that this host forwards, sends or receives, in the kernel's order.
 fn stages(way: &Way) -> Vec<Stage<'_>> {
-    let ip = |hook, iif, oif| Stage { layer: Layer::Ip, hook, iif, oif };
-    let device = |hook, name| match hook {
-        Hook::Ingress => Stage { layer: Layer::Device, hook, iif: name, oif: "" },
-        _ => Stage { layer: Layer::Device, hook, iif: "", oif: name },
-    };
-    let mut stages = Vec::new();
-    let bridge = |stages: &mut Vec<Stage<'_>>, Device { bridge, .. }: &Device, hooks: [Hook; 2]| {
-        if *bridge {
-            // Which port of the bridge it is that a packet comes in or goes out by is not known.
-            stages.extend(hooks.map(|hook| Stage { layer: Layer::Bridge, hook, iif: "", oif: "" }));
-        }
-    };
-    let before = [Hook::Prerouting, Hook::Input];
-    let after = [Hook::Output, Hook::Postrouting];
+    let ip = |hook, iif, oif| Stage { layer: Layer::Ip, hook, iif, oif, devices: Vec::new() };
     match way {
         Way::Forwarded { from, to } => {
-            bridge(&mut stages, from, before);
-            stages.extend([
-                device(Hook::Ingress, &from.name),
+            let routed = vec![
                 ip(Hook::Prerouting, &from.name, ""),
                 ip(Hook::Forward, &from.name, &to.name),
                 ip(Hook::Postrouting, &from.name, &to.name),
-                device(Hook::Egress, &to.name),
-            ]);
-            bridge(&mut stages, to, after);
+            ];
+            [inwards(from), routed, outwards(to)].into_iter().flatten().collect()
         }
         Way::Sent { by, .. } => {
-            stages.extend([
-                ip(Hook::Output, "", &by.name),
-                ip(Hook::Postrouting, "", &by.name),
-                device(Hook::Egress, &by.name),
-            ]);
-            bridge(&mut stages, by, after);
+            let sent = vec![ip(Hook::Output, "", &by.name), ip(Hook::Postrouting, "", &by.name)];
+            [sent, outwards(by)].into_iter().flatten().collect()
         }
         Way::Received { by } => {
-            bridge(&mut stages, by, before);
-            stages.extend([
-                device(Hook::Ingress, &by.name),
-                ip(Hook::Prerouting, &by.name, ""),
-                ip(Hook::Input, &by.name, ""),
-            ]);
+            let received = vec![ip(Hook::Prerouting, &by.name, ""), ip(Hook::Input, &by.name, "")];
+            [inwards(by), received].into_iter().flatten().collect()
         }
     }
+}
+
+/// From the wire, or a port of a bridge, up to IP.
+fn inwards(Device { name, bridge, below }: &Device) -> Vec<Stage<'_>> {
+    let stage = |layer, hook, devices| Stage { layer, hook, iif: name, oif: "", devices };
+    let mut stages = vec![stage(Layer::Below, Hook::Ingress, below.iter().map(String::as_str).collect())];
+    if *bridge {
+        stages.extend([Hook::Prerouting, Hook::Input].map(|hook| stage(Layer::Bridge, hook, Vec::new())));
+    }
+    stages.push(stage(Layer::Device, Hook::Ingress, vec![name.as_str()]));
     stages
 }
 
-/// How a chain ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// It goes back, or comes to its end.
-    Open,
-    /// It has decided, and so has its base chain.
-    Decided,
+/// From IP down to the wire, or to a port of a bridge.
+fn outwards(Device { name, bridge, below }: &Device) -> Vec<Stage<'_>> {
+    let stage = |layer, hook, devices| Stage { layer, hook, iif: "", oif: name, devices };
+    let mut stages = vec![stage(Layer::Device, Hook::Egress, vec![name.as_str()])];
+    if *bridge {
+        stages.extend([Hook::Output, Hook::Postrouting].map(|hook| stage(Layer::Bridge, hook, Vec::new())));
+    }
+    stages.push(stage(Layer::Below, Hook::Egress, below.iter().map(String::as_str).collect()));
+    stages
+}
+
+/// Which of the packets that have come to a chain are left in it: less sure after each rule that may have decided.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    /// Whether packets come to the chain at all.
+    entered: Holds,
+    /// Of those, whether no rule has accepted them, here or in a chain that this one leads to.
+    unaccepted: Holds,
+    /// Whether none has sent them back.
+    unreturned: Holds,
+    /// Nobody is left.
+    over: bool,
+}
+
+impl Left {
+    fn of(entered: Holds) -> Self {
+        Self { entered, unaccepted: Holds::Always, unreturned: Holds::Always, over: false }
+    }
+
+    /// Whether a rule that `holds` for packets in the chain is one that they come to.
+    fn meet(&self, holds: Holds) -> Holds {
+        self.entered.and(self.unaccepted).and(self.unreturned).and(holds)
+    }
+
+    fn accept(&mut self, holds: Holds) {
+        self.unaccepted = self.unaccepted.and(self.unreturned.and(holds).negated());
+        self.over |= holds == Holds::Always;
+    }
+
+    /// Those that are dropped count as left unless all are: a rule behind that drops all then says so.
+    fn drop(&mut self, holds: Holds) {
+        self.over |= holds == Holds::Always;
+    }
+
+    fn give_back(&mut self, holds: Holds) {
+        self.unreturned = self.unreturned.and(holds.negated());
+        self.over |= holds == Holds::Always;
+    }
+
+    /// What has become of those for which `holds` has led to another chain.
+    fn come_back(&mut self, other: &Self, holds: Holds) {
+        self.accept(other.unaccepted.negated().and(holds));
+        self.over |= holds == Holds::Always && !other.comes_back();
+    }
+
+    /// Whether any go on behind the rule that has led to the chain, or come to the base chain's policy.
+    fn comes_back(&self) -> bool {
+        !self.over || self.unreturned != Holds::Always
+    }
 }
 
 struct Walk<'a> {
     ruleset: &'a Ruleset,
     packet: &'a Packet,
+    to: Destinations<'a>,
     mark: Mark,
+    untracked: Holds,
     acts: Vec<Act>,
 }
 
 /// What is known while a base chain is followed.
 struct Course<'a> {
     base: &'a Chain,
-    hook: Hook,
-    layer: Layer,
-    iif: &'a str,
-    oif: &'a str,
-    /// Whether the packet is still in this base chain: less sure after each rule that may have decided.
-    here: Holds,
+    stage: &'a Stage<'a>,
+    /// Whether conntrack sees the packet after this base chain.
+    before_conntrack: Holds,
     /// Whether a translation ends what later chains of this kind are asked.
     bound: bool,
 }
@@ -238,76 +302,77 @@ struct Course<'a> {
 /// The kernel allows 16 jumps; a listing that leads in circles must not hang us.
 const DEPTH: usize = 32;
 
+/// When conntrack is called (linux/netfilter_ipv4.h: `NF_IP_PRI_CONNTRACK`).
+const CONNTRACK: i64 = -200;
+
 impl Walk<'_> {
     fn hook(&mut self, stage: &Stage<'_>) {
-        let device = if stage.hook == Hook::Egress { stage.oif } else { stage.iif };
         let mut bound = false;
         for (chain, base) in self.ruleset.base_chains(stage.hook) {
-            let here = stage.layer.has(chain, base, device);
+            let mut here = stage.layer.has(chain, base, &stage.devices);
+            if base.translates {
+                // Addresses are a connection's, and there is none.
+                here = here.and(self.untracked.negated());
+            }
             if here == Holds::Never || bound && base.translates {
                 continue;
             }
-            let mut course = Course {
-                base: chain,
-                hook: stage.hook,
-                layer: stage.layer,
-                iif: stage.iif,
-                oif: stage.oif,
-                here,
-                bound: false,
+            let before_conntrack = match (stage.layer, stage.hook) {
+                (Layer::Ip, Hook::Prerouting | Hook::Output) => match base.priority.cmp(&CONNTRACK) {
+                    Ordering::Less => Holds::Always,
+                    Ordering::Equal => Holds::Unknown,
+                    Ordering::Greater => Holds::Never,
+                },
+                (Layer::Ip, _) => Holds::Never,
+                _ => Holds::Always,
             };
-            let end = self.chain(chain, &mut course, Holds::Always, 0);
+            let mut course = Course { base: chain, stage, before_conntrack, bound: false };
+            let left = self.chain(chain, &mut course, here, 0);
             bound |= course.bound;
-            if end == End::Open && base.drops {
-                self.note(What::Drops, course.here, &course, chain, Which::Policy);
+            if left.comes_back() && base.drops {
+                self.note(What::Drops, here.and(left.unaccepted), &course, chain, Which::Policy);
             }
         }
     }
 
-    /// Follows `chain`, which the packet has reached if `reached` holds; says how it ends for all that have.
-    fn chain(&mut self, chain: &Chain, course: &mut Course<'_>, reached: Holds, depth: usize) -> End {
-        // Whether the packet is still in this chain: less sure after each rule that may have sent it back.
-        let mut still = Holds::Always;
+    /// Follows `chain`, to which packets come if `entered` holds; returns what is left of them at its end.
+    fn chain(&mut self, chain: &Chain, course: &mut Course<'_>, entered: Holds, depth: usize) -> Left {
+        let mut left = Left::of(entered);
         for rule in &chain.rules {
-            for (holds, verdict) in self.rule(rule, chain, course, reached.and(still)) {
-                let sure = reached.and(still).and(course.here).and(holds);
-                let end = match &verdict {
-                    Verdict::Continue | Verdict::Return => End::Open,
-                    Verdict::Accept => End::Decided,
+            for (holds, verdict) in self.rule(rule, chain, course, &left) {
+                let sure = left.meet(holds);
+                match &verdict {
+                    Verdict::Continue => {}
+                    Verdict::Return => left.give_back(holds),
+                    Verdict::Accept => left.accept(holds),
                     Verdict::Drop => {
                         self.note(What::Drops, sure, course, chain, rule.which());
-                        End::Decided
+                        left.drop(holds);
                     }
                     Verdict::Unclear => {
                         self.note(What::Unclear, sure, course, chain, rule.which());
-                        End::Decided
+                        left.accept(holds);
                     }
-                    Verdict::Jump(name) | Verdict::Goto(name) => match self.ruleset.beside(chain, name) {
-                        Some(next) if depth < DEPTH => {
-                            self.chain(next, course, reached.and(still).and(holds), depth + 1)
+                    Verdict::Jump(name) | Verdict::Goto(name) => {
+                        let other = match self.ruleset.beside(chain, name) {
+                            Some(next) if depth < DEPTH => self.chain(next, course, sure, depth + 1),
+                            _ => {
+                                self.note(What::Unclear, sure, course, chain, rule.which());
+                                Left::of(sure)
+                            }
+                        };
+                        left.come_back(&other, holds);
+                        if matches!(verdict, Verdict::Goto(_)) && other.comes_back() {
+                            left.give_back(holds);
                         }
-                        _ => {
-                            self.note(What::Unclear, sure, course, chain, rule.which());
-                            End::Open
-                        }
-                    },
-                };
-                let goes_back = matches!(verdict, Verdict::Return | Verdict::Goto(_));
-                match (end, holds) {
-                    (End::Open, Holds::Always) if goes_back => return End::Open,
-                    (End::Open, _) if goes_back => still = still.and(holds),
-                    (End::Open, _) => {}
-                    (end, Holds::Always) if still == Holds::Always => return end,
-                    (_, Holds::Always) => {
-                        // Only those are left that have gone back before.
-                        course.here = course.here.and(still);
-                        return End::Open;
                     }
-                    _ => course.here = course.here.and(holds),
+                }
+                if left.over {
+                    return left;
                 }
             }
         }
-        End::Open
+        left
     }
 
     /// Follows a rule's statements. Returns how it decides, and for which packets.
@@ -316,25 +381,33 @@ impl Walk<'_> {
         rule: &Rule,
         chain: &Chain,
         course: &mut Course<'_>,
-        reached: Holds,
+        left: &Left,
     ) -> Vec<(Holds, Verdict)> {
         let mut holds = Holds::Always;
         for statement in rule.statements() {
             let context = Context {
                 packet: self.packet,
+                to: self.to,
                 ruleset: self.ruleset,
                 table: &chain.table,
-                layer: course.layer,
-                iif: course.iif,
-                oif: course.oif,
+                layer: course.stage.layer,
+                iif: course.stage.iif,
+                oif: course.stage.oif,
                 mark: self.mark,
+                untracked: self.untracked,
             };
             let step = match &statement {
                 Statement::Expression(expression) => nft::step(expression, &context),
-                Statement::Conditions(words) => Step::Condition(saved::holds(words, &context)),
-                Statement::Target(words) => saved::target(words, &context),
+                Statement::Conditions(rule) if context.layer == Layer::Bridge => {
+                    Step::Condition(ebtables::holds(rule))
+                }
+                Statement::Target(rule) if context.layer == Layer::Bridge => {
+                    ebtables::target(rule, &chain.table.name)
+                }
+                Statement::Conditions(rule) => Step::Condition(saved::holds(rule, &context)),
+                Statement::Target(rule) => saved::target(rule, &context),
             };
-            let sure = reached.and(course.here).and(holds);
+            let sure = left.meet(holds);
             match step {
                 Step::Condition(Holds::Never) => return Vec::new(),
                 Step::Condition(more) => holds = holds.and(more),
@@ -343,7 +416,8 @@ impl Walk<'_> {
                 Step::Verdicts(verdicts) => {
                     return verdicts.into_iter().map(|(more, verdict)| (holds.and(more), verdict)).collect();
                 }
-                Step::Mark(value) => self.set_mark(value, sure, course, chain, rule),
+                Step::Mark(mark) => self.set_mark(mark, sure, course, chain, rule),
+                Step::Untracks => self.untracked = self.untracked.or(sure.and(course.before_conntrack)),
                 Step::Changes => self.note(What::Changes, sure, course, chain, rule.which()),
                 Step::Binds { does } => {
                     if let Some(what) = does {
@@ -361,16 +435,12 @@ impl Walk<'_> {
         Vec::new()
     }
 
-    fn set_mark(&mut self, value: Option<u32>, sure: Holds, course: &Course<'_>, chain: &Chain, rule: &Rule) {
-        if matches!((value, self.mark), (Some(new), Mark::Is(old)) if new == old) {
+    fn set_mark(&mut self, mark: Mark, sure: Holds, course: &Course<'_>, chain: &Chain, rule: &Rule) {
+        if mark == self.mark && mark.is_known() {
             return;
         }
         self.note(What::Changes, sure, course, chain, rule.which());
-        self.mark = match value {
-            Some(value) if sure == Holds::Always => Mark::Is(value),
-            Some(_) => Mark::MayBeAnother(sure),
-            None => Mark::MayBeAnother(Holds::Unknown),
-        };
+        self.mark = if sure == Holds::Always { mark } else { self.mark.or(mark, sure) };
     }
 
     fn note(&mut self, what: What, sure: Holds, course: &Course<'_>, chain: &Chain, rule: Which) {
@@ -378,7 +448,7 @@ impl Walk<'_> {
             table: chain.table.clone(),
             chain: chain.name.clone(),
             base: course.base.name.clone(),
-            hook: course.hook,
+            hook: course.stage.hook,
             rule,
         };
         self.acts.push(Act { what, sure, place });
