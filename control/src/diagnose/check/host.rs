@@ -9,7 +9,7 @@ use super::{Finding, Level};
 use crate::diagnose::kernel::{Kernel, rp_filter, sysctl};
 use crate::host::docker::{self, Bridge, DOCKERS};
 use crate::host::firewall::ruleset::{Device, Ruleset};
-use crate::host::firewall::verdict::{self, Findings, Overlay, Traffic};
+use crate::host::firewall::verdict::{self, CutOff, Findings, Overlay, Traffic};
 use crate::host::{HostError, forwarding};
 use crate::node::Way;
 use crate::status::{BackendStatus, DeviceStatus, Status};
@@ -118,7 +118,8 @@ async fn between_pods(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, 
         findings.push(Finding::ok("forwarding", "on"));
     } else {
         let found = verdict::findings(&ruleset, &packets, Traffic::Pods, &overlay).await;
-        findings.extend(by_firewall("forwarding", "between pods it", "on", found));
+        let cut_off = verdict::cut_off(&ruleset, &packets, lease, Traffic::Pods, &overlay).await;
+        findings.extend(by_firewall("forwarding", "between pods it", "on", found, cut_off));
     }
     // What goes by the rings of --io=xdp, no rule sees.
     let by_sockets = status.io.as_ref().is_some_and(|io| io.rings.is_none());
@@ -129,9 +130,11 @@ async fn between_pods(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, 
         let own = way.source.unwrap_or(status.lease.public_ip);
         let device = Device::named(&way.device);
         let packets = verdict::of_tunnel(own, &nodes, &device, port, status.backend.has_one_port());
-        let found = verdict::findings(&ruleset, &packets, Traffic::Tunnel { port }, &overlay).await;
+        let traffic = Traffic::Tunnel { port };
+        let found = verdict::findings(&ruleset, &packets, traffic, &overlay).await;
+        let cut_off = verdict::cut_off(&ruleset, &packets, lease, traffic, &overlay).await;
         let text = format!("UDP port {port} between the nodes");
-        findings.extend(by_firewall("tunnel", &text, &text, found));
+        findings.extend(by_firewall("tunnel", &text, &text, found, cut_off));
     }
     Ok(findings)
 }
@@ -150,26 +153,61 @@ fn overlay_of(status: &Status) -> Overlay {
 }
 
 /// What the firewall's word means for `what`.
-fn by_firewall(check: &'static str, what: &str, fine: &str, found: Findings) -> Vec<Finding> {
+fn by_firewall(
+    check: &'static str,
+    what: &str,
+    fine: &str,
+    found: Findings,
+    cut_off: Vec<CutOff>,
+) -> Vec<Finding> {
     if !found.refusals.is_empty() {
         let refused = found.refusals.into_iter().map(|refusal| {
             Finding::error(check, format!("{what} is dropped by {}", refusal.by), refusal.remedy)
         });
         return refused.collect();
     }
+    let cut_off = cut_off.into_iter().map(|CutOff { to, by, more }| {
+        let text = format!("{fine}, but what goes to {} is dropped by {}{}", some(&to), by.by, like(more));
+        Finding::warning(check, text, by.remedy)
+    });
+    let mut findings: Vec<Finding> = cut_off.collect();
     if !found.unread.is_empty() {
         let text = format!(
             "{fine}, and no rule that overlayd can read refuses it; one that it cannot read may act on it: {}",
             found.unread.join("; ")
         );
         let remedy = "find out what it does, or put a rule that accepts before it: 'nft monitor trace' shows a packet's way (nft-monitor(8), 'meta nftrace set 1')";
-        return vec![Finding::warning(check, text, remedy)];
+        findings.push(Finding::warning(check, text, remedy));
+    }
+    if !findings.is_empty() {
+        return findings;
     }
     let partly = match found.partly.as_slice() {
         [] => String::new(),
         rules => format!(", but for what these rules drop of it: {}", rules.join("; ")),
     };
     vec![Finding::ok(check, format!("{fine}, and no firewall refuses it{partly}"))]
+}
+
+/// The first of these, and how many there are.
+fn some(nets: &[Ipv4Net]) -> String {
+    let name = |net: &Ipv4Net| match net.prefix_len() {
+        32 => net.addr().to_string(),
+        _ => net.to_string(),
+    };
+    let named: Vec<String> = nets.iter().take(NAMED).map(name).collect();
+    match nets.len() - named.len() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+fn like(more: usize) -> String {
+    match more {
+        0 => String::new(),
+        1 => ", and by another like it".to_owned(),
+        more => format!(", and by {more} more like it"),
+    }
 }
 
 /// The bridge that the pods are on.
@@ -250,6 +288,9 @@ fn reverse_path(status: &Status, kernel: &Kernel) -> Vec<Finding> {
     }]
 }
 
+/// So many destinations are named where there are more.
+const NAMED: usize = 3;
+
 const RESTART: &str = "systemctl restart docker, so that it takes --bip and --mtu from the subnet file (its log says why it has not: journalctl -u docker); containers of the old subnet must be started again";
 
 #[cfg(test)]
@@ -259,28 +300,28 @@ mod tests {
 
     #[test]
     fn no_firewall_refuses_is_said_only_if_all_could_be_read() {
-        let refusal = Refusal { by: "a chain".to_owned(), remedy: "accept it".to_owned() };
+        let refusal = || Refusal { by: "a rule".to_owned(), remedy: "accept it".to_owned() };
         let rule = || vec!["a rule".to_owned()];
-        for (found, level, says_all_clear) in [
-            (Findings::default(), Level::Ok, true),
-            (Findings { partly: rule(), ..Findings::default() }, Level::Ok, true),
-            (Findings { unread: rule(), ..Findings::default() }, Level::Warning, false),
+        let to = vec!["10.1.9.3/32".parse().unwrap()];
+        let cut_off = vec![CutOff { to, by: refusal(), more: 0 }];
+        let partly = || Findings { partly: rule(), ..Findings::default() };
+        for (found, cut_off, level, says_all_clear) in [
+            (Findings::default(), vec![], Level::Ok, true),
+            (partly(), vec![], Level::Ok, true),
+            (partly(), cut_off.clone(), Level::Warning, false),
+            (Findings { unread: rule(), ..Findings::default() }, vec![], Level::Warning, false),
             (
-                Findings { refusals: vec![refusal], unread: rule(), ..Findings::default() },
+                Findings { refusals: vec![refusal()], unread: rule(), ..Findings::default() },
+                cut_off,
                 Level::Error,
                 false,
             ),
         ] {
-            let named = found.partly.len() + found.unread.len() > 0 && found.refusals.is_empty();
-            let findings = by_firewall("forwarding", "it", "on", found);
+            let named = found != Findings::default();
+            let findings = by_firewall("forwarding", "it", "on", found, cut_off);
             assert_eq!(findings.iter().map(|finding| finding.level).collect::<Vec<_>>(), [level]);
             assert_eq!(findings[0].text.contains("no firewall refuses it"), says_all_clear);
-            assert_eq!(
-                findings[0].text.contains("a rule"),
-                named || level == Level::Warning,
-                "{}",
-                findings[0].text
-            );
+            assert_eq!(findings[0].text.contains("a rule"), named, "{}", findings[0].text);
         }
     }
 }

@@ -1,15 +1,16 @@
 //! What a host's firewall says to packets of the overlay: for `overlayctl trace` and `check`, which look and
 //! change nothing, and for what the daemon tells.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv4Subnets};
 
 use super::iptables::TUNNEL_IN_TUNNEL;
 use super::nft::TABLE_PREFIX;
 use super::ruleset::{
-    Act, Connection, Device, EBTABLES, Holds, Packet, Place, Protocol, Ruleset, Table, Way, What, Which, acts,
+    Act, Connection, Device, EBTABLES, Holds, Packet, Place, Protocol, Ruleset, Table, Way, What, Which,
+    acts, acts_and_destinations,
 };
 use crate::host::command::run;
 
@@ -20,6 +21,17 @@ pub struct Refusal {
     pub by: String,
     /// What to do.
     pub remedy: String,
+}
+
+/// What drops all packets to some of their destinations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutOff {
+    /// These.
+    pub to: Vec<Ipv4Net>,
+    /// The rules of one base chain: the first of them.
+    pub by: Refusal,
+    /// How many more there are.
+    pub more: usize,
 }
 
 /// What the rules do to packets that should pass.
@@ -65,6 +77,78 @@ pub async fn findings(
 ) -> Findings {
     let deeds = Deeds::of(ruleset, packets);
     deeds.findings(traffic, overlay).await
+}
+
+/// What `ruleset` does to all of `packets` that go to some pod of this node's `own` subnet, or to a whole subnet or node of
+/// their destinations, but not to those that go to the others.
+pub async fn cut_off(
+    ruleset: &Ruleset,
+    packets: &[Packet],
+    own: Ipv4Net,
+    traffic: Traffic,
+    overlay: &Overlay,
+) -> Vec<CutOff> {
+    let mut found: Vec<(Vec<Place>, BTreeSet<Ipv4Net>)> = Vec::new();
+    for packet in packets {
+        for to in told_apart(ruleset, packet, own).into_iter().take(MOST_PARTS) {
+            let part = Packet { to, ..packet.clone() };
+            for Act { place, .. } in acts(ruleset, &part).into_iter().filter(drops_all) {
+                let like = |(places, _): &&mut (Vec<Place>, _)| {
+                    (&places[0].table, &places[0].base) == (&place.table, &place.base)
+                };
+                match found.iter_mut().find(like) {
+                    Some((places, to)) => {
+                        to.extend(&part.to);
+                        if !places.contains(&place) {
+                            places.push(place);
+                        }
+                    }
+                    None => found.push((vec![place], part.to.iter().copied().collect())),
+                }
+            }
+        }
+    }
+    let mut listings = Chains::default();
+    let mut all = Vec::new();
+    for (places, to) in found {
+        let by = listings.describe(&places[0]).await;
+        let remedy = remedy(&places[0], traffic, overlay);
+        let to = to.into_iter().collect();
+        all.push(CutOff { to, by: Refusal { by, remedy }, more: places.len() - 1 });
+    }
+    all
+}
+
+/// The parts of the packet's destinations that rules tell from the others, where some may drop.
+fn told_apart(ruleset: &Ruleset, packet: &Packet, own: Ipv4Net) -> Vec<Vec<Ipv4Net>> {
+    let (acts, ranges) = acts_and_destinations(ruleset, packet);
+    let drops_some = |act: &Act| act.what == What::Drops && act.sure == Holds::Partly && !act.place.is_ours();
+    if !acts.iter().any(drops_some) {
+        return Vec::new();
+    }
+    let nets = |first: u32, last: u32| Ipv4Subnets::new(first.into(), last.into(), 0).collect::<Vec<_>>();
+    let mut parts: Vec<Vec<Ipv4Net>> = ranges.iter().map(|(first, last)| nets(*first, *last)).collect();
+    parts.retain(|part| part.iter().all(|net| own.contains(net) || packet.to.contains(net)));
+    // A rule may be about all but these.
+    if packet.to == [own] {
+        let mut rest = Vec::new();
+        let mut next = u32::from(own.network());
+        let end = u32::from(own.broadcast()).saturating_add(1);
+        for (first, last) in ranges.into_iter().chain([(end, end)]) {
+            if first > next {
+                rest.extend(nets(next, first - 1));
+            }
+            next = next.max(last.saturating_add(1));
+        }
+        parts.extend((!rest.is_empty()).then_some(rest));
+    }
+    let is_nobodys = |net: &Ipv4Net| [own.network(), own.broadcast()].map(Ipv4Net::from).contains(net);
+    parts.retain(|part| !part.iter().all(is_nobodys));
+    parts
+}
+
+fn drops_all(act: &Act) -> bool {
+    act.what == What::Drops && act.sure == Holds::Always && !act.place.is_ours()
 }
 
 /// What rules do to several packets.
@@ -302,6 +386,9 @@ fn remedy(place: &Place, traffic: Traffic, overlay: &Overlay) -> String {
     insert
 }
 
+/// So many parts of a packet's destinations are looked at, each by following the packet through all of the rules.
+const MOST_PARTS: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::super::iptables::Saved;
@@ -344,6 +431,45 @@ mod tests {
         let mut ruleset = Ruleset::default();
         ruleset.add_saved(&Saved { program: "iptables-legacy", legacy: true, text }, true);
         ruleset
+    }
+
+    /// As docker 28 and 29 have rules for each container that refuse direct access, in iptables and nftables.
+    #[tokio::test]
+    async fn single_pods_that_nothing_reaches_are_told() {
+        let raw = |rules: &str| legacy(format!("*raw\n:PREROUTING ACCEPT [0:0]\n{rules}COMMIT\n"));
+        let docker_29 = |addresses: &[&str]| {
+            let rule = |address: &&str| {
+                format!(
+                    r#",{{"rule":{{"family":"ip","table":"docker-bridges","chain":"raw-PREROUTING","handle":7,"expr":[{{"match":{{"op":"==","left":{{"payload":{{"protocol":"ip","field":"daddr"}}}},"right":"{address}"}}}},{{"match":{{"op":"!=","left":{{"meta":{{"key":"iifname"}}}},"right":"docker0"}}}},{{"counter":{{"packets":0,"bytes":0}}}},{{"drop":null}}],"comment":"DROP DIRECT ACCESS"}}}}"#
+                )
+            };
+            let rules: String = addresses.iter().map(rule).collect();
+            let mut ruleset = Ruleset::default();
+            ruleset.add_listing(&format!(
+                r#"{{"nftables":[{{"chain":{{"family":"ip","table":"docker-bridges","name":"raw-PREROUTING","handle":1,"type":"filter","hook":"prerouting","prio":-300,"policy":"accept"}}}}{rules}]}}"#
+            ));
+            ruleset
+        };
+        let direct = "-A PREROUTING -d 10.1.9.3/32 ! -i docker0 -j DROP\n";
+        let accept = "-A PREROUTING -s 10.1.0.0/16 -d 10.1.0.0/16 -j ACCEPT\n";
+        let all_but_two = "-A PREROUTING -d 10.1.9.128/25 -j ACCEPT\n-A PREROUTING -d 10.1.9.0/26 -j ACCEPT\n\
+             -A PREROUTING ! -i docker0 -j DROP\n";
+        for (what, ruleset, told, more) in [
+            ("docker 29", docker_29(&["10.1.9.3", "10.1.9.4"]), &["10.1.9.3/32", "10.1.9.4/32"][..], 1),
+            ("docker 28", raw(direct), &["10.1.9.3/32"], 0),
+            ("ours before it", raw(&format!("{accept}{direct}")), &[], 0),
+            ("all but some", raw(all_but_two), &["10.1.9.64/26"], 0),
+            ("another node's", raw("-A PREROUTING -d 10.1.63.0/24 -j DROP\n"), &["10.1.63.0/24"], 0),
+            ("a pod elsewhere", raw("-A PREROUTING -d 10.1.63.7/32 -j DROP\n"), &[], 0),
+            ("a broadcast", raw("-A PREROUTING -d 10.1.9.255/32 -j DROP\n"), &[], 0),
+            ("a port", raw("-A PREROUTING -d 10.1.9.3/32 -p tcp -m tcp --dport 22 -j DROP\n"), &[], 0),
+            ("all", raw("-A PREROUTING ! -i docker0 -j DROP\n"), &[], 0),
+        ] {
+            let found = cut_off(&ruleset, &packets(), OURS.parse().unwrap(), Traffic::Pods, &overlay()).await;
+            let to: Vec<String> = found.iter().flat_map(|one| &one.to).map(Ipv4Net::to_string).collect();
+            assert_eq!(to, told, "{what}");
+            assert_eq!(found.iter().map(|one| one.more).sum::<usize>(), more, "{what}");
+        }
     }
 
     #[tokio::test]
