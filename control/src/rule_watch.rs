@@ -6,8 +6,10 @@
 //! routing rules.
 //!
 //! The programs that list rules run only when the kernel says that rules have changed, each after a pause that grows
-//! with what they take. Nobody waits for them: while a change is not understood in half a second, nothing leaves whole.
+//! with what they take. Pause and programs together have half a second: from then on nothing leaves whole until the
+//! change is understood.
 
+use std::future::Future;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +19,13 @@ use overlay::offload::{Offload, Offloads};
 use overlay::table::{PeerTable, SharedTable};
 use rustix::process::geteuid;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::host::events::Polled;
 use crate::host::firewall::ruleset::{Connection, Device, Listings, Packet, Ruleset, Way};
-use crate::host::firewall::verdict::{self, Deeds, Overlay, Refusal, Traffic};
+use crate::host::firewall::verdict::{self, Deeds, Findings, Overlay, Refusal, Traffic};
 use crate::host::ipsec::{self, Outgoing};
 use crate::host::rule_events::{RuleEvents, Version};
 use crate::host::{HostError, docker, policy_routing};
@@ -70,11 +72,12 @@ impl RuleWatch {
     #[must_use]
     pub fn start(watched: Watched) -> Self {
         let (held, told) = watch::channel(None);
-        let mut watcher = Watcher {
+        let watcher = Watcher {
             watched,
             held,
             polled: Polled::now(),
             known: None,
+            decided_for: None,
             pause: Duration::ZERO,
             rested_at: Instant::now(),
             said: Vec::new(),
@@ -102,6 +105,8 @@ struct Watcher {
     held: watch::Sender<Option<String>>,
     polled: Polled,
     known: Option<Known>,
+    /// The peers for which it was last decided.
+    decided_for: Option<Arc<PeerTable>>,
     /// How long the programs rest before they run again.
     pause: Duration,
     rested_at: Instant,
@@ -122,11 +127,12 @@ struct Known {
     failed_at: Option<Instant>,
 }
 
-/// What has been found out about the rules, apart from their words.
+/// What has been found out about the rules.
 struct Judged {
-    tunnel: Deeds,
+    /// What is done to the tunnel's packets, or may be.
+    reason: Option<String>,
     depends_on_peers: bool,
-    pods: Deeds,
+    pods: Findings,
 }
 
 impl Watcher {
@@ -140,7 +146,8 @@ impl Watcher {
             if is_news {
                 self.judge_soon().await;
             }
-            if is_news || told || !events.is_complete() || decided_at.elapsed() >= AGAIN {
+            let is_due = !events.is_complete() || decided_at.elapsed() >= AGAIN;
+            if is_news || told || is_due || self.has_other_peers() {
                 self.decide().await;
                 decided_at = Instant::now();
             }
@@ -164,38 +171,37 @@ impl Watcher {
         known.version != version || others || again
     }
 
+    /// Whether the peers are others than those for which it was last decided.
+    fn has_other_peers(&self) -> bool {
+        let Some(whole) = &self.watched.whole else { return false };
+        !self.decided_for.as_ref().is_some_and(|peers| Arc::ptr_eq(peers, &whole.table.current()))
+    }
+
     /// Reads the rules and judges them, after what is left of the pause.
     async fn judge_soon(&mut self) {
-        let begin = Instant::now();
+        let now = Instant::now();
         let rested = self.rested_at + self.pause;
-        if rested > begin + PROMPT {
-            self.hold(CHANGED.to_owned());
-        }
-        sleep_until(begin.max(rested)).await;
-        let version = Version::now(&mut self.polled);
-        let started = Instant::now();
-        let peers = self.watched.whole.as_ref().map(|whole| whole.table.current());
-        let judging = judge(packets_of(&self.watched, peers.as_deref()).await);
-        tokio::pin!(judging);
-        let judged = match timeout(PROMPT, &mut judging).await {
-            Ok(judged) => judged,
-            Err(_) => {
-                self.hold(CHANGED.to_owned());
-                judging.await
-            }
+        let deadline = if rested > now + PROMPT { now } else { now + PROMPT };
+        let Self { watched, polled, held, .. } = self;
+        let work = async {
+            sleep_until(rested).await;
+            let (started, version) = (Instant::now(), Version::now(polled));
+            let peers = watched.whole.as_ref().map(|whole| whole.table.current());
+            let judged = judge(watched, peers.as_deref()).await;
+            (started.elapsed(), version, peers, judged)
         };
-        self.pause = (started.elapsed() * PART).max(GAP);
+        let late = || hold(watched, held, CHANGED.to_owned());
+        let (took, version, peers, judged) = finish(work, deadline, late).await;
+        self.pause = (took * PART).max(GAP);
         self.rested_at = Instant::now();
         match judged {
-            Ok(Judged { tunnel, depends_on_peers, pods }) => {
-                let reason = tunnel.first().await;
+            Ok(Judged { reason, depends_on_peers, pods }) => {
                 let peers = peers.filter(|_| depends_on_peers);
                 self.known = Some(Known { version, peers, reason, failed_at: None });
-                let found = pods.findings(Traffic::Pods, &self.watched.overlay).await;
-                if !found.unread.is_empty() {
-                    debug!(rules = found.unread.join("; "), "rules that may act on packets between pods");
+                if !pods.unread.is_empty() {
+                    debug!(rules = pods.unread.join("; "), "rules that may act on packets between pods");
                 }
-                self.standing = Some((found.refusals, Instant::now()));
+                self.standing = Some((pods.refusals, Instant::now()));
             }
             Err(error) => {
                 let reason = Some(format!("the host's rules cannot be read: {error}"));
@@ -208,10 +214,12 @@ impl Watcher {
     /// Whether super-packets may leave whole now.
     async fn decide(&mut self) {
         let (Some(whole), Some(known)) = (&self.watched.whole, &self.known) else { return };
+        let peers = whole.table.current();
         let reason = match &known.reason {
             Some(reason) => Some(reason.clone()),
-            None => beside_netfilter(whole).await,
+            None => beside_netfilter(whole, &peers).await,
         };
+        self.decided_for = Some(peers);
         match reason {
             Some(reason) => self.hold(format!("{reason} could act on the tunnel's packets")),
             None => {
@@ -224,14 +232,8 @@ impl Watcher {
     }
 
     /// Has nothing leave whole, and says why.
-    fn hold(&mut self, reason: String) {
-        let Some(whole) = &self.watched.whole else { return };
-        whole.offloads.hold(Offload::TunnelGso);
-        let news = self.held.borrow().as_ref() != Some(&reason);
-        if news && !is_passing(&reason) && whole.offloads.is_to_be_had(Offload::TunnelGso) {
-            info!("tunnel-gso: off, because {reason}");
-        }
-        self.held.send_replace(Some(reason));
+    fn hold(&self, reason: String) {
+        hold(&self.watched, &self.held, reason);
     }
 
     /// What drops packets between pods is told once, if it stays.
@@ -250,6 +252,28 @@ impl Watcher {
     }
 }
 
+fn hold(watched: &Watched, held: &watch::Sender<Option<String>>, reason: String) {
+    let Some(whole) = &watched.whole else { return };
+    whole.offloads.hold(Offload::TunnelGso);
+    let news = held.borrow().as_ref() != Some(&reason);
+    if news && !is_passing(&reason) && whole.offloads.is_to_be_had(Offload::TunnelGso) {
+        info!("tunnel-gso: off, because {reason}");
+    }
+    held.send_replace(Some(reason));
+}
+
+/// What `work` comes to. If it is not done at the `deadline`, it is called `late`, and goes on.
+async fn finish<T>(work: impl Future<Output = T>, deadline: Instant, late: impl FnOnce()) -> T {
+    tokio::pin!(work);
+    match timeout_at(deadline, &mut work).await {
+        Ok(done) => done,
+        Err(_) => {
+            late();
+            work.await
+        }
+    }
+}
+
 /// What is to be asked of the rules.
 struct Asked {
     /// The tunnel's packets, to the nodes there are and to any address.
@@ -257,12 +281,18 @@ struct Asked {
     pods: Vec<Packet>,
 }
 
-async fn packets_of(watched: &Watched, peers: Option<&PeerTable>) -> Asked {
+async fn packets_of(watched: &Watched, peers: Option<&PeerTable>) -> Result<Asked, HostError> {
+    let (network, device) = (watched.overlay.network, watched.overlay.device.as_str());
+    let bridge = docker::bridge_of_pods(&[network], watched.pods, device).await;
+    let underlay = watched.whole.as_ref().map(|whole| whole.underlay.clone()).unwrap_or_default();
+    let names = [bridge, watched.way_out.clone(), underlay];
+    // A bridge may have very many ports.
+    let devices = spawn_blocking(move || names.each_ref().map(|name| Device::named(name)));
+    let [bridge, way_out, underlay] = devices.await.map_err(not_understood)?;
     let tunnel = watched.whole.as_ref().map(|whole| {
         let nodes: Vec<Ipv4Addr> =
             peers.into_iter().flat_map(PeerTable::peers).map(|peer| peer.public_ip).collect();
-        let [mut sent, _] =
-            verdict::of_tunnel(whole.own, &nodes, &Device::named(&whole.underlay), whole.port, false);
+        let [mut sent, _] = verdict::of_tunnel(whole.own, &nodes, &underlay, whole.port, false);
         if let Way::Sent { user, .. } = &mut sent.way {
             *user = Some(geteuid().as_raw());
         }
@@ -270,15 +300,12 @@ async fn packets_of(watched: &Watched, peers: Option<&PeerTable>) -> Asked {
         let anywhere = Packet { to: vec![Ipv4Net::default()], ..sent.clone() };
         [sent, anywhere]
     });
-    let (network, device) = (watched.overlay.network, watched.overlay.device.as_str());
-    let bridge = docker::bridge_of_pods(&[network], watched.pods, device).await;
-    let (bridge, way_out) = (Device::named(&bridge), Device::named(&watched.way_out));
-    let pods = verdict::between_pods(watched.pods, &[network], &bridge, &way_out);
-    Asked { tunnel, pods }
+    Ok(Asked { tunnel, pods: verdict::between_pods(watched.pods, &[network], &bridge, &way_out) })
 }
 
 /// Reads the rules, and judges them on a thread of its own: there may be very many.
-async fn judge(Asked { tunnel, pods }: Asked) -> Result<Judged, HostError> {
+async fn judge(watched: &Watched, peers: Option<&PeerTable>) -> Result<Judged, HostError> {
+    let Asked { tunnel, pods } = packets_of(watched, peers).await?;
     let listings = Listings::read().await?;
     let judged = spawn_blocking(move || {
         let ruleset = Ruleset::parse(&listings);
@@ -289,17 +316,23 @@ async fn judge(Asked { tunnel, pods }: Asked) -> Result<Judged, HostError> {
             Some([sent, _]) if depends_on_peers => deeds(sent),
             _ => anywhere,
         };
-        Judged { tunnel, depends_on_peers, pods: Deeds::of(&ruleset, &pods) }
+        (tunnel, depends_on_peers, Deeds::of(&ruleset, &pods))
     });
-    judged.await.map_err(|error| HostError::Program {
+    let (tunnel, depends_on_peers, pods) = judged.await.map_err(not_understood)?;
+    let pods = pods.findings(Traffic::Pods, &watched.overlay).await;
+    Ok(Judged { reason: tunnel.first().await, depends_on_peers, pods })
+}
+
+fn not_understood(error: JoinError) -> HostError {
+    HostError::Program {
         command: "nft -j list ruleset".to_owned(),
         reason: format!("what it says is not understood: {error}"),
-    })
+    }
 }
 
 /// What could act on the tunnel's packets beside netfilter.
-async fn beside_netfilter(whole: &Whole) -> Option<String> {
-    let to = whole.table.current().peers().iter().map(|peer| peer.public_ip.into()).collect();
+async fn beside_netfilter(whole: &Whole, peers: &PeerTable) -> Option<String> {
+    let to = peers.peers().iter().map(|peer| peer.public_ip.into()).collect();
     let packets = Outgoing { from: whole.own, to, port: whole.port, device: whole.index };
     match ipsec::acting_on(&packets) {
         Ok(None) => {}
@@ -320,8 +353,8 @@ fn is_passing(reason: &str) -> bool {
 const NOT_YET: &str = "the host's rules are not read yet";
 const CHANGED: &str = "the host's rules have changed, and are not read again yet";
 
-/// How often is looked at what gives no event.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often is looked at what gives no event. With [`PROMPT`] it is less than the second in which a change takes effect.
+const LOOK: Duration = Duration::from_millis(400);
 /// How long a change may go without being understood.
 const PROMPT: Duration = Duration::from_millis(500);
 /// Between two readings, at least.
@@ -332,3 +365,27 @@ const PART: u32 = 9;
 const AGAIN: Duration = Duration::from_secs(30);
 /// How long something drops before it is told.
 const STAYS: Duration = Duration::from_millis(1500);
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_is_one_for_all_of_the_work() {
+        for (rests, reads, late) in [(100, 300, false), (400, 300, true), (0, 700, true)] {
+            let begin = Instant::now();
+            let work = async {
+                sleep(Duration::from_millis(rests)).await;
+                sleep(Duration::from_millis(reads)).await;
+            };
+            let called = Cell::new(false);
+            finish(work, begin + PROMPT, || called.set(true)).await;
+            assert_eq!(called.get(), late, "{rests} and {reads} ms");
+            assert!(begin.elapsed() >= Duration::from_millis(rests + reads), "it is finished");
+        }
+    }
+}
