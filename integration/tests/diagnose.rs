@@ -186,6 +186,36 @@ fn what_is_typically_broken_is_named() {
     here.sysctl(underlay, "0");
     says(here, "check", true, &["warning  forwarding", "net.ipv4.conf.eth0.forwarding is 0"]);
     here.sysctl(underlay, "1");
+    // One rule refuses some of it, and the policy all; only one pod is meant, as docker 29 does for each; or a rule
+    // stands at a pod's own port.
+    here.feed(
+        "nft -f -",
+        "add table inet fw\nadd chain inet fw forward { type filter hook forward priority 0; policy drop; }\nadd rule inet fw forward tcp dport 25 drop\n",
+    );
+    says(here, "check", false, &["ERROR    forwarding", "chain inet fw forward", "its policy is drop"]);
+    says(here, &way, false, &["forward      DROPPED", "chain inet fw forward", "its policy is drop"]);
+    here.ok("nft delete table inet fw");
+    here.feed(
+        "nft -f -",
+        &format!(
+            "add table ip docker-bridges\nadd chain ip docker-bridges raw-PREROUTING {{ type filter hook prerouting priority raw; }}\nadd rule ip docker-bridges raw-PREROUTING ip daddr {} iifname != docker0 counter drop\n",
+            a.address
+        ),
+    );
+    let cut_off = format!("what goes to {} is dropped by nftables, chain ip docker-bridges", a.address);
+    says(here, "check", false, &["warning  forwarding", &cut_off, "\"firewall-backend\": \"iptables\""]);
+    here.ok("nft delete table ip docker-bridges");
+    here.feed(
+        "nft -f -",
+        "add table netdev fw\nadd chain netdev fw in { type filter hook ingress device pod0 priority 0; }\nadd rule netdev fw in ip daddr 10.1.0.0/16 drop\n",
+    );
+    says(
+        here,
+        "check",
+        false,
+        &["warning  forwarding", "may act on it", "chain netdev fw in (hook ingress)"],
+    );
+    here.ok("nft delete table netdev fw");
 
     // Another route is more specific than the overlay's, or the underlay has none.
     here.ip(&format!("route add {} via 192.168.1.1", m.env().base_with_length()));
