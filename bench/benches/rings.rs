@@ -13,6 +13,7 @@ use divan::counter::ItemsCount;
 use overlay::MacAddr;
 use overlay::batch::Batch;
 use overlay::table::Route;
+use overlay::underlay::Patience;
 use overlay::underlay::frame::Template;
 use overlay::underlay::ledger::Ledger;
 use overlay::underlay::rings::{Piece, RxFrames, RxQueue, TxFrames, TxQueue};
@@ -28,12 +29,14 @@ fn main() {
 fn send(bencher: Bencher<'_, '_>, len: usize) {
     let batch = batch(len);
     let mut queue = TxQueue::new(Memory::default(), ledger(), FRAME, Arc::default());
-    let mut template = template();
+    let (mut template, mut patience) = (template(), Patience::default());
     bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
         for run in batch.runs(0) {
-            queue.push(run, MAC, &mut template, batch.bytes(), &mut |unsent| panic!("{unsent:?}"));
+            queue.push(run, MAC, &mut template, batch.bytes(), &mut patience, &mut |unsent| {
+                panic!("{unsent:?}")
+            });
         }
-        queue.flush().expect("nothing can fail");
+        queue.flush(&mut patience).expect("nothing can fail");
     });
 }
 

@@ -4,10 +4,8 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use crate::sys::wake::{self, StopFlag};
+use crate::sys::wake::Patience;
 use crate::underlay::Arrival;
 use crate::wire::ecn::Ecn;
 
@@ -65,32 +63,11 @@ const _: () = assert!(
 
 /// The kernel's arrays for one `sendmmsg`, kept between calls.
 pub struct SendArrays {
-    waiting: Option<Waiting>,
+    patience: Patience,
     names: Box<[libc::sockaddr_in]>,
     controls: Box<[SendControls]>,
     iovecs: Vec<libc::iovec>,
     headers: Box<[libc::mmsghdr]>,
-}
-
-/// For how long a full buffer is waited for.
-struct Waiting {
-    /// Ends any wait.
-    stop: Arc<StopFlag>,
-    /// What is left of the patience with this batch.
-    left: Duration,
-}
-
-impl Waiting {
-    /// Waits until `socket` takes something; returns whether it does.
-    fn wait(&mut self, socket: BorrowedFd<'_>) -> bool {
-        if self.left.is_zero() {
-            return false;
-        }
-        let begun = Instant::now();
-        let writable = wake::wait_writable(socket, &self.stop, self.left).unwrap_or(false);
-        self.left = self.left.saturating_sub(begun.elapsed());
-        writable
-    }
 }
 
 // SAFETY: the pointers inside are set anew in every call, before they are used; between calls
@@ -114,7 +91,7 @@ impl SendArrays {
             segment: SegmentControl { header: segment, segment_len: 0 },
         };
         Self {
-            waiting: None,
+            patience: Patience::default(),
             names: names(capacity),
             controls: vec![control; capacity].into(),
             iovecs: Vec::new(),
@@ -122,17 +99,15 @@ impl SendArrays {
         }
     }
 
-    /// Waits while a send buffer is full, but not once `stop` is raised.
+    /// Waits while a send buffer is full, as `patience` allows.
     #[must_use]
-    pub fn waiting(self, stop: Arc<StopFlag>) -> Self {
-        Self { waiting: Some(Waiting { stop, left: Duration::ZERO }), ..self }
+    pub fn waiting(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
-    /// Begins a batch, for which full buffers are waited for up to `patience` in all.
-    pub fn begin(&mut self, patience: Duration) {
-        if let Some(waiting) = &mut self.waiting {
-            waiting.left = patience;
-        }
+    /// What full buffers may still cost the batch.
+    pub fn patience(&mut self) -> &mut Patience {
+        &mut self.patience
     }
 
     /// Sends the first of `messages`, as many as the kernel takes in one call; at least one.
@@ -201,7 +176,7 @@ impl SendArrays {
                 return Ok(sent as usize);
             };
             let is_full = error.kind() == io::ErrorKind::WouldBlock;
-            if !is_full || !self.waiting.as_mut().is_some_and(|waiting| waiting.wait(socket)) {
+            if !is_full || !self.patience.await_writable(socket) {
                 return Err(error);
             }
         }

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A flag that sleeping threads notice. Once raised it stays so.
 #[derive(Debug)]
@@ -42,7 +43,67 @@ impl StopFlag {
         // maximum, in which case the flag is up already.
         unsafe { libc::write(self.event.as_raw_fd(), (&raw const one).cast(), 8) };
     }
+
+    /// Sleeps for `limit`, or until it is raised. Returns whether it is.
+    fn sleep(&self, limit: Duration) -> bool {
+        let mut fds = [libc::pollfd { fd: self.event.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        let limit = libc::timespec {
+            tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: libc::c_long::from(limit.subsec_nanos().cast_signed()),
+        };
+        // SAFETY: `fds` is an array of one pollfd, whose descriptor is open for the call; no signal mask is given.
+        unsafe { libc::ppoll(fds.as_mut_ptr(), 1, &raw const limit, std::ptr::null()) };
+        self.is_raised()
+    }
 }
+
+/// For how long a batch waits in all, be it for a wire that takes nothing; by default not at all.
+#[derive(Debug, Default)]
+pub struct Patience {
+    /// Ends any wait.
+    stop: Option<Arc<StopFlag>>,
+    left: Duration,
+}
+
+impl Patience {
+    /// Waits, once it [begins](Self::begin), but not while `stop` is raised.
+    #[must_use]
+    pub fn new(stop: Arc<StopFlag>) -> Self {
+        Self { stop: Some(stop), left: Duration::ZERO }
+    }
+
+    /// Begins a batch, which may wait for `whole` in all.
+    pub fn begin(&mut self, whole: Duration) {
+        self.left = whole;
+    }
+
+    /// Whether there is any left.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        !self.left.is_zero() && self.stop.as_ref().is_some_and(|stop| !stop.is_raised())
+    }
+
+    /// Sleeps until `fd` takes something to write. Returns whether it does.
+    pub fn await_writable(&mut self, fd: BorrowedFd<'_>) -> bool {
+        self.spend(|stop, left| wait_writable(fd, stop, left).unwrap_or(false))
+    }
+
+    /// Sleeps for a moment, where no descriptor tells when to go on. Returns whether it may be tried again.
+    pub fn pause(&mut self) -> bool {
+        self.spend(|stop, left| !stop.sleep(PAUSE.min(left)))
+    }
+
+    fn spend(&mut self, wait: impl FnOnce(&StopFlag, Duration) -> bool) -> bool {
+        let Some(stop) = self.stop.as_ref().filter(|_| !self.left.is_zero()) else { return false };
+        let begun = Instant::now();
+        let result = wait(stop, self.left);
+        self.left = self.left.saturating_sub(begun.elapsed());
+        result
+    }
+}
+
+/// Short beside the time in which a full queue of a network card empties itself.
+const PAUSE: Duration = Duration::from_micros(100);
 
 /// A worker without work shows this often that it is not stuck.
 pub const LONGEST_SLEEP: Duration = Duration::from_secs(2);

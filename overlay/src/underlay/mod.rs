@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use crate::batch::{Batch, Run};
+pub use crate::sys::wake::Patience;
 use crate::wire::ecn::Ecn;
 
 /// Sends encapsulated packets.

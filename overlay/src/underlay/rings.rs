@@ -6,11 +6,10 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use super::frame::{self, Datagram, Refused, Template};
 use super::ledger::Ledger;
-use super::{Arrival, Unsent};
+use super::{Arrival, Patience, Unsent};
 use crate::MacAddr;
 use crate::batch::Run;
 use crate::sys::xsk::{RxSocket, TxSocket};
@@ -19,8 +18,9 @@ pub use crate::sys::xsk::Piece;
 
 /// Packets of a batch: the kernel's own NAPI budget.
 const RX_BATCH: usize = 64;
-/// As long as a socket waits that can send nothing.
-const SEND_PATIENCE: Duration = Duration::from_secs(1);
+/// A kernel takes at least 32 frames at a call, and says each time that it can take no more: with so many calls all
+/// frames of a queue are taken, also by one that gives none back at once.
+const TRIES_AT_ONCE: u32 = 64;
 
 /// What has gone by the rings of an interface, over all its queues; added to once a batch.
 #[derive(Debug, Default)]
@@ -202,17 +202,18 @@ impl<F: TxFrames> TxQueue<F> {
     }
 
     /// Hands the datagrams of `run`, whose slices lie in `bytes`, over as frames to `mac`. They leave at the next
-    /// [`flush`](Self::flush), or before if frames run out. What cannot be sent is handed to `failed`.
+    /// [`flush`](Self::flush), or before if frames run out. What cannot be sent with `patience` is handed to `failed`.
     pub fn push(
         &mut self,
         run: &Run,
         mac: MacAddr,
         template: &mut Template,
         bytes: &[u8],
+        patience: &mut Patience,
         failed: &mut impl FnMut(Unsent<'_>),
     ) {
         for (index, datagram) in run.singly().enumerate() {
-            let start = match self.frame() {
+            let start = match self.frame(patience) {
                 Ok(start) => start,
                 Err(error) => {
                     let count = run.count() - index;
@@ -229,34 +230,25 @@ impl<F: TxFrames> TxQueue<F> {
         }
     }
 
-    /// Has sent what was handed over, waiting for a moment while the kernel can take no more.
+    /// Has sent what was handed over, waiting while the kernel can take no more.
     ///
     /// # Errors
-    /// `ENETDOWN` or `ENXIO` if there is no interface to send by; `EAGAIN` if it has taken nothing for a second.
-    /// What is left is sent with what comes next.
-    pub fn flush(&mut self) -> io::Result<()> {
+    /// `ENETDOWN` or `ENXIO` if there is no interface to send by; `EAGAIN` if it takes nothing and `patience` is at its
+    /// end. What is left is sent with what comes next.
+    pub fn flush(&mut self, patience: &mut Patience) -> io::Result<()> {
         self.counts.sent.fetch_add(std::mem::take(&mut self.sent), Relaxed);
-        let mut since = None;
-        loop {
-            match self.frames.kick() {
-                Ok(_) => break,
-                Err(error) => match error.raw_os_error() {
-                    // The interface has dropped one; it goes on with the next.
-                    Some(libc::EBUSY) => {
-                        self.counts.refused.fetch_add(1, Relaxed);
-                    }
-                    Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR) => {
-                        if self.reap() > 0 {
-                            since = None;
-                            continue;
-                        }
-                        if since.get_or_insert_with(Instant::now).elapsed() > SEND_PATIENCE {
-                            return Err(error);
-                        }
-                        thread::yield_now();
-                    }
-                    _ => return Err(error),
-                },
+        let mut tries = 0;
+        while let Err(error) = self.frames.kick() {
+            match error.raw_os_error() {
+                // The interface has dropped one; it goes on with the next.
+                Some(libc::EBUSY) => _ = self.counts.refused.fetch_add(1, Relaxed),
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR) => {}
+                _ => return Err(error),
+            }
+            if self.reap() > 0 {
+                tries = 0;
+            } else if !may_try_again(&mut tries, patience) {
+                return Err(error);
             }
         }
         self.reap();
@@ -265,8 +257,8 @@ impl<F: TxFrames> TxQueue<F> {
     }
 
     /// A frame to be filled.
-    fn frame(&mut self) -> io::Result<u64> {
-        let mut since = None;
+    fn frame(&mut self, patience: &mut Patience) -> io::Result<u64> {
+        let mut tries = 0;
         loop {
             if let Some(start) = self.ledger.hold() {
                 return Ok(start);
@@ -274,12 +266,9 @@ impl<F: TxFrames> TxQueue<F> {
             if self.reap() > 0 {
                 continue;
             }
-            self.flush()?;
-            if self.ledger.free() == 0 {
-                if since.get_or_insert_with(Instant::now).elapsed() > SEND_PATIENCE {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                thread::yield_now();
+            self.flush(patience)?;
+            if self.ledger.free() == 0 && !may_try_again(&mut tries, patience) {
+                return Err(io::ErrorKind::TimedOut.into());
             }
         }
     }
@@ -295,6 +284,19 @@ impl<F: TxFrames> TxQueue<F> {
         }
         count
     }
+}
+
+/// Gives way to others at first, which costs a busy wire no time; then sleeps, so that a thread of real time leaves
+/// its processor to others while a wire takes nothing. Returns whether it is worth a try.
+///
+/// That a socket can be written to says only that the ring is half empty, not that the wire takes anything.
+fn may_try_again(tries: &mut u32, patience: &mut Patience) -> bool {
+    *tries += 1;
+    if *tries > TRIES_AT_ONCE {
+        return patience.pause();
+    }
+    thread::yield_now();
+    patience.is_left()
 }
 
 impl RxFrames for RxSocket {

@@ -15,7 +15,7 @@ use crate::error::SetupError;
 use crate::offload::{Offload, Offloads, is_gso_broken, is_tunnel_gso_broken};
 use crate::sys::mmsg::{self, Outgoing, RecvBatch, SendArrays, Slice};
 use crate::sys::mtu::{self, DontFragment};
-use crate::sys::wake::StopFlag;
+use crate::sys::wake::{Patience, StopFlag};
 use crate::wire::outer::Outer;
 use crate::wire::tunnel::SuperPacket;
 
@@ -260,7 +260,7 @@ impl UdpTransmitter {
     /// is raised.
     #[must_use]
     pub fn waiting(self, stop: Arc<StopFlag>) -> Self {
-        Self { arrays: self.arrays.waiting(stop), ..self }
+        Self { arrays: self.arrays.waiting(Patience::new(stop)), ..self }
     }
 
     /// Sends super-packets whole by `tap`, with the source ports of their lanes.
@@ -298,7 +298,12 @@ impl UdpTransmitter {
 
     /// Begins a batch: a wire that takes nothing is waited for as long as it may cost one.
     pub fn begin(&mut self) {
-        self.arrays.begin(PATIENCE);
+        self.arrays.patience().begin(PATIENCE);
+    }
+
+    /// What a wire that takes nothing may still cost the batch, whichever way it goes.
+    pub fn patience(&mut self) -> &mut Patience {
+        self.arrays.patience()
     }
 
     /// Sends `runs`, of `batch`, by a lane.

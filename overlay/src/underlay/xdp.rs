@@ -132,12 +132,12 @@ impl Transmitter for XdpTransmitter {
                 if let Some(mac) = next_hop {
                     let mut queue = lock(queue);
                     for run in now {
-                        queue.push(run, mac, template, batch.bytes(), &mut failed);
+                        queue.push(run, mac, template, batch.bytes(), sockets.patience(), &mut failed);
                     }
                     waiting = true;
                 } else {
                     if std::mem::take(&mut waiting) {
-                        let _ = lock(queue).flush();
+                        let _ = lock(queue).flush(sockets.patience());
                     }
                     let datagrams: usize = now.iter().map(Run::count).sum();
                     counts.sent_by_socket.fetch_add(datagrams as u64, Relaxed);
@@ -149,7 +149,7 @@ impl Transmitter for XdpTransmitter {
         if waiting {
             // What is not sent now, is with what comes next; or it is lost with the interface, which the
             // control plane sees.
-            let _ = lock(queue).flush();
+            let _ = lock(queue).flush(sockets.patience());
         }
     }
 }

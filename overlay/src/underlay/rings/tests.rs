@@ -1,11 +1,13 @@
 //! The queues on a kernel that exists in memory only, and does what it likes.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::batch::Batch;
+use crate::sys::wake::StopFlag;
 use crate::table::tests::{local, peer};
 use crate::table::{PeerTable, Route};
 use crate::wire::outer::Outer;
@@ -14,6 +16,8 @@ use crate::wire::{Format, vnet};
 const FRAME: u32 = 2048;
 const FRAMES: u32 = 8;
 const HERE: &str = "192.168.1.12:8472";
+/// No test waits for so long.
+const AGES: Duration = Duration::from_secs(3600);
 
 /// The kernel's end of both directions.
 #[derive(Default)]
@@ -26,8 +30,12 @@ struct Kernel {
     completed: VecDeque<u64>,
     /// What the next kicks say, instead of sending.
     errors: VecDeque<i32>,
+    /// How often it was asked to send.
+    kicks: u32,
     /// Whether frames that were sent come back.
     keeps: bool,
+    /// Whether it takes nothing.
+    is_full: bool,
 }
 
 impl Kernel {
@@ -79,7 +87,8 @@ impl TxFrames for Kernel {
     }
 
     fn kick(&mut self) -> io::Result<bool> {
-        if let Some(errno) = self.errors.pop_front() {
+        self.kicks += 1;
+        if let Some(errno) = self.errors.pop_front().or(self.is_full.then_some(libc::EAGAIN)) {
             return Err(io::Error::from_raw_os_error(errno));
         }
         for Piece { start, len } in self.handed_over.drain(..) {
@@ -123,13 +132,23 @@ fn template() -> Template {
 }
 
 fn push(tx: &mut TxQueue<Kernel>, batch: &Batch) -> Vec<(usize, usize)> {
+    push_with(&mut patience(AGES), tx, batch)
+}
+
+fn push_with(patience: &mut Patience, tx: &mut TxQueue<Kernel>, batch: &Batch) -> Vec<(usize, usize)> {
     let (mut failures, mut template) = (Vec::new(), template());
     for run in batch.runs(0) {
-        tx.push(run, MacAddr([2, 0, 0, 0, 0, 9]), &mut template, batch.bytes(), &mut |unsent| {
+        tx.push(run, MacAddr([2, 0, 0, 0, 0, 9]), &mut template, batch.bytes(), patience, &mut |unsent| {
             failures.push((unsent.count, unsent.inner_len));
         });
     }
     failures
+}
+
+fn patience(whole: Duration) -> Patience {
+    let mut patience = Patience::new(Arc::new(StopFlag::new().unwrap()));
+    patience.begin(whole);
+    patience
 }
 
 #[test]
@@ -137,7 +156,7 @@ fn what_is_sent_is_what_arrives() {
     let (mut tx, mut rx) = (tx(), rx());
     // More than there are frames.
     assert_eq!(push(&mut tx, &batch(20, 100)), []);
-    tx.flush().unwrap();
+    tx.flush(&mut patience(AGES)).unwrap();
     assert_eq!((tx.frames.sent.len(), tx.ledger.free(), tx.counts.sent.load(Relaxed)), (20, 8, 20));
     let mut received = Vec::new();
     for frames in tx.frames.sent.chunks(4) {
@@ -157,7 +176,7 @@ fn what_the_kernel_cannot_take_at_once_is_waited_for() {
     let mut tx = tx();
     tx.frames.errors.extend([libc::EAGAIN, libc::EBUSY, libc::EAGAIN]);
     assert_eq!(push(&mut tx, &batch(3, 10)), []);
-    tx.flush().unwrap();
+    tx.flush(&mut patience(AGES)).unwrap();
     assert_eq!((tx.frames.sent.len(), tx.counts.refused.load(Relaxed)), (3, 1));
 }
 
@@ -167,7 +186,7 @@ fn without_an_interface_the_rest_fails_and_nothing_is_lost() {
     tx.frames.errors.push_back(libc::ENETDOWN);
     assert_eq!(push(&mut tx, &batch(10, 10)), [(2, 20)], "eight frames wait");
     tx.ledger.check();
-    tx.flush().unwrap();
+    tx.flush(&mut patience(AGES)).unwrap();
     assert_eq!((tx.frames.sent.len(), tx.ledger.free()), (8, 8));
 }
 
@@ -175,8 +194,42 @@ fn without_an_interface_the_rest_fails_and_nothing_is_lost() {
 fn frames_that_never_come_back_are_waited_for_in_vain_and_a_bounded_time() {
     let mut tx = tx();
     tx.frames.keeps = true;
-    assert_eq!(push(&mut tx, &batch(10, 10)), [(2, 20)]);
+    let mut patience = patience(Duration::from_millis(5));
+    assert_eq!(push_with(&mut patience, &mut tx, &batch(10, 10)), [(2, 20)]);
     assert_eq!((tx.ledger.free(), tx.ledger.lent()), (0, 8));
+}
+
+#[test]
+fn a_wire_that_takes_nothing_is_waited_for_once_a_batch() {
+    for keeps in [false, true] {
+        let mut tx = tx();
+        (tx.frames.keeps, tx.frames.is_full) = (keeps, !keeps);
+        let mut patience = patience(Duration::from_millis(5));
+        assert_eq!(push_with(&mut patience, &mut tx, &batch(9, 10)), [(1, 10)]);
+        assert!(!patience.is_left());
+        tx.frames.kicks = 0;
+        for _ in 0..50 {
+            assert_eq!(push_with(&mut patience, &mut tx, &batch(1, 10)), [(1, 10)]);
+        }
+        assert_eq!(tx.frames.kicks, 50, "each is tried");
+    }
+}
+
+#[test]
+fn whoever_is_to_stop_waits_for_no_wire() {
+    for keeps in [false, true] {
+        let mut tx = tx();
+        (tx.frames.keeps, tx.frames.is_full) = (keeps, !keeps);
+        let stop = Arc::new(StopFlag::new().unwrap());
+        let mut patience = Patience::new(Arc::clone(&stop));
+        patience.begin(AGES);
+        let failures = thread::scope(|threads| {
+            let waiting = threads.spawn(|| push_with(&mut patience, &mut tx, &batch(10, 10)));
+            stop.raise();
+            waiting.join().unwrap()
+        });
+        assert_eq!(failures, [(2, 20)]);
+    }
 }
 
 proptest! {
@@ -190,7 +243,7 @@ proptest! {
         let good = {
             let mut tx = tx();
             push(&mut tx, &batch(1, 50));
-            tx.flush().unwrap();
+            tx.flush(&mut patience(AGES)).unwrap();
             tx.frames.sent.remove(0)
         };
         let mut inside = 0;
