@@ -1,11 +1,12 @@
 //! What a worker does when there is nothing to do: look again for a moment, then sleep.
 //!
-//! Waking a sleeping thread costs more than forwarding a packet. Between packets that come one
-//! after the other a worker therefore stays awake, for a bounded time and giving its processor to
-//! whoever else wants it. What others take of it meanwhile does not count, up to a limit: where the processors
-//! are all busy, a little of somebody else's work would use up the whole time, and each packet would find its
-//! worker asleep. Beyond the limit it is better asleep, since the kernel lets one that it wakes go first, and
-//! the [`warden`](crate::warden) is told: for a while workers do not look again at all.
+//! Waking a sleeping thread costs more than forwarding a packet. So a worker stays awake for a bounded time after the
+//! last packet. Meanwhile it yields the processor to other threads.
+//!
+//! The bound is on the worker's own time. The time that other threads take does not count: on a busy host it would use
+//! up the whole bound at once, and every packet would have to wake its worker. But after [`LIMIT`] times the bound, with
+//! what others have taken, the worker sleeps, because the scheduler prefers a thread that wakes to one that yields. It
+//! also tells the [`warden`](crate::warden) that the processors are crowded, and until that is over no worker stays awake.
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -121,7 +121,7 @@ fn candidates(now: Option<&Scheduling>) -> Vec<(&'static str, Scheduling)> {
     }
 }
 
-/// Of all real-time threads, those with less to do with the machine's own affairs than any other.
+/// The lowest real-time priority: before all ordinary threads, and behind every other real-time thread of the host.
 pub(crate) const REAL_TIME: Scheduling = Scheduling::RealTime { priority: 1 };
 /// Three times an ordinary thread's share.
 const NICE: i32 = -5;

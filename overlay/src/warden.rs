@@ -153,6 +153,8 @@ impl Place {
     /// Runs `sleep`, by which credit comes back.
     pub(crate) fn rest<T>(&mut self, sleep: impl FnOnce() -> T) -> T {
         let Some(since) = self.since.filter(|_| self.standing().real_time.load(Relaxed)) else {
+            // It may be given real time while it sleeps, which is then new.
+            self.since = None;
             return sleep();
         };
         let asleep = Instant::now();
@@ -444,6 +446,22 @@ mod tests {
         place.standing().real_time.store(false, Relaxed);
         place.worked();
         assert_eq!(place.since, None);
+    }
+
+    #[test]
+    fn real_time_that_is_given_to_a_sleeper_counts_from_its_first_work() {
+        let warden = Warden::start(&Priority::default(), 1, 2, true).unwrap();
+        let mut place = warden.place(0);
+        let crowd = Arc::clone(&place.crowd);
+        let standing = &crowd.workers[0];
+        standing.real_time.store(true, Relaxed);
+        place.worked();
+        place.since = place.since.map(|since| since - 5 * MS);
+        // Taken in its last batch.
+        standing.real_time.store(false, Relaxed);
+        place.rest(|| standing.real_time.store(true, Relaxed));
+        place.worked();
+        assert!(!standing.tired.load(Relaxed) && place.used == Duration::ZERO);
     }
 
     /// By what the kernel says that each has had, however much else runs.
