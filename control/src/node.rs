@@ -520,6 +520,9 @@ impl Node {
             Backend::Alloc => Holdings::default(),
             _ => self.surveyor.look(self.plan.viewpoint(&self.stores.now())).await?,
         };
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.table.set_no_nodes(holdings.trusted());
+        }
         let on_link = if config.backend.routes_directly() {
             let nodes: Vec<Ipv4Addr> = leases.iter().map(|lease| lease.attrs.public_ip).collect();
             Some(routes::on_link(&nodes, underlay.index).await?)

@@ -6,20 +6,20 @@
 //! alone: what is too large for the path is cut on the way. The kernel forgets what it was told after
 //! `net.ipv4.route.mtu_expires` seconds, and then so do we.
 //!
-//! Answers also say which addresses a node has. One that sends with a source that may be such an address is asked for
-//! that alone.
+//! Answers also say which addresses a node has ([`holders`]). One that sends with a source that may be such an address is
+//! asked for that alone.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use ipnet::Ipv4Net;
-use overlay::echo;
+use overlay::echo::{self, Answer};
 use overlay::path_mtu::Prober;
 use overlay::peer_state::PeerFlag;
 use overlay::table::{Hop, PeerTable, Route, SharedTable};
@@ -27,6 +27,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
 use crate::ping::Pings;
+
+mod holders;
+
+use holders::{Holders, Said};
 
 /// Watches the paths to all peers of a tunnel, until it is dropped.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ impl PathMtus {
     /// Begins to watch.
     #[must_use]
     pub fn watch(prober: Prober, table: SharedTable, pings: Arc<Pings>) -> Self {
-        let watcher = Watcher { prober, table, pings };
+        let watcher = Watcher { prober, table, pings, holders: Mutex::default() };
         Self(tokio::spawn(watcher.run()))
     }
 }
@@ -51,6 +55,7 @@ struct Watcher {
     prober: Prober,
     table: SharedTable,
     pings: Arc<Pings>,
+    holders: Mutex<Holders>,
 }
 
 /// Which path: to the node of this subnet, at this address.
@@ -89,6 +94,7 @@ impl Watcher {
                     for key in self.unexplained(&mut explained, AT_ONCE.saturating_sub(explaining.len())) {
                         explaining.push(self.ask_for_addresses(key));
                     }
+                    self.tell_of_explained();
                     self.used_since(std::mem::replace(&mut last, now), &paths)
                 }
                 Some(()) = explaining.next() => continue,
@@ -138,15 +144,53 @@ impl Watcher {
         due
     }
 
-    async fn ask_for_addresses(&self, (subnet, _): Key) {
+    /// Asks a node which addresses it has. If one is another's, that is asked whether it still has it.
+    async fn ask_for_addresses(&self, (subnet, node): Key) {
         let table = self.table.current();
         let inner = u32::try_from(echo::LEN_WITH_ADDRESSES).unwrap_or(u32::MAX);
-        self.passes(&table, subnet.network(), inner + table.local().format.overhead()).await;
+        let len = inner + table.local().format.overhead();
+        let Some(answer) = self.answer(&table, subnet.network(), len).await else { return };
+        for (address, holder) in self.hear(&table, &answer).others {
+            if let Some(hop) = table.at(holder) {
+                hop.state.set(PeerFlag::Unexplained, true);
+            }
+            if self.holders().is_to_be_told(address, node) {
+                info!(%address, %node, %holder, "a node says that it has an address that another has said before: only from that one packets with this source pass");
+            }
+        }
+    }
+
+    /// Notes which addresses a node has by its answer.
+    fn hear(&self, table: &PeerTable, answer: &Answer) -> Said {
+        let (Some(addresses), Route::Peer(hop)) = (&answer.addresses, table.route(answer.from.into())) else {
+            return Said::default();
+        };
+        let said = self.holders().say(*hop.to.ip(), addresses, Instant::now());
+        hop.state.announce(said.own.clone());
+        said
+    }
+
+    /// Tells of addresses that nodes have begun to send from.
+    fn tell_of_explained(&self) {
+        let table = self.table.current();
+        for hop in table.hops() {
+            let node = *hop.to.ip();
+            for address in hop.state.explained() {
+                if address != node && self.holders().is_to_be_told(address, node) {
+                    info!(%address, %node, "packets come from a node with another address of its own as their source, and pass: it has said so");
+                }
+            }
+        }
+    }
+
+    fn holders(&self) -> MutexGuard<'_, Holders> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Those whose narrow path the kernel has forgotten. What is known of nodes that are gone is forgotten here.
     fn forgotten(&self, paths: &mut HashMap<Key, Path>) -> Vec<Key> {
         let table = self.table.current();
+        self.holders().forget(Instant::now());
         paths.retain(|(subnet, public_ip), path| {
             matches!(path, Path::Asking) || table.state(*subnet, *public_ip).is_some()
         });
@@ -173,7 +217,11 @@ impl Watcher {
         let answers = AtomicBool::new(false);
         let answers = &answers;
         let passes = async |len| {
-            let passed = self.passes(table, subnet.network(), len).await;
+            let answer = self.answer(table, subnet.network(), len).await;
+            let passed = answer.is_some();
+            if let Some(answer) = answer {
+                self.hear(table, &answer);
+            }
             answers.fetch_or(passed, Relaxed);
             passed
         };
@@ -184,27 +232,22 @@ impl Watcher {
         found
     }
 
-    /// Whether an echo comes back for a packet of `len` bytes: one of several, since any may be lost.
-    async fn passes(&self, table: &PeerTable, overlay_address: Ipv4Addr, len: u32) -> bool {
+    /// The answer to an echo in a packet of `len` bytes, if one comes: to one of several, since any may be lost.
+    async fn answer(&self, table: &PeerTable, overlay_address: Ipv4Addr, len: u32) -> Option<Answer> {
         for _ in 0..TRIES {
             let ask = |token| self.prober.ask(overlay_address, token, len, table);
             match self.pings.ask_by(ask, overlay_address) {
                 Ok(ping) => {
                     if let Some(answer) = ping.words(PATIENCE).await {
-                        if let (Some(addresses), Route::Peer(hop)) =
-                            (answer.addresses, table.route(overlay_address.into()))
-                        {
-                            hop.state.announce(addresses);
-                        }
-                        return true;
+                        return Some(answer);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Longer than the interface takes, or no way at all: asking again changes nothing.
-                Err(_) => return false,
+                Err(_) => return None,
             }
         }
-        false
+        None
     }
 }
 

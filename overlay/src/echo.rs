@@ -7,8 +7,7 @@
 //! stack, which ignores it without a word. It passes the same checks as any packet, and is answered by the
 //! worker that receives it; the answer is as long as the question, so that both ways are tried with that length.
 //!
-//! Where it has room, an answer says which addresses the node has besides: what comes from it with one of these as its
-//! source is not forged. Who has not seen the question does not know its token, so no pod can say so in a node's name.
+//! Where it has room, an answer says which addresses the node has besides ([`announced`]).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -19,11 +18,11 @@ use std::time::Instant;
 use etherparse::{IcmpEchoHeader, Icmpv4Type, PacketBuilder};
 use socket2::Socket;
 
+use crate::announced;
 use crate::limits::Limits;
 use crate::peer_state::PeerFlag;
-use crate::table::{Hop, Local, Peer, PeerTable, Route};
+use crate::table::{Hop, Peer, PeerTable, Route};
 use crate::wire::ip::{Packet, protocol};
-use crate::wire::martian;
 
 /// IP and ICMP headers.
 const HEADERS_LEN: usize = 28;
@@ -32,12 +31,8 @@ const MAGIC: [u8; 8] = *b"overlayd";
 const BODY_LEN: usize = MAGIC.len() + 1 + 8;
 /// The shortest echo, in bytes of the inner packet.
 pub const MIN_LEN: usize = HEADERS_LEN + BODY_LEN;
-/// How many addresses an answer says at most.
-pub const MOST_ADDRESSES: usize = 16;
 /// The shortest question whose answer has room for addresses.
-pub const LEN_WITH_ADDRESSES: usize = MIN_LEN + 2 + 4 * MOST_ADDRESSES;
-/// What addresses begin with, before their number.
-const ADDRESSES: u8 = b'a';
+pub const LEN_WITH_ADDRESSES: usize = MIN_LEN + announced::LEN;
 /// The ICMP identifier, for people who look at a capture; it is not what echoes are recognised by.
 const IDENTIFIER: u16 = u16::from_be_bytes(*b"ov");
 const TTL: u8 = 64;
@@ -199,7 +194,7 @@ impl Echoes {
                 token: echo.token,
                 from,
                 when: Instant::now(),
-                addresses: addresses(packet),
+                addresses: packet.payload().get(MIN_LEN - 20..).and_then(announced::said),
             }),
             Kind::Question if limits.echo() => {
                 if let Route::Peer(hop) = table.route(from.into()) {
@@ -207,7 +202,8 @@ impl Echoes {
                 }
                 let answer = Echo { kind: Kind::Answer, ..echo };
                 let len = packet.bytes().len();
-                let more = if len >= LEN_WITH_ADDRESSES { own_addresses(table.local()) } else { Vec::new() };
+                let more =
+                    if len >= LEN_WITH_ADDRESSES { announced::to_say(table.local()) } else { Vec::new() };
                 // An answer that cannot be sent is one that is lost on the way.
                 let _ = send_saying(self.out.as_ref(), answer, &more, from, len, table);
             }
@@ -258,27 +254,6 @@ fn send_saying(
     };
     let packet = echo.build_saying(more, table.local().overlay_address, to, len);
     out.send(hop.to, &[hop.header(), &packet].concat())
-}
-
-/// What an answer of this node says of its addresses: those by which others may know it, and not all that it may have.
-fn own_addresses(local: &Local) -> Vec<u8> {
-    let own = local.addresses.iter().filter_map(|address| match address {
-        IpAddr::V4(v4) if !local.network.contains(v4) && !martian::is_martian(*address) => Some(*v4),
-        _ => None,
-    });
-    let own: Vec<Ipv4Addr> = own.take(MOST_ADDRESSES).collect();
-    let mut bytes = vec![ADDRESSES, own.len() as u8];
-    bytes.extend(own.iter().flat_map(Ipv4Addr::octets));
-    bytes
-}
-
-/// The addresses that an answer says.
-fn addresses(answer: &Packet<'_>) -> Option<Vec<Ipv4Addr>> {
-    let body = answer.payload().get(MIN_LEN - 20..)?;
-    let [ADDRESSES, count, rest @ ..] = body else { return None };
-    let count = usize::from(*count);
-    let octets = rest.get(..4 * count).filter(|_| count <= MOST_ADDRESSES)?;
-    Some(octets.as_chunks::<4>().0.iter().map(|octets| Ipv4Addr::from(*octets)).collect())
 }
 
 #[cfg(test)]
@@ -339,34 +314,23 @@ mod tests {
 
     #[test]
     fn an_answer_with_room_says_which_addresses_the_node_has() {
-        let mut local = local(Format::FlannelUdp);
-        local.addresses = ["192.168.1.12", "127.0.0.1", "10.1.9.0", "2001:db8::12", "172.16.5.1"]
-            .map(|address| address.parse().unwrap())
-            .into();
-        let told = |local: Local, len| {
+        let (table, own) = (table(), Ipv4Addr::new(192, 168, 1, 12));
+        for (len, expected) in [(LEN_WITH_ADDRESSES, Some(vec![own])), (LEN_WITH_ADDRESSES - 1, None)] {
             let (mut echoes, sent, _) = echoes();
-            let table = PeerTable::new(local, vec![peer("10.1.63.0/24", "192.168.199.238")]);
             let mut question = Echo { kind: Kind::Question, token: 7 }.build(THEIRS, OURS, len);
             assert!(echoes.take(&Packet::parse(&mut question).unwrap(), &table, &Limits::default()));
             let (_, mut answer) = sent.lock().unwrap().remove(0);
             assert_eq!(answer.len(), len);
-            addresses(&Packet::parse(&mut answer).unwrap())
-        };
-        let expected = ["192.168.1.12", "172.16.5.1"].map(|address| address.parse().unwrap());
-        assert_eq!(told(local.clone(), LEN_WITH_ADDRESSES), Some(expected.to_vec()));
-        assert_eq!(told(local.clone(), LEN_WITH_ADDRESSES - 1), None);
-        local.addresses = (0..40).map(|last| IpAddr::from([172, 16, 5, last])).collect();
-        assert_eq!(told(local, 1472).unwrap().len(), MOST_ADDRESSES);
-
-        let mut older = Echo { kind: Kind::Answer, token: 7 }.build(THEIRS, OURS, 1472);
-        assert_eq!(addresses(&Packet::parse(&mut older).unwrap()), None, "one that says nothing");
-        for more in [&[ADDRESSES, 17][..], &[ADDRESSES, 255], b"b"] {
-            let mut odd = Echo { kind: Kind::Answer, token: 7 }.build_saying(more, THEIRS, OURS, 200);
-            assert_eq!(addresses(&Packet::parse(&mut odd).unwrap()), None, "{more:?}");
+            // As whoever has asked reads it.
+            let heard = Arc::<Mutex<Option<Answer>>>::default();
+            let on_answer = {
+                let heard = Arc::clone(&heard);
+                Arc::new(move |answer| *heard.lock().unwrap() = Some(answer))
+            };
+            let mut asker = Echoes::new(Box::new(Sent(Log::default())), on_answer);
+            assert!(asker.take(&Packet::parse(&mut answer).unwrap(), &table, &Limits::default()));
+            assert_eq!(heard.lock().unwrap().take().unwrap().addresses, expected);
         }
-        let mut short =
-            Echo { kind: Kind::Answer, token: 7 }.build_saying(&[ADDRESSES, 2], THEIRS, OURS, MIN_LEN + 6);
-        assert_eq!(addresses(&Packet::parse(&mut short).unwrap()), None, "cut off");
     }
 
     #[test]

@@ -394,8 +394,10 @@ fn admit<'a>(
             match (table.route(packet.src()), packet.src()) {
                 (Route::Peer(_), _) => Err(DropReason::OtherPeersSource),
                 (_, IpAddr::V4(src)) if table.local().network.contains(&src) => Err(DropReason::StaleSource),
-                // An address of another node's cannot be this one's, whatever it says.
-                (_, IpAddr::V4(src)) if table.at(src).is_none() && hop.state.has_announced(src) => {
+                // An address of another node's, or of none, cannot be this one's, whatever it says.
+                (_, IpAddr::V4(src))
+                    if table.at(src).is_none() && !table.is_no_nodes(src) && hop.state.has_announced(src) =>
+                {
                     check_destination(packet, table).map(|()| Some(hop))
                 }
                 _ => Err(DropReason::WrongSource),

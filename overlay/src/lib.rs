@@ -2,6 +2,7 @@
 //!
 //! [`egress`] and [`ingress`] are the packet's way, top to bottom. [`forwarder`] starts them.
 
+pub mod announced;
 pub mod answers;
 pub mod batch;
 pub mod capture;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 
 use crate::MacAddr;
+use crate::announced::Announced;
 
 /// What changes about one peer while it is one. What the two directions write lies on cache lines of their own.
 #[derive(Debug, Default)]
@@ -52,14 +53,6 @@ struct Ingress {
     announced: ArcSwapOption<Announced>,
 }
 
-/// The addresses of a peer beside its public one.
-#[derive(Debug)]
-struct Announced {
-    /// By [`now`].
-    at: u64,
-    addresses: Vec<Ipv4Addr>,
-}
-
 #[derive(Debug, Default)]
 struct Counters {
     packets: AtomicU64,
@@ -81,6 +74,8 @@ pub enum PeerFlag {
     Answers = 2,
     /// Packets come from it with a source that may be an address of its own: it is to be asked which it has.
     Unexplained = 4,
+    /// Packets have come from it with an address that it has said to be its own, of which nobody was told yet.
+    Explained = 8,
 }
 
 /// A moment's look at a [`PeerState`].
@@ -179,25 +174,35 @@ impl PeerState {
 
     /// The peer has said which addresses it has.
     pub fn announce(&self, addresses: Vec<Ipv4Addr>) {
-        self.ingress.0.announced.store(Some(Arc::new(Announced { at: now(), addresses })));
+        let at = Duration::from_millis(now());
+        self.ingress.0.announced.store(Some(Arc::new(Announced::new(addresses, at))));
         self.set(PeerFlag::Unexplained, false);
     }
 
     /// Whether the peer has said of late that `address` is its own. If not, or if that was a while ago, it is to be asked.
     #[must_use]
     pub fn has_announced(&self, address: Ipv4Addr) -> bool {
-        self.has_announced_by(address, now())
-    }
-
-    fn has_announced_by(&self, address: Ipv4Addr, now: u64) -> bool {
-        let announced = self.ingress.0.announced.load();
-        let age = announced.as_ref().map(|announced| now.saturating_sub(announced.at));
-        let own = announced.as_ref().is_some_and(|announced| announced.addresses.contains(&address));
-        let holds = own && age.is_some_and(|age| age < HOLDS);
-        if !holds || age.is_some_and(|age| age >= RENEWED) {
+        let (announced, now) = (self.ingress.0.announced.load(), Duration::from_millis(now()));
+        let announced = announced.as_deref();
+        let own = announced.is_some_and(|announced| announced.has(address, now));
+        if !own || announced.is_some_and(|announced| announced.is_old(now)) {
             self.set(PeerFlag::Unexplained, true);
         }
-        holds
+        if own && announced.is_some_and(|announced| announced.uses(address)) {
+            self.set(PeerFlag::Explained, true);
+        }
+        own
+    }
+
+    /// The addresses of its own that packets have come from since it has said them, if there is a new one among them
+    /// since this was asked last.
+    pub fn explained(&self) -> Vec<Ipv4Addr> {
+        if !self.has(PeerFlag::Explained) {
+            return Vec::new();
+        }
+        self.set(PeerFlag::Explained, false);
+        let announced = self.ingress.0.announced.load();
+        announced.iter().flat_map(|announced| announced.used()).collect()
     }
 
     /// Whether a TCP super-packet to the peer is to leave whole: the way carries it as it is, or it is time to
@@ -405,11 +410,6 @@ const AGAIN: u64 = 1000;
 /// For so many milliseconds a peer's word holds: some of them may be lost.
 const BELIEVED: u64 = 4 * AGAIN;
 
-/// Milliseconds for which a peer has the addresses that it has said, and after which it is asked again while packets
-/// come from them: an address may move to another node.
-const HOLDS: u64 = 180_000;
-const RENEWED: u64 = 60_000;
-
 /// A batch is 64 packets to the wire, and mostly of fewer senders from it; with more peers it is settled twice.
 const ENTRIES: usize = 64;
 /// How many peers packets may take turns between without counting apart.
@@ -453,11 +453,17 @@ mod tests {
         assert!(!state.has_announced(other) && state.has(PeerFlag::Unexplained));
         state.announce(vec![other]);
         assert!(state.has_announced(other) && !state.has_announced(one));
+    }
 
-        for (age, holds, asked) in [(0, true, false), (RENEWED + 1, true, true), (HOLDS + 1, false, true)] {
-            state.announce(vec![one]);
-            assert_eq!(state.has_announced_by(one, now() + age), holds, "after {age} ms");
-            assert_eq!(state.has(PeerFlag::Unexplained), asked, "after {age} ms");
+    #[test]
+    fn an_address_that_a_peer_begins_to_use_is_told_once() {
+        let state = PeerState::default();
+        let [one, other] = [1, 2].map(|last| Ipv4Addr::new(172, 16, 5, last));
+        state.announce(vec![one, other]);
+        assert_eq!(state.explained(), [] as [Ipv4Addr; 0]);
+        for (used, expected) in [(one, vec![one]), (one, vec![]), (other, vec![one, other])] {
+            assert!(state.has_announced(used));
+            assert_eq!(state.explained(), expected);
         }
     }
 

@@ -115,6 +115,13 @@ impl Holdings {
         }
     }
 
+    /// Whom this host trusts by their addresses, and who are no nodes of the overlay.
+    #[must_use]
+    pub fn trusted(&self) -> BTreeSet<Ipv4Addr> {
+        let is_trusted = |need: &Need| matches!(need, Need::Gateway | Need::Store | Need::Resolver);
+        self.needs.iter().filter(|(_, need)| is_trusted(need)).map(|(address, _)| *address).collect()
+    }
+
     /// What of this is in the network, outside of the node's own subnet: while there is any, the network's route is
     /// not put. (What lies in the own subnet is a bridge with its pods.)
     pub fn overlaps(&self, claim: &Claim) -> Vec<Overlap<'_>> {
@@ -380,6 +387,20 @@ mod tests {
         assert!(said.contains("192.168.1.1 in it is a gateway of this host's"), "{said}");
         assert!(site.refusal(net("192.168.1.8/29")).unwrap().to_string().contains("own address on eth0"));
         assert_eq!(site.refusal(net("192.168.2.0/24")), None);
+    }
+
+    #[test]
+    fn gateways_stores_and_resolvers_are_trusted_and_no_nodes() {
+        let needs = [
+            ("192.168.1.1", Need::Gateway),
+            ("192.168.1.2", Need::Store),
+            ("10.0.0.53", Need::Resolver),
+            ("192.168.1.13", Need::Peer),
+            ("192.168.1.12", Need::Underlay("eth0".to_owned())),
+            ("172.17.0.1", Need::Own("docker0".to_owned())),
+        ];
+        let trusted = ["192.168.1.1", "192.168.1.2", "10.0.0.53"].map(address);
+        assert_eq!(holdings(&[], &needs).trusted(), trusted.into());
     }
 
     #[test]

@@ -260,10 +260,22 @@ fn sources_are_checked_as_far_as_asked() {
 #[test]
 fn an_address_that_a_peer_has_said_is_its_own_and_nobody_elses() {
     use DropReason::{MartianSource, OtherPeersSource, OwnSource, StaleSource, WrongSource};
-    let said =
-        ["172.16.5.1", "10.1.7.2", "192.168.199.7", "10.1.99.2", "10.1.9.3", "192.168.1.12", "127.0.0.1"];
+    let said = [
+        "172.16.5.1",
+        "10.1.7.2",
+        "192.168.199.7",
+        "10.1.99.2",
+        "10.1.9.3",
+        "192.168.1.12",
+        "127.0.0.1",
+        "192.168.1.1",
+    ];
     let verdict = |outer: &str, inner: &str| {
         let mut rig = rig(VXLAN, SourceCheck::Strict);
+        rig.table.set_no_nodes(["192.168.1.1", MASTER].map(|address| address.parse().unwrap()).into());
+        // As another lease comes.
+        let before = rig.table.current();
+        rig.table.publish(before.local().clone(), before.peers().to_vec());
         let table = rig.table.current();
         let state = &table.at(MASTER.parse().unwrap()).unwrap().state;
         state.announce(said.map(|address| address.parse().unwrap()).into());
@@ -280,9 +292,11 @@ fn an_address_that_a_peer_has_said_is_its_own_and_nobody_elses() {
         Some(OwnSource),
         Some(OwnSource),
         Some(MartianSource),
+        Some(WrongSource),
     ]) {
         assert_eq!(verdict(MASTER, inner), expected, "{inner}");
     }
+    assert_eq!(verdict(MASTER, MASTER), None, "its lease says so");
     assert_eq!(verdict("192.168.199.7", "172.16.5.1"), Some(WrongSource), "another node has not said so");
     assert_eq!(verdict(MASTER, "172.16.5.2"), Some(WrongSource));
 }

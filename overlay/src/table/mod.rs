@@ -3,6 +3,7 @@
 mod family;
 mod routes;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::sync::Arc;
 
@@ -141,6 +142,7 @@ pub struct PeerTable {
     v6: Option<Family<Ipv6Net>>,
     /// Sorted, each once, with the first peer that has it.
     public_ips: Box<[(Ipv4Addr, u32)]>,
+    no_nodes: Arc<ArcSwap<BTreeSet<Ipv4Addr>>>,
 }
 
 impl PeerTable {
@@ -148,19 +150,24 @@ impl PeerTable {
     /// the later one counts; subnets may contain one another.
     #[must_use]
     pub fn new(local: Local, peers: Vec<Peer>) -> Self {
-        Self::with_states(local, peers, |_| Arc::default())
+        Self::with_states(local, peers, Arc::default(), |_| Arc::default())
     }
 
     /// The table that follows this one. Peers that were there under the same subnet and public address keep
     /// their state.
     #[must_use]
     pub fn next(&self, local: Local, peers: Vec<Peer>) -> Self {
-        Self::with_states(local, peers, |peer| {
+        Self::with_states(local, peers, Arc::clone(&self.no_nodes), |peer| {
             self.state(peer.subnet, peer.public_ip).map_or_else(Arc::default, Arc::clone)
         })
     }
 
-    fn with_states(local: Local, peers: Vec<Peer>, state: impl Fn(&Peer) -> Arc<PeerState>) -> Self {
+    fn with_states(
+        local: Local,
+        peers: Vec<Peer>,
+        no_nodes: Arc<ArcSwap<BTreeSet<Ipv4Addr>>>,
+        state: impl Fn(&Peer) -> Arc<PeerState>,
+    ) -> Self {
         let subnets = peers.iter().map(|peer| (peer.subnet, hop(&local, peer, Version::V4, state(peer))));
         let addresses = local.addresses.iter().filter_map(|address| match address {
             IpAddr::V4(address) => Some(u32::from(*address)),
@@ -185,7 +192,7 @@ impl PeerTable {
         let mut public_ips: Vec<_> = (0..).zip(&peers).map(|(i, peer)| (peer.public_ip, i)).collect();
         public_ips.sort_unstable();
         public_ips.dedup_by_key(|(address, _)| *address);
-        Self { local, peers, v4, v6, public_ips: public_ips.into() }
+        Self { local, peers, v4, v6, public_ips: public_ips.into(), no_nodes }
     }
 
     /// This node.
@@ -249,6 +256,12 @@ impl PeerTable {
         (*hop.to.ip() == public_ip).then_some(&hop.state)
     }
 
+    /// Whether `address` is [no node's](SharedTable::set_no_nodes).
+    #[must_use]
+    pub fn is_no_nodes(&self, address: Ipv4Addr) -> bool {
+        self.no_nodes.load().contains(&address)
+    }
+
     /// Whether a UDP packet with these addresses is the tunnel's own, from this host to a peer.
     #[must_use]
     pub fn is_tunnel(&self, src: IpAddr, dst: IpAddr) -> bool {
@@ -302,6 +315,15 @@ impl SharedTable {
     pub fn publish(&self, local: Local, peers: Vec<Peer>) {
         let next = self.0.load().next(local, peers);
         self.0.store(Arc::new(next));
+    }
+
+    /// Sets the addresses that no node may send from, unless its lease says that it has them: whoever is there is asked
+    /// for trust by this host. They hold for later tables, too.
+    pub fn set_no_nodes(&self, addresses: BTreeSet<Ipv4Addr>) {
+        let table = self.0.load();
+        if **table.no_nodes.load() != addresses {
+            table.no_nodes.store(Arc::new(addresses));
+        }
     }
 
     /// The table as it stands, for those who look once.
