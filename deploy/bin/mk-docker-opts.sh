@@ -9,7 +9,8 @@ Usage: $0 [-f FILE] [-d FILE] [-i] [-c] [-m] [-k KEY]
 Reads the subnet file and writes docker's options to another, which a unit of
 systemd takes as its EnvironmentFile.
 
-  -f FILE  the subnet file                          (/run/flannel/subnet.env)
+  -f FILE  the subnet file                          (where overlayd's unit has it,
+                                                    or /run/flannel/subnet.env)
   -d FILE  where docker's options go                (/run/docker_opts.env)
   -i       write each option under a key of its own: DOCKER_OPT_BIP,
            DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU
@@ -28,7 +29,8 @@ fail() {
     exit 1
 }
 
-subnet_file=/run/flannel/subnet.env
+# flanneld-start says where the subnet file is, if it is not where flannel has it.
+subnet_file=$(readlink "${OVERLAYD_ROOT:-}/run/overlayd/subnet.env" || echo /run/flannel/subnet.env)
 docker_file=/run/docker_opts.env
 key=DOCKER_OPTS
 each=false

@@ -1,5 +1,6 @@
 //! The scripts that stand between flannel's files and docker's, run as systemd runs them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -165,7 +166,10 @@ fn one_file_may_hold_the_subnet_and_dockers_options() {
 /// What overlayd is started with, as words, and what is said before: with the variables that systemd reads from
 /// these lines of a file, and the file itself.
 fn started(file: &str, arguments: &[&str]) -> (String, String) {
-    let files = Files::with("");
+    started_among(&Files::with(""), file, arguments)
+}
+
+fn started_among(files: &Files, file: &str, arguments: &[&str]) -> (String, String) {
     fs::write(files.path("flanneld"), file).expect("write a file");
     let mut command = Command::new(script("flanneld-start"));
     let joined = file.replace("\\\n", "");
@@ -179,7 +183,10 @@ fn started(file: &str, arguments: &[&str]) -> (String, String) {
     let print = files.path("overlayd");
     fs::write(&print, "#!/bin/sh\nfor word; do printf '[%s]' \"$word\"; done\n").expect("write a program");
     fs::set_permissions(&print, fs::Permissions::from_mode(0o755)).expect("make it one");
-    let output = command.env("OVERLAYD", &print).output().expect("run the script");
+    let runtime = ["flannel", "overlayd"].map(|name| files.path("run").join(name).display().to_string());
+    runtime.iter().for_each(|directory| fs::create_dir_all(directory).expect("make a directory"));
+    command.env("OVERLAYD", &print).env("RUNTIME_DIRECTORY", runtime.join(":"));
+    let output = command.output().expect("run the script");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr))
 }
@@ -273,11 +280,60 @@ fn what_is_not_understood_in_a_file_of_flannels_is_said_by_name() {
 }
 
 #[test]
+fn the_subnet_file_is_found_wherever_the_starter_has_it_written() {
+    let files = Files::with(SUBNET_FILE);
+    let there = files.path("subnet.env").display().to_string();
+    let link = files.path("run/overlayd/subnet.env");
+    for (file, arguments, expected) in [
+        (format!("FLANNELD_SUBNET_FILE={there}\n"), vec![], Some(there.as_str())),
+        (format!("FLANNEL_SUBNET_FILE={there}\n"), vec![], Some(&there)),
+        (format!("FLANNEL_OPTIONS=\"-v=1 -subnet-file={there}\"\n"), vec![], Some(&there)),
+        (
+            format!("FLANNELD_SUBNET_FILE=/x\nFLANNEL_OPTS=\"--subnet-file {there} -v=1\"\n"),
+            vec![],
+            Some(&there),
+        ),
+        (
+            "FLANNELD_SUBNET_FILE=/x\n".to_owned(),
+            vec!["-subnet-file=/y", "-subnet-file", &there],
+            Some(&there),
+        ),
+        ("FLANNELD_SUBNET_FILE=/x\n".to_owned(), vec!["-subnet-file="], Some("/x")),
+        ("FLANNELD_SUBNET_FILE=/run/flannel/subnet.env\n".to_owned(), vec![], None),
+        (String::new(), vec!["-v=1"], None),
+    ] {
+        let (_, said) = started_among(&files, &file, &arguments);
+        assert_eq!(said, "", "{file}");
+        let told = fs::read_link(&link).ok();
+        assert_eq!(told.as_deref(), expected.map(Path::new), "{file} {arguments:?}");
+        if expected == Some(&there) {
+            let mut command = Command::new(script("mk-docker-opts.sh"));
+            command.arg("-d").arg(files.path("made/docker")).env("OVERLAYD_ROOT", files.directory.path());
+            let output = command.output().expect("run the script");
+            assert!(output.status.success(), "{output:?}");
+            let made = fs::read_to_string(files.path("made/docker")).expect("docker's options");
+            assert!(made.starts_with(BIP), "{made}");
+        }
+    }
+}
+
+/// systemd ends what runs if a command behind its start fails.
+#[test]
+fn nothing_beside_the_daemon_decides_whether_it_runs() {
+    let unit = deployed("systemd/overlayd.service");
+    let commands: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("ExecStartPost=")).collect();
+    assert_eq!(commands.len(), 1);
+    assert!(commands[0].starts_with("-/usr/libexec/flannel/mk-docker-opts.sh "), "{commands:?}");
+    assert!(!unit.contains("\nExecStartPre=") && !unit.contains("\nRequires="), "{unit}");
+}
+
+fn deployed(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path);
+    fs::read_to_string(path).expect("a file")
+}
+
+#[test]
 fn the_unit_reads_every_file_that_the_starter_reads() {
-    let deployed = |path: &str| {
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path))
-            .expect("a file")
-    };
     let unit = deployed("systemd/overlayd.service");
     let mut unit: Vec<&str> =
         unit.lines().filter_map(|line| line.strip_prefix("EnvironmentFile=-")).collect();
@@ -290,6 +346,39 @@ fn the_unit_reads_every_file_that_the_starter_reads() {
         .0;
     let starter: Vec<&str> = list.split_whitespace().rev().collect();
     assert_eq!(unit, starter);
+}
+
+#[test]
+fn what_the_packages_documents_name_is_in_the_package() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let manifest = fs::read_to_string(root.join("control/Cargo.toml")).expect("read the package's manifest");
+    let assets = manifest.lines().filter_map(|line| line.trim().strip_prefix("[\"../"));
+    let assets = assets.filter_map(|line| line.split_once("\", \"usr/share/doc/overlayd/"));
+    let mut shipped = BTreeSet::new();
+    for (pattern, directory) in assets {
+        let directory = directory.split_once('"').expect("a directory").0;
+        // Below that go the names from the pattern's first one on.
+        let fixed = pattern.find(['*', '[']).unwrap_or(pattern.len());
+        let prefix = pattern[..fixed].rfind('/').map_or(0, |slash| slash + 1);
+        let listed = Command::new("sh").args(["-c", &format!("ls -d {pattern}")]).current_dir(&root).output();
+        let listed = String::from_utf8(listed.expect("list files").stdout).expect("names");
+        shipped.extend(listed.lines().map(|file| format!("{directory}{}", &file[prefix..])));
+    }
+    assert!(shipped.contains("control/DIAGNOSIS.md") && shipped.contains("README.md"), "{shipped:?}");
+    for document in shipped.iter().filter(|file| file.ends_with(".md")) {
+        let text = fs::read_to_string(root.join(document)).expect("read a document");
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        for link in links.filter(|link| !link.is_empty() && !link.contains("://")) {
+            let mut path: Vec<&str> = document.split('/').collect();
+            path.pop();
+            for name in link.split('/') {
+                if name == ".." { _ = path.pop() } else { path.push(name) }
+            }
+            let path = path.join("/");
+            let is_there = shipped.iter().any(|file| *file == path || file.starts_with(&format!("{path}/")));
+            assert!(is_there, "{document} names {link}, which is not in the package");
+        }
+    }
 }
 
 /// A host that has just booted updates the lists of packages itself, and apt fails at once beside it.

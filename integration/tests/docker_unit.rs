@@ -28,7 +28,11 @@ struct Started {
 
 impl Site {
     fn with(files: &[(&str, &str)]) -> Self {
-        let site = Self { root: tempfile::tempdir().expect("a temporary directory") };
+        Self::within(&std::env::temp_dir(), files)
+    }
+
+    fn within(directory: &Path, files: &[(&str, &str)]) -> Self {
+        let site = Self { root: tempfile::tempdir_in(directory).expect("a temporary directory") };
         site.write("run/flannel/subnet.env", SUBNET_FILE);
         site.write("lib/systemd/system/docker.service.d/overlayd.conf", &deployed("docker/overlayd.conf"));
         for (path, text) in files {
@@ -49,8 +53,11 @@ impl Site {
 
     /// Runs the generator. Returns the lines of its drop-in, if it has made one.
     fn generated(&self) -> Option<String> {
+        self.generated_by(Command::new(script("docker-generator")))
+    }
+
+    fn generated_by(&self, mut command: Command) -> Option<String> {
         let directory = self.path("run/systemd/generator");
-        let mut command = Command::new(script("docker-generator"));
         command.env("OVERLAYD_ROOT", self.root.path()).args([&directory; 3]);
         let output = command.output().expect("run the generator");
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
@@ -60,7 +67,7 @@ impl Site {
     /// Runs what docker's unit runs before docker, with what the unit has in its environment.
     fn options(&self, environment: &BTreeMap<String, String>) -> Output {
         let mut command = Command::new(script("docker-options"));
-        command.args([self.path("run/flannel/subnet.env"), self.path("run/docker-overlay.env")]);
+        command.env("OVERLAYD_ROOT", self.root.path());
         command.envs(environment).env("MK_DOCKER_OPTS", script("mk-docker-opts.sh"));
         if environment.get("DOCKER_OVERLAY_CONFIG").is_none_or(String::is_empty) {
             command.env("DOCKER_OVERLAY_CONFIG", self.path("etc/docker/daemon.json"));
@@ -298,6 +305,36 @@ fn docker_does_not_start_without_a_subnet_and_is_told_of_an_old_unit() {
         !output.status.success() && said.contains("docker has no subnet yet: overlayd has not"),
         "{said}"
     );
+}
+
+#[test]
+fn docker_starts_with_a_subnet_file_that_is_elsewhere() {
+    let site = Site::with(&[]);
+    let there = site.path("srv/flannel.env");
+    site.write("srv/flannel.env", SUBNET_FILE);
+    fs::create_dir_all(site.path("run/overlayd")).expect("make a directory");
+    symlink(&there, site.path("run/overlayd/subnet.env")).expect("say where it is");
+    fs::remove_file(site.path("run/flannel/subnet.env")).expect("remove flannel's");
+    let output = site.options(&BTreeMap::new());
+    assert!(output.status.success(), "{output:?}");
+    let options = fs::read_to_string(site.path("run/docker-overlay.env")).expect("docker's options");
+    assert!(options.contains(OVERLAYS), "{options}");
+    fs::remove_file(&there).expect("remove the subnet file");
+    let said = String::from_utf8_lossy(&site.options(&BTreeMap::new()).stderr).into_owned();
+    assert!(said.contains(&format!("has not written {}", there.display())), "{said}");
+}
+
+/// Generators run before anything can be written but in /run, whatever shell there is.
+#[test]
+fn the_generator_needs_no_place_for_temporary_files() {
+    let site = Site::within(Path::new("/dev/shm"), &[(LIB, DEBIANS)]);
+    let mut command = Command::new("unshare");
+    let read_only =
+        "mount -t tmpfs -o ro none /tmp && mount -t tmpfs -o ro none /var/tmp && exec bash \"$@\"";
+    command.args(["--mount", "sh", "-c", read_only, "sh"]).arg(script("docker-generator"));
+    // As bash does before 5.1; and it would put files into the directory where it is, too.
+    command.env("BASH_COMPAT", "50").current_dir("/proc");
+    assert_eq!(site.generated_by(command), site.generated());
 }
 
 /// What of it systemd reads itself.
