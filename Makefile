@@ -17,6 +17,8 @@ UNITS   := systemd/overlayd.service:/etc/systemd/system/overlayd.service \
     sysusers/overlayd.conf:/etc/sysusers.d/overlayd.conf \
     docker/overlayd.conf:/etc/systemd/system/docker.service.d/overlayd.conf
 GENERATOR := /etc/systemd/system-generators/overlayd-docker
+# Below share/overlayd.
+MONITORING := $(patsubst deploy/%,%,$(wildcard deploy/prometheus/*.yml deploy/grafana/*.json))
 # What overlay-manuals writes below share/.
 MANUALS := man/man8/overlayd.8 man/man8/overlayctl*.8 \
     $(foreach name,overlayd overlayctl,bash-completion/completions/$(name) zsh/site-functions/_$(name) \
@@ -49,7 +51,7 @@ help:
 	@echo 'make bench-full                                   everything, held against the goals: half an hour'
 	@echo 'make bench-micro                                  lookup, checksum, encapsulation, segmentation, coalescing'
 	@echo 'make doc                                          the API documentation, in target/doc'
-	@echo 'make install [PREFIX=/usr/local] [DESTDIR=]       programs, unit and drop-in; uninstall removes them'
+	@echo 'make install [PREFIX=/usr/local] [DESTDIR=]       programs, units, alerts, dashboard; uninstall removes them'
 
 demo: setup-demo
 	$(CARGO) build --release --bin overlayd --bin overlayctl --bin overlay-demo
@@ -148,6 +150,9 @@ install:
 	    chmod 0644 $(DESTDIR)$${file#*:} || exit; \
 	done
 	install -D -m 0755 deploy/bin/docker-generator $(DESTDIR)$(GENERATOR)
+	for file in $(MONITORING); do \
+	    install -D -m 0644 deploy/$$file $(DESTDIR)$(PREFIX)/share/overlayd/$$file || exit; \
+	done
 	sed -i 's#/usr/\(bin/overlayd\|libexec/\)#$(PREFIX)/\1#' $(DESTDIR)$(PREFIX)/libexec/overlayd/*
 	[ -n "$(DESTDIR)" ] || systemd-sysusers overlayd.conf
 	[ -e $(DESTDIR)/etc/default/overlayd ] || install -D -m 0644 deploy/etc/overlayd $(DESTDIR)/etc/default/overlayd
@@ -155,7 +160,8 @@ install:
 # What an operator may have written stays: /etc/default/overlayd.
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/overlayd bin/overlayctl libexec/overlayd/flanneld-start \
-	    libexec/overlayd/docker-options libexec/flannel/mk-docker-opts.sh $(addprefix share/,$(MANUALS))) \
+	    libexec/overlayd/docker-options libexec/flannel/mk-docker-opts.sh $(addprefix share/,$(MANUALS)) \
+	    $(addprefix share/overlayd/,$(MONITORING))) \
 	    $(DESTDIR)$(GENERATOR) \
 	    $(foreach file,$(UNITS),$(DESTDIR)$(lastword $(subst :, ,$(file))))
 

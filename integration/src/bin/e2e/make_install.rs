@@ -25,6 +25,8 @@ pub fn check() {
         "opt/overlay/libexec/overlayd/docker-options",
         "opt/overlay/libexec/flannel/mk-docker-opts.sh",
         "opt/overlay/share/man/man8/overlayd.8",
+        "opt/overlay/share/overlayd/prometheus/overlayd.rules.yml",
+        "opt/overlay/share/overlayd/grafana/overlayd.json",
         "etc/systemd/system/overlayd.service",
         "etc/systemd/system/overlayd-prepare.service",
         "etc/sysusers.d/overlayd.conf",
@@ -38,7 +40,7 @@ pub fn check() {
         let text = fs::read_to_string(root.join(text)).expect("read a unit");
         let paths = text.lines().filter(|line| line.starts_with("Exec") && line.contains("libexec"));
         for line in paths {
-            assert!(line.contains("=/opt/overlay/libexec/"), "not below the prefix: {line}");
+            assert!(line.contains("/opt/overlay/libexec/"), "not below the prefix: {line}");
         }
     }
     for (script, path) in [
