@@ -21,6 +21,7 @@ use crate::metrics::StoreMeter;
 use crate::netconf::NetworkConfig;
 use crate::socket::path;
 use crate::state::{LASTING, SavedState};
+use crate::store::is_same_store;
 use crate::takeover::process_here;
 
 /// The host cannot be cleaned up.
@@ -187,7 +188,7 @@ pub async fn release_lease(
     let (store, usable) =
         connect_store(flags, &StoreMeter::default()).await.map_err(|error| error.to_string())?;
     usable.map_err(|error| error.to_string())?;
-    if store.describe() != state.store {
+    if !is_same_store(&state.store, &store.describe()) {
         return Err(format!(
             "the lease is in {}, not in {}: give overlayd's flags for its store after '--'",
             state.store,
