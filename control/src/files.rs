@@ -22,20 +22,37 @@ pub(crate) fn read(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The content of a regular file in a directory that others may write to; of one that is longer than `most` bytes
-/// the beginning, one byte more than that. It is read only under its one name, so that nobody has us read, and
+/// The content of regular files in a directory that others may write to; of one that is longer than `most` bytes
+/// the beginning, one byte more than that. Each is read only under its one name, so that nobody has us read, and
 /// tell, what is somebody else's.
-pub(crate) fn read_own(path: &Path, most: usize) -> io::Result<Vec<u8>> {
-    let (file, mut metadata) = open(path, OFlags::NOFOLLOW)?;
-    if metadata.nlink() > 1 {
-        // Where files cannot be renamed without replacing others, they have two names while they are made.
+pub(crate) fn read_own<'p>(files: impl Iterator<Item = (&'p Path, usize)>) -> Vec<io::Result<Vec<u8>>> {
+    let mut linked = Vec::new();
+    let mut contents = Vec::new();
+    for (path, most) in files {
+        contents.push(read_under_one_name(path, most).unwrap_or_else(|| {
+            linked.push((contents.len(), path, most));
+            Err(refused("it is a hard link to another file"))
+        }));
+    }
+    if !linked.is_empty() {
+        // Where files cannot be renamed without replacing others, they have two names while they are made. However
+        // many there are, they have the same time for it.
         thread::sleep(TWO_NAMES);
-        metadata = file.metadata()?;
     }
-    if metadata.nlink() > 1 {
-        return Err(refused("it is a hard link to another file"));
+    for (index, path, most) in linked {
+        if let Some(content) = read_under_one_name(path, most) {
+            contents[index] = content;
+        }
     }
-    beginning(file, most)
+    contents
+}
+
+/// The same of one; `None` if it has several names.
+fn read_under_one_name(path: &Path, most: usize) -> Option<io::Result<Vec<u8>>> {
+    match open(path, OFlags::NOFOLLOW) {
+        Ok((_, metadata)) if metadata.nlink() > 1 => None,
+        opened => Some(opened.and_then(|(file, _)| beginning(file, most))),
+    }
 }
 
 fn open(path: &Path, flags: OFlags) -> io::Result<(File, Metadata)> {
@@ -132,17 +149,41 @@ mod tests {
 
         assert_eq!(read(&path("file"), 5).unwrap(), b"12345");
         assert_eq!(read(&path("link"), 5).unwrap(), b"12345");
+        let read_own = |path: &Path, most: usize| read_own([(path, most)].into_iter()).remove(0);
         assert_eq!(read_own(&path("file"), 5).unwrap(), b"12345");
         assert!(reason(read(&path("file"), 4)).contains("longer than 4 bytes"));
         assert_eq!(read_own(&path("file"), 3).unwrap(), b"1234", "one byte more");
         assert!(reason(read_own(&path("link"), 5)).contains("symbolic link"));
         assert_eq!(read(dir.path(), 5).unwrap_err().kind(), io::ErrorKind::IsADirectory);
-        for read in [read, read_own] {
+        for read in [&read as &dyn Fn(&Path, usize) -> io::Result<Vec<u8>>, &read_own] {
             assert!(reason(read(&path("fifo"), 5)).contains("not a regular file"));
             assert_eq!(read(&path("none"), 5).unwrap_err().kind(), io::ErrorKind::NotFound);
         }
         fs::hard_link(path("file"), path("second")).unwrap();
         assert!(reason(read_own(&path("second"), 5)).contains("hard link"));
+    }
+
+    #[test]
+    fn a_file_in_the_making_is_read_once_it_has_one_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["linked", "made"] {
+            fs::write(path(name), name).unwrap();
+            fs::hard_link(path(name), path(&format!("draft of {name}"))).unwrap();
+        }
+        fs::write(path("plain"), "plain").unwrap();
+        // The maker is done when the other file is met, before which nothing is waited for.
+        let names = ["made", "linked", "plain"].map(path);
+        let files = names.iter().map(|name| {
+            if name.ends_with("plain") {
+                fs::remove_file(path("draft of made")).unwrap();
+            }
+            (name.as_path(), 9)
+        });
+        let mut contents = read_own(files).into_iter();
+        assert_eq!(contents.next().unwrap().unwrap(), b"made");
+        assert!(contents.next().unwrap().unwrap_err().to_string().contains("hard link"));
+        assert_eq!(contents.next().unwrap().unwrap(), b"plain");
     }
 
     #[test]

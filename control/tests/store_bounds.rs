@@ -15,6 +15,8 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use stores::{DirSite, Etcd, EtcdSite, PREFIX, Site, next, put_of};
 
 const TTL: Duration = Duration::from_secs(3600);
+/// One moment for each would be more than a request may take.
+const LINKS: u16 = 1_000;
 const VALUE: &str = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null}"#;
 
 #[tokio::test]
@@ -148,6 +150,29 @@ async fn dir_what_is_no_file_of_its_own_is_passed_over_by_name() {
         assert!(error.reason.contains("config: it is "), "{error}");
         fs::remove_file(file("config")).unwrap();
     }
+}
+
+/// A file in the making may have two names for a moment. Of many that keep them, only one such moment is lost.
+#[tokio::test]
+async fn dir_any_number_of_hard_links_is_passed_over() {
+    let site = DirSite::new();
+    let store = site.open().await;
+    let secret = tempfile::NamedTempFile::new_in(site.dir.path()).unwrap();
+    fs::write(secret.path(), VALUE).unwrap();
+    let link = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        fs::hard_link(secret.path(), site.dir.path().join(format!("subnets/10.{}.{low}.0-24", 2 + high)))
+    };
+    (0..LINKS).for_each(|number| link(number).unwrap());
+    site.put("subnets/10.1.9.0-24", VALUE).await;
+    let listing = store.list().await.unwrap();
+    assert_eq!((subnets(&listing), listing.skipped), (vec![net(9)], usize::from(LINKS)));
+
+    let mut events = store.watch(listing.revision).await.unwrap();
+    (LINKS..2 * LINKS).for_each(|number| link(number).unwrap());
+    site.put("subnets/10.1.11.0-24", VALUE).await;
+    assert_eq!(put_of(next(&mut events).await.1).subnet, net(11));
+    assert_eq!(store.list().await.unwrap().skipped, 2 * usize::from(LINKS));
 }
 
 #[tokio::test]

@@ -10,13 +10,13 @@
 //! directory that is as it was has lost nobody any change. Events carry what is in the files when
 //! they are looked at: of several changes in a row to one file, only the last may be seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -157,50 +157,70 @@ impl DirStore {
     }
 
     fn snapshot(&self) -> io::Result<Snapshot> {
-        let config = self.find(&self.config_file(), MAX_CONFIG);
-        let mut snapshot = Snapshot { config: config.ok().flatten(), ..Snapshot::default() };
+        let (mut snapshot, mut keys) = (Snapshot::default(), Vec::new());
+        let mut files = vec![(self.config_file(), MAX_CONFIG)];
         let names = match fs::read_dir(self.subnets()) {
-            Ok(names) => names,
+            Ok(names) => Some(names),
             // As in etcd, `subnets` is there only with something in it. The directory itself must
             // be there: without it, this would be a store that has lost all its leases.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::metadata(&self.path)?;
-                return Ok(snapshot);
+                None
             }
             Err(error) => return Err(error),
         };
-        for name in names {
+        for name in names.into_iter().flatten() {
             let name = name?.file_name();
             let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
             if parse_key(name).is_err() {
                 snapshot.skipped += 1;
             } else {
-                match self.find(&self.file_of(name), MAX_VALUE) {
-                    Ok(Some(value)) => _ = snapshot.leases.insert(name.to_owned(), value),
-                    Ok(None) => {}
-                    Err(_) => snapshot.skipped += 1,
-                }
+                files.push((self.file_of(name), MAX_VALUE));
+                keys.push(name.to_owned());
             }
         }
+        let mut found = self.find(&files).into_iter();
+        snapshot.config = found.next().and_then(Result::ok).flatten();
+        for (key, found) in keys.into_iter().zip(found) {
+            match found {
+                Ok(Some(value)) => _ = snapshot.leases.insert(key, value),
+                Ok(None) => {}
+                Err(_) => snapshot.skipped += 1,
+            }
+        }
+        // There is no more to be said of those that are gone.
+        let there: HashSet<&Path> = files.iter().map(|(path, _)| path.as_path()).collect();
+        self.said().retain(|path, _| there.contains(path.as_path()));
         Ok(snapshot)
     }
 
-    /// What is in a file, if it is there; of one that is too long the beginning, one byte more than it may have.
-    /// Of one that cannot be used is said why, once.
-    fn find(&self, path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
-        let found = read(path, most);
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        match &found {
-            Ok(_) => _ = said.remove(path),
-            Err(error) => {
-                let problem = error.to_string();
-                if said.get(path) != Some(&problem) {
+    /// What is in files, as far as they are there; of those that are longer than they may be the beginning, one byte
+    /// more than that. Of those that cannot be used is said why, once.
+    fn find(&self, files: &[(PathBuf, usize)]) -> Vec<io::Result<Option<Vec<u8>>>> {
+        let found = read(files);
+        let (mut said, mut news) = (self.said(), 0);
+        for ((path, _), found) in files.iter().zip(&found) {
+            let Err(error) = found else {
+                said.remove(path);
+                continue;
+            };
+            let problem = error.to_string();
+            if said.get(path) != Some(&problem) {
+                news += 1;
+                if news <= NAMED {
                     warn!(%problem, "a file of the store cannot be used: it is passed over");
-                    said.insert(path.to_owned(), problem);
                 }
+                said.insert(path.clone(), problem);
             }
         }
+        if news > NAMED {
+            warn!(more = news - NAMED, "more files of the store cannot be used than are named");
+        }
         found
+    }
+
+    fn said(&self) -> MutexGuard<'_, BTreeMap<PathBuf, String>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -218,7 +238,7 @@ impl LeaseStore for DirStore {
         let action = format!("read {}", self.config_file().display());
         let config = self.blocking(action, |store| {
             fs::metadata(&store.path)?;
-            read(&store.config_file(), MAX_CONFIG)
+            read_one(store.config_file(), MAX_CONFIG)
         });
         Ok(config.await?.map(|text| config_text(&text)))
     }
@@ -313,16 +333,22 @@ impl Snapshot {
     }
 }
 
-/// The content of a file; `None` if there is none. A directory is no file, whatever its name. Others may write to
-/// the store, so it is read under its own name only.
-fn read(path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
-    match files::read_own(path, most) {
+/// The content of files; `None` if there is none. A directory is no file, whatever its name. Others may write to
+/// the store, so each is read under its own name only.
+fn read(files: &[(PathBuf, usize)]) -> Vec<io::Result<Option<Vec<u8>>>> {
+    let contents = files::read_own(files.iter().map(|(path, most)| (path.as_path(), *most)));
+    let named = |((path, _), content): (&(PathBuf, usize), io::Result<Vec<u8>>)| match content {
         Ok(content) => Ok(Some(content)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => {
             Ok(None)
         }
         Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
-    }
+    };
+    files.iter().zip(contents).map(named).collect()
+}
+
+fn read_one(path: PathBuf, most: usize) -> io::Result<Option<Vec<u8>>> {
+    read(&[(path, most)]).remove(0)
 }
 
 /// A thread that is left behind when it does not end: the process does not wait for it.
@@ -335,7 +361,8 @@ fn entry(key: String, subnet: Ipv4Net, value: Vec<u8>) -> Entry {
 }
 
 fn is_unchanged(held: &Entry, file: &Path) -> io::Result<bool> {
-    Ok(read(file, MAX_VALUE)?.is_some_and(|current| fingerprint(&held.key, &current) == held.revision))
+    Ok(read_one(file.to_owned(), MAX_VALUE)?
+        .is_some_and(|current| fingerprint(&held.key, &current) == held.revision))
 }
 
 /// Stands for a name and a content; the same in all processes of one build.
@@ -354,5 +381,7 @@ const LOCKING: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long a start waits for the directory to be made.
 const OPENING: Duration = Duration::from_secs(1);
+/// Of many files about which there is the same to say, the first few.
+const NAMED: usize = 10;
 /// Requests at a time, those that hang among them.
 const MOST_THREADS: usize = 4;

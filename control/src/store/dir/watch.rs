@@ -99,14 +99,20 @@ impl Watch {
         }
         let action = format!("look at {}", root.display());
         let found = self.store.blocking(action, move |store| {
-            // What cannot be used is passed over, and stays as it was last told.
-            let files = named.paths.into_iter().filter_map(|path| {
+            let names_lease = |path: &PathBuf| path.file_name()?.to_str().map(|name| parse_key(name).is_ok());
+            let is_ours = |path: &PathBuf| {
+                *path == config || (path.parent() == Some(&subnets) && names_lease(path) == Some(true))
+            };
+            let files = named.paths.into_iter().filter(is_ours).map(|path| {
                 let most = if path == config { MAX_CONFIG } else { MAX_VALUE };
-                let is_ours = path == config || path.parent() == Some(&subnets);
-                let found = is_ours.then(|| store.find(&path, most).ok())??;
-                Some((path, found))
+                (path, most)
             });
-            Ok(files.collect::<Vec<_>>())
+            let files: Vec<_> = files.collect();
+            let found = store.find(&files);
+            // What cannot be used is passed over, and stays as it was last told.
+            let usable =
+                files.into_iter().zip(found).filter_map(|((path, _), found)| Some((path, found.ok()?)));
+            Ok(usable.collect::<Vec<_>>())
         });
         for (path, content) in found.await? {
             if path == self.store.config_file() {
