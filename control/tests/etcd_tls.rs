@@ -5,6 +5,7 @@
 mod stores;
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use control::metrics::StoreMeter;
@@ -72,10 +73,14 @@ async fn ask(url: &str, ca: Option<PathBuf>, identity: Option<IdentityFiles>) ->
     let access = Access { ca, identity, ..Access::default() };
     let meter = StoreMeter::default();
     let store = EtcdStore::connect_as(vec![url.to_owned()], PREFIX.to_owned(), access, meter).await.unwrap();
+    heard(&store).await
+}
+
+/// What a store hears of its server, once that has started.
+async fn heard(store: &EtcdStore) -> Result<(), String> {
     let asked = async {
         loop {
             match store.config().await {
-                // The server is still starting.
                 Err(error) if error.reason.contains("Connection refused") => tokio::task::yield_now().await,
                 answer => return answer.map(drop).map_err(|error| error.reason),
             }
@@ -134,4 +139,36 @@ async fn what_is_wrong_is_told_with_the_remedy_for_it() {
         assert!(told.contains(remedy), "no {remedy} in: {told}");
     }
     assert_eq!(ask(&strict.secured_url(), trusted(), own("leaf")).await, Ok(()));
+}
+
+/// Connections that are closed or reset may be those of a server that speaks otherwise, or of one that ends.
+#[tokio::test]
+async fn a_server_that_has_answered_and_hangs_up_is_not_taken_for_one_that_speaks_otherwise() {
+    let files = Files::new();
+    for secured in [false, true] {
+        let mut etcd = if secured { files.server("leaf", &[]) } else { Etcd::start().await };
+        let url = if secured { etcd.secured_url() } else { etcd.url() };
+        let open = async || {
+            let access = Access { ca: secured.then(|| files.path("authority")), ..Access::default() };
+            let (urls, prefix) = (vec![url.clone()], PREFIX.to_owned());
+            EtcdStore::connect_as(urls, prefix, access, StoreMeter::default()).await.unwrap()
+        };
+        let (known, new) = (open().await, open().await);
+        heard(&known).await.unwrap();
+        etcd.kill();
+        let hanging_up = hang_up_at(&url);
+        let told = known.config().await.unwrap_err().reason;
+        assert!(!told.contains("is meant"), "{told}");
+        let told = new.config().await.unwrap_err().reason;
+        assert!(told.contains("is meant"), "{told}");
+        hanging_up.abort();
+    }
+}
+
+/// Takes connections at `url` and closes them.
+fn hang_up_at(url: &str) -> tokio::task::JoinHandle<()> {
+    let listener = TcpListener::bind(url.split_once("://").unwrap().1).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} })
 }

@@ -6,7 +6,7 @@
 //! logs its user in; it is made anew when its token is refused or the certificates have changed.
 
 use std::error::Error as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ struct Endpoint {
     url: String,
     client: Mutex<Option<Client>>,
     last_word: LastWord,
+    /// Whether it has ever answered: then it is spoken to as it wants to be.
+    has_answered: AtomicBool,
 }
 
 impl Cluster {
@@ -62,7 +64,12 @@ impl Cluster {
                 );
             }
         }
-        let endpoint = |url| Endpoint { url, client: Mutex::default(), last_word: LastWord::default() };
+        let endpoint = |url| Endpoint {
+            url,
+            client: Mutex::default(),
+            last_word: LastWord::default(),
+            has_answered: AtomicBool::new(false),
+        };
         Ok(Self {
             endpoints: urls.into_iter().map(endpoint).collect(),
             current: AtomicUsize::new(0),
@@ -149,6 +156,7 @@ impl Cluster {
             let reason = match tokio::time::timeout(TIMEOUT, asked).await {
                 Ok(Ok(answer)) => {
                     self.current.store(index, Ordering::Relaxed);
+                    endpoint.has_answered.store(true, Ordering::Relaxed);
                     return Ok(answer);
                 }
                 Ok(Err(reason)) => reason,
@@ -275,7 +283,7 @@ impl Cluster {
         if let Some(last_word) = endpoint.last_word.take().filter(|word| !text.contains(word)) {
             text = format!("{text}: {last_word}");
         }
-        let remedy = remedy(&text, is_tls(&endpoint.url), &self.access);
+        let remedy = remedy(&text, endpoint, &self.access);
         format!("{}: {text}{remedy}", endpoint.url)
     }
 }
@@ -329,11 +337,12 @@ pub(super) fn is_too_long(error: &Error) -> bool {
 }
 
 /// What to do about an error that says `text`, in brackets; nothing where nothing is known.
-fn remedy(text: &str, tls: bool, access: &Access) -> String {
+fn remedy(text: &str, endpoint: &Endpoint, access: &Access) -> String {
+    let (tls, is_new) = (is_tls(&endpoint.url), !endpoint.has_answered.load(Ordering::Relaxed));
     let applies = |when: When| match when {
         When::Always => true,
-        When::Plain => !tls,
-        When::Tls => tls,
+        When::Plain => !tls && is_new,
+        When::Tls => tls && is_new,
         When::Trusting(named) => named == access.ca.is_some(),
         When::Known(named) => named == access.identity.is_some(),
     };
@@ -368,9 +377,9 @@ const TOKEN_REFUSED: [&str; 3] =
 #[derive(Clone, Copy)]
 enum When {
     Always,
-    /// At an `http://` endpoint.
+    /// At an `http://` endpoint that has not answered yet. One that has is restarting.
     Plain,
-    /// At an `https://` endpoint.
+    /// At an `https://` endpoint that has not answered yet.
     Tls,
     /// Whether --etcd-cafile is given.
     Trusting(bool),
@@ -472,7 +481,8 @@ const REMEDIES: [(&str, When, &str); 32] = [
         "server and client have no cipher in common: see etcd's --cipher-suites",
     ),
     ("fatal alert: ProtocolVersion", When::Always, "the server speaks an older TLS than 1.2"),
-    ("InvalidContentType", When::Tls, NO_TLS),
+    // Of another that is not TLS, and no accident.
+    ("InvalidContentType", When::Always, NO_TLS),
     ("onnection reset", When::Tls, NO_TLS),
     ("handshake eof", When::Tls, NO_TLS),
     ("onnection reset", When::Plain, ONLY_TLS),
