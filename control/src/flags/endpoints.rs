@@ -1,5 +1,7 @@
 //! `--etcd-endpoints`, in all the forms that etcd's own clients take.
 
+use crate::store::Endpoint as Parts;
+
 /// The value of `--etcd-endpoints`: at least one URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoints(pub Vec<String>);
@@ -28,25 +30,19 @@ pub(super) fn endpoints(text: &str) -> Result<Endpoints, String> {
 /// One endpoint: the scheme and host in small letters, no slash at the end.
 fn endpoint(text: &str) -> Result<String, String> {
     let refused = || format!("'{text}' is not of the form HOST:PORT, http://HOST:PORT or https://HOST:PORT");
-    let (scheme, rest) = match text.split_once("://") {
-        Some((scheme, rest)) => (format!("{}://", scheme.to_ascii_lowercase()), rest),
-        None => (String::new(), text),
-    };
+    let Parts { scheme, user, authority, path } = Parts::of(text);
+    let scheme = scheme.map_or(String::new(), |scheme| format!("{}://", scheme.to_ascii_lowercase()));
     if !["", "http://", "https://"].contains(&scheme.as_str()) {
         return Err(refused());
     }
-    let (user, host) = match rest.rsplit_once('@') {
-        Some((user, host)) => (format!("{user}@"), host),
-        None => (String::new(), rest),
-    };
-    let host = host.trim_end_matches('/').to_ascii_lowercase();
+    let user = user.map_or(String::new(), |user| format!("{user}@"));
     let is_host =
         |text: &str| text.chars().all(|char| char.is_ascii_alphanumeric() || "-._:[]%".contains(char));
-    let without_scheme = scheme.is_empty() && !is_host(&host);
-    if host.is_empty() || host.starts_with([':', '/', '-']) || without_scheme {
+    let without_scheme = scheme.is_empty() && !(is_host(authority) && path.is_empty());
+    if authority.is_empty() || authority.starts_with([':', '-']) || without_scheme {
         return Err(refused());
     }
-    Ok(format!("{scheme}{user}{host}"))
+    Ok(format!("{scheme}{user}{}{path}", authority.to_ascii_lowercase()))
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::net::lookup_host;
 use tokio::time::{sleep, timeout};
 
+use super::Endpoint;
+
 /// What is known of them; shared by its clones.
 #[derive(Debug, Clone, Default)]
 pub struct StoreAddresses(Arc<Known>);
@@ -18,7 +20,8 @@ impl StoreAddresses {
     /// Those of these endpoints: of the names among them as far as they are resolved within a second, and then again
     /// every minute for as long as somebody has this.
     pub async fn follow(endpoints: &[String]) -> Self {
-        let hosts: Vec<String> = endpoints.iter().filter_map(|url| host_of(url)).map(str::to_owned).collect();
+        let hosts = endpoints.iter().map(|url| Endpoint::of(url).host()).filter(|host| !host.is_empty());
+        let hosts: Vec<String> = hosts.map(str::to_owned).collect();
         let literal: BTreeSet<Ipv4Addr> = hosts.iter().filter_map(|host| host.parse().ok()).collect();
         let named: Vec<String> = hosts.into_iter().filter(|host| host.parse::<IpAddr>().is_err()).collect();
         let addresses = Self(Arc::new(Mutex::new(literal.clone())));
@@ -65,18 +68,6 @@ async fn resolve(named: &[String], literal: &BTreeSet<Ipv4Addr>, known: &Weak<Kn
     }
 }
 
-/// The host in an endpoint: an address, which of IPv6 stands in brackets, or a name.
-fn host_of(endpoint: &str) -> Option<&str> {
-    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#']).next()?;
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let name = match host.strip_prefix('[') {
-        Some(v6) => v6.split(']').next()?,
-        None => host.split(':').next()?,
-    };
-    Some(name).filter(|name| !name.is_empty())
-}
-
 const PATIENCE: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -84,24 +75,10 @@ const AGAIN: Duration = Duration::from_secs(60);
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_host_of_an_endpoint_is_found_however_it_is_written() {
-        for (endpoint, host) in [
-            ("http://10.200.3.5:2379", "10.200.3.5"),
-            ("https://etcd.example:2379/", "etcd.example"),
-            ("10.200.3.5:2379", "10.200.3.5"),
-            ("HTTP://10.200.3.5", "10.200.3.5"),
-            ("http://[fd00::5]:2379", "fd00::5"),
-        ] {
-            assert_eq!(host_of(endpoint), Some(host), "{endpoint}");
-        }
-        assert_eq!(host_of("http://"), None);
-    }
-
     #[tokio::test]
     async fn addresses_are_known_at_once_and_names_when_they_are_resolved() {
-        let endpoints =
-            ["http://10.200.3.5:2379", "http://localhost:2379", "http://[fd00::5]:1"].map(str::to_owned);
+        let endpoints = ["http://10.200.3.5:2379", "http://localhost:2379", "http://[fd00::5]:1", "http://"]
+            .map(str::to_owned);
         let known = StoreAddresses::follow(&endpoints).await.now();
         assert_eq!(known, BTreeSet::from([Ipv4Addr::new(10, 200, 3, 5), Ipv4Addr::LOCALHOST]));
     }

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::Endpoint;
+
 /// Whether what was `saved` is of the store that is described as `ours` ([`describe`](super::LeaseStore::describe)).
 #[must_use]
 pub fn is_same_store(saved: &str, ours: &str) -> bool {
@@ -41,10 +43,10 @@ impl Identity {
 
 /// Host and port of an endpoint, without what tells how it is spoken to.
 fn member(url: &str) -> String {
-    let (scheme, rest) = url.trim().split_once("://").unwrap_or(("http", url.trim()));
-    let host = rest.trim_end_matches('/').rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
-    let has_port = host.rsplit(']').next().is_some_and(|after| after.contains(':'));
-    match (has_port || host.is_empty(), scheme.eq_ignore_ascii_case("https")) {
+    let endpoint = Endpoint::of(url);
+    let host = endpoint.authority.to_ascii_lowercase();
+    let secured = endpoint.scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+    match (endpoint.has_port() || host.is_empty(), secured) {
         (true, _) => host,
         (false, true) => format!("{host}:443"),
         (false, false) => format!("{host}:80"),

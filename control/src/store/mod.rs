@@ -11,11 +11,13 @@ use ipnet::Ipv4Net;
 
 mod addresses;
 mod dir;
+mod endpoint;
 mod etcd;
 mod identity;
 
 pub use addresses::StoreAddresses;
 pub use dir::DirStore;
+pub(crate) use endpoint::Endpoint;
 pub use etcd::{Access, EtcdStore, IdentityFiles, Password, User};
 pub use identity::is_same_store;
 
