@@ -11,7 +11,8 @@
 //! when the lease is lost, until it has been taken again. Another configuration ([`candidate`]) is in force, and the
 //! earlier lease given up, only once this host can run it and a lease is held in it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::future::ready;
 use std::mem;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -587,12 +588,7 @@ impl Membership {
         self.refused.clone_from(&judgement.refused);
         let mut conflicts = judgement.conflicts;
         conflicts.extend(self.rivals.conflicts(&self.leases, ours, self.terms.ttl, Instant::now()));
-        for conflict in conflicts.iter().filter(|conflict| !self.conflicts.contains(conflict)) {
-            error!("{conflict}");
-        }
-        for conflict in self.conflicts.iter().filter(|conflict| !conflicts.contains(conflict)) {
-            info!("over: {conflict}");
-        }
+        tell_conflicts(&self.conflicts, &conflicts);
         self.conflicts.clone_from(&conflicts);
         self.standing.send_if_modified(|standing| standing.waits_for.take().is_some());
         let view = View {
@@ -689,10 +685,31 @@ fn tell(changes: &Changes) {
 fn tell_refused(before: &[Refused], now: &[Refused], count: usize) {
     let said: BTreeSet<(&str, String)> =
         before.iter().map(|refused| (refused.key.as_str(), refused.reason.to_string())).collect();
-    for Refused { key, public_ip, reason, .. } in now {
-        if !said.contains(&(key.as_str(), reason.to_string())) {
-            warn!(key, %public_ip, %reason, refused = count, "a lease is not used");
-        }
+    let is_new = |refused: &&Refused| !said.contains(&(refused.key.as_str(), refused.reason.to_string()));
+    let mut news = now.iter().filter(is_new);
+    for Refused { key, public_ip, reason, .. } in news.by_ref().take(NAMED) {
+        warn!(key, %public_ip, %reason, refused = count, "a lease is not used");
+    }
+    let more = news.count();
+    if more > 0 {
+        warn!(more, refused = count, "more leases are not used than are named: see 'overlayctl leases'");
+    }
+}
+
+/// Says which conflicts have come, and which are over.
+fn tell_conflicts(before: &[Conflict], now: &[Conflict]) {
+    let (said, there): (HashSet<_>, HashSet<_>) = (before.iter().collect(), now.iter().collect());
+    let mut news = now.iter().filter(|conflict| !said.contains(conflict));
+    news.by_ref().take(NAMED).for_each(|conflict| error!("{conflict}"));
+    let more = news.count();
+    if more > 0 {
+        error!(more, "there are more conflicts than are named: see 'overlayctl leases'");
+    }
+    let mut over = before.iter().filter(|conflict| !there.contains(conflict));
+    over.by_ref().take(NAMED).for_each(|conflict| info!("over: {conflict}"));
+    let more = over.count();
+    if more > 0 {
+        info!(more, "more conflicts are over");
     }
 }
 
@@ -702,7 +719,7 @@ const EXAMPLE_CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxla
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// A margin that leaves less was meant for leases of another length.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(60);
-/// Of many subnets in one line of the log, the first few are named.
+/// Of many subnets in one line of the log, or of many lines about one thing, the first few.
 const NAMED: usize = 10;
 /// Of leases that are not used, as many are named: there may be any number.
 const TOLD: usize = 100;

@@ -9,11 +9,12 @@ use ipnet::Ipv4Net;
 use overlay::MacAddr;
 use tokio::time::Instant;
 
+use super::gate::MOST_CONFLICTS;
 use super::{LeaseAttrs, LeaseBackend, LeaseSet};
 use crate::store::{Entry, Revision};
 
 /// Two nodes that cannot both be right. Its text says who they are, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Conflict {
     /// A plain and a dual-stack key, or two of the latter, name one subnet for two nodes.
     #[error(
@@ -102,7 +103,7 @@ pub struct Rivals {
     own: VecDeque<Revision>,
     /// A value of ours of which we never heard whether it was written.
     unsure: Option<Vec<u8>>,
-    /// Other keys that somebody has written with our PublicIP.
+    /// Other keys that somebody has written with our PublicIP; the first of them, if there are many.
     keys: BTreeSet<String>,
     /// Who writes our own key.
     other: Option<Other>,
@@ -154,12 +155,13 @@ impl Rivals {
             return;
         }
         if attrs.is_some_and(|attrs| attrs.public_ip != ours.public_ip) {
+            self.keys.remove(&entry.key);
             return;
         }
         let with_expiry = entry.expiry.is_some();
         if entry.key != key {
             // Without expiry it is a reservation, which an operator may make for us at any time.
-            if attrs.is_some() && with_expiry {
+            if attrs.is_some() && with_expiry && self.keys.len() < MOST_CONFLICTS {
                 self.keys.insert(entry.key.clone());
             }
             return;
@@ -201,17 +203,17 @@ impl Rivals {
     /// long as its key is there, or for the time within which it must write ours again.
     #[must_use]
     pub fn conflicts(
-        &self,
+        &mut self,
         leases: &LeaseSet,
         (key, ours): (&str, &LeaseAttrs),
         ttl: Duration,
         now: Instant,
     ) -> Vec<Conflict> {
         let public_ip = ours.public_ip;
-        let is_theirs = |theirs: &&String| {
-            *theirs != key && leases.get(theirs).is_some_and(|known| known.attrs.public_ip == public_ip)
-        };
-        let address = self.keys.iter().filter(is_theirs).map(|theirs| Conflict::OurAddress {
+        self.keys.retain(|theirs| {
+            theirs != key && leases.get(theirs).is_some_and(|known| known.attrs.public_ip == public_ip)
+        });
+        let address = self.keys.iter().map(|theirs| Conflict::OurAddress {
             ours: key.to_owned(),
             theirs: theirs.clone(),
             public_ip,
@@ -287,7 +289,7 @@ mod tests {
             self.leases.apply_event(&Event::Put(entry));
         }
 
-        fn conflicts(&self, second: u64) -> Vec<Conflict> {
+        fn conflicts(&mut self, second: u64) -> Vec<Conflict> {
             let now = self.start + Duration::from_secs(second);
             self.rivals.conflicts(&self.leases, (OURS, &attrs(1)), TTL, now)
         }
@@ -348,6 +350,26 @@ mod tests {
         assert_eq!(case.conflicts(2), [expected]);
         case.leases.apply_event(&Event::Delete("10.1.163.0-24".to_owned()));
         assert_eq!(case.conflicts(3), []);
+    }
+
+    #[test]
+    fn however_many_keys_have_our_address_some_are_told_and_those_that_are_gone_are_forgotten() {
+        let mut case = Case::new();
+        let key = |number: u32| crate::lease::key_of(Ipv4Net::new_assert((0x0a02_0000 | number).into(), 32));
+        for number in 0..20_000 {
+            case.saw(entry(&key(number), &attrs(2), 10 + i64::from(number), Some(8)), 0);
+        }
+        assert_eq!((case.conflicts(1).len(), case.rivals.keys.len()), (MOST_CONFLICTS, MOST_CONFLICTS));
+        for number in 0..20_000 {
+            case.leases.apply_event(&Event::Delete(key(number)));
+        }
+        assert_eq!((case.conflicts(2).len(), case.rivals.keys.len()), (0, 0));
+        // There is room for the next ones, also where an owner has put its own address right.
+        case.saw(entry("10.1.163.0-24", &attrs(2), 30_000, Some(8)), 3);
+        assert_eq!(case.conflicts(3).len(), 1);
+        let elsewhere = LeaseAttrs { public_ip: Ipv4Addr::new(192, 168, 1, 13), ..attrs(2) };
+        case.saw(entry("10.1.163.0-24", &elsewhere, 30_001, Some(8)), 4);
+        assert_eq!((case.rivals.keys.len(), case.conflicts(4).len()), (0, 0));
     }
 
     #[test]

@@ -324,7 +324,7 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 }
 
 /// Somebody who wants to make trouble could name any number.
-const MOST_CONFLICTS: usize = 100;
+pub(super) const MOST_CONFLICTS: usize = 100;
 
 #[cfg(test)]
 mod tests;

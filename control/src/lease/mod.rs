@@ -36,7 +36,7 @@ pub struct LeaseAttrs {
 }
 
 /// The backend that a lease names. A lease without `BackendType` is a `udp` one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LeaseBackend {
     /// Bare IP packets in UDP.
     Udp,
