@@ -1,7 +1,5 @@
 //! Whether this host can run a node, found out before anything that runs is touched.
 
-use std::net::SocketAddrV4;
-
 use overlay::handover::Inherited;
 use overlay::offload::Offloads;
 use overlay::tun;
@@ -11,14 +9,6 @@ use super::{NodeError, NodeOptions, Plan};
 use crate::host::{forwarding, link};
 use crate::netconf::Backend;
 use crate::takeover;
-
-impl Plan {
-    /// Where the tunnel's packets arrive, if there is a tunnel.
-    #[must_use]
-    pub fn listen(&self) -> Option<SocketAddrV4> {
-        self.wire().map(|(_, port)| SocketAddrV4::new(self.underlay.address, port))
-    }
-}
 
 /// Whether `plan` can take the place of the node of `before`, if one runs, with what is `inherited` of an earlier
 /// process. What is made to find out is gone afterwards.

@@ -1,0 +1,73 @@
+//! Why a node cannot be built.
+
+use std::io::ErrorKind;
+use std::net::Ipv4Addr;
+
+use overlay::SetupError;
+
+use crate::claim::Claimed;
+use crate::host::HostError;
+use crate::host::overlap::Obstacle;
+use crate::takeover::TakeoverError;
+
+/// A node could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data plane.
+    #[error(transparent)]
+    Forwarder(#[from] SetupError),
+    /// The host's configuration.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// What flanneld has left cannot be taken over.
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
+    /// A second network with the same VNI, on another port or interface.
+    #[error(
+        "another process has the device {0} open, perhaps an overlayd of another network: stop it, or give the networks different VNIs"
+    )]
+    DeviceTaken(String),
+    /// A second daemon of the same network.
+    #[error(transparent)]
+    Claimed(#[from] Claimed),
+    /// Nothing is left of the MTU.
+    #[error("the underlay's MTU of {0} leaves no room for the overlay: choose another --iface or MTU")]
+    Mtu(u32),
+    /// A gateway must be at the address that it is told to the others by.
+    #[error(
+        "host-gw cannot pass a NAT: the --public-ip {public_ip} is not the address {address} of the interface"
+    )]
+    Nat {
+        /// What the lease says.
+        public_ip: Ipv4Addr,
+        /// What the interface has.
+        address: Ipv4Addr,
+    },
+    /// The lease is for what the host has itself.
+    #[error("{0}")]
+    Subnet(Obstacle),
+}
+
+impl NodeError {
+    /// Whether it is something that another process has, which may be about to end.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        match self {
+            Self::Forwarder(error) => {
+                matches!(error.source.kind(), ErrorKind::AddrInUse | ErrorKind::ResourceBusy)
+            }
+            Self::DeviceTaken(_) | Self::Claimed(_) => true,
+            _ => false,
+        }
+    }
+
+    /// What tells it from others, however it is put.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Forwarder(error) => format!("{} {} {}", error.call, error.object, error.source.kind()),
+            Self::Host(error) => error.kind(),
+            other => other.to_string(),
+        }
+    }
+}
