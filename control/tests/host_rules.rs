@@ -3,14 +3,14 @@
 
 mod namespace;
 
-use control::host::firewall::ruleset::{Act, Holds, Packet, Ruleset, Way, What, acts};
+use control::host::firewall::ruleset::{Act, Device, Holds, Packet, Ruleset, Way, What, acts};
 use control::host::firewall::verdict::{self, Overlay, Traffic};
 use namespace::Namespace;
 
 /// From a pod here to pods elsewhere, and back.
 fn between_pods() -> Vec<Packet> {
-    let mut packets =
-        verdict::between_pods(net("10.1.9.0/24"), &[net("10.1.0.0/16")], "docker0", "flannel.1");
+    let [bridge, overlay] = ["docker0", "flannel.1"].map(Device::named);
+    let mut packets = verdict::between_pods(net("10.1.9.0/24"), &[net("10.1.0.0/16")], &bridge, &overlay);
     for packet in &mut packets {
         let Way::Forwarded { from, to } = &mut packet.way else { unreachable!("they are forwarded") };
         for device in [from, to] {

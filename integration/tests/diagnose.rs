@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use integration::kernel_vxlan::KernelVxlan;
 use integration::netns::{Namespace, output};
-use integration::overlayd::{await_mesh, program};
+use integration::overlayd::{Overlayd, await_mesh, program};
 use integration::packets::{Injector, mac, udp_packet, vxlan_frame};
-use integration::{Backend, Pair, SOON, Site, Store, await_until, traffic};
+use integration::{Backend, Host, Pair, Pod, SOON, Site, Store, await_until, traffic};
 
 /// What overlayctl, run in a namespace, prints, and whether it exits with 0.
 #[track_caller]
@@ -127,20 +127,29 @@ fn a_kernel_peer_ignores_an_echo() {
     w.stop();
 }
 
-#[test]
-fn what_is_typically_broken_is_named() {
-    let (site, worker, master) = Site::two_hosts();
-    let mut store = Store::etcd(&site, Backend::Vxlan);
-    let (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+/// Two nodes that are well, with a pod each.
+fn two_well_nodes<'h>(
+    worker: &'h Host,
+    master: &'h Host,
+    store: &Store,
+) -> (Overlayd<'h>, Overlayd<'h>, Pod, Pod) {
+    let (w, m) = (worker.overlayd(store).start(), master.overlayd(store).start());
     await_mesh(&[&w, &m]);
     let (a, b) = (worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env()));
-    let here = &worker.ns;
-    let way = format!("trace {} {}", a.address, b.address);
-
     await_until(SOON, "a check without an error", || {
-        let (_, text) = overlayctl(here, "check");
+        let (_, text) = overlayctl(&worker.ns, "check");
         !text.contains("ERROR") && text.contains(&format!("{} bytes too", w.env().mtu))
     });
+    (w, m, a, b)
+}
+
+#[test]
+fn what_is_wrong_with_a_host_is_named() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let (w, m, a, b) = two_well_nodes(&worker, &master, &store);
+    let here = &worker.ns;
+    let way = format!("trace {} {}", a.address, b.address);
 
     // The bridge's MTU is that of a plain link.
     here.ip("link set docker0 mtu 1500");
@@ -151,23 +160,6 @@ fn what_is_typically_broken_is_named() {
     here.ip(&format!("address add 10.1.250.1/24 dev docker0\naddress del {} dev docker0", w.env().subnet));
     says(here, "check", false, &["docker0 has 10.1.250.1/24, which is not in this node's lease", "--bip"]);
     here.ip(&format!("address del 10.1.250.1/24 dev docker0\naddress add {} dev docker0", w.env().subnet));
-
-    // A firewall of the host's own refuses what is forwarded.
-    here.feed(
-        "nft -f -",
-        "add table inet fw\nadd chain inet fw forward { type filter hook forward priority 0; policy drop; }\n",
-    );
-    says(
-        here,
-        "check",
-        false,
-        &["ERROR    forwarding", "chain inet fw forward", "nft insert rule inet fw forward"],
-    );
-    says(here, &way, false, &["forward      DROPPED", "chain inet fw forward"]);
-    here.ok("nft delete table inet fw");
-    here.ok("iptables -I FORWARD -i docker0 -j DROP");
-    says(here, &way, false, &["forward      DROPPED", "-A FORWARD -i docker0 -j DROP"]);
-    here.ok("iptables -D FORWARD -i docker0 -j DROP");
 
     // Forwarding is off for one device, and somebody, quicker than the daemon, keeps it so.
     let bridge = ["ERROR    forwarding", "net.ipv4.conf.docker0.forwarding is 0", "sysctl", "IPForward=no"];
@@ -186,6 +178,46 @@ fn what_is_typically_broken_is_named() {
     here.sysctl(underlay, "0");
     says(here, "check", true, &["warning  forwarding", "net.ipv4.conf.eth0.forwarding is 0"]);
     here.sysctl(underlay, "1");
+
+    // Another route is more specific than the overlay's, or the underlay has none.
+    here.ip(&format!("route add {} via 192.168.1.1", m.env().base_with_length()));
+    says(here, &way, false, &["route        DROPPED", "via 192.168.1.1 dev eth0, not by flannel.1"]);
+    says(
+        here,
+        "check",
+        false,
+        &["ERROR    way", "a route of its own", "via 192.168.1.1 dev eth0", "ip route delete"],
+    );
+    here.ip(&format!("route del {} via 192.168.1.1\nroute del default", m.env().base_with_length()));
+    says(here, &way, false, &["underlay     DROPPED", "no way to 192.168.199.238", "unreachable"]);
+    here.ip("route add default via 192.168.1.1");
+}
+
+#[test]
+fn what_a_firewall_refuses_is_named() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let (_w, _m, a, b) = two_well_nodes(&worker, &master, &store);
+    let here = &worker.ns;
+    let way = format!("trace {} {}", a.address, b.address);
+
+    // A firewall of the host's own refuses what is forwarded.
+    here.feed(
+        "nft -f -",
+        "add table inet fw\nadd chain inet fw forward { type filter hook forward priority 0; policy drop; }\n",
+    );
+    says(
+        here,
+        "check",
+        false,
+        &["ERROR    forwarding", "chain inet fw forward", "nft insert rule inet fw forward"],
+    );
+    says(here, &way, false, &["forward      DROPPED", "chain inet fw forward"]);
+    here.ok("nft delete table inet fw");
+    here.ok("iptables -I FORWARD -i docker0 -j DROP");
+    says(here, &way, false, &["forward      DROPPED", "-A FORWARD -i docker0 -j DROP"]);
+    here.ok("iptables -D FORWARD -i docker0 -j DROP");
+
     // One rule refuses some of it, and the policy all; only one pod is meant, as docker 29 does for each; or a rule
     // stands at a pod's own port.
     here.feed(
@@ -216,19 +248,14 @@ fn what_is_typically_broken_is_named() {
         &["warning  forwarding", "may act on it", "chain netdev fw in (hook ingress)"],
     );
     here.ok("nft delete table netdev fw");
+}
 
-    // Another route is more specific than the overlay's, or the underlay has none.
-    here.ip(&format!("route add {} via 192.168.1.1", m.env().base_with_length()));
-    says(here, &way, false, &["route        DROPPED", "via 192.168.1.1 dev eth0, not by flannel.1"]);
-    says(
-        here,
-        "check",
-        false,
-        &["ERROR    way", "a route of its own", "via 192.168.1.1 dev eth0", "ip route delete"],
-    );
-    here.ip(&format!("route del {} via 192.168.1.1\nroute del default", m.env().base_with_length()));
-    says(here, &way, false, &["underlay     DROPPED", "no way to 192.168.199.238", "unreachable"]);
-    here.ip("route add default via 192.168.1.1");
+#[test]
+fn what_is_wrong_with_others_is_named() {
+    let (site, worker, master) = Site::two_hosts();
+    let mut store = Store::etcd(&site, Backend::Vxlan);
+    let (w, m, a, _b) = two_well_nodes(&worker, &master, &store);
+    let here = &worker.ns;
 
     // The port is blocked on the way; then the path carries less than its links say, and does not tell.
     site.router.feed(
