@@ -150,7 +150,7 @@ struct Frame {
 
 impl<'h> Pods<'h> {
     fn start(site: &Site, worker: &'h Host, master: &Host) -> Self {
-        let store = Store::dir(site, Backend::Vxlan);
+        let store = Store::etcd(site, Backend::Vxlan);
         let mut kernel = KernelVxlan::start(master, &store, "10.1.163");
         let daemon = worker.overlayd(&store).as_user(USER).start();
         daemon.await_peers(&["10.1.163.0/24"]);
