@@ -9,17 +9,14 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use crate::answers::{Answers, RawSockets};
+use crate::answers::RawSockets;
 use crate::confine::Confinement;
-use crate::echo::{self, Echo, Echoes, OnAnswer, Ports};
-use crate::egress::Egress;
+use crate::echo::{self, Echo, OnAnswer, Ports};
 use crate::error::SetupError;
 use crate::handover::Inherited;
 use crate::idle::Idle;
-use crate::ingress::{Ingress, SourceCheck};
-use crate::limits::Limits;
+use crate::ingress::SourceCheck;
 use crate::offload::Offloads;
-use crate::peer_state::Direction;
 use crate::priority::Priority;
 use crate::stats::{Totals, WorkerStats};
 use crate::sys::affinity;
@@ -27,13 +24,16 @@ use crate::sys::wake::StopFlag;
 use crate::sys::xdp_prog::Attached;
 use crate::table::{PeerTable, SharedTable};
 use crate::tun::TunQueue;
-use crate::underlay::Way;
 use crate::underlay::port::{Attach, Port, PortState};
-use crate::underlay::udp::{self, UdpReceiver, UdpTransmitter};
+use crate::underlay::udp;
 use crate::underlay::whole::TapQueue;
 use crate::underlay::xdp::Rings;
-use crate::warden::Warden;
-use crate::witness::{Watched, Witness};
+use crate::warden::{Place, Warden};
+use crate::witness::Watched;
+
+mod pair;
+
+use pair::{Between, Common, Pair};
 
 /// What the forwarder stands between, and how strict it is.
 pub struct Config {
@@ -81,7 +81,8 @@ pub struct Forwarder {
     workers: Mutex<Workers>,
     egress: Vec<Arc<WorkerStats>>,
     ingress: Vec<Arc<WorkerStats>>,
-    kept: Vec<Kept>,
+    /// To be handed over to a later process.
+    kept: Vec<Between<Socket>>,
     ports: Ports,
     watched: Arc<Watched>,
     port: Option<Arc<PortState>>,
@@ -113,12 +114,26 @@ impl Drop for Ends {
     }
 }
 
-/// What a pair of workers stands between, to be handed over to a later process.
-#[derive(Debug)]
-struct Kept {
-    queue: TunQueue,
-    socket: Socket,
-    tap: Option<TapQueue>,
+/// How workers run.
+struct Manner {
+    pin: bool,
+    awake: Duration,
+    priority: Priority,
+    confinement: Confinement,
+}
+
+impl Manner {
+    /// The calling thread is a worker of the pair of this index from now on, at this place.
+    fn enter(&self, index: usize, place: Option<Place>) -> std::io::Result<Idle> {
+        if self.pin {
+            // A processor that is not there any more is no reason not to forward.
+            let _ = affinity::pin_to(index);
+        }
+        self.priority.enter();
+        let idle = Idle::new(self.awake).at(place);
+        self.confinement.enter()?;
+        Ok(idle)
+    }
 }
 
 /// Told once for each worker that had to give up: its name and why.
@@ -132,130 +147,80 @@ impl Forwarder {
     /// A socket or a thread is not to be had; nothing runs then.
     pub fn start(config: Config, on_failure: &OnFailure) -> Result<Self, SetupError> {
         let count = config.queues.len();
-        let setup = |call, source| SetupError {
-            call,
-            object: format!("for {count} workers"),
-            remedy: "raise the limit of open files or of processes",
-            source,
+        let common = Common {
+            count,
+            listen: config.listen,
+            spread_source_ports: config.spread_source_ports,
+            source_check: config.source_check,
+            table: config.table,
+            on_answer: config.on_answer,
+            icmp: RawSockets::open()?,
+            limits: Arc::default(),
+            stop: Arc::new(StopFlag::new().map_err(pair::failed("create an eventfd", count))?),
+            watched: Arc::default(),
+            offloads: config.offloads,
         };
-        let icmp = RawSockets::open()?;
-        let limits = Arc::<Limits>::default();
-        let offloads = config.offloads;
-        let (awake, pin) = (config.stay_awake, config.pin);
-        // A processor that is not there any more is no reason not to forward.
-        let settle = move |index| {
-            if pin {
-                let _ = affinity::pin_to(index);
-            }
-        };
-        let confinement = Arc::new(config.confinement);
-        let sockets = udp::open_shared(config.listen, count, &offloads, config.inherited)?;
-        let stop = Arc::new(StopFlag::new().map_err(|source| setup("create an eventfd", source))?);
+        let manner = Arc::new(Manner {
+            pin: config.pin,
+            awake: config.stay_awake,
+            priority: config.priority,
+            confinement: config.confinement,
+        });
+        let sockets = udp::open_shared(config.listen, count, &common.offloads, config.inherited)?;
+        let thread = common.failed("start a thread");
         let (tell, ended) = mpsc::channel();
         let mut forwarder = Self {
-            stop,
+            stop: Arc::clone(&common.stop),
             workers: Mutex::new(Workers { running: BTreeSet::new(), ended, tell }),
             egress: Vec::new(),
             ingress: Vec::new(),
             kept: Vec::new(),
             ports: Ports::default(),
-            watched: Arc::default(),
+            watched: Arc::clone(&common.watched),
             port: None,
             attached: Mutex::default(),
-            warden: Warden::of(&config.priority, 2 * count, awake)
-                .map_err(|source| setup("start a thread", source))?,
-            priority: config.priority,
+            warden: Warden::of(&manner.priority, 2 * count, manner.awake).map_err(&thread)?,
+            priority: manner.priority.clone(),
         };
-        let standing = |forwarder: &Self, number| {
-            let place = forwarder.warden.as_ref().map(|warden| warden.place(number));
-            (place, forwarder.priority.clone())
-        };
-        let mut taps = config.taps.into_iter();
         let mut rings = config.port.map(|port| {
             let (attached, state, rings) = Rings::deal(port, count);
             forwarder.port = Some(state);
             *forwarder.attached() = Some(attached);
             rings
         });
-        for (index, (queue, shared)) in config.queues.into_iter().zip(sockets).enumerate() {
-            let socket = &shared.socket;
-            let queue_in = queue.try_clone().map_err(|source| setup("duplicate a queue", source))?;
-            let tap = taps.next();
-            let kept = Kept {
-                queue: queue.try_clone().map_err(|source| setup("duplicate a queue", source))?,
-                socket: socket.try_clone().map_err(|source| setup("duplicate a socket", source))?,
-                tap: tap
-                    .as_ref()
-                    .map(TapQueue::try_clone)
-                    .transpose()
-                    .map_err(|source| setup("duplicate a queue", source))?,
-            };
-            forwarder.kept.push(kept);
-            let lanes = if config.spread_source_ports {
-                udp::open_lanes(*config.listen.ip(), LANES)?
-            } else {
-                vec![socket.try_clone().map_err(|source| setup("duplicate a socket", source))?]
-            };
-            let answers = || Answers::new(Box::new(icmp.clone()), Arc::clone(&limits));
-            let mut ports = Ports::default();
-            ports.add(&lanes).map_err(|source| setup("duplicate a socket", source))?;
-            forwarder.ports.add(&lanes).map_err(|source| setup("duplicate a socket", source))?;
-            let echoes = Echoes::new(Box::new(ports), Arc::clone(&config.on_answer));
-
-            let own = lanes.iter().map(|lane| udp::address(lane).unwrap_or(config.listen)).collect();
-            let transmitter =
-                UdpTransmitter::new(lanes, Arc::clone(&offloads)).waiting(Arc::clone(&forwarder.stop));
-            let transmitter = match tap {
-                Some(tap) => transmitter.with_tap(tap),
-                None => transmitter,
-            };
-            let receiver = UdpReceiver::new(shared);
-            let (transmitter, receiver) = match &mut rings {
-                Some(rings) => rings
-                    .join(index, transmitter, receiver)
-                    .map_err(|source| setup("have rings beside the sockets", source))?,
-                None => (Way::Sockets(transmitter), Way::Sockets(receiver)),
-            };
-
-            let stats = Arc::<WorkerStats>::default();
-            forwarder.egress.push(Arc::clone(&stats));
-            let witness = Witness::new(Direction::Egress, Arc::clone(&forwarder.watched), own);
-            let egress =
-                Egress::new(queue, transmitter, config.table.reader(), answers(), stats).watched_by(witness);
-            let confined = Arc::clone(&confinement);
-            let (place, priority) = standing(&forwarder, 2 * index);
-            forwarder
-                .spawn(format!("egress-{index}"), on_failure, move |stop| {
-                    settle(index);
-                    priority.enter();
-                    let idle = Idle::new(awake).at(place);
-                    confined.enter()?;
-                    egress.run(idle, stop)
-                })
-                .map_err(|source| setup("start a thread", source))?;
-
-            let stats = Arc::<WorkerStats>::default();
-            forwarder.ingress.push(Arc::clone(&stats));
-            let (check, offloads) = (config.source_check, Arc::clone(&offloads));
-            let table = config.table.reader();
-            let answers = answers().with_echoes(echoes);
-            let watched = Arc::clone(&forwarder.watched);
-            let witness = Witness::new(Direction::Ingress, watched, vec![config.listen]);
-            let ingress =
-                Ingress::new(queue_in, receiver, check, table, answers, stats, offloads).watched_by(witness);
-            let confined = Arc::clone(&confinement);
-            let (place, priority) = standing(&forwarder, 2 * index + 1);
-            forwarder
-                .spawn(format!("ingress-{index}"), on_failure, move |stop| {
-                    settle(index);
-                    priority.enter();
-                    let idle = Idle::new(awake).at(place);
-                    confined.enter()?;
-                    ingress.run(idle, stop)
-                })
-                .map_err(|source| setup("start a thread", source))?;
+        let mut taps = config.taps.into_iter();
+        for (index, (queue, socket)) in config.queues.into_iter().zip(sockets).enumerate() {
+            let between = Between { queue, socket, tap: taps.next() };
+            forwarder.kept.push(between.copy().map_err(common.failed("duplicate a queue or a socket"))?);
+            let pair = Pair::build(index, between, rings.as_mut(), &common, &mut forwarder.ports)?;
+            forwarder.run(index, pair, &manner, on_failure).map_err(&thread)?;
         }
         Ok(forwarder)
+    }
+
+    /// Starts the threads of a pair.
+    fn run(
+        &mut self,
+        index: usize,
+        pair: Pair,
+        manner: &Arc<Manner>,
+        on_failure: &OnFailure,
+    ) -> std::io::Result<()> {
+        let Pair { egress, ingress, egress_stats, ingress_stats } = pair;
+        self.egress.push(egress_stats);
+        self.ingress.push(ingress_stats);
+        let (place, way) = (self.place(2 * index), Arc::clone(manner));
+        self.spawn(format!("egress-{index}"), on_failure, move |stop| {
+            egress.run(way.enter(index, place)?, stop)
+        })?;
+        let (place, way) = (self.place(2 * index + 1), Arc::clone(manner));
+        self.spawn(format!("ingress-{index}"), on_failure, move |stop| {
+            ingress.run(way.enter(index, place)?, stop)
+        })
+    }
+
+    fn place(&self, number: usize) -> Option<Place> {
+        self.warden.as_ref().map(|warden| warden.place(number))
     }
 
     /// What the workers have seen of packets, and where to capture them.

@@ -29,10 +29,13 @@ use crate::wire::ecn::Ecn;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{Packet, announced_len, protocol};
 use crate::wire::martian;
-use crate::wire::segment::{MAX_SEGMENT_HEADERS_LEN, Segments};
 use crate::wire::vnet::{Gso, GsoKind, VnetHdr};
 use crate::wire::{Format, vxlan};
 use crate::witness::Witness;
+
+mod outlet;
+
+use outlet::Outlet;
 
 /// How much is asked of the source of a packet from the wire. The form of a packet, its VNI and
 /// its MAC are always checked, and an address of this host is never a valid inner source.
@@ -64,15 +67,6 @@ struct Sink<D> {
     outlet: Outlet<D>,
 }
 
-/// The device, and what has been written to it.
-struct Outlet<D> {
-    device: D,
-    stats: Arc<WorkerStats>,
-    /// Packets written since the last count, as many as the wire saw, and their bytes.
-    packets: u64,
-    bytes: u64,
-}
-
 impl<D: Device, R: Receiver> Ingress<D, R> {
     /// Receives from `wire`, writes to `device`.
     #[must_use]
@@ -85,7 +79,7 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
         stats: Arc<WorkerStats>,
         offloads: Arc<Offloads>,
     ) -> Self {
-        let outlet = Outlet { device, stats, packets: 0, bytes: 0 };
+        let outlet = Outlet::new(device, stats);
         let peers = Tally::new(Direction::Ingress);
         let witness = Witness::new(Direction::Ingress, Arc::default(), Vec::new());
         let sink = Sink { check, answers, offloads, coalescer: Coalescer::default(), peers, witness, outlet };
@@ -260,18 +254,15 @@ impl<D: Device> Sink<D> {
                 *to = IoSlice::new(&bytes[part.clone()]);
             }
             let count = merged.parts.len();
-            match self.outlet.device.write(&parts[..count + 2]) {
-                Ok(()) => self.outlet.written(&parts[1..count + 2], count),
-                Err(error) => {
-                    if let Some(gso) = merged.vnet.gso.filter(|_| is_super_packet_refused(&error)) {
-                        self.offloads.switch_off(Offload::of(gso.kind));
-                    }
-                    // The segments are still what they were: in front of each payload, its headers.
-                    for part in merged.parts {
-                        let segment = part.start - merged.headers.len()..part.end;
-                        let header = arrival(&mut bytes[segment.clone()]);
-                        self.outlet.write(&header, &bytes[segment], &mut self.witness);
-                    }
+            if let Err(error) = self.outlet.try_write_parts(&parts[..count + 2], count) {
+                if let Some(gso) = merged.vnet.gso.filter(|_| is_super_packet_refused(&error)) {
+                    self.offloads.switch_off(Offload::of(gso.kind));
+                }
+                // The segments are still what they were: in front of each payload, its headers.
+                for part in merged.parts {
+                    let segment = part.start - merged.headers.len()..part.end;
+                    let header = arrival(&mut bytes[segment.clone()]);
+                    self.outlet.write(&header, &bytes[segment], &mut self.witness);
                 }
             }
         }
@@ -286,65 +277,6 @@ fn arrival(bytes: &mut [u8]) -> VnetHdr {
         |_| VnetHdr::default(),
         |packet| VnetHdr::for_arrival(&packet, packet.bytes().len(), None),
     )
-}
-
-impl<D: Device> Outlet<D> {
-    /// Writes a packet, behind its virtio header.
-    fn write(&mut self, header: &VnetHdr, packet: &[u8], witness: &mut Witness) {
-        if self.try_write(header, packet).is_err() {
-            self.failed(packet, witness);
-        }
-    }
-
-    fn try_write(&mut self, header: &VnetHdr, packet: &[u8]) -> io::Result<()> {
-        let header = header.to_bytes();
-        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
-        self.device.write(&parts)?;
-        self.written(&parts[1..], 1);
-        Ok(())
-    }
-
-    /// Writes the segments of a super-packet, which counts as the one packet that it was on the wire. Whether all
-    /// have been written.
-    fn write_cut(&mut self, gso: Gso, packet: &mut [u8]) -> bool {
-        let Ok(parsed) = Packet::parse(packet) else { return false };
-        let Ok(segments) = Segments::new(&parsed, gso) else { return false };
-        let (plain, mut headers) = (VnetHdr::default().to_bytes(), [0; MAX_SEGMENT_HEADERS_LEN]);
-        let headers = &mut headers[..segments.headers_len()];
-        let mut failures = 0;
-        for index in 0..segments.count() {
-            segments.write_headers(index, headers);
-            let payload = &parsed.bytes()[segments.payload(index)];
-            let parts = [IoSlice::new(&plain), IoSlice::new(headers), IoSlice::new(payload)];
-            failures += usize::from(self.device.write(&parts).is_err());
-        }
-        if failures == 0 {
-            self.written(&[IoSlice::new(parsed.bytes())], 1);
-        }
-        failures == 0
-    }
-
-    /// The device has refused `packet`.
-    fn failed(&mut self, packet: &[u8], witness: &mut Witness) {
-        self.stats.dropped(DropReason::WriteFailed);
-        witness.unwritten(packet, DropReason::WriteFailed);
-    }
-
-    /// A packet made of `parts` has been written, which the wire saw as `packets` ones, each with headers as
-    /// long as the first part.
-    fn written(&mut self, parts: &[IoSlice<'_>], packets: usize) {
-        self.stats.super_packet(packets as u64);
-        self.packets += packets as u64;
-        let repeated = parts[0].len() * (packets - 1);
-        self.bytes += repeated as u64 + parts.iter().map(|part| part.len() as u64).sum::<u64>();
-    }
-
-    fn count(&mut self) {
-        if self.packets > 0 {
-            self.stats.forwarded(self.packets, self.bytes);
-        }
-        (self.packets, self.bytes) = (0, 0);
-    }
 }
 
 /// Whether `bytes` are, in spite of `segment_len`, one datagram: a UDP super-packet that a kernel
