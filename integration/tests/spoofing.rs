@@ -275,6 +275,58 @@ fn a_packet_cut_at_any_length_is_dropped(backend: Backend) {
 }
 
 #[test]
+fn what_a_node_has_besides_is_no_other_nodes_and_no_gateways() {
+    let (site, worker, master) = Site::two_hosts();
+    let other = site.host("other", "192.168.66.6");
+    let (theirs, gateways) = (Ipv4Addr::new(172, 16, 5, 1), Ipv4Addr::new(192, 168, 1, 1));
+    for host in [&master, &other] {
+        host.ns.ip(&format!("address add {theirs}/32 dev lo\naddress add {gateways}/32 dev lo"));
+    }
+    let store = Store::dir_with_free_subnets(&site, "store", Backend::Vxlan);
+    let (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+    await_mesh(&[&w, &m]);
+    let a = worker.bridge_and_pod(&w.env());
+    // The way to these addresses is not the one that they come by.
+    for of in ["all", "flannel.1"] {
+        worker.ns.sysctl(&format!("net/ipv4/conf/{of}/rp_filter"), "0");
+    }
+    let (heard, hear) = mpsc::channel();
+    let _recorder = Server::udp(&a.ns, RECORDER, move |payload, from| {
+        let _ = heard.send((from, payload.to_vec()));
+        None
+    });
+    let packet = |from: Ipv4Addr, text: &[u8]| {
+        encapsulate(Backend::Vxlan, &w, &udp_packet(from, a.address, RECORDER, text))
+    };
+    let refused = || w.status().drops("ingress", "wrong_source");
+    let is_refused = |injector: &Injector, from: Ipv4Addr| {
+        let before = refused();
+        injector.send(&packet(from, b"false"));
+        await_until(SOON, "it to be refused", || refused() > before);
+    };
+
+    let from_master = Injector::new(&master.ns, worker.public_ip, Backend::Vxlan.port());
+    await_until(SOON, "the master's other address to be known", || {
+        from_master.send(&packet(theirs, b"genuine"));
+        hear.try_recv().is_ok()
+    });
+    is_refused(&from_master, gateways);
+
+    let o = other.overlayd(&store).start();
+    await_mesh(&[&w, &m, &o]);
+    let from_other = Injector::new(&other.ns, worker.public_ip, Backend::Vxlan.port());
+    await_until(SOON, "the other one to be asked", || {
+        is_refused(&from_other, theirs);
+        w.log().contains("that another has said before")
+    });
+    is_refused(&from_other, theirs);
+    is_refused(&from_other, gateways);
+    let told = w.log().matches("another address of its own as their source").count();
+    assert_eq!(told, 1, "{}", w.log());
+    assert!(hear.try_iter().all(|(from, payload)| from == theirs && payload == b"genuine"));
+}
+
+#[test]
 fn a_packet_of_ours_that_comes_back_is_dropped() {
     for backend in [Backend::Vxlan, Backend::Udp] {
         let (site, worker, master) = Site::two_hosts();

@@ -238,6 +238,11 @@ fn nor_does_one_behind_a_single_port() {
     nothing_is_taken(&["--source-port-spread=off"]);
 }
 
+#[test]
+fn nor_does_one_that_keeps_the_frames_of_a_ring() {
+    nothing_is_taken(&["--io=xdp"]);
+}
+
 fn nothing_is_taken(flags: &[&str]) {
     let (site, worker, master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);
@@ -247,7 +252,17 @@ fn nothing_is_taken(flags: &[&str]) {
     let mut left = flags.iter().fold(launch, |launch, flag| launch.flag(flag)).start();
     await_mesh(&[&left, &right]);
     let (a, b) = (worker.bridge_and_pod(&left.env()), master.bridge_and_pod(&right.env()));
-    worker.ns.ok("tc qdisc add dev eth0 root tbf rate 8bit burst 1600 limit 1000000000");
+    let slow = "root tbf rate 8bit burst 1600 limit 1000000000";
+    worker.ns.ok(&format!("tc qdisc add dev eth0 {slow}"));
+    // What goes by a ring passes that queue, so the other end of the link keeps it, too.
+    let (router, lan) = (&site.router, Site::lan_device(worker.public_ip));
+    router.ip("link add slow type ifb\nlink set slow up");
+    router.ok(&format!("tc qdisc add dev slow {slow}"));
+    router.ok(&format!("tc qdisc add dev {lan} ingress"));
+    let udp = "u32 match ip protocol 17 0xff";
+    router.ok(&format!(
+        "tc filter add dev {lan} ingress protocol ip {udp} action mirred egress redirect dev slow"
+    ));
     // Of ever other lengths: each packet is a run of its own.
     let sockets: Vec<UdpSocket> =
         (0..100).map(|_| a.ns.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind a UDP socket")).collect();
@@ -271,6 +286,7 @@ fn nothing_is_taken(flags: &[&str]) {
         left.log().matches("forwarding device").count() > built
     });
     assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
+    assert!(!left.log().contains("workers do not stop in time"), "{}", left.log());
     is_fed(&left);
     flood();
     ends_in_time(&mut left);
