@@ -162,17 +162,14 @@ fn what_is_wrong_with_a_host_is_named() {
     here.ip(&format!("address del 10.1.250.1/24 dev docker0\naddress add {} dev docker0", w.env().subnet));
 
     // Forwarding is off for one device, and somebody, quicker than the daemon, keeps it so.
-    let bridge = ["ERROR    forwarding", "net.ipv4.conf.docker0.forwarding is 0", "sysctl", "IPForward=no"];
-    let overlay = ["ERROR    forwarding", "net.ipv4.conf.flannel.1.forwarding is 0"];
-    let forwards = |parts: &[&str]| [&["forward      DROPPED"][..], &parts[1..]].concat();
-    switched_off(here, "docker0", || {
-        says(here, "check", false, &bridge);
-        says(here, &way, false, &forwards(&bridge));
-    });
-    switched_off(here, "flannel.1", || {
-        says(here, "check", false, &overlay);
-        says(here, &format!("trace {} {}", b.address, a.address), false, &forwards(&overlay));
-    });
+    let back = format!("trace {} {}", b.address, a.address);
+    for (device, way) in [("docker0", &way), ("flannel.1", &back)] {
+        let off = format!("net.ipv4.conf.{device}.forwarding is 0");
+        switched_off(here, device, || {
+            says(here, "check", false, &["ERROR    forwarding", &off, "sysctl", "IPForward=no"]);
+            says(here, way, false, &["forward      DROPPED", &off, "sysctl", "IPForward=no"]);
+        });
+    }
     // Not the daemon's to switch on, since no pods' packets come in by it as they are.
     let underlay = "net/ipv4/conf/eth0/forwarding";
     here.sysctl(underlay, "0");
@@ -214,9 +211,10 @@ fn what_a_firewall_refuses_is_named() {
     );
     says(here, &way, false, &["forward      DROPPED", "chain inet fw forward"]);
     here.ok("nft delete table inet fw");
-    here.ok("iptables -I FORWARD -i docker0 -j DROP");
+    // (In filter, what overlayd accepts is put before it again.)
+    here.ok("iptables -t mangle -I FORWARD -i docker0 -j DROP");
     says(here, &way, false, &["forward      DROPPED", "-A FORWARD -i docker0 -j DROP"]);
-    here.ok("iptables -D FORWARD -i docker0 -j DROP");
+    here.ok("iptables -t mangle -D FORWARD -i docker0 -j DROP");
 
     // One rule refuses some of it, and the policy all; only one pod is meant, as docker 29 does for each; or a rule
     // stands at a pod's own port.

@@ -158,6 +158,10 @@ impl Tracer<'_> {
         }
         let from_host = self.kernel.decide(src, None).await.is_ok_and(|way| way.local);
         let bridge = if from_host { None } else { self.kernel.device_of(src).await };
+        // Without forwarding the kernel says that it knows no way.
+        if bridge.as_deref().is_some_and(|bridge| !self.takes_from(bridge)) {
+            return Ok(());
+        }
         let way = self.kernel.decide(dst, bridge.as_deref().map(|bridge| (src, bridge))).await;
         let peer = self.peer_of(dst).cloned();
         let Some(way) = self.route_out(way, peer.as_ref()) else { return Ok(()) };
@@ -241,6 +245,18 @@ impl Tracer<'_> {
 
     /// Whether this host forwards the packet between two devices.
     async fn forwards(&mut self, from: &str, to: &str) -> bool {
+        if !self.takes_from(from) {
+            return false;
+        }
+        let way = |from, to| Hooks::Forwarded { from: Device::named(from), to: Device::named(to) };
+        let (request, reply) = (self.packet(way(from, to)), self.reply(way(to, from)));
+        let text = format!("from {from} to {to}");
+        self.by_rules("forward", &text, &[request], Traffic::Pods).await
+            && self.refuses_no_reply(&reply).await
+    }
+
+    /// Whether this host forwards what comes in by a device.
+    fn takes_from(&mut self, from: &str) -> bool {
         if sysctl("net/ipv4/ip_forward").as_deref() == Some("0") {
             self.trace.drop("forward", None, "net.ipv4.ip_forward is 0", "sysctl net.ipv4.ip_forward=1");
             return false;
@@ -254,11 +270,7 @@ impl Tracer<'_> {
             );
             return false;
         }
-        let way = |from, to| Hooks::Forwarded { from: Device::named(from), to: Device::named(to) };
-        let (request, reply) = (self.packet(way(from, to)), self.reply(way(to, from)));
-        let text = format!("from {from} to {to}");
-        self.by_rules("forward", &text, &[request], Traffic::Pods).await
-            && self.refuses_no_reply(&reply).await
+        true
     }
 
     /// Whether the packet passes the rules for what this host itself sends or receives, and its reply.
@@ -513,6 +525,7 @@ impl Tracer<'_> {
         }
         let way = match self.kernel.decide(dst, Some((src, &way_in))).await {
             Ok(way) => way,
+            Err(_) if !self.takes_from(&way_in) => return Ok(()),
             Err(reason) => {
                 self.trace.drop(
                     "route",
