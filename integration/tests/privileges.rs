@@ -136,7 +136,7 @@ fn a_user_of_its_own_goes_on_where_root_was_and_root_where_that_was() {
 #[test]
 fn a_subnet_file_that_is_roots_alone_keeps_what_root_has_written_there() {
     let (site, worker, _master) = Site::two_hosts();
-    let store = Store::dir(&site, Backend::Vxlan);
+    let store = Store::etcd(&site, Backend::Vxlan);
     let directory = site.directory("run");
     let file = directory.join("subnet.env");
     chown(&directory, Some(USER), None).unwrap();

@@ -225,10 +225,15 @@ fn a_pod_cannot_speak_for_its_node() {
                 .overlayd(&store)
                 .flag(&format!("--firewall={firewall}"))
                 .flag(&format!("--iptables-forward-rules={forward_rules}"))
-                .flag("--ip-masq")
                 .start();
             await_mesh(&[&w, &m]);
-            let a = bridged.get_or_insert_with(|| worker.bridge_and_pod(&w.env()));
+            let a = bridged.get_or_insert_with(|| {
+                // As docker has it.
+                let subnet = w.env().base_with_length();
+                let masquerade = format!("-s {subnet} ! -o docker0 -j MASQUERADE");
+                worker.ns.ok(&format!("iptables -t nat -A POSTROUTING {masquerade}"));
+                worker.bridge_and_pod(&w.env())
+            });
             let neighbour = Ipv4Addr::from(u32::from(w.env().base()) + 77);
             let frame = |text: &str| {
                 vxlan_frame(1, own_mac(&m), &udp_packet(neighbour, b.address, RECORDER, text.as_bytes()))
