@@ -28,8 +28,8 @@ use tracing::{debug, error, info, warn};
 use crate::backoff::Backoff;
 use crate::json::JsonError;
 use crate::lease::{
-    Admitted, Changes, Conflict, GRACE, Ground, Lease, LeaseAttrs, LeaseSet, NetworkFull, Refused, Rivals,
-    key_of,
+    Admitted, Changes, Conflict, GRACE, Ground, HostFacts, Lease, LeaseAttrs, LeaseSet, NetworkFull, Refused,
+    Rivals, key_of,
 };
 use crate::metrics::Meters;
 use crate::netconf::NetworkConfig;
@@ -79,6 +79,8 @@ pub struct View {
     pub garbage: usize,
     /// Nodes that share what only one may have.
     pub conflicts: Vec<Conflict>,
+    /// What leases are judged by of this host.
+    pub host: HostFacts,
     /// Whether changes are being followed.
     pub connected: bool,
 }
@@ -155,8 +157,10 @@ pub struct Membership {
     lost: bool,
     /// What has been said of a network without a subnet for us.
     full: Option<NetworkFull>,
-    /// What is this host's own, and must not be in its subnet.
-    kept: BTreeSet<Ipv4Addr>,
+    /// Keys of ours that are to be given up.
+    misfits: VecDeque<String>,
+    /// What leases, ours among them, are judged by of this host.
+    host: watch::Receiver<HostFacts>,
     rivals: Rivals,
     /// The conflicts that have been said.
     conflicts: Vec<Conflict>,
@@ -167,7 +171,7 @@ pub struct Membership {
     /// Whether it has asked, and not been answered yet.
     reload_due: bool,
     /// Answers whether this host can run a network; without one it can run any.
-    host: Option<mpsc::Sender<Question>>,
+    can_run: Option<mpsc::Sender<Question>>,
     /// Which network this host runs; without one it runs whatever is in force.
     runs: Option<watch::Receiver<Option<NetworkConfig>>>,
     standing: watch::Sender<Standing>,
@@ -221,7 +225,7 @@ impl Membership {
             public_ip: watch::channel(terms.public_ip).1,
             reload: Arc::default(),
             reload_due: false,
-            host: None,
+            can_run: None,
             runs: None,
             standing: watch::channel(Standing::default()).0,
             terms,
@@ -238,7 +242,8 @@ impl Membership {
             connected: false,
             lost: false,
             full: None,
-            kept: BTreeSet::new(),
+            misfits: VecDeque::new(),
+            host: watch::channel(HostFacts::default()).1,
             rivals: Rivals::default(),
             conflicts: Vec::new(),
             refused: Vec::new(),
@@ -263,7 +268,7 @@ impl Membership {
     /// Asks `host` whether it can run a network before a lease is taken in it.
     #[must_use]
     pub fn asking(self, host: mpsc::Sender<Question>) -> Self {
-        Self { host: Some(host), ..self }
+        Self { can_run: Some(host), ..self }
     }
 
     /// Gives up what is left of another network only once `runs` says that the one in force runs.
@@ -278,10 +283,11 @@ impl Membership {
         Self { standing, ..self }
     }
 
-    /// Takes no subnet that has one of `kept` in it: they are this host's own.
+    /// Judges leases, ours among them, by what `host` says of this host: when the host itself comes to be in our
+    /// subnet, another one is taken.
     #[must_use]
-    pub fn keeping(self, kept: BTreeSet<Ipv4Addr>) -> Self {
-        Self { kept, ..self }
+    pub fn minding(self, host: watch::Receiver<HostFacts>) -> Self {
+        Self { host, ..self }
     }
 
     /// Counts on `meters`.
@@ -345,7 +351,7 @@ impl Membership {
         }
         self.hold().await?;
         self.publish();
-        self.release_misfits().await?;
+        self.release_misfits();
         let reload = Arc::clone(&self.reload);
         loop {
             // Fused: its end can be seen while a burst is gathered.
@@ -359,6 +365,7 @@ impl Membership {
                 let renew_at = self.held.as_ref().filter(|_| self.is_held()).map(|held| held.renew_at);
                 let forget_at = self.leases.forgets_at();
                 let apply_at = self.candidate.as_ref().map(|candidate| candidate.due);
+                let releases = !self.misfits.is_empty() && self.is_held();
                 tokio::select! {
                     event = events.next() => {
                         let Some(event) = event else { break };
@@ -376,7 +383,7 @@ impl Membership {
                             }
                             event = events.next().now_or_never().flatten();
                         }
-                        if !self.is_held() {
+                        if !self.is_held() || self.is_in_our_way() {
                             self.hold().await?;
                         }
                         self.publish();
@@ -401,13 +408,18 @@ impl Membership {
                     () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => {
                         self.try_candidate().await?;
                     }
-                    () = changed(&mut self.runs) => self.release_misfits().await?,
+                    () = changed(&mut self.runs) => self.release_misfits(),
                     // Nobody tells any more once the sender is gone.
                     Ok(()) = self.public_ip.changed() => {
                         self.readdress().await?;
                         self.hold().await?;
                         self.publish();
                     }
+                    Ok(()) = self.host.changed() => {
+                        self.hold().await?;
+                        self.publish();
+                    }
+                    () = ready(()), if releases => self.release_some().await?,
                 }
             }
             // The store ended the watch; it goes on from where it was.
@@ -579,8 +591,9 @@ impl Membership {
     fn publish(&mut self) {
         let (Some((text, config)), Some(held)) = (&self.config, &self.held) else { return };
         let ours = (held.entry.key.as_str(), &held.attrs);
-        let ground = Ground { config, own: Some(held.entry.subnet), public_ip: self.terms.public_ip };
-        let mut judgement = ground.judge(&self.leases);
+        let host = self.host.borrow().clone();
+        let (own, public_ip) = (Some(held.entry.subnet), self.terms.public_ip);
+        let mut judgement = Ground { config, own, public_ip, host: &host }.judge(&self.leases);
         self.leases.note_use(&judgement);
         let refused_count = judgement.refused.len();
         judgement.refused.truncate(TOLD);
@@ -602,6 +615,7 @@ impl Membership {
             refused_count,
             garbage: self.leases.garbage() + self.skipped,
             conflicts,
+            host,
             connected: self.connected,
         };
         self.out.send_if_modified(|current| {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use control::lease::HostFacts;
 use control::membership::{Membership, Terms, View};
 use control::store::{DirStore, Entry, EventStream, LeaseStore, Listing, Revision, StoreError, Written};
 use ipnet::Ipv4Net;
@@ -79,16 +80,20 @@ fn join_again<S: LeaseStore + 'static>(
     previous: Option<&str>,
     earlier: Option<View>,
 ) -> watch::Receiver<Option<View>> {
-    let terms = Terms {
+    let (out, views) = watch::channel(None);
+    let store = Arc::clone(store) as Arc<dyn LeaseStore>;
+    tokio::spawn(Membership::new(store, terms(previous), earlier, out).run());
+    views
+}
+
+fn terms(previous: Option<&str>) -> Terms {
+    Terms {
         public_ip: Ipv4Addr::new(192, 168, 1, 12),
         previous: previous.map(|subnet| subnet.parse().unwrap()),
         vtep_mac: None,
         ttl: TTL,
         renew_margin: Duration::from_secs(10),
-    };
-    let (out, views) = watch::channel(None);
-    tokio::spawn(Membership::new(Arc::clone(store) as Arc<dyn LeaseStore>, terms, earlier, out).run());
-    views
+    }
 }
 
 async fn connected(views: &mut watch::Receiver<Option<View>>) -> View {
@@ -288,9 +293,90 @@ async fn a_lease_that_no_longer_fits_is_given_up() {
     store.put("10.1.163.0-25", &vxlan("192.168.1.13", 1), Some(1));
     let view = connected(&mut join(&store, Some("10.1.9.0/25"))).await;
     assert_eq!(view.lease.subnet.prefix_len(), 24);
-    assert_eq!(store.get("10.1.9.0-25"), None);
+    eventually("the misfit to be given up", || store.get("10.1.9.0-25").is_none()).await;
     assert!(store.get("10.1.163.0-25").is_some(), "another node's was given up");
 }
+
+/// Somebody names our address in any number of leases that cannot be ours.
+#[tokio::test(start_paused = true)]
+async fn nothing_waits_for_leases_of_ours_to_be_given_up() {
+    let (store, mut views) = member().await;
+    let key = |number: u16| format!("10.1.{}.{}-32", 200 + number / 256, number % 256);
+    (0..MANY).for_each(|number| store.put(&key(number), &vxlan("192.168.1.12", 9), Some(9)));
+    view_that(&mut views, |view| !view.conflicts.is_empty()).await;
+    let conflicts = views.borrow().as_ref().unwrap().conflicts.len();
+    assert!(conflicts <= 200, "{conflicts} conflicts are told");
+
+    // It gives them up when it has listed the leases anew.
+    store.release_slowly(Duration::from_secs(60));
+    store.set_down(true);
+    view_that(&mut views, |view| !view.connected).await;
+    store.set_down(false);
+    let (_, took) = view_that(&mut views, |view| view.connected).await;
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    let before = store.asked(KEY);
+    store.put("10.1.164.0-24", &vxlan("192.168.1.14", 4), Some(4));
+    view_that(&mut views, |view| view.peers.len() == 2).await;
+    let renewals = async {
+        while store.asked(KEY) < before + 3 {
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    timeout(4 * TTL, renewals).await.expect("renewals");
+    assert!(store.count() > 3, "all are given up already");
+    let gone = async {
+        while store.count() > 3 {
+            sleep(TTL).await;
+        }
+    };
+    timeout(Duration::from_secs(100) * MANY.into(), gone).await.expect("all to be given up");
+    assert!(store.get(KEY).is_some() && views.borrow().as_ref().unwrap().held);
+}
+
+const MANY: u16 = 2_000;
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_that_this_host_comes_to_be_in_is_given_up_for_another() {
+    for (config, moves) in [(CONFIG, true), (ONLY_OURS, false)] {
+        let store = Arc::new(Memory::new(config));
+        let (host, facts) = watch::channel(HostFacts::default());
+        let (out, mut views) = watch::channel(None);
+        let shared = Arc::clone(&store) as Arc<dyn LeaseStore>;
+        tokio::spawn(Membership::new(shared, terms(Some("10.1.9.0/24")), None, out).minding(facts).run());
+        connected(&mut views).await;
+        // Somewhere else.
+        let has = |address: [u8; 4]| {
+            host.send_replace(HostFacts { kept: [address.into()].into(), ..HostFacts::default() })
+        };
+        has([192, 168, 1, 1]);
+        has([10, 1, 10, 1]);
+        sleep(2 * TTL).await;
+        assert_eq!(views.borrow().as_ref().unwrap().lease.subnet.to_string(), "10.1.9.0/24");
+
+        has([10, 1, 9, 77]);
+        if moves {
+            let (view, _) =
+                view_that(&mut views, |view| view.lease.subnet.to_string() != "10.1.9.0/24").await;
+            assert!(view.held);
+            let others = async {
+                while store.get(KEY).is_some() {
+                    sleep(Duration::from_secs(1)).await;
+                }
+            };
+            timeout(TTL, others).await.expect("the earlier lease to be given up");
+            assert_eq!(store.count(), 1);
+        } else {
+            // There is no other: it stays, and is renewed, until there is.
+            let before = store.asked(KEY);
+            sleep(2 * TTL).await;
+            assert!(store.get(KEY).is_some() && store.asked(KEY) > before);
+            assert!(views.borrow().as_ref().unwrap().held);
+        }
+    }
+}
+
+const ONLY_OURS: &str =
+    r#"{"Network":"10.1.0.0/16","SubnetMin":"10.1.9.0","SubnetMax":"10.1.9.0","Backend":{"Type":"vxlan"}}"#;
 
 #[tokio::test(start_paused = true)]
 async fn two_nodes_with_one_address_are_told_and_do_not_write_without_end() {

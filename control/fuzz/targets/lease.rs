@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use control::lease::{Ground, LeaseAttrs, LeaseSet, key_of, parse_key};
+use control::lease::{Ground, HostFacts, LeaseAttrs, LeaseSet, key_of, parse_key};
 use control::netconf::NetworkConfig;
 use control::store::{Entry, Event, Listing};
 use libfuzzer_sys::fuzz_target;
@@ -35,7 +35,8 @@ fuzz_target!(|data: &[u8]| {
     for backend in ["udp", "vxlan"] {
         let config = format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
         let config = NetworkConfig::parse(&config).expect("a configuration");
-        let ground = Ground { config: &config, own, public_ip: Ipv4Addr::new(192, 168, 1, 12) };
+        let (public_ip, host) = (Ipv4Addr::new(192, 168, 1, 12), HostFacts::default());
+        let ground = Ground { config: &config, own, public_ip, host: &host };
         let judgement = ground.judge(&set);
         let apart = judgement.held.windows(2).all(|two| two[0].broadcast() < two[1].network());
         assert!(apart, "no two of those in use have an address in common");

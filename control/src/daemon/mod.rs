@@ -5,6 +5,7 @@
 //! | task | what it owns |
 //! | --- | --- |
 //! | [`crate::membership`] | our lease, and what the store says |
+//! | [`host_facts`] | what leases are judged by of this host |
 //! | [`keeper`] | the node: builds it, replaces it, looks after it |
 //! | [`rules`] | the firewall's rules, with the programs that these take |
 //! | [`saving`] | the subnet file and the saved state |
@@ -31,9 +32,9 @@ use crate::events::Events;
 use crate::flags::{FlagError, Flags, SourceCheckFlag, StoreKind};
 use crate::health::Health;
 use crate::host::link::HostChanges;
-use crate::host::{HostError, Masquerade, holdings};
+use crate::host::{HostError, Masquerade};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
-use crate::lease::{Ground, LeaseBackend};
+use crate::lease::{Ground, HostFacts, LeaseBackend};
 use crate::membership::{Membership, MembershipError, Standing, Terms, View};
 use crate::metrics::{Meters, Metrics, StoreMeter};
 use crate::netconf::NetworkConfig;
@@ -48,6 +49,7 @@ use crate::store::{DirStore, EtcdStore, LeaseStore, StoreAddresses, StoreError, 
 
 mod earlier;
 mod hints;
+mod host_facts;
 mod keeper;
 mod report;
 mod rules;
@@ -194,7 +196,7 @@ impl Daemon {
         let (store, usable) = connect_store(&flags, &meters.store).await?;
         let store_name = store.describe();
         let addresses = store_addresses(&flags).await;
-        let kept = holdings::kept(&underlay.name, &addresses.now()).await?;
+        let host = host_facts::follow(spec.clone(), underlay.clone(), addresses.clone()).await?;
         let facts = Facts {
             started: std::time::Instant::now(),
             store: Arc::clone(&store),
@@ -202,7 +204,7 @@ impl Daemon {
             offloads: flags.offload.0.clone(),
         };
         lock(&shared).set_facts(Arc::new(facts), store_name.clone());
-        let saved = saved_view(&left, &store_name, underlay.public_ip);
+        let saved = saved_view(&left, &store_name, underlay.public_ip, host.borrow().clone());
         // With a saved state, the node forwards while somebody puts the certificates right.
         if saved.is_none() {
             usable?;
@@ -217,7 +219,7 @@ impl Daemon {
         let membership = Membership::new(store, terms, saved.clone(), out)
             .following(lease_address)
             .reloading(reload)
-            .keeping(kept)
+            .minding(host)
             .asking(ask)
             .once_it_runs(runs)
             .telling(stand)
@@ -343,7 +345,7 @@ pub async fn connect_store(
 }
 
 /// The state of an earlier run, if it is of this node and this network and still makes sense.
-fn saved_view(left: &Left, store: &str, public_ip: Ipv4Addr) -> Option<View> {
+fn saved_view(left: &Left, store: &str, public_ip: Ipv4Addr, host: HostFacts) -> Option<View> {
     let (saved, path) = left.state.as_ref()?;
     if !is_same_store(&saved.store, store) || saved.public_ip != public_ip {
         info!(path = %path.display(), "the saved state is of another network or address: starting without");
@@ -351,7 +353,7 @@ fn saved_view(left: &Left, store: &str, public_ip: Ipv4Addr) -> Option<View> {
     }
     let config = NetworkConfig::parse(&saved.config).ok()?;
     let kind = saved.lease.attrs.backend.kind();
-    let ground = Ground { config: &config, own: Some(saved.lease.subnet), public_ip };
+    let ground = Ground { config: &config, own: Some(saved.lease.subnet), public_ip, host: &host };
     let peers = ground.judge_saved(saved.peers.clone());
     (kind == Some(config.backend.kind()) && config.fits(saved.lease.subnet)).then(|| View {
         config,
@@ -364,6 +366,7 @@ fn saved_view(left: &Left, store: &str, public_ip: Ipv4Addr) -> Option<View> {
         refused_count: 0,
         garbage: 0,
         conflicts: Vec::new(),
+        host,
         connected: false,
     })
 }

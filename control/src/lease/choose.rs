@@ -2,13 +2,14 @@
 //! and whoever loses that race lists again and chooses again.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use rand::Rng;
 
-use super::{Ground, LeaseAttrs, LeaseSet};
+use super::{Ground, HostFacts, LeaseAttrs, LeaseSet};
+use crate::host::overlap::overlap;
 use crate::netconf::NetworkConfig;
 use crate::store::Entry;
 
@@ -62,31 +63,38 @@ fn of_this_host(kept: &[Ipv4Addr]) -> String {
 /// `previous` subnet if it fits and is free, (3) a random one of the first 100 that are free.
 /// Of several in (1), one whose addresses nobody else has comes first, then a reservation, then the previous
 /// subnet, then the lowest. A key whose value is unusable is ours if its PublicIP is, or if it has none and names
-/// the previous subnet. What leases that the gate refuses claim, and where other nodes are, is avoided for as long as
-/// there is anything else. What has one of `kept` in it, this host's own addresses, is no pods' at all.
+/// the previous subnet. Anybody can write our PublicIP: where somebody else has the addresses, a key is ours only if it
+/// is of the previous subnet. What leases that the gate refuses claim, and where other nodes are, is avoided for as
+/// long as there is anything else. What this `host` is in itself is no pods' at all.
 pub fn choose(
     config: &NetworkConfig,
     leases: &LeaseSet,
     public_ip: Ipv4Addr,
     previous: Option<Ipv4Net>,
-    kept: &BTreeSet<Ipv4Addr>,
+    host: &HostFacts,
     rng: &mut impl Rng,
 ) -> Result<Choice, NetworkFull> {
-    let judgement = Ground { config, own: None, public_ip }.judge(leases);
+    let judgement = Ground { config, own: None, public_ip, host }.judge(leases);
     let refused: HashSet<&str> = judgement.refused.iter().map(|refused| refused.key.as_str()).collect();
     let readable = leases.iter().filter(|known| known.attrs.public_ip == public_ip).map(|known| &known.entry);
     let garbage = leases.iter_garbage().filter(|entry| match LeaseAttrs::public_ip_of(&entry.value) {
         Some(owner) => owner == public_ip,
         None => Some(entry.subnet) == previous,
     });
-    let is_fit = |subnet: Ipv4Net| {
-        config.fits(subnet) && kept.range(subnet.network()..=subnet.broadcast()).next().is_none()
-    };
-    let ours = readable.chain(garbage).filter(|entry| is_fit(entry.subnet)).max_by_key(|entry| {
-        let is_held = !refused.contains(entry.key.as_str());
-        (is_held, entry.expiry.is_none(), Some(entry.subnet) == previous, Reverse(entry.subnet))
+    let is_fit = |subnet: Ipv4Net| config.fits(subnet) && !host.is_in(subnet);
+    // What the gate refuses is another's. A value that cannot be read does not get as far as that.
+    let readable = readable.map(|entry| (entry, !refused.contains(entry.key.as_str())));
+    let garbage = garbage.map(|entry| (entry, !overlaps_any(&judgement.held, entry.subnet)));
+    // Where the store tells who was first, another's very subnet is nobody's to come back to.
+    let is_another = |entry: &Entry| entry.created > 0 && judgement.held.binary_search(&entry.subnet).is_ok();
+    let ours = readable.chain(garbage).filter(|(entry, is_held)| {
+        let is_back = Some(entry.subnet) == previous && !is_another(entry);
+        is_fit(entry.subnet) && (*is_held || is_back)
     });
-    if let Some(entry) = ours {
+    let ours = ours.max_by_key(|(entry, is_held)| {
+        (*is_held, entry.expiry.is_none(), Some(entry.subnet) == previous, Reverse(entry.subnet))
+    });
+    if let Some((entry, _)) = ours {
         return Ok(Choice::Ours(entry.clone()));
     }
 
@@ -103,7 +111,7 @@ pub fn choose(
     let nodes = leases.iter().map(|known| Ipv4Net::from(known.attrs.public_ip));
     let free_of = |subnets: Vec<Ipv4Net>| -> Vec<Ipv4Net> {
         let mut taken =
-            Taken::new(subnets.into_iter().chain(kept.iter().copied().map(Ipv4Net::from)).collect());
+            Taken::new(subnets.into_iter().chain(host.kept.iter().copied().map(Ipv4Net::from)).collect());
         config.subnets().filter(|subnet| taken.is_free(*subnet)).take(CANDIDATES).collect()
     };
     let mut candidates = free_of(claimed.chain(nodes).collect());
@@ -119,14 +127,16 @@ pub fn choose(
             subnet_len: config.subnet_len,
             subnet_min: config.subnet_min,
             subnet_max: config.subnet_max,
-            kept: kept.range(config.pods().0..=config.pods().1).copied().collect(),
+            kept: host.kept.range(config.pods().0..=config.pods().1).copied().collect(),
         });
     }
     Ok(Choice::Free(candidates[rng.random_range(0..candidates.len())]))
 }
 
-fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
-    a.contains(&b) || b.contains(&a)
+/// Whether `subnet` overlaps one of `apart`, which are in order and do not overlap each other.
+fn overlaps_any(apart: &[Ipv4Net], subnet: Ipv4Net) -> bool {
+    let before = apart.partition_point(|other| other.network() <= subnet.broadcast());
+    before > 0 && overlap(apart[before - 1], subnet)
 }
 
 /// The subnets taken, to be asked about in ascending order: one walk over both, however many there are.
@@ -201,7 +211,7 @@ mod tests {
     }
 
     fn pick(config: &NetworkConfig, set: &LeaseSet, previous: Option<&str>) -> Result<Choice, NetworkFull> {
-        choose(config, set, IP, previous.map(net), &BTreeSet::new(), &mut StdRng::seed_from_u64(1))
+        choose(config, set, IP, previous.map(net), &HostFacts::default(), &mut StdRng::seed_from_u64(1))
     }
 
     fn ours(choice: Choice) -> Ipv4Net {
@@ -284,10 +294,11 @@ mod tests {
     #[test]
     fn a_subnet_with_the_host_in_it_is_no_choice_and_one_with_a_node_the_last() {
         let config = config("192.168.0.0/28", 30);
-        let kept = BTreeSet::from([Ipv4Addr::new(192, 168, 0, 6), Ipv4Addr::new(192, 168, 9, 1)]);
+        let kept = [Ipv4Addr::new(192, 168, 0, 6), Ipv4Addr::new(192, 168, 9, 1)].into();
+        let host = HostFacts { kept, ..HostFacts::default() };
         let node = ("192.168.0.12/30", "192.168.0.9", Some(7));
         let choice = |leases: &[_], previous: &str| {
-            choose(&config, &set(leases), IP, Some(net(previous)), &kept, &mut StdRng::seed_from_u64(1))
+            choose(&config, &set(leases), IP, Some(net(previous)), &host, &mut StdRng::seed_from_u64(1))
         };
         assert_eq!(choice(&[], "192.168.0.8/30"), Ok(Choice::Previous(net("192.168.0.8/30"))));
         for _ in 0..20 {
@@ -311,8 +322,45 @@ mod tests {
         }
         let config = config("10.1.0.0/28", 30);
         for seed in 0..20 {
-            let choice = choose(&config, &set, IP, None, &BTreeSet::new(), &mut StdRng::seed_from_u64(seed));
+            let choice =
+                choose(&config, &set, IP, None, &HostFacts::default(), &mut StdRng::seed_from_u64(seed));
             assert_eq!(choice, Ok(Choice::Free(net("10.1.0.12/30"))));
+        }
+    }
+
+    #[test]
+    fn a_key_with_our_address_gives_us_nobody_elses_subnet() {
+        let config = config("10.1.0.0/16", 24);
+        let key = |key: &str, value: &str, created: i64| {
+            let (subnet, value) = (crate::lease::parse_key(key).unwrap(), value.into());
+            Event::Put(Entry { key: key.to_owned(), subnet, value, revision: 9, created, expiry: Some(7) })
+        };
+        let ours = r#"{"PublicIP":"192.168.1.12"}"#;
+        let unreadable = r#"{"PublicIP":"192.168.1.12","BackendType":"vxlan"}"#;
+        let neighbours = r#"{"PublicIP":"192.168.1.13"}"#;
+        let chosen = |keys: &[Event], previous: Option<&str>| {
+            let mut set = LeaseSet::default();
+            keys.iter().for_each(|key| _ = set.apply_event(key));
+            pick(&config, &set, previous).unwrap()
+        };
+        let theirs = net("10.1.39.0/24");
+        for value in [ours, unreadable] {
+            for previous in [None, Some("10.1.39.0/24"), Some("10.1.40.0/24")] {
+                let keys = [key("10.1.39.0-24", neighbours, 3), key("10.1.39.0-24&fd00::-64", value, 4)];
+                let choice = chosen(&keys, previous);
+                let subnet = match &choice {
+                    Choice::Ours(entry) => entry.subnet,
+                    Choice::Previous(subnet) | Choice::Free(subnet) => *subnet,
+                };
+                assert_ne!(subnet, theirs, "{value}, {previous:?}: {choice:?}");
+            }
+            // A smaller one, or one in a store that does not tell who was first, keeps nobody from coming back.
+            for (other, first, second) in [("10.1.39.0-25", 2, 3), ("10.1.39.0-24", 0, 0)] {
+                let keys = [key(other, neighbours, first), key("10.1.39.0-24&fd00::-64", value, second)];
+                let back = chosen(&keys, Some("10.1.39.0/24"));
+                assert!(matches!(&back, Choice::Ours(entry) if entry.subnet == theirs), "{other}: {back:?}");
+                assert!(matches!(chosen(&keys, None), Choice::Free(_)), "{other} to a newcomer");
+            }
         }
     }
 
@@ -350,12 +398,13 @@ mod tests {
                 .collect();
             let leases: Vec<_> = nets.iter().map(|net| (net.as_str(), "192.168.1.13", Some(1))).collect();
             let set = set(&leases);
-            let held = Ground { config: &config, own: None, public_ip: IP }.judge(&set).held;
+            let host = HostFacts::default();
+            let held = Ground { config: &config, own: None, public_ip: IP, host: &host }.judge(&set).held;
             let free: Vec<Ipv4Net> = config
                 .subnets()
                 .filter(|subnet| !held.iter().any(|other| overlap(*subnet, *other)))
                 .collect();
-            match choose(&config, &set, IP, None, &BTreeSet::new(), &mut StdRng::seed_from_u64(seed)) {
+            match choose(&config, &set, IP, None, &host, &mut StdRng::seed_from_u64(seed)) {
                 Ok(Choice::Free(subnet)) => prop_assert!(free.contains(&subnet)),
                 Ok(other) => prop_assert!(false, "{:?}", other),
                 Err(full) => {

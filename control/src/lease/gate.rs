@@ -11,7 +11,7 @@
 //!    neighbour to whoever writes a smaller subnet.
 //! 4. A store that does not tell the order prefers subnets of the length that the network's configuration asks for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::ops::Deref;
 
@@ -19,6 +19,7 @@ use ipnet::Ipv4Net;
 use overlay::MacAddr;
 
 use super::{Conflict, Known, Lease, LeaseAttrs, LeaseBackend, LeaseSet, key_of};
+use crate::host::overlap::overlap;
 use crate::netconf::NetworkConfig;
 
 /// What leases are judged by.
@@ -30,6 +31,25 @@ pub struct Ground<'a> {
     pub own: Option<Ipv4Net>,
     /// Our own address, as the others see it.
     pub public_ip: Ipv4Addr,
+    /// What there is of this host.
+    pub host: &'a HostFacts,
+}
+
+/// What of this host leases are judged by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// What is its own, or what it has to reach, where our subnet would be in the way.
+    pub kept: BTreeSet<Ipv4Addr>,
+    /// The broadcast addresses of its interfaces.
+    pub broadcasts: BTreeSet<Ipv4Addr>,
+}
+
+impl HostFacts {
+    /// Whether `subnet` would take something from this host if it was its pods'.
+    #[must_use]
+    pub fn is_in(&self, subnet: Ipv4Net) -> bool {
+        self.kept.range(subnet.network()..=subnet.broadcast()).next().is_some()
+    }
 }
 
 /// Leases of other nodes that have passed the gate. Only the gate makes one.
@@ -162,7 +182,7 @@ impl Ground<'_> {
             return Some(Reason::Outside(network));
         }
         if public_ip != self.public_ip {
-            if let Some(what) = no_host(public_ip, self.public_ip) {
+            if let Some(what) = self.no_host(public_ip) {
                 return Some(Reason::NoHost(public_ip, what));
             }
             if subnet.contains(&self.public_ip) {
@@ -174,6 +194,23 @@ impl Ground<'_> {
         }
         match &attrs.backend {
             LeaseBackend::Vxlan { vtep_mac, .. } if !vtep_mac.is_unicast() => Some(Reason::Mac(*vtep_mac)),
+            _ => None,
+        }
+    }
+
+    /// What `address` is if no other host can be reached there.
+    fn no_host(&self, address: Ipv4Addr) -> Option<&'static str> {
+        match address.octets() {
+            [0, ..] => Some("of this network (0.0.0.0/8)"),
+            [127, ..] => Some("a loopback address"),
+            // Hosts that have found each other without a router may build an overlay, too.
+            [169, 254, ..] if !self.public_ip.is_link_local() => Some("a link-local address"),
+            [224..=239, ..] => Some("a multicast address"),
+            [255, 255, 255, 255] => Some("the broadcast address"),
+            [240..=255, ..] => Some("reserved (240.0.0.0/4)"),
+            _ if self.host.broadcasts.contains(&address) => {
+                Some("the broadcast address of a network of this host's")
+            }
             _ => None,
         }
     }
@@ -303,24 +340,6 @@ impl Judgement {
         }
         shared.into_iter().for_each(|conflict| self.dispute(conflict));
     }
-}
-
-/// What `address` is if no other host can be reached there, for a node that is reached at `ours`.
-fn no_host(address: Ipv4Addr, ours: Ipv4Addr) -> Option<&'static str> {
-    match address.octets() {
-        [0, ..] => Some("of this network (0.0.0.0/8)"),
-        [127, ..] => Some("a loopback address"),
-        // Hosts that have found each other without a router may build an overlay, too.
-        [169, 254, ..] if !ours.is_link_local() => Some("a link-local address"),
-        [224..=239, ..] => Some("a multicast address"),
-        [255, 255, 255, 255] => Some("the broadcast address"),
-        [240..=255, ..] => Some("reserved (240.0.0.0/4)"),
-        _ => None,
-    }
-}
-
-fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
-    a.contains(&b) || b.contains(&a)
 }
 
 /// Somebody who wants to make trouble could name any number.

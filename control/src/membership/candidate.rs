@@ -70,7 +70,7 @@ impl Membership {
                 (self.lost, self.full) = (false, None);
                 self.not_applied(None);
                 self.publish();
-                self.release_misfits().await?;
+                self.release_misfits();
             }
             Err(problem) => {
                 if let Some(candidate) = &mut self.candidate {
@@ -103,7 +103,7 @@ impl Membership {
 
     /// Whether this host can run `config`.
     pub(super) async fn ask_host(&self, config: &NetworkConfig) -> Result<(), Refusal> {
-        let Some(host) = &self.host else { return Ok(()) };
+        let Some(host) = &self.can_run else { return Ok(()) };
         let (answer, answered) = oneshot::channel();
         let sent = host.send(Question { config: config.clone(), answer }).await;
         match (sent, answered.await) {

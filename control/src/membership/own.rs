@@ -1,22 +1,31 @@
 //! Our own lease: taken, kept, given up, and made to say what is so.
 
+use std::mem;
+use std::time::Duration;
+
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
-use super::{HARMLESS_CONFLICTS, Held, Interrupted, Membership, MembershipError, PAUSES, Refusal, shorten};
-use crate::lease::{Choice, LeaseAttrs, LeaseBackend, NetworkFull, choose};
+use super::{
+    HARMLESS_CONFLICTS, Held, Interrupted, Membership, MembershipError, NAMED, PAUSES, Refusal, shorten,
+};
+use crate::lease::{Choice, Known, LeaseAttrs, LeaseBackend, NetworkFull, choose};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::derive_vtep_mac;
 use crate::store::{Entry, Event, StoreError, Written};
 
 impl Membership {
-    /// Step 3. Does nothing while the lease is held. While no subnet is free, it is left to the next change.
+    /// Step 3. Does nothing while a lease is held in which this host itself is not. While no subnet is free, it is left
+    /// to the next change.
     pub(super) async fn hold(&mut self) -> Result<(), Interrupted> {
-        if self.is_held() && self.taken {
+        let is_held = self.is_held() && self.taken;
+        if is_held && !self.is_in_our_way() {
+            self.full = None;
             return Ok(());
         }
         if let Some(held) = &self.held
             && self.taken
+            && !is_held
             && !self.lost
         {
             warn!(key = held.entry.key, "our lease is gone: taking it again, forwarding goes on");
@@ -42,7 +51,7 @@ impl Membership {
             Ok(()) => {
                 (self.lost, self.full) = (false, None);
                 self.publish();
-                self.release_misfits().await?;
+                self.release_misfits();
             }
             Err(full) => {
                 if self.full.as_ref() != Some(&full) {
@@ -63,14 +72,15 @@ impl Membership {
         let (public_ip, previous) = (self.terms.public_ip, self.terms.previous);
         let held = self.held.as_ref().map(|held| held.entry.subnet);
         let previous = previous.filter(|subnet| config.fits(*subnet)).or(held);
+        let host = self.host.borrow();
         if misfits.is_empty() {
-            return choose(config, &self.leases, public_ip, previous, &self.kept, &mut rand::rng());
+            return choose(config, &self.leases, public_ip, previous, &host, &mut rand::rng());
         }
         let mut others = self.leases.clone();
         for key in misfits {
             others.apply_event(&Event::Delete(key));
         }
-        choose(config, &others, public_ip, previous, &self.kept, &mut rand::rng())
+        choose(config, &others, public_ip, previous, &host, &mut rand::rng())
     }
 
     /// Takes a lease as `config` wants it. What was held until then is held until this is.
@@ -130,33 +140,57 @@ impl Membership {
         }
     }
 
-    /// Leases of ours that `config` does not allow.
-    fn misfits<'a>(&'a self, config: &'a NetworkConfig) -> impl Iterator<Item = &'a Entry> {
-        let public_ip = self.terms.public_ip;
-        let known = self.leases.iter().filter(move |known| known.attrs.public_ip == public_ip);
-        known.map(|known| &known.entry).filter(|entry| !config.fits(entry.subnet))
+    /// Whether this host itself is in the subnet of our lease.
+    pub(super) fn is_in_our_way(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| self.host.borrow().is_in(held.entry.subnet))
     }
 
-    /// Gives up leases of ours that the configuration in force does not allow, once another is held and this host runs
-    /// by it: nobody could use them, and they would take the place of others.
-    pub(super) async fn release_misfits(&mut self) -> Result<(), StoreError> {
-        let Some((_, config)) = self.config.as_ref().filter(|_| self.taken && self.is_held()) else {
-            return Ok(());
-        };
+    /// Leases of ours that `config` does not allow, or in which this host itself is.
+    fn misfits<'a>(&'a self, config: &'a NetworkConfig) -> impl Iterator<Item = &'a Entry> {
+        let known = self.leases.iter().filter(|known| self.is_misfit(known, config));
+        known.map(|known| &known.entry)
+    }
+
+    fn is_misfit(&self, Known { entry, attrs, .. }: &Known, config: &NetworkConfig) -> bool {
+        attrs.public_ip == self.terms.public_ip
+            && (!config.fits(entry.subnet) || self.host.borrow().is_in(entry.subnet))
+    }
+
+    /// Has leases of ours given up that nobody could use, once another is held and this host runs by it: they would take
+    /// the place of others. Whoever names our address can make any number of them, so that nothing waits for this.
+    pub(super) fn release_misfits(&mut self) {
+        let before = mem::take(&mut self.misfits);
+        let Some((_, config)) = self.config.as_ref().filter(|_| self.taken && self.is_held()) else { return };
         if self.runs.as_ref().is_some_and(|runs| runs.borrow().as_ref() != Some(config)) {
-            return Ok(());
+            return;
         }
-        let misfits: Vec<Entry> = self.misfits(config).cloned().collect();
-        for entry in misfits {
+        let keys = self.misfits(config).map(|entry| &entry.key).filter(|key| !self.is_key_held(key));
+        self.misfits = keys.cloned().collect();
+        if !self.misfits.is_empty() && self.misfits != before {
+            let (count, keys) = (self.misfits.len(), self.misfits.iter().take(NAMED).collect::<Vec<_>>());
+            warn!(count, ?keys, "leases that carry our address but cannot be ours are given up");
+        }
+    }
+
+    fn is_key_held(&self, key: &str) -> bool {
+        self.held.as_ref().is_some_and(|held| held.entry.key == key)
+    }
+
+    /// Gives up the next few of them, as many as a moment suffices for.
+    pub(super) async fn release_some(&mut self) -> Result<(), StoreError> {
+        let begun = Instant::now();
+        while begun.elapsed() < A_MOMENT
+            && let Some(key) = self.misfits.pop_front()
+        {
+            let Some((_, config)) = &self.config else { return Ok(()) };
+            let known = self.leases.get(&key).filter(|_| !self.is_key_held(&key));
+            let Some(known) = known.filter(|known| self.is_misfit(known, config)) else { continue };
+            let entry = known.entry.clone();
             // What has changed meanwhile is looked at again with the next listing.
             if self.store.release(&entry).await? {
-                let value = shorten(&entry.value);
-                warn!(
-                    key = entry.key,
-                    value, "our earlier lease does not fit the network configuration: it is given up"
-                );
+                debug!(key, value = shorten(&entry.value), "a lease of ours is given up");
             }
-            self.leases.apply_event(&Event::Delete(entry.key));
+            self.leases.apply_event(&Event::Delete(key));
         }
         Ok(())
     }
@@ -248,3 +282,6 @@ impl Membership {
         Ok(())
     }
 }
+
+/// What comes before the next look at what has changed may take so long.
+const A_MOMENT: Duration = Duration::from_millis(100);

@@ -152,9 +152,8 @@ fn judge(listing: &Listing, view: &View) -> Judgement {
     let mut set = LeaseSet::default();
     set.apply(listing, Instant::now());
     set.note_peers(&view.peers);
-    let ground =
-        Ground { config: &view.config, own: Some(view.lease.subnet), public_ip: view.lease.attrs.public_ip };
-    ground.judge(&set)
+    let (own, public_ip) = (Some(view.lease.subnet), view.lease.attrs.public_ip);
+    Ground { config: &view.config, own, public_ip, host: &view.host }.judge(&set)
 }
 
 /// How many are asked for their expiry at a time.

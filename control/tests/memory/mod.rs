@@ -32,6 +32,8 @@ struct State {
     watchers: Vec<UnboundedSender<Told>>,
     /// Keys of all conditional writes that were asked for.
     asked: Vec<String>,
+    /// How long it takes to remove a key.
+    release_takes: Duration,
 }
 
 impl Memory {
@@ -53,6 +55,16 @@ impl Memory {
     /// Fails from now on when it is asked for its configuration, and for nothing else, until `refuses` is `false`.
     pub fn refuse_config(&self, refuses: bool) {
         self.lock().refuses_config = refuses;
+    }
+
+    /// Takes this long from now on to remove a key.
+    pub fn release_slowly(&self, takes: Duration) {
+        self.lock().release_takes = takes;
+    }
+
+    /// How many keys there are.
+    pub fn count(&self) -> usize {
+        self.lock().entries.len()
     }
 
     /// Writes a key as somebody else would; with an `expiry`, somebody who keeps it alive.
@@ -188,6 +200,8 @@ impl LeaseStore for Memory {
     }
 
     async fn release(&self, held: &Entry) -> Result<bool, StoreError> {
+        let takes = self.lock().release_takes;
+        tokio::time::sleep(takes).await;
         let mut state = self.up()?;
         let unchanged = state.is_unchanged(held);
         if unchanged {

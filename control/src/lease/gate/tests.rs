@@ -5,6 +5,7 @@ use crate::lease::{BackendKind, parse_key};
 use crate::store::{Entry, Event, Listing};
 
 const OURS: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 12);
+const NOTHING_ELSE: HostFacts = HostFacts { kept: BTreeSet::new(), broadcasts: BTreeSet::new() };
 
 fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
@@ -42,7 +43,7 @@ fn set(leases: &[(&str, &str, i64)]) -> LeaseSet {
 
 fn judge(own: &str, leases: &[(&str, &str, i64)]) -> Judgement {
     let config = vxlan("10.1.0.0/16");
-    Ground { config: &config, own: Some(net(own)), public_ip: OURS }.judge(&set(leases))
+    Ground { config: &config, own: Some(net(own)), public_ip: OURS, host: &NOTHING_ELSE }.judge(&set(leases))
 }
 
 fn peers(judgement: &Judgement) -> Vec<String> {
@@ -94,7 +95,7 @@ fn one_lease_by_itself() {
 #[test]
 fn what_a_parser_would_not_pass_is_refused_here_too() {
     let config = vxlan("10.1.0.0/16");
-    let ground = Ground { config: &config, own: None, public_ip: OURS };
+    let ground = Ground { config: &config, own: None, public_ip: OURS, host: &NOTHING_ELSE };
     let refused = |public_ip: [u8; 4], mac: MacAddr| {
         let backend = LeaseBackend::Vxlan { vni: 1, vtep_mac: mac };
         ground
@@ -114,8 +115,26 @@ fn what_a_parser_would_not_pass_is_refused_here_too() {
 #[test]
 fn hosts_that_are_link_local_themselves_may_be_peers() {
     let config = vxlan("10.1.0.0/16");
-    let ground = Ground { config: &config, own: None, public_ip: Ipv4Addr::new(169, 254, 7, 7) };
+    let public_ip = Ipv4Addr::new(169, 254, 7, 7);
+    let ground = Ground { config: &config, own: None, public_ip, host: &NOTHING_ELSE };
     assert_eq!(ground.judge(&set(&[("10.1.66.0-24", "169.254.3.4", 1)])).peers.len(), 1);
+}
+
+#[test]
+fn a_broadcast_address_of_this_hosts_networks_is_no_host() {
+    let config = vxlan("10.1.0.0/16");
+    let broadcasts = [[192, 168, 1, 255], [172, 17, 255, 255]].map(Ipv4Addr::from).into();
+    let host = HostFacts { broadcasts, ..HostFacts::default() };
+    let ground = Ground { config: &config, own: None, public_ip: OURS, host: &host };
+    for (address, is_host) in [
+        ("192.168.1.255", false),
+        ("172.17.255.255", false),
+        ("192.168.0.255", true),
+        ("192.168.2.255", true),
+    ] {
+        let judgement = ground.judge(&set(&[("10.1.66.0-24", address, 1)]));
+        assert_eq!(judgement.peers.len(), usize::from(is_host), "{address}: {:?}", judgement.refused);
+    }
 }
 
 #[test]
@@ -137,7 +156,8 @@ fn of_an_overlap_the_earlier_lease_keeps_its_addresses_whatever_their_length() {
 #[test]
 fn who_is_in_use_stays_in_use_until_it_is_deleted() {
     let config = vxlan("10.1.0.0/16");
-    let ground = Ground { config: &config, own: Some(net("10.1.80.0/24")), public_ip: OURS };
+    let ground =
+        Ground { config: &config, own: Some(net("10.1.80.0/24")), public_ip: OURS, host: &NOTHING_ELSE };
     // The wide one is refused for the sake of the first. When that goes, it must not take the second's addresses.
     let mut set = set(&[("10.1.1.0-24", "192.168.1.1", 1), ("10.1.0.0-18", "192.168.1.66", 2)]);
     set.apply_event(&put(("10.1.2.0-24", "192.168.1.2", 3)));
@@ -177,7 +197,8 @@ fn without_an_order_the_length_that_the_network_has_counts() {
 fn a_network_around_its_nodes_keeps_them_but_leases_no_node_away() {
     let config = vxlan("10.0.0.0/8");
     let ours = Ipv4Addr::new(10, 200, 1, 12);
-    let ground = Ground { config: &config, own: Some(net("10.10.0.0/24")), public_ip: ours };
+    let ground =
+        Ground { config: &config, own: Some(net("10.10.0.0/24")), public_ip: ours, host: &NOTHING_ELSE };
     let node = ("10.10.1.0-24", "10.200.2.238", 1);
     assert_eq!(ground.judge(&set(&[node])).peers.len(), 1);
     for (key, public_ip) in [
@@ -212,7 +233,9 @@ fn what_real_clusters_have_is_used() {
         set.apply_event(&Event::Put(entry));
     }
     let config = vxlan("10.1.0.0/16");
-    let judgement = Ground { config: &config, own: Some(net("10.1.80.0/24")), public_ip: OURS }.judge(&set);
+    let judgement =
+        Ground { config: &config, own: Some(net("10.1.80.0/24")), public_ip: OURS, host: &NOTHING_ELSE }
+            .judge(&set);
     assert_eq!(judgement.refused, []);
     assert_eq!(judgement.conflicts, []);
     assert_eq!(
@@ -232,7 +255,8 @@ fn what_real_clusters_have_is_used() {
 #[test]
 fn two_stations_at_one_address_are_told_and_both_used() {
     let config = vxlan("10.1.0.0/16");
-    let ground = Ground { config: &config, own: Some(net("10.1.80.0/24")), public_ip: OURS };
+    let ground =
+        Ground { config: &config, own: Some(net("10.1.80.0/24")), public_ip: OURS, host: &NOTHING_ELSE };
     let mut set = set(&[("10.1.1.0-24", "192.168.1.1", 1)]);
     let (key, subnet, value) = ("10.1.2.0-24".to_owned(), net("10.1.2.0/24"), value("192.168.1.1", 9).into());
     set.apply_event(&Event::Put(Entry { key, subnet, value, revision: 2, created: 2, expiry: None }));
@@ -253,7 +277,8 @@ fn an_address_of_this_host_is_nobody_elses() {
 #[test]
 fn what_was_saved_passes_the_gate_again() {
     let config = vxlan("10.1.0.0/16");
-    let ground = Ground { config: &config, own: Some(net("10.1.80.0/24")), public_ip: OURS };
+    let ground =
+        Ground { config: &config, own: Some(net("10.1.80.0/24")), public_ip: OURS, host: &NOTHING_ELSE };
     let saved = |subnet: &str| Lease {
         subnet: net(subnet),
         attrs: LeaseAttrs::from_json(value("192.168.1.66", 1).as_bytes()).unwrap(),
@@ -261,4 +286,30 @@ fn what_was_saved_passes_the_gate_again() {
     let admitted =
         ground.judge_saved(vec![saved("0.0.0.0/0"), saved("10.1.80.128/25"), saved("10.1.66.0/24")]);
     assert_eq!(*admitted, [saved("10.1.66.0/24")]);
+}
+
+/// Nothing but the runner's patience ends what grows with the square of their number: it would take an hour.
+#[test]
+fn any_number_of_leases_of_an_earlier_run_is_judged_and_taken_over() {
+    let config = config(r#"{"Network":"10.0.0.0/8","SubnetLen":26}"#);
+    let own = Some(net("10.250.0.0/26"));
+    let ground = Ground { config: &config, own, public_ip: OURS, host: &NOTHING_ELSE };
+    let lease = |number: u32| Lease {
+        subnet: Ipv4Net::new_assert((0x0a00_0000 + (number << 6)).into(), 26),
+        attrs: LeaseAttrs { public_ip: (0xac10_0000 + number).into(), backend: LeaseBackend::Udp },
+    };
+    let saved: Vec<Lease> = (0..200_000).map(lease).collect();
+    let judged = ground.judge_saved(saved.clone());
+    assert_eq!(judged.len(), saved.len());
+
+    // The store has every other one.
+    let mut set = LeaseSet::default();
+    let entry = |Lease { subnet, attrs }: &Lease| {
+        let (key, value) = (key_of(*subnet), attrs.to_json().into());
+        Entry { key, subnet: *subnet, value, revision: 1, created: 1, expiry: None }
+    };
+    let entries = saved.iter().step_by(2).map(entry).collect();
+    set.apply(&Listing { entries, ..Listing::default() }, Instant::now());
+    set.expect(judged.to_vec(), Instant::now());
+    assert_eq!((set.all().count(), set.iter().count()), (saved.len(), saved.len() / 2));
 }
