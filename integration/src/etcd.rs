@@ -181,8 +181,43 @@ impl Etcd {
         succeed(self.etcdctl().args(["put", "--", key, value]));
     }
 
+    /// Writes a key that ends in so many seconds.
+    #[track_caller]
+    pub fn put_for(&self, key: &str, value: &str, seconds: u32) {
+        let granted = self.ctl(&format!("lease grant {seconds}"));
+        let lease = granted.split_whitespace().nth(1).expect("a lease's number");
+        succeed(self.etcdctl().args(["put", "--lease", lease, "--", key, value]));
+    }
+
+    /// Writes a key until the server, which has a quota, has no room for it any more.
+    #[track_caller]
+    pub fn fill(&self, key: &str) {
+        // As long as an argument may be.
+        let value = "x".repeat(100_000);
+        let mut put = || self.etcdctl().args(["put", "--", key, &value]).output().expect("etcdctl");
+        let refused = std::iter::repeat_with(&mut put).take(1_000).find(|output| !output.status.success());
+        let said = refused.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+        assert!(said.as_ref().is_some_and(|said| said.contains("database space exceeded")), "{said:?}");
+    }
+
+    /// Makes room again in a server that was filled.
+    #[track_caller]
+    pub fn make_room(&self) {
+        self.compact();
+        self.ctl("defrag");
+        self.ctl("alarm disarm");
+    }
+
+    /// Forgets all history.
+    #[track_caller]
+    pub fn compact(&self) {
+        let json: serde_json::Value =
+            serde_json::from_str(&self.ctl("get / -w json")).expect("etcdctl's JSON");
+        self.ctl(&format!("compact {}", json["header"]["revision"]));
+    }
+
     /// Makes several changes in one transaction: each key gets its value, or is removed without one. etcd takes
-    /// 128 of them.
+    /// 128 of them, unless it is told otherwise.
     #[track_caller]
     pub fn transact(&self, changes: &[(String, Option<String>)]) {
         let operation = |(key, value): &(String, Option<String>)| match value {

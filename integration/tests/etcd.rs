@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use integration::certificates::Authority;
 use integration::etcd::{Ask, write_certificates};
-use integration::overlayd::Launch;
-use integration::{Backend, Etcd, Overlayd, Pair, SOON, Site, Store, Wire, await_until, traffic};
+use integration::overlayd::{Launch, await_mesh, program};
+use integration::{Backend, Etcd, Overlayd, Pair, SOON, Site, Store, Wire, await_until, http, traffic};
 use rustix::process::Signal;
 
 const PREFIX: &str = "/coreos.com/network";
@@ -248,8 +248,7 @@ fn what_was_compacted_during_a_partition_is_caught_up_with() {
     await_connected(&w, false);
     store.delete_lease("10.1.164.0-24");
     store.put_lease("10.1.177.0-24", PEER);
-    let json: serde_json::Value = serde_json::from_str(&store.server().ctl("get / -w json")).unwrap();
-    store.server().ctl(&format!("compact {}", json["header"]["revision"]));
+    store.server().compact();
     site.router.ip("link set lan1 up");
     await_connected(&w, true);
     await_until(RECOVERY, "the new peer", || w.status().peers().contains(&"10.1.177.0/24"));
@@ -277,6 +276,49 @@ fn a_store_that_lost_its_data_gets_the_lease_again() {
     await_until(RECOVERY, "the lease to be back", || store.leases().contains_key(&env.key()));
     store.put_lease("10.1.163.0-24", PEER);
     await_peers(&w, &["10.1.163.0/24"]);
+    assert_eq!(w.env(), env);
+}
+
+#[test]
+fn an_etcd_that_is_full_costs_a_running_node_nothing_and_a_new_one_says_what_it_waits_for() {
+    let (site, worker, master) = Site::two_hosts();
+    let mut store = Store::of(Etcd::start_with(&site, &["--quota-backend-bytes=4194304"]), Backend::Vxlan);
+    let w = worker.overlayd(&store).flag("--subnet-lease-ttl=6").flag("--healthz-port=10256").start();
+    let env = w.env();
+    store.server().fill("/elsewhere");
+
+    let mut m = master.overlayd(&store).spawn();
+    await_until(RECOVERY, "the new node's reason", || {
+        let log = m.log();
+        ["nothing is forwarded until it does", "database space exceeded", "etcdctl compact"]
+            .iter()
+            .all(|part| log.contains(part))
+    });
+    assert_eq!(count(&m, "forwarding goes on"), 0, "{}", m.log());
+    let overlayctl = program("overlayctl");
+    let told = master.ns.run(&format!("{} status", overlayctl.display()));
+    let told = String::from_utf8_lossy(&told.stdout).into_owned() + &String::from_utf8_lossy(&told.stderr);
+    for part in ["overlayd waits for the lease store", "database space exceeded", "etcdctl compact"] {
+        assert!(told.contains(part), "no {part} in:\n{told}");
+    }
+
+    let start = Instant::now();
+    await_until(RECOVERY, "more than twice the lease's time to pass", || {
+        assert!(store.leases().contains_key(&env.key()), "the lease ended after {:?}", start.elapsed());
+        let status = w.status().0;
+        assert_eq!(
+            (&status["lease"]["state"], &status["store"]["connected"]),
+            (&"held".into(), &true.into())
+        );
+        start.elapsed() > Duration::from_secs(13)
+    });
+    let ready = http::get(&worker.ns, 10256, "/readyz").expect("an answer");
+    assert_eq!(ready.code, 200, "{}", ready.body);
+    assert_eq!(count(&w, "does not serve us"), 0, "{}", w.log());
+
+    store.server().make_room();
+    m.wait_ready(RECOVERY);
+    await_mesh(&[&w, &m]);
     assert_eq!(w.env(), env);
 }
 

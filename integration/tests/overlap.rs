@@ -205,6 +205,26 @@ fn what_comes_into_the_network_later_is_the_hosts_too() {
 }
 
 #[test]
+fn a_subnet_that_the_host_comes_to_be_in_is_given_up_for_another() {
+    let (site, worker, master) = Site::two_hosts();
+    let store = Store::dir_with(&site, "store", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let (w, m) = (worker.overlayd(&store).start(), master.overlayd(&store).start());
+    await_mesh(&[&w, &m]);
+    let before = w.env();
+    worker.ns.ip(&format!("address add {}/32 dev eth0", before.bridge_address()));
+    await_until(SOON, "another subnet", || w.env().key() != before.key());
+    await_until(SOON, "the earlier lease to be given up", || !store.leases().contains_key(&before.key()));
+    await_mesh(&[&w, &m]);
+    let pods = [worker.bridge_and_pod(&w.env()), master.bridge_and_pod(&m.env())];
+    traffic::ping(&pods[0].ns, pods[1].address);
+    traffic::ping(&pods[1].ns, pods[0].address);
+    // Nor does a node that starts anew come back to it.
+    let env = w.env();
+    w.stop();
+    assert_eq!(worker.overlayd(&store).start().env(), env);
+}
+
+#[test]
 fn a_lease_cannot_have_what_is_the_hosts() {
     let (site, worker, master) = Site::two_hosts();
     let config = r#"{"Network":"192.168.0.0/16","SubnetMin":"192.168.48.0","SubnetMax":"192.168.63.0","Backend":{"Type":"vxlan"}}"#;

@@ -6,10 +6,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use integration::datagrams::Order;
-use integration::overlayd::{Overlayd, await_mesh};
+use integration::overlayd::{Launch, Overlayd, await_mesh};
 use integration::service_manager::ServiceManager;
 use integration::steady::Paced;
-use integration::{Backend, Host, Pair, Site, Store, await_until, traffic};
+use integration::{Backend, Etcd, Host, Pair, SOON, Site, Store, await_until, traffic};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tun_tap::{Iface, Mode};
 
@@ -100,6 +100,43 @@ fn after_a_reboot_without_etcd_the_node_comes_up_as_it_was() {
         left.status().0["lease"]["state"] == "held"
     });
     assert_eq!(left.env(), env);
+}
+
+#[test]
+fn a_node_goes_on_from_what_it_has_saved_however_its_etcd_is_named() {
+    let (site, worker, master) = Site::two_hosts();
+    let mut cluster = Etcd::start_cluster(&site);
+    cluster[0].put("/coreos.com/network/config", &Backend::Vxlan.config());
+    let [first, second, third] = [0, 1, 2].map(|member| cluster[member].endpoint.clone());
+    let all = format!("{first},{second},{third}");
+    let mut left = by_endpoints(&worker, &all).start();
+    let right = by_endpoints(&master, &all).start();
+    await_mesh(&[&left, &right]);
+    let env = left.env();
+    let (a, b) = (worker.bridge_and_pod(&env), master.bridge_and_pod(&right.env()));
+    cluster.iter_mut().for_each(Etcd::kill);
+    let in_capitals = first.replace("http", "HTTP");
+    for endpoints in [
+        format!("{third},{first},{second}"),
+        format!("{first}/,{second}/,{third}"),
+        format!("{in_capitals},,{second},{third},"),
+        format!("{second},{third}"),
+        format!("{third},http://192.168.1.1:2999"),
+    ] {
+        left.stop();
+        left = by_endpoints(&worker, &endpoints).start();
+        assert_eq!((left.env(), left.status().0["lease"]["state"].as_str()), (env.clone(), Some("saved")));
+        traffic::ping(&a.ns, b.address);
+    }
+    left.stop();
+    let stranger = by_endpoints(&worker, "http://192.168.1.1:2999").spawn();
+    await_until(SOON, "another's state to be left alone", || {
+        stranger.log().contains("the saved state is of another network")
+    });
+}
+
+fn by_endpoints<'h>(host: &'h Host, endpoints: &str) -> Launch<'h> {
+    host.bare_overlayd().flag("--iface=eth0").flag(&format!("--etcd-endpoints={endpoints}"))
 }
 
 #[test]
