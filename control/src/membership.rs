@@ -128,6 +128,9 @@ pub struct Standing {
     pub not_applied: Option<Problem>,
 }
 
+/// A network that this host runs, and the subnet that it has in it.
+pub type Running = (NetworkConfig, Ipv4Net);
+
 /// One node's membership in its network.
 pub struct Membership {
     store: Arc<dyn LeaseStore>,
@@ -172,8 +175,8 @@ pub struct Membership {
     reload_due: bool,
     /// Answers whether this host can run a network; without one it can run any.
     can_run: Option<mpsc::Sender<Question>>,
-    /// Which network this host runs; without one it runs whatever is in force.
-    runs: Option<watch::Receiver<Option<NetworkConfig>>>,
+    /// Which network this host runs, with which subnet; without one it runs whatever is in force.
+    runs: Option<watch::Receiver<Option<Running>>>,
     standing: watch::Sender<Standing>,
     meters: Meters,
     out: watch::Sender<Option<View>>,
@@ -271,9 +274,9 @@ impl Membership {
         Self { can_run: Some(host), ..self }
     }
 
-    /// Gives up what is left of another network only once `runs` says that the one in force runs.
+    /// Gives up earlier leases only once `runs` says that this host runs by the one that is held.
     #[must_use]
-    pub fn once_it_runs(self, runs: watch::Receiver<Option<NetworkConfig>>) -> Self {
+    pub fn once_it_runs(self, runs: watch::Receiver<Option<Running>>) -> Self {
         Self { runs: Some(runs), ..self }
     }
 

@@ -115,11 +115,14 @@ fn a_network_that_cannot_be_built_leaves_the_earlier_one_with_its_lease() {
     drop(right);
 }
 
+/// What somebody does to a host, a store and the nodes.
+type Deed = dyn Fn(&Host, &Store, &mut [Overlayd<'_>]);
+
 /// With another VNI both ends have another device; with another MTU, one has.
 #[test]
 fn nothing_leaves_in_the_clear_while_a_node_is_replaced() {
     let vni = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":5}}"#;
-    let replaced: [(&str, &dyn Fn(&Host, &Store, &mut [Overlayd<'_>]), &str); 2] = [
+    let replaced: [(&str, &Deed, &str); 2] = [
         (
             "another VNI",
             &|_, store, nodes| {

@@ -383,7 +383,7 @@ impl Keeper {
         self.means.meters.host.built();
         self.means.serving.name(&device);
         self.good = Some((plan.clone(), peers));
-        self.means.running.send_replace(Some(plan.config.clone()));
+        self.means.running.send_replace(Some((plan.config.clone(), plan.subnet)));
         self.shared().node = Arc::downgrade(&node);
         self.running = Some(node);
         self.tell_ready();

@@ -161,7 +161,8 @@ impl Membership {
     pub(super) fn release_misfits(&mut self) {
         let before = mem::take(&mut self.misfits);
         let Some((_, config)) = self.config.as_ref().filter(|_| self.taken && self.is_held()) else { return };
-        if self.runs.as_ref().is_some_and(|runs| runs.borrow().as_ref() != Some(config)) {
+        let wanted = self.held.as_ref().map(|held| (config.clone(), held.entry.subnet));
+        if self.runs.as_ref().is_some_and(|runs| *runs.borrow() != wanted) {
             return;
         }
         let keys = self.misfits(config).map(|entry| &entry.key).filter(|key| !self.is_key_held(key));

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::membership::{Membership, MembershipError, Question, Refusal, Standing, Terms, View};
+use control::membership::{Membership, MembershipError, Question, Refusal, Running, Standing, Terms, View};
 use control::netconf::NetworkConfig;
 use control::problems::Problem;
 use control::store::LeaseStore;
@@ -29,7 +29,7 @@ struct Member {
     /// Whether this host says that it can run a network.
     host: watch::Sender<bool>,
     /// Which network it says it runs.
-    running: watch::Sender<Option<NetworkConfig>>,
+    running: watch::Sender<Option<Running>>,
     task: JoinHandle<MembershipError>,
 }
 
@@ -84,9 +84,9 @@ impl Member {
         standing.not_applied.unwrap().text().to_owned()
     }
 
-    /// This host runs `config` from now on.
-    fn runs(&self, config: &str) {
-        self.running.send_replace(Some(NetworkConfig::parse(config).unwrap()));
+    /// This host runs `config` with `subnet` from now on.
+    fn runs(&self, config: &str, subnet: &str) {
+        self.running.send_replace(Some((NetworkConfig::parse(config).unwrap(), subnet.parse().unwrap())));
     }
 
     fn apply(&self, config: &str) {
@@ -125,7 +125,12 @@ async fn a_lease_is_given_up_only_for_another() {
     assert_eq!(member.standing.borrow().not_applied, None);
     sleep(Duration::from_secs(60)).await;
     assert!(member.store.get(KEY).is_some(), "the earlier network runs yet");
-    member.runs(ONE_SUBNET);
+    for (config, subnet) in [(CONFIG, "10.1.66.0/24"), (ONE_SUBNET, "10.1.9.0/24")] {
+        member.runs(config, subnet);
+        sleep(Duration::from_secs(60)).await;
+        assert!(member.store.get(KEY).is_some(), "another runs yet");
+    }
+    member.runs(ONE_SUBNET, "10.1.66.0/24");
     let given_up = async {
         while member.store.get(KEY).is_some() {
             sleep(Duration::from_secs(1)).await;

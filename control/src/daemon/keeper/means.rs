@@ -17,9 +17,8 @@ use crate::daemon::serving::Serving;
 use crate::flags::Flags;
 use crate::host::link::HostChanges;
 use crate::iface::{IfaceSpec, Underlay};
-use crate::membership::{Question, View};
+use crate::membership::{Question, Running, View};
 use crate::metrics::Meters;
-use crate::netconf::NetworkConfig;
 use crate::problems::Problems;
 use crate::reconcile::Reconcile;
 use crate::store::StoreAddresses;
@@ -34,7 +33,7 @@ pub(in crate::daemon) struct Means {
     /// What our lease is to say of the underlay.
     pub(in crate::daemon) public_ip: watch::Sender<Ipv4Addr>,
     /// Which network runs.
-    pub(in crate::daemon) running: watch::Sender<Option<NetworkConfig>>,
+    pub(in crate::daemon) running: watch::Sender<Option<Running>>,
     /// The networks that the overlay has, and has had as far as is known: docker's bridge may still be in one.
     pub(in crate::daemon) networks: Vec<Ipv4Net>,
     /// What an earlier process has left.
