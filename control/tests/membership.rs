@@ -339,21 +339,23 @@ const MANY: u16 = 2_000;
 async fn a_subnet_that_this_host_comes_to_be_in_is_given_up_for_another() {
     for (config, moves) in [(CONFIG, true), (ONLY_OURS, false)] {
         let store = Arc::new(Memory::new(config));
-        let (host, facts) = watch::channel(HostFacts::default());
+        let (host, told) = watch::channel(HostFacts::default());
         let (out, mut views) = watch::channel(None);
         let shared = Arc::clone(&store) as Arc<dyn LeaseStore>;
-        tokio::spawn(Membership::new(shared, terms(Some("10.1.9.0/24")), None, out).minding(facts).run());
+        tokio::spawn(Membership::new(shared, terms(Some("10.1.9.0/24")), None, out).minding(told).run());
         connected(&mut views).await;
-        // Somewhere else.
-        let has = |address: [u8; 4]| {
-            host.send_replace(HostFacts { kept: [address.into()].into(), ..HostFacts::default() })
+        let facts = |kept: [u8; 4], vital: [u8; 4]| {
+            let [kept, vital] = [kept, vital].map(|address| [Ipv4Addr::from(address)].into());
+            host.send_replace(HostFacts { kept, vital, ..HostFacts::default() });
         };
-        has([192, 168, 1, 1]);
-        has([10, 1, 10, 1]);
-        sleep(2 * TTL).await;
-        assert_eq!(views.borrow().as_ref().unwrap().lease.subnet.to_string(), "10.1.9.0/24");
+        // Somewhere else, and what the host can do without.
+        for kept in [[192, 168, 1, 1], [10, 1, 9, 53]] {
+            facts(kept, [10, 1, 10, 1]);
+            sleep(2 * TTL).await;
+            assert_eq!(views.borrow().as_ref().unwrap().lease.subnet.to_string(), "10.1.9.0/24");
+        }
 
-        has([10, 1, 9, 77]);
+        facts([10, 1, 9, 77], [10, 1, 9, 77]);
         if moves {
             let (view, _) =
                 view_that(&mut views, |view| view.lease.subnet.to_string() != "10.1.9.0/24").await;

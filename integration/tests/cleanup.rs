@@ -58,20 +58,24 @@ fn all_that_is_ours_goes_and_nothing_else() {
 
 #[test]
 fn one_of_two_networks_is_cleaned_up_while_the_other_runs() {
-    let (site, worker, _master) = Site::two_hosts();
-    let one = Store::dir_with(&site, "one", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
-    let two = Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"udp"}}"#);
-    let mut w1 = worker.overlayd(&one).named("one").start();
-    let w2 = worker.overlayd(&two).named("two").start();
-    w1.process().kill();
-    let all = cleanup(&worker, &w1, &[]);
-    assert!(!all.status.success() && text(&all).contains("running on flannel0"), "{}", text(&all));
-    let before = worker.ns.ok("nft -s list table ip overlayd_flannel0");
-    let done = cleanup(&worker, &w1, &["--device=flannel.1"]);
-    assert!(done.status.success(), "{}", text(&done));
-    assert!(!worker.ns.ok("nft list tables").contains("overlayd_flannel.1"));
-    assert_eq!(worker.ns.ok("nft -s list table ip overlayd_flannel0"), before);
-    assert_eq!(w2.status().0["device"]["name"], "flannel0");
+    let around = r#""10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.10.0.0","SubnetMax":"10.11.0.0""#;
+    for network in [r#""10.1.0.0/16""#, around] {
+        let (site, worker, _master) = Site::two_hosts();
+        let one = format!(r#"{{"Network":{network},"Backend":{{"Type":"vxlan"}}}}"#);
+        let one = Store::dir_with(&site, "one", &one);
+        let two = Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"udp"}}"#);
+        let mut w1 = worker.overlayd(&one).named("one").start();
+        let w2 = worker.overlayd(&two).named("two").start();
+        w1.process().kill();
+        let all = cleanup(&worker, &w1, &[]);
+        assert!(!all.status.success() && text(&all).contains("running on flannel0"), "{}", text(&all));
+        let before = worker.ns.ok("nft -s list table ip overlayd_flannel0");
+        let done = cleanup(&worker, &w1, &["--device=flannel.1"]);
+        assert!(done.status.success() && !text(&done).contains("flannel0"), "{}", text(&done));
+        assert!(!worker.ns.ok("nft list tables").contains("overlayd_flannel.1"));
+        assert_eq!(worker.ns.ok("nft -s list table ip overlayd_flannel0"), before);
+        assert_eq!(w2.status().0["device"]["name"], "flannel0");
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(super) async fn follow(
     stores: StoreAddresses,
 ) -> Result<watch::Receiver<HostFacts>, HostError> {
     let changes = HostChanges::subscribe()?;
-    let (tell, told) = watch::channel(look(&underlay.name, &stores).await?);
+    let (tell, told) = watch::channel(look(&underlay, &stores).await?);
     tokio::spawn(async move {
         tokio::select! {
             () = tell.closed() => {}
@@ -56,7 +56,7 @@ async fn look_again(
         if let Ok(now) = iface::choose_again(&spec, &underlay).await {
             underlay = now;
         }
-        match look(&underlay.name, &stores).await {
+        match look(&underlay, &stores).await {
             Ok(facts) => _ = tell.send_if_modified(|told| std::mem::replace(told, facts.clone()) != facts),
             Err(error) => debug!(%error, "what this host has cannot be looked at"),
         }
@@ -65,11 +65,15 @@ async fn look_again(
     }
 }
 
-async fn look(underlay: &str, stores: &StoreAddresses) -> Result<HostFacts, HostError> {
-    let kept = holdings::kept(underlay, &stores.now()).await?;
-    let addresses = Netlink::open()?.addresses().await?;
+async fn look(underlay: &Underlay, stores: &StoreAddresses) -> Result<HostFacts, HostError> {
+    let kept = holdings::kept(&underlay.name, &stores.now()).await?;
+    let netlink = Netlink::open()?;
+    let addresses = netlink.addresses().await?;
+    let routes = netlink.routes().await?.into_iter().filter(|route| route.device == Some(underlay.index));
+    let mut vital: BTreeSet<Ipv4Addr> = routes.flat_map(|route| route.gateways).collect();
+    vital.extend(addresses.iter().filter(|own| own.index == underlay.index).map(|own| own.address));
     let broadcasts = addresses.iter().filter_map(|own| broadcast(own.address, own.prefix_len));
-    Ok(HostFacts { kept, broadcasts: broadcasts.collect::<BTreeSet<_>>() })
+    Ok(HostFacts { kept, vital, broadcasts: broadcasts.collect() })
 }
 
 /// The broadcast address of an interface's network; of two hosts or one, there is none (RFC 3021).

@@ -6,6 +6,7 @@
 //! the right one stands behind it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::iter::successors;
 use std::net::Ipv4Addr;
 
 use futures::StreamExt;
@@ -157,18 +158,20 @@ pub async fn sync(network: Ipv4Net, wanted: &[OwnRoute], before: Before<'_>) -> 
             Err(error) => _ = synced.failed.insert(route.to, error),
         }
     }
-    let wanted: HashMap<(Ipv4Net, u32), &OwnRoute> =
-        wanted.iter().map(|route| ((route.to, route.metric()), route)).collect();
+    let (wanted, had) = (by_place(wanted), by_place(before.wanted));
     let is_stale = |place: &(Ipv4Net, u32), route: &Route| match wanted.get(place) {
         Some(right) => !right.is_at(route),
         None => {
             before.first
                 || route.device.is_some_and(|device| all.overlays.contains(&device))
-                || before.wanted.iter().any(|wanted| wanted.is_at(route))
+                || had.get(place).is_some_and(|earlier| earlier.is_at(route))
         }
     };
     // Where what is to come in its place could not be put, it is all that there is.
-    let is_needed = |route: &Route| synced.failed.keys().any(|failed| failed.contains(&route.destination));
+    let is_needed = |route: &Route| {
+        let mut around = successors(Some(route.destination), Ipv4Net::supernet);
+        around.any(|net| synced.failed.contains_key(&net))
+    };
     let mut refusals = Vec::new();
     for (place, routes) in there {
         for stale in routes.into_iter().filter(|route| is_stale(&place, route) && !is_needed(route)) {
@@ -211,6 +214,11 @@ pub async fn remove(network: Ipv4Net, kept: Ipv4Net) -> Result<(), HostError> {
         netlink.handle.route().del(route.message).execute().await.map_err(|error| refused(action, &error))?;
     }
     Ok(())
+}
+
+/// Routes by their destinations and metrics.
+fn by_place<'a>(routes: impl IntoIterator<Item = &'a OwnRoute>) -> HashMap<(Ipv4Net, u32), &'a OwnRoute> {
+    routes.into_iter().map(|route| ((route.to, route.metric()), route)).collect()
 }
 
 /// The routes with our protocol.

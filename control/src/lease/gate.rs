@@ -40,6 +40,8 @@ pub struct Ground<'a> {
 pub struct HostFacts {
     /// What is its own, or what it has to reach, where our subnet would be in the way.
     pub kept: BTreeSet<Ipv4Addr>,
+    /// Those of them without which it is cut off: no node can be built with one in its subnet.
+    pub vital: BTreeSet<Ipv4Addr>,
     /// The broadcast addresses of its interfaces.
     pub broadcasts: BTreeSet<Ipv4Addr>,
 }
@@ -48,7 +50,13 @@ impl HostFacts {
     /// Whether `subnet` would take something from this host if it was its pods'.
     #[must_use]
     pub fn is_in(&self, subnet: Ipv4Net) -> bool {
-        self.kept.range(subnet.network()..=subnet.broadcast()).next().is_some()
+        is_any_in(&self.kept, subnet)
+    }
+
+    /// Whether this host would be cut off if `subnet` was its pods'.
+    #[must_use]
+    pub fn is_cut_off_by(&self, subnet: Ipv4Net) -> bool {
+        is_any_in(&self.vital, subnet)
     }
 }
 
@@ -130,6 +138,10 @@ impl Admitted {
         let is_beyond = |lease: &&Lease| !addresses.contains(&lease.attrs.public_ip);
         Self(self.iter().filter(is_beyond).cloned().collect())
     }
+}
+
+fn is_any_in(addresses: &BTreeSet<Ipv4Addr>, subnet: Ipv4Net) -> bool {
+    addresses.range(subnet.network()..=subnet.broadcast()).next().is_some()
 }
 
 impl Ground<'_> {

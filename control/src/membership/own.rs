@@ -15,8 +15,8 @@ use crate::node::derive_vtep_mac;
 use crate::store::{Entry, Event, StoreError, Written};
 
 impl Membership {
-    /// Step 3. Does nothing while a lease is held in which this host itself is not. While no subnet is free, it is left
-    /// to the next change.
+    /// Step 3. Does nothing while a lease is held, unless its subnet has come to cut this host off. While no subnet is
+    /// free, it is left to the next change.
     pub(super) async fn hold(&mut self) -> Result<(), Interrupted> {
         let is_held = self.is_held() && self.taken;
         if is_held && !self.is_in_our_way() {
@@ -140,12 +140,12 @@ impl Membership {
         }
     }
 
-    /// Whether this host itself is in the subnet of our lease.
+    /// Whether no node could be built any more with the lease that we have: this host itself is in its subnet.
     pub(super) fn is_in_our_way(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| self.host.borrow().is_in(held.entry.subnet))
+        self.held.as_ref().is_some_and(|held| self.host.borrow().is_cut_off_by(held.entry.subnet))
     }
 
-    /// Leases of ours that `config` does not allow, or in which this host itself is.
+    /// Leases of ours that `config` does not allow, or that would cut this host off.
     fn misfits<'a>(&'a self, config: &'a NetworkConfig) -> impl Iterator<Item = &'a Entry> {
         let known = self.leases.iter().filter(|known| self.is_misfit(known, config));
         known.map(|known| &known.entry)
@@ -153,7 +153,7 @@ impl Membership {
 
     fn is_misfit(&self, Known { entry, attrs, .. }: &Known, config: &NetworkConfig) -> bool {
         attrs.public_ip == self.terms.public_ip
-            && (!config.fits(entry.subnet) || self.host.borrow().is_in(entry.subnet))
+            && (!config.fits(entry.subnet) || self.host.borrow().is_cut_off_by(entry.subnet))
     }
 
     /// Has leases of ours given up that nobody could use, once another is held and this host runs by it: they would take
