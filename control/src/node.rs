@@ -84,8 +84,8 @@ pub struct Node {
     /// For the control socket, too, which asks at any time.
     peers: Mutex<Vec<Reached>>,
     routed: Mutex<Option<Routed>>,
-    /// Its routes: what is missing of them has been taken away.
-    wanted: Mutex<HashSet<OwnRoute>>,
+    /// Its routes, once they have been put: what is missing of them has been taken away.
+    wanted: Mutex<Option<HashSet<OwnRoute>>>,
 }
 
 impl Node {
@@ -272,8 +272,8 @@ impl Node {
         };
         let mut ways = Ways::find(terms, holdings, leases, on_link);
         let before = lock(&self.wanted).clone();
-        let put = ways.put(config.network, &before).await;
-        *lock(&self.wanted) = ways.wanted.drain(..).collect();
+        let put = ways.put(config.network, before.as_ref()).await;
+        *lock(&self.wanted) = Some(ways.wanted.drain(..).collect());
         let mut peers = lock(&self.peers);
         ways::tell(&peers, &ways.reached);
         *peers = ways.reached;

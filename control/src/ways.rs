@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use crate::host::HostError;
 use crate::host::overlap::{Claim, Holdings, HostRoute, Need};
-use crate::host::routes::{self, Before, Leads, OffLink, OwnRoute, Synced};
+use crate::host::routes::{self, Leads, OffLink, OwnRoute, Synced};
 use crate::lease::Lease;
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::Plan;
@@ -87,8 +87,6 @@ pub struct Ways {
     pub routed: Option<Routed>,
     /// The routes for them.
     pub wanted: Vec<OwnRoute>,
-    /// Whether routes have been put before.
-    again: bool,
 }
 
 /// What ways are found for.
@@ -121,7 +119,7 @@ impl Ways {
         let nodes = leases.iter().map(|lease| lease.attrs.public_ip);
         nodes.filter(|node| claim.network.contains(node)).for_each(|node| holdings.need(node, Need::Peer));
         let routed = device.map(|_| routed(&holdings, &claim));
-        let mut ways = Self { routed, again: holdings.again, ..Self::default() };
+        let mut ways = Self { routed, ..Self::default() };
         if let (Some(device), Some(routed)) = (device, &ways.routed) {
             let ends = routed.rejected.iter().map(|to| OwnRoute { to: *to, leads: Leads::Unreachable });
             let whole = OwnRoute { to: claim.network, leads: Leads::Into(device) };
@@ -143,16 +141,15 @@ impl Ways {
     }
 
     /// Puts the routes, and removes what is left of others. Returns those that have been put back, for people: they
-    /// were wanted `before`, too. A node whose route cannot be had is told as that.
+    /// were wanted `before`, too, if routes have been put before. A node whose route cannot be had is told as that.
     ///
     /// # Errors
     /// The kernel cannot be asked, or a route that is not one node's cannot be put or removed.
     pub async fn put(
         &mut self,
         network: Ipv4Net,
-        before: &HashSet<OwnRoute>,
+        before: Option<&HashSet<OwnRoute>>,
     ) -> Result<Vec<String>, HostError> {
-        let before = Before { first: !self.again, wanted: before };
         let Synced { put, mut failed } = routes::sync(network, &self.wanted, before).await?;
         let whole = self.is_whole();
         for peer in &mut self.reached {
@@ -161,7 +158,7 @@ impl Ways {
                 peer.way = without_route(whole);
             }
         }
-        let back = put.iter().filter(|route| before.wanted.contains(*route));
+        let back = put.iter().filter(|route| before.is_some_and(|before| before.contains(*route)));
         let back = back.map(|route| format!("the route {}", route.describe())).collect();
         if failed.is_empty() { Ok(back) } else { Err(HostError::Several(failed.into_values().collect())) }
     }

@@ -7,7 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
 use control::host::holdings::{self, Viewpoint};
-use control::host::routes::{self, Before, Leads, OwnRoute, Synced};
+use control::host::routes::{self, Leads, OwnRoute, Synced};
 use namespace::Namespace;
 
 /// `br0` stands for the host's interface, 192.168.7.1/24, with the nodes 192.168.7.2 and .3 on its link.
@@ -38,10 +38,9 @@ fn sync_again(host: &Namespace, wanted: &[(&str, Leads)], before: &[(&str, Leads
 fn bring(host: &Namespace, wanted: &[(&str, Leads)], before: Option<&[(&str, Leads)]>) -> Synced {
     let route = |(to, leads): &(&str, Leads)| OwnRoute { to: to.parse().unwrap(), leads: *leads };
     let wanted: Vec<OwnRoute> = wanted.iter().map(route).collect();
-    let first = before.is_none();
-    let before: HashSet<OwnRoute> = before.unwrap_or_default().iter().map(route).collect();
+    let before: Option<HashSet<OwnRoute>> = before.map(|before| before.iter().map(route).collect());
     let network = "10.1.0.0/16".parse().unwrap();
-    let sync = move || async move { routes::sync(network, &wanted, Before { first, wanted: &before }).await };
+    let sync = move || async move { routes::sync(network, &wanted, before.as_ref()).await };
     host.block_on(sync).unwrap()
 }
 

@@ -57,9 +57,8 @@ impl Surveyor {
             return Ok(last.holdings.clone());
         }
         let (holdings, routes) = survey(from, self.resolvers.look().await).await?;
-        let again = Holdings { again: true, ..holdings.clone() };
-        let first = lock().replace(Survey { holdings: again.clone(), at: Instant::now(), routes }).is_none();
-        Ok(if first { holdings } else { again })
+        *lock() = Some(Survey { holdings: holdings.clone(), at: Instant::now(), routes });
+        Ok(holdings)
     }
 }
 

@@ -20,8 +20,6 @@ pub struct Holdings {
     pub routes: BTreeMap<Ipv4Net, HostRoute>,
     /// What it is, and what it has to reach.
     pub needs: BTreeMap<Ipv4Addr, Need>,
-    /// Whether they have been looked at before, to put routes beside them.
-    pub again: bool,
 }
 
 /// Where a route of the host's leads.

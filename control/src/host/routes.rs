@@ -53,15 +53,6 @@ pub enum Leads {
     Blackhole,
 }
 
-/// What has been put before routes are brought to what they should be.
-#[derive(Debug, Clone, Copy)]
-pub struct Before<'a> {
-    /// Whether nothing has been put yet: what is there is of an earlier life.
-    pub first: bool,
-    /// What was wanted the last time.
-    pub wanted: &'a HashSet<OwnRoute>,
-}
-
 /// What became of the wanted routes.
 #[derive(Debug, Default)]
 pub struct Synced {
@@ -138,11 +129,16 @@ pub async fn within(network: Ipv4Net) -> Result<Vec<Seen>, HostError> {
 /// Makes `wanted` the only routes of ours inside `network`. First what is missing is put, in this order, then what is
 /// left over goes. A route of somebody else stays, but for one that says what ours to a node says, where flanneld
 /// would have made it: ours takes its place. What names no device of an overlay, and comes to be there later than
-/// what we have put, is another daemon's, whose network is in ours.
+/// what we have put, is another daemon's, whose network is in ours: so it counts what was wanted `before`, if this is not
+/// the first time.
 ///
 /// # Errors
 /// [`HostError`] if the kernel cannot be asked, or refuses to give up a route.
-pub async fn sync(network: Ipv4Net, wanted: &[OwnRoute], before: Before<'_>) -> Result<Synced, HostError> {
+pub async fn sync(
+    network: Ipv4Net,
+    wanted: &[OwnRoute],
+    before: Option<&HashSet<OwnRoute>>,
+) -> Result<Synced, HostError> {
     let netlink = Netlink::open()?;
     let all = routes_in(&netlink, network).await?;
     let mut there: HashMap<(Ipv4Net, u32), Vec<Route>> = HashMap::new();
@@ -158,11 +154,11 @@ pub async fn sync(network: Ipv4Net, wanted: &[OwnRoute], before: Before<'_>) -> 
             Err(error) => _ = synced.failed.insert(route.to, error),
         }
     }
-    let (wanted, had) = (by_place(wanted), by_place(before.wanted));
+    let (wanted, had) = (by_place(wanted), by_place(before.into_iter().flatten()));
     let is_stale = |place: &(Ipv4Net, u32), route: &Route| match wanted.get(place) {
         Some(right) => !right.is_at(route),
         None => {
-            before.first
+            before.is_none()
                 || route.device.is_some_and(|device| all.overlays.contains(&device))
                 || had.get(place).is_some_and(|earlier| earlier.is_at(route))
         }
