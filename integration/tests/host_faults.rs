@@ -36,9 +36,23 @@ fn a_full_disk_stops_no_daemon_that_runs_or_ran() {
     steady.nothing_lost();
     assert!(left.log().contains("the subnet file stays as it was"), "{}", left.log());
 
+    // A node that is built anew, and wants another line in the file. It is built once, and tries the file ever later.
+    let built = left.log().matches("forwarding device").count();
+    worker.ns.ip("link set eth0 mtu 1400");
+    await_until(SOON, "the new node", || left.log().contains("mtu=1350"));
+    traffic::ping(&a.ns, b.address);
+    await_until(SOON, "a word about the file", || {
+        left.status().0["host"]["problems"].to_string().contains("subnet.env")
+    });
+    assert_eq!(left.log().matches("forwarding device").count(), built + 1, "{}", left.log());
+
     // With nothing else to remember.
     disk.free();
     await_until(SOON, "the state to be saved after all", || knows("10.1.200.0/24"));
+    let file = worker.directory().join("run/subnet.env");
+    await_until(SOON, "the MTU in the file", || {
+        fs::read_to_string(&file).is_ok_and(|text| text.contains("FLANNEL_MTU=1350"))
+    });
 }
 
 #[test]
