@@ -11,125 +11,38 @@
 //! when the lease is lost, until it has been taken again. Another configuration ([`candidate`]) is in force, and the
 //! earlier lease given up, only once this host can run it and a lease is held in it.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::future::ready;
 use std::mem;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::Fuse;
 use futures::{FutureExt, StreamExt};
-use ipnet::Ipv4Net;
-use overlay::MacAddr;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::backoff::Backoff;
-use crate::json::JsonError;
 use crate::lease::{
-    Admitted, Changes, Conflict, GRACE, Ground, HostFacts, Lease, LeaseAttrs, LeaseSet, NetworkFull, Refused,
-    Rivals, key_of,
+    Conflict, Ground, HostFacts, Lease, LeaseAttrs, LeaseSet, NetworkFull, Refused, Rivals, key_of,
 };
 use crate::metrics::Meters;
 use crate::netconf::NetworkConfig;
-use crate::problems::Problem;
-use crate::store::{Entry, Event, LeaseStore, Listing, StoreError};
+use crate::store::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError};
 
 mod candidate;
 mod own;
+mod terms;
+mod told;
+mod view;
+
+pub use terms::Terms;
+pub use view::{MembershipError, Question, Refusal, Running, Standing, View};
 
 use candidate::Candidate;
-
-/// Who takes the lease, and on what terms.
-#[derive(Debug, Clone)]
-pub struct Terms {
-    /// The address that the others send to; it is what makes an existing lease ours.
-    pub public_ip: Ipv4Addr,
-    /// The subnet this node had before, if known.
-    pub previous: Option<Ipv4Net>,
-    /// The VTEP MAC this node had before, if known.
-    pub vtep_mac: Option<MacAddr>,
-    /// For how long a lease is taken.
-    pub ttl: Duration,
-    /// How long before its expiry it is renewed.
-    pub renew_margin: Duration,
-}
-
-/// What the store says, as far as this node is concerned.
-#[derive(Debug, Clone, PartialEq)]
-pub struct View {
-    /// The network's configuration.
-    pub config: NetworkConfig,
-    /// The same as text.
-    pub config_text: String,
-    /// Our own lease.
-    pub lease: Lease,
-    /// Whether the store has it. If not, it is the one that we had and try to get again.
-    pub held: bool,
-    /// The other nodes of our backend type.
-    pub peers: Admitted,
-    /// Leases of another backend type.
-    pub ignored: usize,
-    /// Leases that the gate does not let pass; the first of them, if there are many.
-    pub refused: Vec<Refused>,
-    /// How many there are in all.
-    pub refused_count: usize,
-    /// Lease keys that cannot be read.
-    pub garbage: usize,
-    /// Nodes that share what only one may have.
-    pub conflicts: Vec<Conflict>,
-    /// What leases are judged by of this host.
-    pub host: HostFacts,
-    /// Whether changes are being followed.
-    pub connected: bool,
-}
-
-/// There is nothing to go on with.
-#[derive(Debug, thiserror::Error)]
-pub enum MembershipError {
-    /// The configuration cannot be used, and there is no earlier one.
-    #[error("the network configuration in {store} cannot be used: {error}")]
-    BadConfig {
-        /// Where it stands.
-        store: String,
-        /// What is wrong with it.
-        error: JsonError,
-    },
-    /// This host cannot run the network, and runs none.
-    #[error("{0}")]
-    Host(String),
-}
-
-/// Asks whether this host can run a network, before a lease is taken in it.
-#[derive(Debug)]
-pub struct Question {
-    /// The network.
-    pub config: NetworkConfig,
-    /// Where the answer goes.
-    pub answer: oneshot::Sender<Result<(), Refusal>>,
-}
-
-/// This host cannot run a network.
-#[derive(Debug)]
-pub struct Refusal {
-    /// Why not.
-    pub problem: Problem,
-    /// Whether it forwards in another one meanwhile.
-    pub forwarding: bool,
-}
-
-/// What there is to say of the membership besides its view.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Standing {
-    /// What is waited for before there can be a first view.
-    pub waits_for: Option<String>,
-    /// Why another configuration is not applied.
-    pub not_applied: Option<Problem>,
-}
-
-/// A network that this host runs, and the subnet that it has in it.
-pub type Running = (NetworkConfig, Ipv4Net);
+use told::{shorten, tell, tell_conflicts, tell_refused};
 
 /// One node's membership in its network.
 pub struct Membership {
@@ -341,8 +254,25 @@ impl Membership {
         backoff: &mut Backoff,
         last_problem: &mut Option<String>,
     ) -> Result<std::convert::Infallible, Interrupted> {
+        let mut revision = self.begin().await?;
+        loop {
+            // Fused: its end can be seen while a burst is gathered.
+            let mut events = self.store.watch(revision).await?.fuse();
+            self.meters.store.watching();
+            self.set_connected(true);
+            if last_problem.take().is_some() {
+                info!(store = self.store.describe(), "the lease store serves us again");
+            }
+            self.follow_changes(&mut events, &mut revision, backoff).await?;
+            // The store ended the watch; it goes on from where it was.
+            sleep(backoff.next()).await;
+        }
+    }
+
+    /// Steps 1 to 4. Returns the revision from which changes are to be followed.
+    async fn begin(&mut self) -> Result<Revision, Interrupted> {
         self.fetch_config().await?;
-        let mut revision = self.list().await?;
+        let revision = self.list().await?;
         self.readdress().await?;
         if self.taken {
             self.publish();
@@ -355,79 +285,86 @@ impl Membership {
         self.hold().await?;
         self.publish();
         self.release_misfits();
+        Ok(revision)
+    }
+
+    /// Step 5, until the store ends the watch.
+    async fn follow_changes(
+        &mut self,
+        events: &mut Fuse<EventStream>,
+        revision: &mut Revision,
+        backoff: &mut Backoff,
+    ) -> Result<(), Interrupted> {
         let reload = Arc::clone(&self.reload);
         loop {
-            // Fused: its end can be seen while a burst is gathered.
-            let mut events = self.store.watch(revision).await?.fuse();
-            self.meters.store.watching();
-            self.set_connected(true);
-            if last_problem.take().is_some() {
-                info!(store = self.store.describe(), "the lease store serves us again");
-            }
-            loop {
-                let renew_at = self.held.as_ref().filter(|_| self.is_held()).map(|held| held.renew_at);
-                let forget_at = self.leases.forgets_at();
-                let apply_at = self.candidate.as_ref().map(|candidate| candidate.due);
-                let releases = !self.misfits.is_empty() && self.is_held();
-                tokio::select! {
-                    event = events.next() => {
-                        let Some(event) = event else { break };
-                        backoff.reset();
-                        // A burst of changes is one publication.
-                        let mut event = Some(event);
-                        while let Some(next) = event {
-                            let (at, change) = next?;
-                            revision = at;
-                            if change == Event::Relist {
-                                self.fetch_config().await?;
-                                revision = self.list().await?;
-                            } else {
-                                self.learn(change);
-                            }
-                            event = events.next().now_or_never().flatten();
-                        }
-                        if !self.is_held() || self.is_in_our_way() {
-                            self.hold().await?;
-                        }
-                        self.publish();
-                        // What it waits for may have come.
-                        self.hasten_candidate();
-                    }
-                    () = sleep_until(renew_at.unwrap_or_else(Instant::now)), if renew_at.is_some() => {
-                        self.renew().await?;
-                        self.publish();
-                    }
-                    () = sleep_until(forget_at.unwrap_or_else(Instant::now)), if forget_at.is_some() => {
-                        tell(&self.leases.forget_missing(Instant::now()));
-                        // A subnet may be free now that was not.
-                        self.hold().await?;
-                        self.publish();
-                        self.hasten_candidate();
-                    }
-                    () = reload.notified() => {
-                        self.reload_due = true;
-                        self.reload().await?;
-                    }
-                    () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => {
-                        self.try_candidate().await?;
-                    }
-                    () = changed(&mut self.runs) => self.release_misfits(),
-                    // Nobody tells any more once the sender is gone.
-                    Ok(()) = self.public_ip.changed() => {
-                        self.readdress().await?;
-                        self.hold().await?;
-                        self.publish();
-                    }
-                    Ok(()) = self.host.changed() => {
-                        self.hold().await?;
-                        self.publish();
-                    }
-                    () = ready(()), if releases => self.release_some().await?,
+            let renew_at = self.held.as_ref().filter(|_| self.is_held()).map(|held| held.renew_at);
+            let forget_at = self.leases.forgets_at();
+            let apply_at = self.candidate.as_ref().map(|candidate| candidate.due);
+            let releases = !self.misfits.is_empty() && self.is_held();
+            tokio::select! {
+                event = events.next() => {
+                    let Some(event) = event else { return Ok(()) };
+                    backoff.reset();
+                    self.learn_burst(event, events, revision).await?;
                 }
+                () = at(renew_at) => {
+                    self.renew().await?;
+                    self.publish();
+                }
+                () = at(forget_at) => {
+                    tell(&self.leases.forget_missing(Instant::now()));
+                    // A subnet may be free now that was not.
+                    self.hold().await?;
+                    self.publish();
+                    self.hasten_candidate();
+                }
+                () = reload.notified() => {
+                    self.reload_due = true;
+                    self.reload().await?;
+                }
+                () = at(apply_at) => self.try_candidate().await?,
+                () = changed(&mut self.runs) => self.release_misfits(),
+                // Nobody tells any more once the sender is gone.
+                Ok(()) = self.public_ip.changed() => {
+                    self.readdress().await?;
+                    self.hold().await?;
+                    self.publish();
+                }
+                Ok(()) = self.host.changed() => {
+                    self.hold().await?;
+                    self.publish();
+                }
+                () = ready(()), if releases => self.release_some().await?,
             }
-            // The store ended the watch; it goes on from where it was.
-            sleep(backoff.next()).await;
         }
+    }
+
+    /// Takes in an event and those that wait behind it: a burst of changes is one publication.
+    async fn learn_burst(
+        &mut self,
+        first: Result<(Revision, Event), StoreError>,
+        events: &mut Fuse<EventStream>,
+        revision: &mut Revision,
+    ) -> Result<(), Interrupted> {
+        let mut event = Some(first);
+        while let Some(next) = event {
+            let (at, change) = next?;
+            *revision = at;
+            if change == Event::Relist {
+                self.fetch_config().await?;
+                *revision = self.list().await?;
+            } else {
+                self.learn(change);
+            }
+            event = events.next().now_or_never().flatten();
+        }
+        if !self.is_held() || self.is_in_our_way() {
+            self.hold().await?;
+        }
+        self.publish();
+        // What it waits for may have come.
+        self.hasten_candidate();
+        Ok(())
     }
 
     /// Step 1.
@@ -641,15 +578,11 @@ impl Membership {
     }
 }
 
-impl Terms {
-    /// When a lease taken now is renewed: the margin before its expiry, or, where the margin leaves
-    /// less than a minute, after a third of its life.
-    fn next_renewal(&self) -> Instant {
-        let after = match self.ttl.checked_sub(self.renew_margin) {
-            Some(after) if after >= SHORTEST_RENEWAL => after,
-            _ => self.ttl / 3,
-        };
-        Instant::now() + after
+/// When it is `time`; never, if there is none.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -664,80 +597,10 @@ async fn changed<T>(told: &mut Option<watch::Receiver<T>>) {
     }
 }
 
-/// A lease's value for a message.
-fn shorten(value: &[u8]) -> String {
-    crate::json::shorten(&String::from_utf8_lossy(value))
-}
-
-fn tell(changes: &Changes) {
-    for subnet in &changes.put {
-        debug!(%subnet, "lease learned");
-    }
-    for subnet in &changes.removed {
-        debug!(%subnet, "lease gone");
-    }
-    if !changes.missing.is_empty() {
-        warn!(
-            count = changes.missing.len(),
-            subnets = ?&changes.missing[..changes.missing.len().min(NAMED)],
-            "leases are no longer in the store: their nodes have {} s to take them again",
-            GRACE.as_secs()
-        );
-    }
-    let more = changes.garbage.len().saturating_sub(NAMED);
-    if more > 0 {
-        warn!(more, "more lease keys cannot be read than are named: see 'overlayctl leases'");
-    }
-    for garbage in changes.garbage.iter().take(NAMED) {
-        warn!(
-            key = garbage.key,
-            value = garbage.value,
-            error = %garbage.error,
-            "a lease key cannot be read: skipping it"
-        );
-    }
-}
-
-/// Says which leases are refused that were not before.
-fn tell_refused(before: &[Refused], now: &[Refused], count: usize) {
-    let said: BTreeSet<(&str, String)> =
-        before.iter().map(|refused| (refused.key.as_str(), refused.reason.to_string())).collect();
-    let is_new = |refused: &&Refused| !said.contains(&(refused.key.as_str(), refused.reason.to_string()));
-    let mut news = now.iter().filter(is_new);
-    for Refused { key, public_ip, reason, .. } in news.by_ref().take(NAMED) {
-        warn!(key, %public_ip, %reason, refused = count, "a lease is not used");
-    }
-    let more = news.count();
-    if more > 0 {
-        warn!(more, refused = count, "more leases are not used than are named: see 'overlayctl leases'");
-    }
-}
-
-/// Says which conflicts have come, and which are over.
-fn tell_conflicts(before: &[Conflict], now: &[Conflict]) {
-    let (said, there): (HashSet<_>, HashSet<_>) = (before.iter().collect(), now.iter().collect());
-    let mut news = now.iter().filter(|conflict| !said.contains(conflict));
-    news.by_ref().take(NAMED).for_each(|conflict| error!("{conflict}"));
-    let more = news.count();
-    if more > 0 {
-        error!(more, "there are more conflicts than are named: see 'overlayctl leases'");
-    }
-    let mut over = before.iter().filter(|conflict| !there.contains(conflict));
-    over.by_ref().take(NAMED).for_each(|conflict| info!("over: {conflict}"));
-    let more = over.count();
-    if more > 0 {
-        info!(more, "more conflicts are over");
-    }
-}
-
 /// For who has none yet.
 const EXAMPLE_CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// How often a configuration that is not there is looked for; flannel's period.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
-/// A margin that leaves less was meant for leases of another length.
-const SHORTEST_RENEWAL: Duration = Duration::from_secs(60);
-/// Of many subnets in one line of the log, or of many lines about one thing, the first few.
-const NAMED: usize = 10;
 /// Of leases that are not used, as many are named: there may be any number.
 const TOLD: usize = 100;
 /// Lost races that nodes starting together may see; more have another cause.
@@ -746,29 +609,3 @@ const HARMLESS_CONFLICTS: u32 = 4;
 /// The first pause is up to 250 ms long and the longest up to 250 ms × 2⁵ = 8 s, so that a store that is back is found
 /// soon.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(250), 5);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn terms(ttl: u64, margin: u64) -> Terms {
-        Terms {
-            public_ip: Ipv4Addr::new(192, 168, 1, 12),
-            previous: None,
-            vtep_mac: None,
-            ttl: Duration::from_secs(ttl),
-            renew_margin: Duration::from_secs(margin),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn renewal_comes_the_margin_before_expiry() {
-        let after = |ttl, margin| (terms(ttl, margin).next_renewal() - Instant::now()).as_secs();
-        assert_eq!(after(86_400, 3_600), 82_800);
-        assert_eq!(after(30, 3_600), 10);
-        assert_eq!(after(3_600, 3_600), 1_200);
-        // The longest margin that the flag takes leaves a minute; flannel's default, half a minute here.
-        assert_eq!(after(86_400, 86_340), 60);
-        assert_eq!(after(3_630, 3_600), 1_210);
-    }
-}

@@ -6,9 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
-use super::{
-    HARMLESS_CONFLICTS, Held, Interrupted, Membership, MembershipError, NAMED, PAUSES, Refusal, shorten,
-};
+use super::told::{NAMED, shorten};
+use super::{HARMLESS_CONFLICTS, Held, Interrupted, Membership, MembershipError, PAUSES, Refusal};
 use crate::lease::{Choice, Known, LeaseAttrs, LeaseBackend, NetworkFull, choose};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::derive_vtep_mac;
