@@ -85,7 +85,7 @@ pub fn priority(flags: &Flags) -> Priority {
     });
     for refused in priority.refused() {
         warn!(
-            "a busy host may slow packets down, since the data plane's threads have no {refused} (see --priority)"
+            "a busy host may slow packets down, since the data plane's threads do not get {refused} (see --priority)"
         );
     }
     priority

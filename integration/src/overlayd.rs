@@ -348,13 +348,24 @@ pub fn await_mesh(daemons: &[&Overlayd<'_>]) {
 }
 
 impl Status {
-    /// What the tool, run in a namespace with these arguments besides `status --json`, prints.
+    /// What the tool, run in a namespace with these arguments besides `status --json`, prints. While the data plane is
+    /// being rebuilt there is no status, and it is asked again.
     #[track_caller]
     pub fn of(ns: &Namespace, arguments: &[&str]) -> Self {
-        let mut command = ns.command(&program("overlayctl").display().to_string());
-        let output = output(command.args(["status", "--json"]).args(arguments));
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "overlayctl: {}{text}", String::from_utf8_lossy(&output.stderr));
+        let ask = || {
+            let mut command = ns.command(&program("overlayctl").display().to_string());
+            output(command.args(["status", "--json"]).args(arguments))
+        };
+        let mut answer = ask();
+        await_until(SOON, "the data plane to be rebuilt", || {
+            let rebuilt = !String::from_utf8_lossy(&answer.stderr).contains("is being rebuilt");
+            if !rebuilt {
+                answer = ask();
+            }
+            rebuilt
+        });
+        let text = String::from_utf8_lossy(&answer.stdout);
+        assert!(answer.status.success(), "overlayctl: {}{text}", String::from_utf8_lossy(&answer.stderr));
         Self(serde_json::from_str(&text).unwrap_or_else(|error| panic!("overlayctl's JSON: {error}\n{text}")))
     }
 

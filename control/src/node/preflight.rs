@@ -22,10 +22,21 @@ pub async fn preflight(
     inherited: &Inherited,
 ) -> Result<(), NodeError> {
     plan.check()?;
-    let left_by_flanneld = takeover::find(plan).await?;
+    tunnel(plan, options, before, inherited).await?;
     if plan.config.backend != Backend::Alloc {
         forwarding::can_be_switched_on()?;
     }
+    Ok(())
+}
+
+/// Whether there can be its tunnel, if it has one.
+async fn tunnel(
+    plan: &Plan,
+    options: &NodeOptions,
+    before: Option<&Plan>,
+    inherited: &Inherited,
+) -> Result<(), NodeError> {
+    let left_by_flanneld = takeover::find(plan).await?;
     let Some(listen) = plan.listen() else { return Ok(()) };
     if left_by_flanneld.is_some() {
         // It has port and name until it is removed, and is to stay where the place cannot be taken.

@@ -129,10 +129,8 @@ pub fn devices(directory: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-    use std::time::SystemTime;
-
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+    use std::os::unix::net::UnixListener;
 
     use super::*;
 
@@ -165,9 +163,8 @@ mod tests {
     }
 
     fn made_long_ago(path: &Path) {
-        let age = Duration::from_secs(3600);
-        let then = (SystemTime::now() - age).duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        let then = Timespec { tv_sec: then.as_secs().cast_signed(), tv_nsec: 0 };
+        // In 1970.
+        let then = Timespec { tv_sec: 3600, tv_nsec: 0 };
         let times = Timestamps { last_access: then, last_modification: then };
         utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
