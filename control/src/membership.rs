@@ -54,6 +54,8 @@ pub struct Membership {
     candidate: Option<Candidate>,
     /// Whether the store's configuration has been looked at: later changes are only told.
     looked: bool,
+    /// A text that was to be applied and is no configuration: the next one is to be.
+    unusable: Option<String>,
     /// The last configuration text that was complained about.
     complained: Option<String>,
     leases: LeaseSet,
@@ -148,6 +150,7 @@ impl Membership {
             config,
             candidate: None,
             looked: false,
+            unusable: None,
             complained: None,
             leases: LeaseSet::default(),
             expected: expected.unwrap_or_default(),
@@ -358,6 +361,9 @@ impl Membership {
             }
             event = events.next().now_or_never().flatten();
         }
+        if self.reload_due {
+            self.reload().await?;
+        }
         if !self.is_held() || self.is_in_our_way() {
             self.hold().await?;
         }
@@ -399,6 +405,10 @@ impl Membership {
     /// changes are only told.
     fn take_config(&mut self, text: String) -> Result<(), MembershipError> {
         let first_look = !std::mem::replace(&mut self.looked, true);
+        if self.unusable.as_ref().is_some_and(|unusable| *unusable != text) {
+            self.reload_due = true;
+            return Ok(());
+        }
         let candidate = self.candidate.as_ref().map(|candidate| &candidate.text);
         if candidate == Some(&text) {
             return Ok(());

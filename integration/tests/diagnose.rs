@@ -176,6 +176,16 @@ fn what_is_wrong_with_a_host_is_named() {
     says(here, "check", false, &["warning  forwarding", "net.ipv4.conf.eth0.forwarding is 0"]);
     here.sysctl(underlay, "1");
 
+    // What pods send goes by another table than what this host sends.
+    here.ip("route add default via 192.168.1.1 table 100\nrule add prio 100 iif docker0 lookup 100");
+    says(
+        here,
+        "check",
+        false,
+        &["ERROR    way", "from pods to", "via 192.168.1.1 dev eth0, not by flannel.1"],
+    );
+    here.ip("rule del prio 100\nroute flush table 100");
+
     // Another route is more specific than the overlay's, or the underlay has none.
     here.ip(&format!("route add {} via 192.168.1.1", m.env().base_with_length()));
     says(here, &way, false, &["route        DROPPED", "via 192.168.1.1 dev eth0, not by flannel.1"]);
@@ -246,6 +256,13 @@ fn what_a_firewall_refuses_is_named() {
         &["warning  forwarding", "may act on it", "chain netdev fw in (hook ingress)"],
     );
     here.ok("nft delete table netdev fw");
+    // Or nobody finds anybody.
+    here.feed(
+        "nft -f -",
+        "add table arp fw\nadd chain arp fw in { type filter hook input priority 0; policy drop; }\n",
+    );
+    says(here, "check", false, &["warning  arp", "chain arp fw in (hook input)"]);
+    here.ok("nft delete table arp fw");
 }
 
 #[test]

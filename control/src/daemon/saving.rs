@@ -1,16 +1,18 @@
 //! Files that others read, and the next run: the subnet file, and the state, beside the subnet file, which a reboot
 //! empties, and where there is a place that outlives it, there, too.
 //!
-//! Each is written by a task of its own. What a disk does not take, now or for ever, is told, and tried again.
+//! Each is written by a task of its own. What a disk does not take, now or for ever, is told, and tried again. What
+//! somebody removes or overwrites is written again, less and less often if that goes on.
 
-use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
 
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use crate::backoff::Backoff;
@@ -96,20 +98,30 @@ impl Files {
         let mut tasks = Vec::new();
         let (subnet_file, wanted) = watch::channel(None);
         let (tried, subnet_file_tried) = watch::channel(None);
-        let file = Writer { part: Part::SubnetFile, gather: Duration::ZERO, between: Duration::ZERO };
-        let write = move |file: &SubnetFile| write_subnet_file(file, &subnet_file_at);
-        tasks.push(tokio::spawn(file.run(wanted, tried, write, problems.clone())));
+        let file = Writer {
+            part: Part::SubnetFile,
+            path: subnet_file_at,
+            gather: Duration::ZERO,
+            between: Duration::ZERO,
+        };
+        tasks.push(tokio::spawn(file.run::<SubnetFile>(wanted, tried, problems.clone())));
 
         let (state, wanted) = watch::channel(None);
-        let file = Writer { part: Part::State, gather: GATHER, between: Duration::ZERO };
-        let write = move |state: &Arc<SavedState>| write_state(state, &state_at);
-        tasks.push(tokio::spawn(file.run(wanted, watch::channel(None).0, write, problems.clone())));
+        let file = Writer { part: Part::State, path: state_at, gather: GATHER, between: Duration::ZERO };
+        tasks.push(tokio::spawn(file.run::<Arc<SavedState>>(
+            wanted,
+            watch::channel(None).0,
+            problems.clone(),
+        )));
 
         let (lasting, wanted) = watch::channel(None);
         if let Some(path) = lasting_at {
-            let file = Writer { part: Part::LastingState, gather: GATHER, between: BETWEEN_WRITES };
-            let write = move |state: &Arc<SavedState>| write_state(state, &path);
-            tasks.push(tokio::spawn(file.run(wanted, watch::channel(None).0, write, problems.clone())));
+            let file = Writer { part: Part::LastingState, path, gather: GATHER, between: BETWEEN_WRITES };
+            tasks.push(tokio::spawn(file.run::<Arc<SavedState>>(
+                wanted,
+                watch::channel(None).0,
+                problems.clone(),
+            )));
         }
         Self { subnet_file, subnet_file_tried, state, lasting, tasks }
     }
@@ -147,22 +159,51 @@ impl Files {
     }
 }
 
-/// A file that says it already is good enough, on a disk that takes no other.
-fn write_subnet_file(file: &SubnetFile, path: &Path) -> io::Result<()> {
-    match file.write(path) {
-        Err(error) if file.is_at(path) => {
-            warn!(path = %path.display(), %error, "the subnet file stays as it was, which is right");
-            Ok(())
+/// What a file says.
+trait Content: Clone + PartialEq + Send + Sync + 'static {
+    /// Has the file say this.
+    fn write_to(&self, path: &Path) -> io::Result<()>;
+
+    /// Whether the file says it.
+    fn is_in(&self, path: &Path) -> bool;
+}
+
+impl Content for SubnetFile {
+    /// A file that says it already is good enough, on a disk that takes no other.
+    fn write_to(&self, path: &Path) -> io::Result<()> {
+        match self.write(path) {
+            Err(error) if self.is_at(path) => {
+                warn!(path = %path.display(), %error, "the subnet file stays as it was, which is right");
+                Ok(())
+            }
+            Err(error) => Err(named(path, &error)),
+            Ok(()) => Ok(()),
         }
-        Err(error) => Err(named(path, &error)),
-        Ok(()) => Ok(()),
+    }
+
+    fn is_in(&self, path: &Path) -> bool {
+        self.is_at(path)
     }
 }
 
-fn write_state(state: &SavedState, path: &Path) -> io::Result<()> {
-    state.write(path).map_err(|error| named(path, &error))?;
-    debug!(path = %path.display(), peers = state.peers.len(), "state saved");
-    Ok(())
+impl Content for Arc<SavedState> {
+    fn write_to(&self, path: &Path) -> io::Result<()> {
+        self.write(path).map_err(|error| named(path, &error))?;
+        debug!(path = %path.display(), peers = self.peers.len(), "state saved");
+        Ok(())
+    }
+
+    fn is_in(&self, path: &Path) -> bool {
+        SavedState::read(path).is_ok_and(|read| read == **self)
+    }
+}
+
+/// What shows that a file is another than it was, without reading it: inode, length and time of the last change.
+type Stamp = Option<(u64, u64, i64, i64)>;
+
+fn stamp(path: &Path) -> Stamp {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {
@@ -170,9 +211,10 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot write {}: {error}{hint}", path.display()))
 }
 
-/// Writes one file whenever it is to say something else.
+/// Writes one file whenever it is to say something else, or says something else by somebody's doing.
 struct Writer {
     part: Part,
+    path: PathBuf,
     /// How long changes are gathered before they are written.
     gather: Duration,
     /// Between two writes.
@@ -181,17 +223,35 @@ struct Writer {
 
 impl Writer {
     /// Until the sender of `wanted` is gone; what has changed is written before. Each attempt is told to `tried`.
-    async fn run<T: Clone + PartialEq + Send + Sync + 'static>(
+    async fn run<T: Content>(
         self,
         mut wanted: watch::Receiver<Option<T>>,
         tried: watch::Sender<Option<T>>,
-        write: impl Fn(&T) -> io::Result<()> + Send + Sync + 'static,
         problems: Problems,
     ) {
-        let write = Arc::new(write);
-        let mut pauses = Backoff::of_this_host();
-        let (mut written, mut written_at) = (None, None::<Instant>);
-        while wanted.changed().await.is_ok() {
+        let path = Arc::new(self.path);
+        let (mut pauses, mut looks) = (Backoff::of_this_host(), LOOKS);
+        let mut written: Option<(T, Stamp)> = None;
+        let (mut written_at, mut put_back_at) = (None::<Instant>, None::<Instant>);
+        let mut look = looks.next();
+        loop {
+            tokio::select! {
+                changed = wanted.changed() => if changed.is_err() { return },
+                () = sleep(look), if written.is_some() => {
+                    let Some((value, before)) = written.take() else { continue };
+                    written = still_in(value, before, Arc::clone(&path)).await;
+                    if written.is_some() {
+                        if put_back_at.is_some_and(|at| at.elapsed() > LONGEST_LOOK) {
+                            (looks, put_back_at) = (LOOKS, None);
+                            look = looks.next();
+                        }
+                        continue;
+                    }
+                    warn!(path = %path.display(), "somebody has removed or overwritten this file of ours: writing it again");
+                    put_back_at = Some(Instant::now());
+                    look = looks.next();
+                }
+            }
             // At once at first: what is in the kernel now is to be found by the next run, however this one ends.
             let begin = written_at.map(|at| (at + self.between).max(Instant::now() + self.gather));
             let mut ends = false;
@@ -200,20 +260,23 @@ impl Writer {
             }
             loop {
                 let value = wanted.borrow_and_update().clone();
-                let Some(now) = value.filter(|value| written.as_ref() != Some(value)) else { break };
+                let is_written = |value: &T| written.as_ref().is_some_and(|(written, _)| written == value);
+                let Some(now) = value.filter(|value| !is_written(value)) else { break };
                 let outcome = {
-                    let (write, now) = (Arc::clone(&write), now.clone());
-                    spawn_blocking(move || write(&now))
-                        .await
-                        .unwrap_or_else(|error| Err(io::Error::other(error)))
+                    let (path, now) = (Arc::clone(&path), now.clone());
+                    let write = move || now.write_to(&path).map(|()| stamp(&path));
+                    spawn_blocking(write).await.unwrap_or_else(|error| Err(io::Error::other(error)))
                 };
                 tried.send_replace(Some(now.clone()));
                 written_at = Some(Instant::now());
-                let Err(error) = outcome else {
-                    problems.report(self.part, None);
-                    pauses.reset();
-                    written = Some(now);
-                    break;
+                let error = match outcome {
+                    Ok(stamp) => {
+                        problems.report(self.part, None);
+                        pauses.reset();
+                        written = Some((now, stamp));
+                        break;
+                    }
+                    Err(error) => error,
                 };
                 problems.report(self.part, Some(Problem::io(&error, &error)));
                 if ends {
@@ -229,6 +292,15 @@ impl Writer {
     }
 }
 
+/// The value with the file's stamp, if the file says it still.
+async fn still_in<T: Content>(value: T, before: Stamp, path: Arc<PathBuf>) -> Option<(T, Stamp)> {
+    let look = move || {
+        let now = stamp(&path);
+        (now == before || value.is_in(&path)).then_some((value, now))
+    };
+    spawn_blocking(look).await.unwrap_or(None)
+}
+
 /// Ends when there will be no more.
 async fn all_changes<T>(wanted: &mut watch::Receiver<T>) {
     while wanted.changed().await.is_ok() {}
@@ -236,8 +308,89 @@ async fn all_changes<T>(wanted: &mut watch::Receiver<T>) {
 
 /// How long changes of the peers are gathered before they are written to disk.
 const GATHER: Duration = Duration::from_millis(500);
+/// How often a file is looked at, and how much less often while somebody else keeps writing it.
+const LOOKS: Backoff = Backoff::new(Duration::from_secs(4), 4);
+const LONGEST_LOOK: Duration = Duration::from_secs(4 << 4);
 /// What lasts is on a disk that wears, and waits for it: a cluster's every change is not worth it.
 const BETWEEN_WRITES: Duration = Duration::from_secs(60);
 /// What a working disk needs, many times over.
 const READ_PATIENCE: Duration = Duration::from_secs(2);
 const WRITE_PATIENCE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::health::Health;
+
+    /// What somebody does to the file, and whether their line stays.
+    type Deed = (&'static str, fn(&Path), bool);
+
+    fn file(mtu: u32) -> SubnetFile {
+        let (network, subnet) = ("10.1.0.0/16".parse().unwrap(), "10.1.9.0/24".parse().unwrap());
+        SubnetFile { network, subnet, mtu, ip_masq: false }
+    }
+
+    /// A writer's task, which is to write `file(1450)`.
+    fn writing(directory: &TempDir) -> (PathBuf, watch::Sender<Option<SubnetFile>>) {
+        let path = directory.path().join("subnet.env");
+        let (wanted, receiver) = watch::channel(None);
+        let writer = Writer {
+            part: Part::SubnetFile,
+            path: path.clone(),
+            gather: Duration::ZERO,
+            between: Duration::ZERO,
+        };
+        let problems = Problems::told_to(Health::default());
+        tokio::spawn(writer.run::<SubnetFile>(receiver, watch::channel(None).0, problems));
+        wanted.send_replace(Some(file(1450)));
+        (path, wanted)
+    }
+
+    /// Waits, by the paused clock, until the file is right.
+    async fn right_after(path: &Path, wanted: &SubnetFile) -> Duration {
+        let begun = Instant::now();
+        while !wanted.is_at(path) {
+            assert!(begun.elapsed() < 10 * LONGEST_LOOK, "the file is never right");
+            sleep(Duration::from_millis(100)).await;
+        }
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_somebody_removes_or_overwrites_is_written_again_and_others_lines_stay() {
+        let deeds: [Deed; 3] = [
+            ("removed", |path| fs::remove_file(path).unwrap(), false),
+            ("overwritten", |path| fs::write(path, "FLANNEL_MTU=1\n").unwrap(), false),
+            (
+                "added to",
+                |path| {
+                    let text = fs::read_to_string(path).unwrap();
+                    fs::write(path, format!("{text}DOCKER_OPTS=\"--bip\"\n")).unwrap();
+                },
+                true,
+            ),
+        ];
+        for (what, deed, stays) in deeds {
+            let directory = tempfile::tempdir().unwrap();
+            let (path, _wanted) = writing(&directory);
+            right_after(&path, &file(1450)).await;
+            deed(&path);
+            assert!(right_after(&path, &file(1450)).await <= Duration::from_secs(6), "{what}");
+            assert_eq!(fs::read_to_string(&path).unwrap().contains("DOCKER_OPTS"), stays, "{what}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_overwrites_it_again_and_again_is_answered_less_and_less_often() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, _wanted) = writing(&directory);
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            waits.push(right_after(&path, &file(1450)).await);
+            fs::write(&path, "FLANNEL_MTU=1\n").unwrap();
+        }
+        assert!(waits[7] >= LONGEST_LOOK / 2 && waits[7] > waits[2], "{waits:?}");
+    }
+}

@@ -51,6 +51,19 @@ pub enum Conflict {
         /// The VTEP MAC of each.
         macs: [MacAddr; 2],
     },
+    /// Two leases name one Ethernet address, but two nodes behind it.
+    #[error(
+        "the leases {} of {} and {} of {} name one VTEP MAC, {mac}: nodes with the kernel's VXLAN reach only one of them; delete the one that is no longer used, or the lease of the node that has copied it, and restart that",
+        subnets[0], public_ips[0], subnets[1], public_ips[1]
+    )]
+    OneMac {
+        /// The VTEP MAC of both.
+        mac: MacAddr,
+        /// The subnet of each.
+        subnets: [Ipv4Net; 2],
+        /// The PublicIP of each.
+        public_ips: [Ipv4Addr; 2],
+    },
     /// Somebody keeps a lease that carries our PublicIP.
     #[error(
         "another node keeps the lease {theirs} with our public address {public_ip}, which our lease {ours} has: give each node an address of its own (--public-ip, --iface)"

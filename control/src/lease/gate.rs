@@ -158,9 +158,13 @@ impl Ground<'_> {
         }
         let passing = if self.is_peaceful(&sound) { sound } else { self.settle(sound, &mut judgement) };
 
+        let mut vteps = Vec::new();
         for known in passing {
             let (subnet, attrs) = (known.entry.subnet, &known.attrs);
             judgement.held.push(subnet);
+            if let LeaseBackend::Vxlan { vtep_mac, .. } = attrs.backend {
+                vteps.push((subnet, attrs.public_ip, vtep_mac));
+            }
             if Some(subnet) == self.own || attrs.public_ip == self.public_ip {
                 continue;
             }
@@ -170,7 +174,7 @@ impl Ground<'_> {
                 judgement.other_backend += 1;
             }
         }
-        judgement.name_shared_addresses();
+        judgement.name_shared_addresses(self.public_ip, &vteps);
         judgement
     }
 
@@ -338,19 +342,29 @@ impl Judgement {
         }
     }
 
-    /// Leases of one address with different VTEP MACs are two nodes' (one node may have several leases).
-    fn name_shared_addresses(&mut self) {
-        let mut seen: HashMap<Ipv4Addr, (Ipv4Net, MacAddr)> = HashMap::new();
-        let mut shared = Vec::new();
-        for Lease { subnet, attrs } in self.peers.iter() {
-            let LeaseBackend::Vxlan { vtep_mac, .. } = attrs.backend else { continue };
-            let (first, mac) = *seen.entry(attrs.public_ip).or_insert((*subnet, vtep_mac));
-            if mac != vtep_mac {
-                let (public_ip, subnets) = (attrs.public_ip, [first, *subnet]);
-                shared.push(Conflict::OneAddress { public_ip, subnets, macs: [mac, vtep_mac] });
+    /// Leases of one address with different VTEP MACs are two nodes', and so are those of one MAC with different
+    /// addresses. (One node may have several leases. Who else has `ours`, is noticed by what is written.)
+    fn name_shared_addresses(&mut self, ours: Ipv4Addr, vteps: &[(Ipv4Net, Ipv4Addr, MacAddr)]) {
+        let mut by_address: HashMap<Ipv4Addr, (Ipv4Net, MacAddr)> = HashMap::new();
+        let mut by_mac: HashMap<MacAddr, (Ipv4Net, Ipv4Addr)> = HashMap::new();
+        for (subnet, public_ip, mac) in vteps.iter().copied() {
+            let (first, other) = *by_address.entry(public_ip).or_insert((subnet, mac));
+            if other != mac && public_ip != ours {
+                self.dispute(Conflict::OneAddress {
+                    public_ip,
+                    subnets: [first, subnet],
+                    macs: [other, mac],
+                });
+            }
+            let (first, other) = *by_mac.entry(mac).or_insert((subnet, public_ip));
+            if other != public_ip {
+                self.dispute(Conflict::OneMac {
+                    mac,
+                    subnets: [first, subnet],
+                    public_ips: [other, public_ip],
+                });
             }
         }
-        shared.into_iter().for_each(|conflict| self.dispute(conflict));
     }
 }
 

@@ -37,7 +37,7 @@ impl Membership {
             warn!("there is no network configuration to be applied: keeping the last one");
             return Ok(());
         };
-        self.candidate = None;
+        (self.candidate, self.unusable) = (None, None);
         if self.config.as_ref().is_some_and(|(in_force, _)| *in_force == text) {
             info!("the network configuration has not changed");
             self.not_applied(None);
@@ -48,7 +48,8 @@ impl Membership {
                 error!(config = text, %error, "the network configuration cannot be used: keeping the last good one");
                 let what =
                     format!("the network configuration cannot be used, the last good one stays: {error}");
-                self.not_applied(Some(Problem::new(text, what)));
+                self.not_applied(Some(Problem::new(text.clone(), what)));
+                self.unusable = Some(text);
                 Ok(())
             }
             Ok(config) => {

@@ -190,3 +190,19 @@ async fn a_host_that_cannot_run_the_network_takes_no_lease_in_it() {
     assert!(matches!(&error, MembershipError::Host(why) if why == "the port is taken"), "{error}");
     assert_eq!(member.store.get(KEY), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn after_one_that_is_no_configuration_the_next_one_is_applied() {
+    for (next, applied) in [(CONFIG, CONFIG), (OTHER_VNI, OTHER_VNI)] {
+        let mut member = Member::running().await;
+        member.apply("{,}");
+        assert!(member.problem().await.contains("cannot be used"));
+        member.store.set_config("still none");
+        sleep(Duration::from_secs(1)).await;
+        assert!(member.problem().await.contains("cannot be used"));
+        member.store.set_config(next);
+        let over = member.standing.wait_for(|standing| standing.not_applied.is_none());
+        timeout(Duration::from_secs(600), over).await.expect("no problem").unwrap();
+        member.view_that(|view| view.config_text == applied && view.held).await;
+    }
+}

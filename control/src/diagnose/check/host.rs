@@ -121,6 +121,15 @@ async fn between_pods(status: &Status, kernel: &Kernel) -> Result<Vec<Finding>, 
         let cut_off = verdict::cut_off(&ruleset, &packets, lease, Traffic::Pods, &overlay).await;
         findings.extend(by_firewall("forwarding", "between pods it", "on", found, cut_off));
     }
+    let of_arp = ruleset.of_arp();
+    if !of_arp.is_empty() {
+        let text = format!(
+            "whether it lets this host find pods and nodes is not known: ARP passes {}",
+            of_arp.join("; ")
+        );
+        let remedy = "let ARP pass by the bridge of the pods and by the interface to the other nodes: 'nft list ruleset arp' shows what there is";
+        findings.push(Finding::warning("arp", text, remedy));
+    }
     // What goes by the rings of --io=xdp, no rule sees.
     let by_sockets = status.io.as_ref().is_some_and(|io| io.rings.is_none());
     if let (Some(port), true, Some(peer)) = (status.backend.port(), by_sockets, status.peers.first())

@@ -10,6 +10,7 @@ use super::{Finding, Level};
 use crate::diagnose::trace::{Question, trace};
 use crate::diagnose::{icmp, ping};
 use crate::host::HostError;
+use crate::host::docker::{self, Bridge};
 use crate::node::Way;
 use crate::status::{BackendStatus, PeerStatus, Status};
 
@@ -40,13 +41,27 @@ pub(super) async fn findings(status: &Status, socket: &Path) -> Result<Vec<Findi
 /// What would keep a packet of a pod here from leaving for a pod there; nothing if nothing does.
 async fn way(status: &Status, peer: &PeerStatus) -> Result<Option<Finding>, HostError> {
     let pod = |subnet: ipnet::Ipv4Net| (u32::from(subnet.network()) + 2).into();
-    let question = Question { src: status.lease.public_ip, dst: pod(peer.subnet), carries: None };
-    // From this host itself, since the bridge need not be there yet.
-    let trace = trace(&question, status).await?;
-    let stop = trace.steps.into_iter().find_map(|step| Some((step.step, step.text, step.dropped?)));
-    Ok(stop.map(|(step, text, dropped)| {
-        Finding::error("way", format!("to {}, {step}: {text}", peer.subnet), dropped.remedy)
-    }))
+    let device = status.device.as_ref().map_or("", |device| device.name.as_str());
+    let bridge = docker::bridge(&[status.network], status.lease.subnet, device).await?;
+    // What pods send may go another way than what this host sends, and the bridge need not be there yet.
+    let sources = match bridge {
+        Bridge::Inside { .. } => vec![status.lease.public_ip, pod(status.lease.subnet)],
+        _ => vec![status.lease.public_ip],
+    };
+    for src in sources {
+        let question = Question { src, dst: pod(peer.subnet), carries: None };
+        let steps = trace(&question, status).await?.steps;
+        // The firewall has findings of its own.
+        let mut stops =
+            steps.into_iter().filter(|step| src == status.lease.public_ip || step.step == "route");
+        let stop = stops.find_map(|step| Some((step.step, step.text, step.dropped?)));
+        if let Some((step, text, dropped)) = stop {
+            let from = if src == status.lease.public_ip { "this host" } else { "pods" };
+            let text = format!("from {from} to {}, {step}: {text}", peer.subnet);
+            return Ok(Some(Finding::error("way", text, dropped.remedy)));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether the daemon of `peer` answers, with short packets and with the largest.

@@ -254,6 +254,21 @@ fn what_real_clusters_have_is_used() {
 }
 
 #[test]
+fn one_station_at_two_addresses_is_told_and_both_are_used() {
+    for (own, other) in [(OURS.to_string(), "10.1.9.0-24"), ("192.168.2.66".to_owned(), "10.1.66.0-24")] {
+        // Their MACs follow from the last octet.
+        let twin = format!("192.168.7.{}", own.rsplit('.').next().unwrap());
+        let judgement = judge("10.1.9.0/24", &[(other, &own, 1), ("10.1.70.0-24", &twin, 2)]);
+        assert!(peers(&judgement).contains(&format!("10.1.70.0/24 {twin}")));
+        let [conflict] = judgement.conflicts.as_slice() else { panic!("{:?}", judgement.conflicts) };
+        let text = conflict.to_string();
+        for part in [&*own, &*twin, "10.1.70.0/24", "one VTEP MAC"] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+    }
+}
+
+#[test]
 fn two_stations_at_one_address_are_told_and_both_used() {
     let config = vxlan("10.1.0.0/16");
     let ground =

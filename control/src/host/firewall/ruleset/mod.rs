@@ -209,6 +209,19 @@ impl Ruleset {
         &self.unread
     }
 
+    /// The base chains for ARP that may drop something, for people. ARP carries no packets of the overlay, but finds out
+    /// where they go.
+    #[must_use]
+    pub fn of_arp(&self) -> Vec<String> {
+        let chains = self.chains.iter().filter(|chain| chain.table.family == "arp");
+        let acting = chains.filter_map(|chain| Some((chain, chain.base.as_ref()?)));
+        let acting = acting.filter(|(chain, base)| base.drops || !chain.rules.is_empty());
+        let named = acting.map(|(chain, base)| {
+            format!("nftables, chain {} {} (hook {})", chain.table, chain.name, base.hook.name())
+        });
+        named.collect()
+    }
+
     /// The chain `name` of the table that `chain` is in.
     fn beside(&self, chain: &Chain, name: &str) -> Option<&Chain> {
         self.places.get(&(chain.table.clone(), name.to_owned())).map(|place| &self.chains[*place])
