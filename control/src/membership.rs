@@ -443,7 +443,7 @@ impl Membership {
             Ok(_) => {
                 warn!(
                     config = text,
-                    "the network configuration has changed: reload or restart overlayd to apply it"
+                    "the network configuration has changed: reload overlayd (systemctl reload overlayd, or SIGHUP) or restart it to apply it"
                 );
                 self.complained = Some(text);
             }

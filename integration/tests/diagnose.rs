@@ -156,6 +156,11 @@ fn what_is_wrong_with_a_host_is_named() {
     says(here, "check", false, &["ERROR    bridge", "MTU 1500, more than the overlay's 1450"]);
     here.ip("link set docker0 mtu 1450");
 
+    // The bridge is down.
+    here.ip("link set docker0 down");
+    says(here, "check", false, &["ERROR    bridge", "docker0 is down", "ip link set docker0 up"]);
+    here.ip("link set docker0 up");
+
     // docker0 is that of an earlier lease.
     here.ip(&format!("address add 10.1.250.1/24 dev docker0\naddress del {} dev docker0", w.env().subnet));
     says(here, "check", false, &["docker0 has 10.1.250.1/24, which is not in this node's lease", "--bip"]);

@@ -1,6 +1,7 @@
 //! The kernel's part of a check, with a daemon running.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -225,6 +226,14 @@ async fn bridge(status: &Status) -> Result<Finding, HostError> {
     let overlay = status.device.as_ref();
     let device = overlay.map_or("", |device| device.name.as_str());
     Ok(match docker::bridge(&[status.network], subnet, device).await? {
+        Bridge::Inside { device, .. } if !is_up(&device) => {
+            let remedy = format!("ip link set {device} up, and find out who has set it down");
+            Finding::error(
+                "bridge",
+                format!("{device} is down: nothing reaches the pods of this host"),
+                remedy,
+            )
+        }
         Bridge::Inside { device, mtu, .. } if overlay.is_some_and(|overlay| mtu > overlay.mtu) => {
             let most = overlay.map_or(0, |overlay| overlay.mtu);
             Finding::error(
@@ -257,6 +266,17 @@ async fn bridge(status: &Status) -> Result<Finding, HostError> {
         ),
     })
 }
+
+/// Whether a device is set up; one that cannot be looked at counts as that.
+fn is_up(device: &str) -> bool {
+    let flags = fs::read_to_string(format!("/sys/class/net/{device}/flags"));
+    let flags =
+        flags.ok().and_then(|text| u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok());
+    flags.is_none_or(|flags| flags & IFF_UP != 0)
+}
+
+/// `linux/if.h`.
+const IFF_UP: u32 = 1;
 
 /// What gives a bridge another MTU is who has made it.
 fn mtu_remedy(device: &str, most: u32) -> String {
