@@ -170,15 +170,26 @@ fn started(file: &str, arguments: &[&str]) -> (String, String) {
 }
 
 fn started_among(files: &Files, file: &str, arguments: &[&str]) -> (String, String) {
-    fs::write(files.path("flanneld"), file).expect("write a file");
-    let mut command = Command::new(script("flanneld-start"));
     let joined = file.replace("\\\n", "");
     let variables = joined.lines().map(str::trim).filter(|line| !line.starts_with('#'));
     let variables = variables.filter_map(|line| line.split_once('=')).filter(|(name, _)| !name.contains(' '));
-    command.envs(variables.map(|(name, value)| {
+    let variables = variables.map(|(name, value)| {
         let quoted = value.strip_prefix(['"', '\'']).and_then(|value| value.strip_suffix(['"', '\'']));
         (name, quoted.unwrap_or(value))
-    }));
+    });
+    started_with(files, file, &variables.collect::<Vec<_>>(), arguments)
+}
+
+/// With these variables, whatever the file has.
+fn started_with(
+    files: &Files,
+    file: &str,
+    variables: &[(&str, &str)],
+    arguments: &[&str],
+) -> (String, String) {
+    fs::write(files.path("flanneld"), file).expect("write a file");
+    let mut command = Command::new(script("flanneld-start"));
+    command.envs(variables.iter().copied());
     command.env("FLANNEL_FILES", files.path("flanneld")).args(arguments);
     let print = files.path("overlayd");
     fs::write(&print, "#!/bin/sh\nfor word; do printf '[%s]' \"$word\"; done\n").expect("write a program");
@@ -255,12 +266,53 @@ fn what_hosts_have_for_flanneld_becomes_flags() {
             "FLANNEL_IFACE=eth1\nFLANNEL_PUBLIC_IP=192.168.1.1\n",
             "[-iface=eth1][-public-ip=192.168.1.1]",
         ),
+        (
+            "comments behind values, as a shell has them",
+            "export FLANNEL_ETCD_ENDPOINTS=\"http://a:1\"   # it's rack 1\nexport FLANNEL_ETCD_PREFIX='/x'\t# \"x\n\
+             export FLANNEL_IFACE=eth1 # lan\nexport FLANNEL_PUBLIC_IP=1#2\n",
+            "[-etcd-endpoints=http://a:1][-etcd-prefix=/x][-iface=eth1][-public-ip=1#2]",
+        ),
+        (
+            "line ends of Windows",
+            "FLANNEL_OPTIONS=\"-iface=eth1\"\r\n\r\nexport FLANNEL_ETCD_PREFIX=/x\r\n",
+            "[-etcd-prefix=/x][-iface=eth1]",
+        ),
+        (
+            "and its byte order mark",
+            "\u{feff}FLANNEL_OPTIONS=-v=1 -iface=eth1\r\nFLANNEL_ETCD_PREFIX=/x\r\n",
+            "[-etcd-prefix=/x][-v=1][-iface=eth1]",
+        ),
+        (
+            "several in one line, and over several",
+            "export FLANNEL_IFACE=eth1 FLANNEL_ETCD_PREFIX=\"/x\" \\\n  FLANNEL_PUBLIC_IP=1.1.1.1; \
+             export\tFLANNEL_OPTIONS='-v=1 \n-w'; # c\n",
+            "[-etcd-prefix=/x][-iface=eth1][-public-ip=1.1.1.1][-v=1][-w]",
+        ),
+        (
+            "what a shell takes apart",
+            "export FLANNEL_OPTIONS=\"-x=\\\"a b\\\" \\\n-y=\\\\ -z\\w\"\nexport FLANNEL_IFACE=a\\ 'b'\"c\"\n",
+            "[-iface=a bc][-x=a b][-y=\\][-z\\w]",
+        ),
+        (
+            "what only a shell would run",
+            "export FLANNEL_PUBLIC_IP=$(touch made-by-the-file) FLANNEL_IFACE=`touch made-by-the-file`\n\
+             export FLANNEL_ETCD_PREFIX=\"$(touch made-by-the-file)$HOME\"\n",
+            "[-etcd-prefix=$(touch made-by-the-file)$HOME][-iface=`touch made-by-the-file`]\
+             [-public-ip=$(touch made-by-the-file)]",
+        ),
+        (
+            "the last line of a name, and its export",
+            "export FLANNEL_IFACE=a\nexport FLANNEL_IFACE=b\nFLANNEL_ETCD_PREFIX=/x\nexport FLANNEL_ETCD_PREFIX\n",
+            "[-etcd-prefix=/x][-iface=b]",
+        ),
+        ("no end of the last line", "export FLANNEL_IFACE=eth1 \\", "[-iface=eth1]"),
         ("nothing", "FLANNEL_ETCD_ENDPOINTS=\"\"\nFLANNEL_OPTIONS=\n", ""),
         ("no variables at all", "{\"Network\": \"10.1.0.0/16\"}\n", ""),
         ("not to be seen on a command line", "FLANNEL_ETCD_PASSWORD=hush\n", ""),
     ] {
         assert_eq!(started(file, &[]), (wanted.to_owned(), String::new()), "{what}");
     }
+    assert!(!Path::new("made-by-the-file").exists());
     // A unit that gives the options as arguments has the last word, also with quotes left on.
     let arguments = ["-iface-regex='^10\\.1\\.'", "-iface=it's", ""];
     let file = "FLANNEL_OPTIONS=-iface=eth1\nFLANNEL_ETCD_PREFIX=/x\n";
@@ -273,10 +325,82 @@ fn what_is_not_understood_in_a_file_of_flannels_is_said_by_name() {
         HTTPS_PROXY=http://p\nFLANNEL_IMAGE_TAG=v1\n";
     let (words, said) = started(file, &["-v=1"]);
     assert_eq!(words, "[-v=1]");
-    for name in ["FLANNEL_IFASE is not", "iface is not", "'X Y=' is not", "SOME is not"] {
+    for name in ["FLANNEL_IFASE is not", "iface is not", "Y is not", "SOME is not"] {
         assert_eq!(said.matches(name).count(), 1, "{name}: {said}");
     }
     assert_eq!(said.lines().count(), 4, "{said}");
+}
+
+/// The variables are as systemd 252 has them from these files.
+#[test]
+fn what_systemd_has_wrong_is_mended_and_said_where_it_is_doubtful() {
+    const UNCLOSED: &str = "FLANNEL_OPTIONS is left out: its quote has no end";
+    for (file, variables, wanted, said) in [
+        // A comment.
+        (
+            "FLANNEL_ETCD_PREFIX=\"/x\"   # it's old\nTYPO_X=1\n",
+            &[("FLANNEL_ETCD_PREFIX", "/x# it's old")][..],
+            "[-etcd-prefix=/x]",
+            &["TYPO_X is not understood"][..],
+        ),
+        (
+            "FLANNEL_OPTIONS=-v=1 -w # lan\nFLANNEL_IFACE=eth#1\nFLANNEL_PUBLIC_IP= # none\n",
+            &[
+                ("FLANNEL_OPTIONS", "-v=1 -w # lan"),
+                ("FLANNEL_IFACE", "eth#1"),
+                ("FLANNEL_PUBLIC_IP", "# none"),
+            ],
+            "[-iface=eth#1][-v=1][-w]",
+            &["a comment follows FLANNEL_OPTIONS", "a comment follows FLANNEL_PUBLIC_IP"],
+        ),
+        ("FLANNEL_OPTIONS=-x='a # b'\n", &[("FLANNEL_OPTIONS", "-x='a # b'")], "[-x=a # b]", &[]),
+        // Another file says otherwise.
+        ("FLANNEL_IFACE=eth1 # lan\n", &[("FLANNEL_IFACE", "eth2")], "[-iface=eth2]", &[]),
+        // Line ends of Windows within a value.
+        (
+            "FLANNEL_OPTIONS=\"-v=1 \\\r\n-w\r\n-x\"\r\n",
+            &[("FLANNEL_OPTIONS", "-v=1 \\\r\n-w\r\n-x")],
+            "[-v=1][-w][-x]",
+            &[],
+        ),
+        // A quote without an end, with no other quote below, with one, and in the last line.
+        (
+            "FLANNEL_OPTIONS=\"-v=1 \\\n-w\nFLANNEL_IFACE=a\nexport FLANNEL_ETCD_PREFIX=/x\nTYPO_X=1\n",
+            &[("FLANNEL_OPTIONS", "-v=1 -w\nFLANNEL_IFACE=a\nexport FLANNEL_ETCD_PREFIX=/x\nTYPO_X=1\n")],
+            "[-etcd-prefix=/x][-iface=a]",
+            &[UNCLOSED, "TYPO_X is not understood"],
+        ),
+        (
+            "FLANNEL_OPTIONS=\"-v=1\nFLANNEL_ETCD_PREFIX=\"/x\"\nFLANNEL_IFACE=a\n",
+            &[("FLANNEL_OPTIONS", "-v=1\nFLANNEL_ETCD_PREFIX=/x\""), ("FLANNEL_IFACE", "a")],
+            "[-etcd-prefix=/x][-iface=a]",
+            &[UNCLOSED],
+        ),
+        (
+            "export FLANNEL_OPTIONS='-v=1\r\nTYPO_X='1'\r\nexport FLANNEL_IFACE='a'\r\n",
+            &[],
+            "[-iface=a]",
+            &[UNCLOSED, "TYPO_X is not understood"],
+        ),
+        ("FLANNEL_OPTIONS=\"-v=1", &[("FLANNEL_OPTIONS", "-v=1")], "", &[UNCLOSED]),
+        ("[ -n \"$x\" ] && x=\"", &[], "", &["x=' is not understood", "a text is left out"]),
+        // What is neither systemd's nor a shell's.
+        (
+            "export FLANNEL_OPTIONS=-v=1 -w hush hush\nexport FLANNEL_IFACE = a\n",
+            &[],
+            "[-v=1]",
+            &["what follows FLANNEL_OPTIONS is not", "what follows FLANNEL_IFACE is not"],
+        ),
+        ("FLANNEL_IFACE = a\n", &[("FLANNEL_IFACE", "a")], "[-iface=a]", &[]),
+    ] {
+        let (words, told) = started_with(&Files::with(""), file, variables, &[]);
+        assert_eq!(words, wanted, "{file}");
+        assert_eq!(told.lines().count(), said.len(), "{file}: {told}");
+        for (line, said) in told.lines().zip(said) {
+            assert!(line.contains(said) && line.contains("/flanneld, "), "{file}: {line}");
+        }
+        assert!(!told.contains("hush"), "{told}");
+    }
 }
 
 #[test]
