@@ -46,9 +46,10 @@ impl Rules {
     pub(super) fn start(problems: Problems, restored: Restored) -> Self {
         let (wanted, want) = watch::channel(Wanted::default());
         let (tell, tried) = watch::channel(0);
-        let (errands, todo) = mpsc::unbounded_channel();
+        let (errands, waiting) = mpsc::unbounded_channel();
         let look = Arc::<Notify>::default();
-        let task = Task { wanted: want, tried: tell, look: Arc::clone(&look), todo, problems, restored };
+        let task =
+            Task { wanted: want, tried: tell, look: Arc::clone(&look), errands: waiting, problems, restored };
         Self { wanted, tried, look, errands, task: tokio::spawn(task.run()) }
     }
 
@@ -97,7 +98,7 @@ struct Task {
     wanted: watch::Receiver<Wanted>,
     tried: watch::Sender<u64>,
     look: Arc<Notify>,
-    todo: mpsc::UnboundedReceiver<Errand>,
+    errands: mpsc::UnboundedReceiver<Errand>,
     problems: Problems,
     restored: Restored,
 }
@@ -116,7 +117,7 @@ impl Task {
                 // What fails is tried again by its own clock, however much happens.
                 () = self.look.notified(), if !failing => {}
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if failing => {}
-                Some(errand) = next(&mut interrupted, &mut self.todo) => {
+                Some(errand) = next(&mut interrupted, &mut self.errands) => {
                     let mut wanted = self.wanted.clone();
                     interrupted = tokio::select! {
                         biased;
@@ -180,11 +181,11 @@ impl Task {
 /// The errand that was not ended, or else the next one.
 async fn next(
     interrupted: &mut Option<Errand>,
-    todo: &mut mpsc::UnboundedReceiver<Errand>,
+    errands: &mut mpsc::UnboundedReceiver<Errand>,
 ) -> Option<Errand> {
     match interrupted.take() {
         Some(errand) => Some(errand),
-        None => todo.recv().await,
+        None => errands.recv().await,
     }
 }
 

@@ -48,6 +48,21 @@ fn frame(packet: &[u8]) -> Vec<u8> {
     [&vxlan::header(version, 1, THEIRS, OURS)[..], packet].concat()
 }
 
+/// Packets to `to` are judged by outer and inner source as `cases` have it, with the check strict, loose and off, and in
+/// both formats alike.
+fn sources_are_judged(to: &str, cases: &[(&str, &str, [Option<DropReason>; 3])]) {
+    for (outer, inner, expected) in cases {
+        for (check, expected) in
+            [SourceCheck::Strict, SourceCheck::Loose, SourceCheck::Off].into_iter().zip(*expected)
+        {
+            let packet = udp_packet(inner, to, 64, b"x");
+            let vxlan = verdict(VXLAN, check, outer, &frame(&packet));
+            let udp = verdict(Format::FlannelUdp, check, outer, &packet);
+            assert_eq!((vxlan, udp), (expected, expected), "{outer} {inner} {check:?}");
+        }
+    }
+}
+
 /// Receives one payload from `outer`; `None` if it was written to the device, else the reason.
 fn verdict(format: Format, check: SourceCheck, outer: &str, payload: &[u8]) -> Option<DropReason> {
     let mut rig = rig(format, check);
@@ -233,7 +248,6 @@ fn form_is_checked_whatever_the_source_check() {
 #[test]
 fn sources_are_checked_as_far_as_asked() {
     use DropReason::{OtherPeersSource, OwnSource, StaleSource, UnknownAddress, UnknownPeer, WrongSource};
-    use SourceCheck::{Loose, Off, Strict};
     let cases = [
         (MASTER, "10.1.63.2", [None, None, None]),
         (MASTER, MASTER, [None, None, None]),
@@ -247,14 +261,7 @@ fn sources_are_checked_as_far_as_asked() {
         (MASTER, "10.1.9.3", [Some(OwnSource); 3]),
         (MASTER, "192.168.1.12", [Some(OwnSource); 3]),
     ];
-    for (outer, inner, expected) in cases {
-        for (check, expected) in [Strict, Loose, Off].into_iter().zip(expected) {
-            let packet = udp_packet(inner, "10.1.9.3", 64, b"x");
-            let vxlan = verdict(VXLAN, check, outer, &frame(&packet));
-            let udp = verdict(Format::FlannelUdp, check, outer, &packet);
-            assert_eq!((vxlan, udp), (expected, expected), "{outer} {inner} {check:?}");
-        }
-    }
+    sources_are_judged("10.1.9.3", &cases);
 }
 
 #[test]
@@ -495,7 +502,6 @@ fn what_the_device_refuses_is_counted_and_shown() {
 #[test]
 fn sources_of_ipv6_are_checked_as_far_as_asked() {
     use DropReason::{MartianSource, OtherPeersSource, OwnSource, UnknownAddress, WrongSource};
-    use SourceCheck::{Loose, Off, Strict};
     let cases = [
         (MASTER, "fd00:0:0:63::2", [None, None, None]),
         (MASTER, "fd00:0:0:7::2", [Some(OtherPeersSource), None, None]),
@@ -506,14 +512,7 @@ fn sources_of_ipv6_are_checked_as_far_as_asked() {
         (MASTER, "fd00:0:0:9::3", [Some(OwnSource); 3]),
         (MASTER, "2001:db8::12", [Some(OwnSource); 3]),
     ];
-    for (outer, inner, expected) in cases {
-        for (check, expected) in [Strict, Loose, Off].into_iter().zip(expected) {
-            let packet = udp_packet(inner, "fd00:0:0:9::3", 64, b"x");
-            let vxlan = verdict(VXLAN, check, outer, &frame(&packet));
-            let udp = verdict(Format::FlannelUdp, check, outer, &packet);
-            assert_eq!((vxlan, udp), (expected, expected), "{outer} {inner} {check:?}");
-        }
-    }
+    sources_are_judged("fd00:0:0:9::3", &cases);
 }
 
 #[test]
