@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::frame::Template;
@@ -208,28 +209,41 @@ struct Begins {
     /// Workers that have not found their socket empty yet.
     others: Arc<AtomicUsize>,
     /// Whether this one has.
-    is_empty: bool,
+    is_drained: bool,
     /// Since when.
     since: Option<Instant>,
+    /// When the socket last had something.
+    had: Option<Instant>,
 }
 
 impl Begins {
-    /// Notes that the socket is empty; returns whether all of them have been.
-    fn is_over(&mut self) -> bool {
-        if !std::mem::replace(&mut self.is_empty, true) {
-            self.others.fetch_sub(1, Relaxed);
-        }
-        self.others.load(Relaxed) == 0
+    fn new(others: Arc<AtomicUsize>) -> Self {
+        Self { others, is_drained: false, since: None, had: None }
     }
 
-    /// Whether this has taken so long that the rings are not to wait any more.
-    fn is_late(&mut self) -> bool {
-        self.since.get_or_insert_with(Instant::now).elapsed() > PATIENCE
+    /// Notes at `now` whether the socket has something; returns whether the rings may begin: every worker's socket
+    /// has been quiet for long enough, or this has taken too long for the rings to wait any more.
+    fn note(&mut self, now: Instant, has_something: bool) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let had = *self.had.get_or_insert(now);
+        if has_something {
+            self.had = Some(now);
+        } else if !self.is_drained && now - had >= QUIET {
+            self.is_drained = true;
+            self.others.fetch_sub(1, Relaxed);
+        }
+        now - since > PATIENCE || (!has_something && self.others.load(Relaxed) == 0)
     }
 }
 
+/// What came before there was a program may still be in the kernel's queues, behind a soft interrupt that waits for a
+/// processor. A socket that has nothing for so long gets no more of it.
+const QUIET: Duration = Duration::from_millis(4);
 /// Long for a thread to be started in, short for packets to wait.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// Until a socket is looked at again. The worker sleeps meanwhile: before soft interrupts by its priority, it would
+/// keep off what it waits for.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 impl XdpReceiver {
     /// Receives by `rings` and by `socket`.
@@ -245,7 +259,7 @@ impl XdpReceiver {
         let descriptors = rings.iter().map(|ring| ring.frames().socket()).chain([socket.readiness()]);
         let readiness = wake::any_of(descriptors)?;
         let from = rings.len();
-        let begins = Some(Begins { others, is_empty: false, since: None });
+        let begins = Some(Begins::new(others));
         Ok(Self { rings, socket, from, turn: 0, batches: 0, begins, counts, readiness })
     }
 }
@@ -282,9 +296,11 @@ impl Receiver for XdpReceiver {
             // What has come to the sockets before there was a program is older than what is in the rings, and one
             // worker's socket may have what belongs before another's ring.
             let received = self.by_socket();
-            let begun = received.is_none() && begins.is_over();
-            if !begun && !begins.is_late() {
+            if !begins.note(Instant::now(), received.is_some()) {
                 self.begins = Some(begins);
+                if received.is_none() {
+                    thread::sleep(LOOK_AGAIN);
+                }
                 return received.ok_or_else(|| io::ErrorKind::WouldBlock.into());
             }
             if let Some(received) = received {
@@ -348,6 +364,24 @@ mod tests {
     }
 
     const NEXT_HOP: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
+
+    #[test]
+    fn rings_begin_once_every_socket_has_been_quiet_or_too_late() {
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        let others = Arc::new(AtomicUsize::new(2));
+        let [mut one, mut two] = [Begins::new(Arc::clone(&others)), Begins::new(others)];
+        assert!(!one.note(after(0), false), "nothing yet is not nothing any more");
+        assert!(!two.note(after(0), true));
+        assert!(!one.note(after(4), false), "the other's socket is not quiet");
+        assert!(!two.note(after(3), true));
+        assert!(!two.note(after(6), false), "it has been for 3 ms only");
+        assert!(two.note(after(7), false) && one.note(after(7), false));
+
+        let mut alone = Begins::new(Arc::new(AtomicUsize::new(1)));
+        assert!(!alone.note(after(0), true) && !alone.note(after(100), true));
+        assert!(alone.note(after(101), true), "a busy socket keeps the rings waiting for so long only");
+    }
 
     #[test]
     fn what_pays_goes_by_the_ring_if_there_is_a_next_hop_and_it_fits_the_path() {
