@@ -17,7 +17,7 @@ use tracing::{Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use crate::show::printable;
+use crate::text::printable;
 
 /// The last events of this process. Clones are the same ones.
 #[derive(Debug, Clone, Default)]

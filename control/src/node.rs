@@ -17,23 +17,25 @@ use tracing::{info, warn};
 
 use crate::host::firewall::verdict::Overlay;
 use crate::host::holdings::Surveyor;
-use crate::host::overlap::Holdings;
 use crate::host::routes::OwnRoute;
 use crate::host::{Desired, FirewallKind, HostError, Masquerade, forwarding, link, routes};
 use crate::iface::Underlay;
 use crate::io::Io;
 use crate::lease::{Admitted, Lease};
 use crate::netconf::Backend;
+use crate::overlap::Holdings;
+use crate::reach::Routed;
 use crate::rule_watch::{RuleWatch, Watched, Whole};
 use crate::store::StoreAddresses;
-use crate::ways::{self, Routed, Terms, Ways};
+use crate::ways::{self, Terms, Ways};
 
 mod error;
 mod plan;
 mod preflight;
 mod tunnel;
 
-pub use crate::ways::{Reached, Way};
+pub use crate::reach::Way;
+pub use crate::ways::Reached;
 pub use error::NodeError;
 pub use plan::{Plan, derive_vtep_mac};
 pub use preflight::preflight;

@@ -19,6 +19,7 @@ use rustix::thread::{
 use tracing::{debug, warn};
 
 use crate::flags::{Flags, PriorityFlag, SeccompFlag};
+use crate::reserve::IN_RESERVE;
 use crate::socket::path;
 
 /// Devices, routes, rules and sysctls of the network; raw ICMP; BPF programs, and the memory that goes with them;
@@ -29,10 +30,6 @@ const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN
     .union(CapabilitySet::IPC_LOCK)
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::SYS_NICE);
-
-/// Reading what is somebody else's alone, as keys of etcd often are root's or etcd's, and what iptables looks at is
-/// root's. It is in effect only while that is read ([`reading`]).
-const IN_RESERVE: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
 
 /// What nft and iptables get of them.
 const HANDED_ON: CapabilitySet =
@@ -89,21 +86,6 @@ pub fn priority(flags: &Flags) -> Priority {
         );
     }
     priority
-}
-
-/// Runs `read`, which may need what only root may read.
-pub fn reading<T>(read: impl FnOnce() -> T) -> T {
-    let held = capabilities(None).ok().filter(|held| held.permitted.contains(IN_RESERVE));
-    // Where it cannot be had, the error is that of reading.
-    let raised = held.filter(|held| {
-        set_capabilities(None, CapabilitySets { effective: held.effective | IN_RESERVE, ..*held }).is_ok()
-    });
-    let result = read();
-    if let Some(held) = raised {
-        // To have less is never refused.
-        let _ = set_capabilities(None, held);
-    }
-    result
 }
 
 /// Gives up all other capabilities for good, and the way to get any by running a program.

@@ -9,9 +9,8 @@ use overlay::drops::DropReason;
 use overlay::stats::Totals;
 use serde::{Deserialize, Serialize};
 
-use crate::node::Way;
-use crate::show::{Align, plural, size, table};
-use crate::ways::Routed;
+use crate::reach::{Routed, Way};
+use crate::text::{Align, plural, size, table};
 
 /// The whole state of one daemon at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

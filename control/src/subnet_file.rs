@@ -9,7 +9,7 @@ use std::path::Path;
 use ipnet::Ipv4Net;
 
 use crate::files;
-use crate::privileges::reading;
+use crate::reserve::reading;
 
 /// What the file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

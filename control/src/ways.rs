@@ -1,41 +1,18 @@
 //! Which way each node's pods are reached, and the routes that this takes.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
 use crate::host::HostError;
-use crate::host::overlap::{Claim, Holdings, HostRoute, Need};
 use crate::host::routes::{self, Leads, OffLink, OwnRoute, Synced};
 use crate::lease::Lease;
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::Plan;
-
-/// Which way packets to a peer's pods go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Way {
-    /// Through the tunnel.
-    Tunnel,
-    /// As they are, by a route of their own.
-    Direct,
-    /// Nowhere, as far as we are concerned.
-    None,
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tunnel => "tunnel",
-            Self::Direct => "direct",
-            Self::None => "none",
-        })
-    }
-}
+use crate::overlap::{Claim, Holdings, HostRoute, Need};
+use crate::reach::{Routed, Way};
 
 /// Another node, and the way to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,36 +23,6 @@ pub struct Reached {
     pub way: Way,
     /// Why they are not reached as they should be.
     pub problem: Option<String>,
-}
-
-/// What of the network is routed into the overlay's device.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Routed {
-    /// All of it. If not, the other nodes' subnets only.
-    pub whole: bool,
-    /// What of this host's lies in the network, for people: the reason why not all of it is.
-    pub overlaps: Vec<String>,
-    /// What ends here as long as nobody has leased it, in place of the default route's taking it.
-    pub rejected: Vec<Ipv4Net>,
-}
-
-impl Routed {
-    /// For people.
-    #[must_use]
-    pub fn to_text(&self) -> String {
-        if self.whole {
-            return "all of it".to_owned();
-        }
-        let rest = if self.rejected.is_empty() {
-            "the rest goes by this host's own routes"
-        } else {
-            "what may be a pod's and is not leased is rejected"
-        };
-        format!(
-            "only what other nodes have leased, as this host has in it: {}; {rest}",
-            self.overlaps.join("; ")
-        )
-    }
 }
 
 /// The ways to all other nodes.
@@ -282,9 +229,9 @@ const TOLD: usize = 8;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::overlap::Need;
     use crate::iface::Underlay;
     use crate::lease::{LeaseAttrs, LeaseBackend};
+    use crate::overlap::Need;
 
     const TUN: u32 = 7;
     const ETH: u32 = 2;

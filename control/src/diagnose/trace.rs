@@ -10,7 +10,7 @@ use super::kernel::{Decision, Kernel, Neighbour, rp_filter, sysctl};
 use crate::host::firewall::ruleset::{Connection, Device, Packet, Protocol, Ruleset, Way as Hooks};
 use crate::host::firewall::verdict::{self, Findings, Overlay, Traffic};
 use crate::host::{HostError, forwarding};
-use crate::node::Way;
+use crate::reach::Way;
 use crate::status::{BackendStatus, DeviceStatus, PeerStatus, Status};
 
 /// Which packet.

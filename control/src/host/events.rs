@@ -19,7 +19,7 @@ use super::HostError;
 use super::firewall::TABLE_PREFIX;
 use super::forwarding;
 use super::netlink::destination;
-use crate::privileges::reading;
+use crate::reserve::reading;
 
 /// What may no longer be as it should.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

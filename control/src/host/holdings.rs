@@ -11,9 +11,9 @@ use rtnetlink::packet_route::route::{RouteProtocol, RouteType};
 
 use super::HostError;
 use super::netlink::{Link, Netlink, Route};
-use super::overlap::{Holdings, HostRoute, Need, overlap};
 use super::routes::{is_ours, of_others};
 use crate::files;
+use crate::overlap::{Holdings, HostRoute, Need, overlap};
 use crate::patient::Patient;
 
 /// Whose holdings it is looked at for.

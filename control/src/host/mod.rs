@@ -22,7 +22,6 @@ pub mod ipsec;
 pub mod leftovers;
 pub mod link;
 pub mod nexthop;
-pub mod overlap;
 pub mod policy_routing;
 pub mod routes;
 pub mod rule_events;

@@ -9,8 +9,8 @@ use ipnet::Ipv4Net;
 use rand::Rng;
 
 use super::{Ground, HostFacts, LeaseAttrs, LeaseSet};
-use crate::host::overlap::overlap;
 use crate::netconf::NetworkConfig;
+use crate::overlap::overlap;
 use crate::store::Entry;
 
 /// The subnet to ask for, and why this one.

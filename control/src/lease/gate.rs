@@ -19,8 +19,8 @@ use ipnet::Ipv4Net;
 use overlay::MacAddr;
 
 use super::{Conflict, Known, Lease, LeaseAttrs, LeaseBackend, LeaseSet, key_of};
-use crate::host::overlap::overlap;
 use crate::netconf::NetworkConfig;
+use crate::overlap::overlap;
 
 /// What leases are judged by.
 #[derive(Debug, Clone, Copy)]

@@ -15,7 +15,7 @@ use super::meters::LeaseMeter;
 use super::peers::{PeerSample, Slots};
 use super::process::{unix, workers};
 use super::writer::{About, Distribution, Writer};
-use crate::node::Way;
+use crate::reach::Way;
 use crate::status::{BackendStatus, LeaseState, Status};
 
 /// What there is to tell at one moment.

@@ -7,7 +7,7 @@ use overlay::SetupError;
 
 use crate::claim::Claimed;
 use crate::host::HostError;
-use crate::host::overlap::Obstacle;
+use crate::overlap::Obstacle;
 use crate::takeover::TakeoverError;
 
 /// A node could not be built.

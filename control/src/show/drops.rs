@@ -1,18 +1,12 @@
 //! What is dropped and why: `GET /v1/drops`.
 
 use std::net::{IpAddr, SocketAddrV4};
-use std::time::UNIX_EPOCH;
 
-use overlay::drops::DropReason;
-use overlay::peer_state::Direction;
-use overlay::stats::Totals;
-use overlay::wire::glance::Glance;
-use overlay::witness::{Offender, Watched};
 use serde::{Deserialize, Serialize};
 
-use super::{Align, Show, ago, size, table};
-use crate::node::Tunnel;
+use super::Show;
 use crate::status::Directions;
+use crate::text::{Align, ago, size, table};
 
 /// The answer: every reason, in both directions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,21 +45,6 @@ pub struct Last {
 }
 
 impl Last {
-    fn of(offender: Offender) -> Self {
-        let Offender { when, outer, inner, len } = offender;
-        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Self {
-            unix_ms: when.duration_since(UNIX_EPOCH).map(millis).unwrap_or_default(),
-            ago_ms: when.elapsed().map(millis).unwrap_or_default(),
-            outer,
-            src: inner.map(|inner| inner.src),
-            dst: inner.map(|inner| inner.dst),
-            protocol: inner.map(|inner| inner.protocol),
-            ports: inner.and_then(|inner: Glance| inner.ports),
-            len,
-        }
-    }
-
     /// `tcp 10.1.63.2:4000 → 10.1.9.3:80`, as far as it is known.
     fn inner(&self) -> String {
         let (Some(src), Some(dst)) = (self.src, self.dst) else { return "not to be read".to_owned() };
@@ -79,30 +58,6 @@ impl Last {
             Some((from, to)) => format!("{protocol} {src} port {from} to {dst} port {to}"),
             None => format!("{protocol} {src} to {dst}"),
         }
-    }
-}
-
-impl Drops {
-    /// Those of a tunnel; without one nothing is dropped.
-    #[must_use]
-    pub fn of(tunnel: Option<&Tunnel>) -> Self {
-        let Some(tunnel) = tunnel else {
-            return Self(Directions { egress: Vec::new(), ingress: Vec::new() });
-        };
-        let watched: &Watched = tunnel.forwarder().watched();
-        let (egress, ingress) = tunnel.totals();
-        let drops = |direction, totals: &Totals, reasons: &[DropReason]| {
-            let drop = |reason: &DropReason| Drop {
-                reason: reason.label().to_owned(),
-                packets: totals.drops(*reason),
-                last: watched.offender(direction, *reason).map(Last::of),
-            };
-            reasons.iter().map(drop).collect()
-        };
-        Self(Directions {
-            egress: drops(Direction::Egress, &egress, &DropReason::EGRESS),
-            ingress: drops(Direction::Ingress, &ingress, &DropReason::INGRESS),
-        })
     }
 }
 

@@ -9,16 +9,11 @@ pub mod offloads;
 pub mod peers;
 pub mod routes;
 pub mod stats;
-mod table;
-mod units;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::status::Status;
-
-pub(crate) use table::{Align, printable, table};
-pub(crate) use units::{ago, bits, count, millis, plural, share, size};
 
 /// An answer of the control socket.
 pub trait Show: Serialize + DeserializeOwned {
@@ -40,6 +35,6 @@ impl Show for Status {
 }
 
 /// What was added to a counter each second, between two answers; a data plane that was rebuilt begins anew.
-pub(crate) fn rate(before: u64, now: u64, elapsed_ms: u64) -> f64 {
+pub fn rate(before: u64, now: u64, elapsed_ms: u64) -> f64 {
     now.saturating_sub(before) as f64 * 1000.0 / elapsed_ms.max(1) as f64
 }

@@ -3,8 +3,8 @@
 use overlay::offload::Offload;
 use serde::{Deserialize, Serialize};
 
-use super::{Align, Show, table};
-use crate::node::Node;
+use super::Show;
+use crate::text::{Align, table};
 
 /// The answer; none without a tunnel.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,34 +24,6 @@ pub struct OffloadState {
     /// Why it is not in use now, although it is to be had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
-}
-
-impl OffloadStates {
-    /// Those of a node's tunnel, of which some were asked for.
-    #[must_use]
-    pub fn of(node: &Node, asked: &[Offload]) -> Self {
-        let Some(tunnel) = node.tunnel() else { return Self(Vec::new()) };
-        let state = |offload: Offload| OffloadState {
-            name: offload.label().to_owned(),
-            what: what(offload).to_owned(),
-            asked: asked.contains(&offload),
-            on: tunnel.offloads.is_on(offload),
-            held: node.why_not_whole().filter(|_| offload == Offload::TunnelGso),
-        };
-        Self(Offload::ALL.map(state).into())
-    }
-}
-
-fn what(offload: Offload) -> &'static str {
-    match offload {
-        Offload::Tso => "TCP super-packets between the overlay device and us (TUN_F_TSO4)",
-        Offload::Uso => "UDP super-packets between the overlay device and us (TUN_F_USO4, Linux 6.2)",
-        Offload::Gso => "runs of datagrams are sent as one and cut by the kernel or the NIC (UDP_SEGMENT)",
-        Offload::Gro => "datagrams of one sender are received as one (UDP_GRO)",
-        Offload::TunnelGso => {
-            "super-packets leave whole where virtual wires carry them (SKB_GSO_UDP_TUNNEL, Linux 6.17)"
-        }
-    }
 }
 
 impl Show for OffloadStates {

@@ -5,13 +5,12 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use overlay::peer_state::{Exchanged, PeerTotals};
 use serde::{Deserialize, Serialize};
 
-use super::{Align, Show, ago, bits, count, plural, rate, table};
-use crate::lease::{Lease, LeaseBackend};
-use crate::node::{Node, Reached, Tunnel, Way};
+use super::{Show, rate};
+use crate::reach::Way;
 use crate::status::Directions;
+use crate::text::{Align, ago, bits, count, plural, table};
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,49 +57,15 @@ pub struct Traffic {
     pub drops: u64,
 }
 
-impl From<Exchanged> for Traffic {
-    fn from(exchanged: Exchanged) -> Self {
-        let Exchanged { packets, bytes, drops } = exchanged;
-        Self { packets, bytes, drops }
-    }
-}
-
 impl Peers {
-    /// Those of a running node.
-    #[must_use]
-    pub fn of(node: &Node, at_ms: u64) -> Self {
-        let states = node.tunnel().map(Tunnel::exchanged).unwrap_or_default();
-        let states: HashMap<_, PeerTotals> =
-            states.into_iter().map(|(subnet, public_ip, totals)| ((subnet, public_ip), totals)).collect();
-        let peer = |Reached { lease: Lease { subnet, attrs }, way, problem }| {
-            let totals = states.get(&(subnet, attrs.public_ip)).cloned().unwrap_or_default();
-            Peer {
-                subnet,
-                public_ip: attrs.public_ip,
-                vtep_mac: match attrs.backend {
-                    LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac.to_string()),
-                    _ => None,
-                },
-                way,
-                problem,
-                path_mtu: totals.path_mtu,
-                answers: totals.answers,
-                last_seen_ms: totals.last_seen.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
-                traffic: Directions { egress: totals.egress.into(), ingress: totals.ingress.into() },
-            }
-        };
-        let backend = node.plan().config.backend.name().to_owned();
-        Self { at_ms, backend, peers: node.peers().into_iter().map(peer).collect() }
-    }
-
     /// What each peer had exchanged, to compare with.
-    pub(crate) fn by_name(&self) -> HashMap<(Ipv4Net, Ipv4Addr), &Directions<Traffic>> {
+    pub fn by_name(&self) -> HashMap<(Ipv4Net, Ipv4Addr), &Directions<Traffic>> {
         self.peers.iter().map(|peer| ((peer.subnet, peer.public_ip), &peer.traffic)).collect()
     }
 }
 
 /// Packets and bytes a second between two looks.
-pub(crate) fn rates(before: Option<&Traffic>, now: &Traffic, elapsed_ms: u64) -> (f64, f64) {
+pub fn rates(before: Option<&Traffic>, now: &Traffic, elapsed_ms: u64) -> (f64, f64) {
     let before = before.copied().unwrap_or_default();
     (rate(before.packets, now.packets, elapsed_ms), rate(before.bytes, now.bytes, elapsed_ms))
 }

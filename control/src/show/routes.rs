@@ -5,10 +5,8 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::{Align, Show, table};
-use crate::host::HostError;
-use crate::host::routes::{self, Seen};
-use crate::node::{Node, Way};
+use super::Show;
+use crate::text::{Align, table};
 
 /// The answer: the routes that lie in the network or cover it, the default route left out, and those missing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,46 +37,6 @@ pub enum RouteState {
     Foreign,
     /// It should be there and is not.
     Missing,
-}
-
-impl Routes {
-    /// Those that concern a node, now.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked.
-    pub async fn of(node: &Node) -> Result<Self, HostError> {
-        let plan = node.plan();
-        let network = plan.config.network;
-        let seen = routes::within(network).await?;
-        let route = |Seen { destination, gateway, device, metric, ours }: Seen| Route {
-            destination,
-            via: gateway,
-            device,
-            metric,
-            state: if ours { RouteState::Ours } else { RouteState::Foreign },
-        };
-        let mut all: Vec<Route> = seen.into_iter().map(route).collect();
-        let routed = node.routed();
-        let whole = routed.as_ref().is_some_and(|routed| routed.whole);
-        let ends = routed.into_iter().flat_map(|routed| routed.rejected).map(|to| (to, None, None));
-        let one_for_all = whole.then(|| (network, None, Some(plan.device())));
-        let peers = node.peers();
-        let to_peers = peers.into_iter().filter_map(|peer| match peer.way {
-            Way::Direct => {
-                let via = peer.lease.attrs.public_ip;
-                Some((peer.lease.subnet, Some(via), Some(plan.underlay.name.clone())))
-            }
-            Way::Tunnel if !whole => Some((peer.lease.subnet, None, Some(plan.device()))),
-            Way::Tunnel | Way::None => None,
-        });
-        for (destination, via, device) in one_for_all.into_iter().chain(ends).chain(to_peers) {
-            if all.iter().all(|route| (route.destination, &route.device) != (destination, &device)) {
-                all.push(Route { destination, via, device, metric: 0, state: RouteState::Missing });
-            }
-        }
-        all.sort_by_key(|route| (route.destination, route.metric));
-        Ok(Self(all))
-    }
 }
 
 impl Show for Routes {

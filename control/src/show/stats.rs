@@ -2,13 +2,10 @@
 
 use std::collections::HashMap;
 
-use overlay::drops::DropReason;
-use overlay::stats::Totals;
 use serde::{Deserialize, Serialize};
 
-use super::{Align, Show, bits, count, rate, share, table};
-use crate::node::Tunnel;
-use crate::threads::cpu_times;
+use super::{Show, rate};
+use crate::text::{Align, bits, count, share, table};
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,40 +38,15 @@ pub struct Worker {
 }
 
 impl Stats {
-    /// Those of a tunnel's workers.
-    #[must_use]
-    pub fn of(tunnel: Option<&Tunnel>, at_ms: u64) -> Self {
-        let Some(tunnel) = tunnel else { return Self { at_ms, workers: Vec::new() } };
-        let cpu: HashMap<_, _> = cpu_times().collect();
-        let worker = |direction: &str, index: usize, totals: Totals| {
-            let name = format!("{direction}-{index}");
-            let cpu = cpu.get(&name);
-            Worker {
-                packets: totals.packets,
-                bytes: totals.bytes,
-                batches: totals.batches,
-                super_packets: totals.super_packets(),
-                drops: DropReason::ALL.iter().map(|reason| totals.drops(*reason)).sum(),
-                icmp_sent: totals.icmp_sent,
-                cpu_ms: cpu.map(|cpu| u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX)),
-                name,
-            }
-        };
-        let (egress, ingress) = (tunnel.forwarder().egress(), tunnel.forwarder().ingress());
-        let egress = egress.into_iter().enumerate().map(|(index, totals)| worker("egress", index, totals));
-        let ingress = ingress.into_iter().enumerate().map(|(index, totals)| worker("ingress", index, totals));
-        Self { at_ms, workers: egress.chain(ingress).collect() }
-    }
-
     /// The workers by name, to compare with.
-    pub(crate) fn by_name(&self) -> HashMap<&str, &Worker> {
+    pub fn by_name(&self) -> HashMap<&str, &Worker> {
         self.workers.iter().map(|worker| (worker.name.as_str(), worker)).collect()
     }
 }
 
 impl Worker {
     /// Packets and bytes a second, and the part of a processor, since `before`.
-    pub(crate) fn rates(&self, before: Option<&Self>, elapsed_ms: u64) -> (f64, f64, Option<f64>) {
+    pub fn rates(&self, before: Option<&Self>, elapsed_ms: u64) -> (f64, f64, Option<f64>) {
         let rate = |now: u64, before: Option<u64>| rate(before.unwrap_or(0), now, elapsed_ms);
         let cpu = self.cpu_ms.map(|now| rate(now, before.and_then(|before| before.cpu_ms)) / 1000.0);
         (

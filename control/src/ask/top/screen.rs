@@ -11,11 +11,12 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
-use crate::node::Way;
+use crate::reach::Way;
 use crate::show::peers::{Peer, Peers, rates};
+use crate::show::rate;
 use crate::show::stats::Stats;
-use crate::show::{bits, count, millis, rate, share};
 use crate::status::{LeaseState, Status};
+use crate::text::{bits, count, millis, share};
 
 /// What the daemon said at one moment.
 pub struct Sample {

@@ -12,7 +12,7 @@ use crate::host::docker::{self, Bridge, DOCKERS};
 use crate::host::firewall::ruleset::{Device, Ruleset};
 use crate::host::firewall::verdict::{self, CutOff, Findings, Overlay, Traffic};
 use crate::host::{HostError, forwarding};
-use crate::node::Way;
+use crate::reach::Way;
 use crate::status::{BackendStatus, DeviceStatus, Status};
 
 pub(super) async fn findings(status: &Status) -> Result<Vec<Finding>, HostError> {

@@ -3,7 +3,7 @@
 use ipnet::Ipv4Net;
 
 use super::Finding;
-use crate::ways::Routed;
+use crate::reach::Routed;
 
 /// What it means that so much of `network` is routed.
 pub(super) fn finding(network: Ipv4Net, routed: &Routed) -> Finding {

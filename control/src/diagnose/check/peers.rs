@@ -11,7 +11,7 @@ use crate::diagnose::trace::{Question, trace};
 use crate::diagnose::{icmp, ping};
 use crate::host::HostError;
 use crate::host::docker::{self, Bridge};
-use crate::node::Way;
+use crate::reach::Way;
 use crate::status::{BackendStatus, PeerStatus, Status};
 
 /// More are not asked: the answer would come too late, and what ails all shows in a few.

@@ -11,11 +11,11 @@ use crate::diagnose::kernel::Kernel;
 use crate::flags::Flags;
 use crate::host::HostError;
 use crate::host::holdings::{self, Viewpoint};
-use crate::host::overlap::Need;
 use crate::iface::{self, Underlay};
 use crate::lease::LeaseAttrs;
 use crate::metrics::StoreMeter;
 use crate::netconf::{Backend, NetworkConfig};
+use crate::overlap::Need;
 use crate::subnet_file::Previous;
 use crate::ways::{claim, routed};
 

@@ -8,7 +8,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::files;
-use crate::privileges::reading;
+use crate::reserve::reading;
 use crate::unit;
 
 /// What a connection to etcd is secured with. The default is nothing: `https` endpoints are then

@@ -25,7 +25,7 @@ use self::save::target;
 pub(super) use self::save::{Table, value, words};
 use crate::host::command::run;
 use crate::host::{Desired, HostError};
-use crate::privileges::reading;
+use crate::reserve::reading;
 
 /// Which of the rules are wanted in iptables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,13 +5,15 @@ use std::fmt::Write as _;
 
 /// Where the cells of a column stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Align {
+pub enum Align {
+    /// On the left, as words.
     Left,
+    /// On the right, as numbers.
     Right,
 }
 
 /// `text` for a terminal: what others wrote, in a lease say, must not move its cursor.
-pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return text.into();
     }
@@ -20,7 +22,7 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
 }
 
 /// Columns as wide as their widest cell; nothing without rows.
-pub(crate) fn table(columns: &[(&str, Align)], rows: Vec<Vec<String>>) -> String {
+pub fn table(columns: &[(&str, Align)], rows: Vec<Vec<String>>) -> String {
     if rows.is_empty() {
         return String::new();
     }

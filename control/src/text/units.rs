@@ -1,29 +1,29 @@
 //! Numbers as a person reads them.
 
 /// Bytes.
-pub(crate) fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     scaled(bytes as f64, 1024.0, &UNITS)
 }
 
 /// Bytes a second, as bits.
-pub(crate) fn bits(bytes_per_second: f64) -> String {
+pub fn bits(bytes_per_second: f64) -> String {
     const UNITS: [&str; 5] = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
     scaled(8.0 * bytes_per_second, 1000.0, &UNITS)
 }
 
 /// Things a second.
-pub(crate) fn count(per_second: f64) -> String {
+pub fn count(per_second: f64) -> String {
     scaled(per_second, 1000.0, &["/s", "k/s", "M/s", "G/s"])
 }
 
 /// A part of a whole processor.
-pub(crate) fn share(part: f64) -> String {
+pub fn share(part: f64) -> String {
     format!("{:.0} %", 100.0 * part)
 }
 
 /// A time span.
-pub(crate) fn millis(ms: u64) -> String {
+pub fn millis(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),
         1_000..120_000 => format!("{} s", ms / 1_000),
@@ -34,12 +34,12 @@ pub(crate) fn millis(ms: u64) -> String {
 }
 
 /// How long ago something was, if it ever was.
-pub(crate) fn ago(ms: Option<u64>) -> String {
+pub fn ago(ms: Option<u64>) -> String {
     ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", millis(ms)))
 }
 
 /// What makes a word a plural.
-pub(crate) fn plural(count: usize) -> &'static str {
+pub fn plural(count: usize) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 

@@ -1,5 +1,12 @@
 //! What can be asked, noun by noun; the shapes are in [`crate::show`].
 
+mod drops;
+mod leases;
+mod offloads;
+mod peers;
+mod routes;
+mod stats;
+
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -12,12 +19,6 @@ use axum::{Json, Router};
 use super::{Facts, Source, capture, not_yet, ping};
 use crate::node::Node;
 use crate::show::config::Config;
-use crate::show::drops::Drops;
-use crate::show::leases::Leases;
-use crate::show::offloads::OffloadStates;
-use crate::show::peers::Peers;
-use crate::show::routes::Routes;
-use crate::show::stats::Stats;
 
 type Asked = State<Arc<dyn Source>>;
 
@@ -42,25 +43,25 @@ async fn status(State(source): Asked) -> Response {
 }
 
 async fn peers(State(source): Asked) -> Response {
-    of_node(source.as_ref(), |node, facts| Peers::of(node, at_ms(facts)))
+    of_node(source.as_ref(), |node, facts| peers::peers(node, at_ms(facts)))
 }
 
 async fn leases(State(source): Asked) -> Response {
     let (Some(view), Some(facts)) = (source.view(), source.facts()) else { return not_yet(source.as_ref()) };
-    or_bad_gateway(Leases::of(facts.store.as_ref(), &view).await)
+    or_bad_gateway(leases::leases(facts.store.as_ref(), &view).await)
 }
 
 async fn routes(State(source): Asked) -> Response {
     let Some(node) = source.node() else { return not_yet(source.as_ref()) };
-    or_bad_gateway(Routes::of(&node).await)
+    or_bad_gateway(routes::routes(&node).await)
 }
 
 async fn drops(State(source): Asked) -> Response {
-    of_node(source.as_ref(), |node, _| Drops::of(node.tunnel()))
+    of_node(source.as_ref(), |node, _| drops::drops(node.tunnel()))
 }
 
 async fn stats(State(source): Asked) -> Response {
-    of_node(source.as_ref(), |node, facts| Stats::of(node.tunnel(), at_ms(facts)))
+    of_node(source.as_ref(), |node, facts| stats::stats(node.tunnel(), at_ms(facts)))
 }
 
 async fn config(State(source): Asked) -> Response {
@@ -71,7 +72,7 @@ async fn config(State(source): Asked) -> Response {
 }
 
 async fn offloads(State(source): Asked) -> Response {
-    of_node(source.as_ref(), |node, facts| OffloadStates::of(node, &facts.offloads))
+    of_node(source.as_ref(), |node, facts| offloads::offloads(node, &facts.offloads))
 }
 
 fn of_node<T: serde::Serialize>(source: &dyn Source, answer: impl FnOnce(&Node, &Facts) -> T) -> Response {
