@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use rtnetlink::packet_route::route::RouteMessage;
 
-use crate::daemon::connect_store;
 use crate::flags::{Flags, StoreKind};
 use crate::host::leftovers::devices_with_rules;
 use crate::host::link::{self, ROUTE_PROTOCOL};
@@ -17,7 +16,7 @@ use crate::host::netlink::{Link, Netlink, refused};
 use crate::host::routes::of_others;
 use crate::host::{HostError, firewall};
 use crate::lease::LeaseAttrs;
-use crate::metrics::StoreMeter;
+use crate::meters::StoreMeter;
 use crate::netconf::NetworkConfig;
 use crate::socket::path;
 use crate::state::{LASTING, SavedState};
@@ -186,7 +185,7 @@ pub async fn release_lease(
         ));
     }
     let (store, usable) =
-        connect_store(flags, &StoreMeter::default()).await.map_err(|error| error.to_string())?;
+        flags.connect_store(&StoreMeter::default()).await.map_err(|error| error.to_string())?;
     usable.map_err(|error| error.to_string())?;
     if !is_same_store(&state.store, &store.describe()) {
         return Err(format!(
@@ -230,26 +229,6 @@ pub async fn traces(subnet_file: &Path) -> Result<Vec<String>, HostError> {
         Some(format!("the route {} dev {}", route.destination, link.name))
     }));
     Ok(traces)
-}
-
-/// The devices that have rules of ours but are neither there nor served by a daemon: they belong to a run
-/// with another configuration.
-///
-/// # Errors
-/// What nft, iptables or the kernel said.
-pub async fn devices_gone() -> Result<BTreeSet<String>, HostError> {
-    let links = Netlink::open()?.links().await?;
-    let mut gone = BTreeSet::new();
-    for device in devices_with_rules().await? {
-        let served = match path::socket(&device) {
-            Ok(socket) => path::is_alive(&socket),
-            Err(_) => false,
-        };
-        if !served && !links.iter().any(|link| link.name == device) {
-            gone.insert(device);
-        }
-    }
-    Ok(gone)
 }
 
 fn unlink(path: &Path) -> Result<(), String> {

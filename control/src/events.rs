@@ -11,12 +11,13 @@ use axum::extract::{Query, State};
 use axum::routing::get;
 use axum::{Json, Router};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tracing::field::{Field, Visit};
 use tracing::{Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use crate::show::events::{Event, EventList};
 use crate::text::printable;
 
 /// The last events of this process. Clones are the same ones.
@@ -35,30 +36,6 @@ impl Default for Ring {
     fn default() -> Self {
         Self { since: Timestamp::now(), events: VecDeque::new(), count: 0 }
     }
-}
-
-/// One event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    /// Counts up from 1 since the daemon's start.
-    pub number: u64,
-    /// When, in UTC, as in `2026-11-25T12:00:00.123Z`.
-    pub time: Timestamp,
-    /// `error`, `warn` or `info`.
-    pub level: String,
-    /// What happened.
-    pub message: String,
-    /// And to what, by name.
-    pub fields: BTreeMap<String, String>,
-}
-
-/// The answer of `GET /v1/events`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EventList {
-    /// Since when they are counted: another moment is another daemon.
-    pub since: Timestamp,
-    /// Oldest first.
-    pub events: Vec<Event>,
 }
 
 /// What of them is wanted.

@@ -20,6 +20,7 @@ pub mod lease;
 pub mod listen;
 pub mod logging;
 pub mod membership;
+pub mod meters;
 pub mod metrics;
 pub mod netconf;
 pub mod node;

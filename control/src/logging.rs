@@ -5,7 +5,6 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 
-use clap::ValueEnum;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::Layer as _;
@@ -16,20 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::events::Events;
-
-/// What a line of the log looks like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "lower")]
-pub enum LogFormat {
-    /// `Journald` where standard error is the journal, else `Text`.
-    Auto,
-    /// For people: time, level, message, fields; in colours on a terminal.
-    Text,
-    /// For programs: an object a line.
-    Json,
-    /// For the journal, which has its own clock: the priority in front, as `sd-daemon(3)` has it.
-    Journald,
-}
+use crate::flags::LogFormat;
 
 /// Starts logging at `verbosity` (see `--v`) in `format`. Returns the events that are kept.
 pub fn start(verbosity: u8, format: LogFormat) -> Events {

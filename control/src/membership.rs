@@ -28,7 +28,7 @@ use crate::backoff::Backoff;
 use crate::lease::{
     Conflict, Ground, HostFacts, Lease, LeaseAttrs, LeaseSet, NetworkFull, Refused, Rivals, key_of,
 };
-use crate::metrics::Meters;
+use crate::meters::Meters;
 use crate::netconf::NetworkConfig;
 use crate::store::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError};
 

@@ -37,7 +37,7 @@ mod tunnel;
 pub use crate::reach::Way;
 pub use crate::ways::Reached;
 pub use error::NodeError;
-pub use plan::{Plan, derive_vtep_mac};
+pub use plan::Plan;
 pub use preflight::preflight;
 pub use tunnel::Tunnel;
 use tunnel::configure;

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use control::metrics::StoreMeter;
+use control::meters::StoreMeter;
 use control::store::{Access, EtcdStore, Event, LeaseStore, Password, User};
 use etcd_client::{Client, ConnectOptions, Permission};
 use ipnet::Ipv4Net;

@@ -8,7 +8,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
-use control::metrics::StoreMeter;
+use control::meters::StoreMeter;
 use control::store::{Access, EtcdStore, IdentityFiles, LeaseStore};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use stores::{Etcd, PATIENCE, PREFIX};

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments;
 use crate::pcapng;
-use crate::socket::capture::Question;
+use crate::show::capture::Question;
 use crate::socket::client;
 
 /// Writes the packets that `options` ask for to a file, until there are enough or somebody interrupts. Returns

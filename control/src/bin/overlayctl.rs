@@ -10,10 +10,10 @@ use control::arguments::{Arguments, Bugreport, Check, Cleanup, Command, Events, 
 use control::ask;
 use control::cleanup;
 use control::diagnose::{self, trace::Question};
-use control::events::EventList;
 use control::flags::Flags;
 use control::show::config::Config;
 use control::show::drops::Drops;
+use control::show::events::EventList;
 use control::show::leases::Leases;
 use control::show::offloads::OffloadStates;
 use control::show::peers::Peers;

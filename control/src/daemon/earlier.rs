@@ -1,11 +1,14 @@
 //! What nodes before this one have left in the kernel, and has no use any more.
 
+use std::collections::BTreeSet;
+
 use ipnet::Ipv4Net;
 use tracing::{debug, info, warn};
 
 use super::rules::Rules;
-use crate::cleanup;
-use crate::host::{firewall, link, routes};
+use crate::host::leftovers::devices_with_rules;
+use crate::host::netlink::Netlink;
+use crate::host::{HostError, firewall, link, routes};
 use crate::netconf::NetworkConfig;
 use crate::node::Plan;
 use crate::socket::path;
@@ -65,7 +68,7 @@ pub(super) async fn remove_stale_rules(own_device: &str) {
     {
         warn!(%error, "rules that flanneld has left stay behind");
     }
-    let stale = match cleanup::devices_gone().await {
+    let stale = match devices_gone().await {
         Ok(devices) => devices,
         Err(error) => return debug!(%error, "rules of earlier runs cannot be looked for"),
     };
@@ -75,4 +78,24 @@ pub(super) async fn remove_stale_rules(own_device: &str) {
             Err(error) => warn!(%error, device, "rules of an earlier run stay behind"),
         }
     }
+}
+
+/// The devices that have rules of ours but are neither there nor served by a daemon: they belong to a run
+/// with another configuration.
+///
+/// # Errors
+/// What nft, iptables or the kernel said.
+async fn devices_gone() -> Result<BTreeSet<String>, HostError> {
+    let links = Netlink::open()?.links().await?;
+    let mut gone = BTreeSet::new();
+    for device in devices_with_rules().await? {
+        let served = match path::socket(&device) {
+            Ok(socket) => path::is_alive(&socket),
+            Err(_) => false,
+        };
+        if !served && !links.iter().any(|link| link.name == device) {
+            gone.insert(device);
+        }
+    }
+    Ok(gone)
 }

@@ -380,7 +380,7 @@ impl Keeper {
             mtu: plan.mtu(),
             ip_masq: self.means.flags.ip_masq,
         });
-        self.means.meters.host.built();
+        self.means.host_meter.built();
         self.means.serving.name(&device);
         self.good = Some((plan.clone(), peers));
         self.means.running.send_replace(Some((plan.config.clone(), plan.subnet)));

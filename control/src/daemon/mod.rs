@@ -24,19 +24,20 @@ use overlay::ingress::SourceCheck;
 use overlay::priority::Priority;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tracing::{debug, error, info, warn};
 
 use crate::events::Events;
-use crate::flags::{FlagError, Flags, SourceCheckFlag, StoreKind};
+use crate::flags::{ConnectError, Flags, SourceCheckFlag};
 use crate::health::Health;
 use crate::host::link::HostChanges;
 use crate::host::{HostError, Masquerade};
 use crate::iface::{self, IfaceError, IfaceSpec, Underlay};
 use crate::lease::{Ground, HostFacts, LeaseBackend};
 use crate::membership::{Membership, MembershipError, Standing, Terms, View};
-use crate::metrics::{Meters, Metrics, StoreMeter};
+use crate::meters::Meters;
+use crate::metrics::{HostMeter, Metrics};
 use crate::netconf::NetworkConfig;
 use crate::node::NodeOptions;
 use crate::page::Page;
@@ -45,7 +46,7 @@ use crate::problems::{Part, Problem, Problems};
 use crate::reconcile::Reconcile;
 use crate::service_manager;
 use crate::socket::Facts;
-use crate::store::{DirStore, EtcdStore, LeaseStore, StoreAddresses, StoreError, is_same_store};
+use crate::store::{StoreAddresses, StoreError, is_same_store};
 
 mod earlier;
 mod hints;
@@ -68,13 +69,13 @@ use watchdog::Watchdog;
 /// Why the daemon cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// Flags that do not go together.
-    #[error(transparent)]
-    Flags(#[from] FlagError),
     /// No interface to the other nodes.
     #[error(transparent)]
     Iface(#[from] IfaceError),
     /// The store cannot be used at all.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Nor can it with the certificates that there are.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// There is no network that this host could run, and none that it runs.
@@ -178,12 +179,12 @@ struct Daemon {
 impl Daemon {
     async fn start(flags: Flags, events: Events, reload: Arc<Notify>) -> Result<Self, DaemonError> {
         let flags = Arc::new(flags);
-        let (health, meters) = (Health::default(), Meters::default());
+        let (health, meters, host_meter) = (Health::default(), Meters::default(), HostMeter::default());
         let problems = Problems::told_to(health.clone());
-        let restored = Restored::counted_on(meters.host.clone());
+        let restored = Restored::counted_on(host_meter.clone());
         let shared = Arc::new(Mutex::new(Shared::new(problems.clone(), restored.clone())));
         let source = serving::source(&flags, &meters, &health, &shared);
-        let metrics = Metrics::new(&meters, Arc::clone(&source), flags.metrics_peers);
+        let metrics = Metrics::new(&meters, &host_meter, Arc::clone(&source), flags.metrics_peers);
         let page = Page::new(source, meters.lease.clone());
         let serving = Serving::start(&flags, &health, &metrics, page, &events, &shared, &problems);
 
@@ -193,9 +194,9 @@ impl Daemon {
         let spec = IfaceSpec { earlier, ..flags.iface_spec() };
         let underlay = iface::choose(&spec).await?;
         tell_underlay(&underlay, "interface chosen");
-        let (store, usable) = connect_store(&flags, &meters.store).await?;
+        let (store, usable) = flags.connect_store(&meters.store).await?;
         let store_name = store.describe();
-        let addresses = store_addresses(&flags).await;
+        let addresses = flags.store_addresses().await;
         let host = host_facts::follow(spec.clone(), underlay.clone(), addresses.clone()).await?;
         let facts = Facts {
             started: std::time::Instant::now(),
@@ -223,7 +224,7 @@ impl Daemon {
             .asking(ask)
             .once_it_runs(runs)
             .telling(stand)
-            .measured(meters.clone());
+            .measured(meters);
 
         let (stop, stopped) = watch::channel(false);
         let ttl = Duration::from_secs(u64::from(flags.subnet_lease_ttl));
@@ -247,7 +248,7 @@ impl Daemon {
             serving,
             problems: problems.clone(),
             restored,
-            meters,
+            host_meter,
             shared: Arc::clone(&shared),
         });
         Ok(Self {
@@ -319,31 +320,6 @@ fn task_failed(error: tokio::task::JoinError) -> DaemonError {
     DaemonError::Worker(format!("a task of the daemon has failed: {error}"))
 }
 
-/// The store that the flags name.
-///
-/// Also says whether its certificates can be used as they are now; they may be put right later.
-///
-/// # Errors
-/// It cannot be used at all.
-pub async fn connect_store(
-    flags: &Flags,
-    meter: &StoreMeter,
-) -> Result<(Arc<dyn LeaseStore>, Result<(), StoreError>), DaemonError> {
-    Ok(match &flags.store {
-        StoreKind::Etcd => {
-            let (endpoints, prefix) = (flags.etcd_endpoints.0.clone(), flags.etcd_prefix.clone());
-            let store = EtcdStore::connect_as(endpoints, prefix, flags.etcd_access()?, meter.clone()).await?;
-            let usable = store.check_files().await;
-            (Arc::new(store), usable)
-        }
-        StoreKind::Dir(path) => {
-            let path = path.clone();
-            let opened = spawn_blocking(move || DirStore::open(path)).await.map_err(task_failed)?;
-            (Arc::new(opened?.measured(meter.clone())), Ok(()))
-        }
-    })
-}
-
 /// The state of an earlier run, if it is of this node and this network and still makes sense.
 fn saved_view(left: &Left, store: &str, public_ip: Ipv4Addr, host: HostFacts) -> Option<View> {
     let (saved, path) = left.state.as_ref()?;
@@ -382,14 +358,6 @@ fn terms(flags: &Flags, left: &Left, saved: Option<&View>, public_ip: Ipv4Addr) 
         vtep_mac,
         ttl: Duration::from_secs(u64::from(flags.subnet_lease_ttl)),
         renew_margin: flags.renew_margin(),
-    }
-}
-
-/// Where the store that the flags name is on the network.
-pub async fn store_addresses(flags: &Flags) -> StoreAddresses {
-    match &flags.store {
-        StoreKind::Etcd => StoreAddresses::follow(&flags.etcd_endpoints.0).await,
-        StoreKind::Dir(_) => StoreAddresses::default(),
     }
 }
 

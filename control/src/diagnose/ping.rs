@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::icmp;
 use crate::arguments;
+use crate::show::ping::Answer;
 use crate::socket::client::{self, ClientError};
-use crate::socket::ping::Answer;
 
 /// The echoes of one run.
 #[derive(Debug, Serialize)]

@@ -3,29 +3,29 @@
 mod endpoints;
 mod go;
 mod settings;
+mod store;
+mod values;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser};
 
-use nix::unistd::Group;
-use overlay::offload::Offload;
 use regex::Regex;
 
 pub use endpoints::Endpoints;
 pub use go::{FlagError, parse_bool};
+pub use store::ConnectError;
+pub use values::{LogFormat, OffloadFlag, PriorityFlag, SeccompFlag, SourceCheckFlag, StoreKind};
 
 use endpoints::endpoints;
+use values::{file, group, offload, on_or_off, one_host, page_address, password, regex, store};
 
 use crate::host::FirewallKind;
 use crate::iface::IfaceSpec;
 use crate::io::Io;
-use crate::lease::is_one_host;
-use crate::logging::LogFormat;
 use crate::show::config::Setting;
 use crate::store::{Access, IdentityFiles, Password, User};
 
@@ -298,50 +298,6 @@ pub struct Flags {
     pub settings: Vec<Setting>,
 }
 
-/// Which kind of store, and where if that is not in flags of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreKind {
-    /// etcd v3, at `--etcd-endpoints` under `--etcd-prefix`.
-    Etcd,
-    /// A directory.
-    Dir(PathBuf),
-}
-
-/// The value of `--offload`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OffloadFlag(pub Vec<Offload>);
-
-/// The values of `--source-check`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "lower")]
-#[allow(missing_docs)]
-pub enum SourceCheckFlag {
-    Strict,
-    Loose,
-    Off,
-}
-
-/// The values of `--seccomp`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "lower")]
-#[allow(missing_docs)]
-pub enum SeccompFlag {
-    On,
-    Kill,
-    Log,
-    Off,
-}
-
-/// The values of `--priority`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "lower")]
-#[allow(missing_docs)]
-pub enum PriorityFlag {
-    Realtime,
-    Nice,
-    None,
-}
-
 impl Flags {
     /// Reads the command line (without the program's name) and the environment.
     ///
@@ -416,16 +372,6 @@ impl Flags {
     }
 }
 
-/// A path, which may be empty.
-fn file() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().map(PathBuf::from)
-}
-
-#[allow(clippy::unnecessary_wraps, reason = "what clap asks of a parser")]
-fn password(text: &str) -> Result<Password, String> {
-    Ok(Password(text.to_owned()))
-}
-
 /// Both or neither of two flags.
 fn together<A, B>(
     (one, a): (&str, Option<A>),
@@ -442,74 +388,10 @@ fn together<A, B>(
     }
 }
 
-fn store(text: &str) -> Result<StoreKind, String> {
-    match text.strip_prefix("dir:") {
-        _ if text == "etcd" => Ok(StoreKind::Etcd),
-        Some(path) if !path.is_empty() => Ok(StoreKind::Dir(path.into())),
-        _ => Err("it is 'etcd' or 'dir:PATH'".to_owned()),
-    }
-}
-
-/// An address that others can send to, as a lease must have it.
-fn one_host(text: &str) -> Result<Ipv4Addr, String> {
-    match text.parse::<Ipv4Addr>() {
-        Ok(address) if is_one_host(address) => Ok(address),
-        _ => Err("it is one host's IPv4 address".to_owned()),
-    }
-}
-
-/// Without an address, it is for this host alone.
-fn page_address(text: &str) -> Result<SocketAddr, String> {
-    let on_this_host =
-        || text.trim_start_matches(':').parse().ok().map(|port| (Ipv4Addr::LOCALHOST, port).into());
-    let address: Option<SocketAddr> = text.parse().ok().or_else(on_this_host);
-    address.filter(|address| address.port() != 0).ok_or_else(|| {
-        "it is a port, or an address and a port, as in 127.0.0.1:8080 or [::1]:8080".to_owned()
-    })
-}
-
-/// A group's number, from that or its name.
-fn group(text: &str) -> Result<u32, String> {
-    match (text.parse(), Group::from_name(text)) {
-        (Ok(number), _) => Ok(number),
-        (_, Ok(Some(group))) => Ok(group.gid.as_raw()),
-        (_, Ok(None)) => Err("there is no such group on this host".to_owned()),
-        (_, Err(error)) => Err(format!("this host's groups cannot be looked up: {error}")),
-    }
-}
-
-fn regex(text: &str) -> Result<Regex, String> {
-    // The error draws the expression over several lines; the last one says what is wrong with it.
-    Regex::new(text).map_err(|error| {
-        let error = error.to_string();
-        let reason = error.lines().last().unwrap_or_default();
-        format!("it is not a regular expression: {}", reason.trim_start_matches("error: "))
-    })
-}
-
-fn offload(text: &str) -> Result<OffloadFlag, String> {
-    let find = |name: &str| {
-        Offload::ALL.into_iter().find(|offload| offload.label() == name).ok_or_else(|| {
-            format!("there is no offload '{name}': it is 'auto', 'off', or of tso, uso, gso, gro, tunnel-gso, separated by commas")
-        })
-    };
-    match text {
-        "auto" => Ok(OffloadFlag(Offload::ALL.into())),
-        "off" => Ok(OffloadFlag(Vec::new())),
-        list => list.split(',').map(find).collect::<Result<_, _>>().map(OffloadFlag),
-    }
-}
-
-fn on_or_off(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        other => parse_bool(other).map_err(|_| "it is 'on' or 'off'".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use overlay::offload::Offload;
+
     use super::*;
 
     fn parse(args: &[&str], env: &[(&str, &str)]) -> Result<Flags, String> {

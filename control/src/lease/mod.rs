@@ -18,6 +18,7 @@ mod gate;
 mod key;
 mod set;
 mod value;
+mod vtep_mac;
 
 pub use choose::{Choice, NetworkFull, choose};
 pub use conflict::{Conflict, Rivals};
@@ -25,6 +26,7 @@ pub use gate::{Admitted, Ground, HostFacts, Judgement, Reason, Refused};
 pub use key::{KeyError, key_of, parse_key};
 pub use set::{Changes, GRACE, Garbage, Known, LeaseSet};
 pub use value::is_one_host;
+pub use vtep_mac::derive_vtep_mac;
 
 /// How a node is reached: the value of a lease key.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,9 +8,8 @@ use tracing::{debug, error, info, warn};
 
 use super::told::{NAMED, shorten};
 use super::{HARMLESS_CONFLICTS, Held, Interrupted, Membership, MembershipError, PAUSES, Refusal};
-use crate::lease::{Choice, Known, LeaseAttrs, LeaseBackend, NetworkFull, choose};
+use crate::lease::{Choice, Known, LeaseAttrs, LeaseBackend, NetworkFull, choose, derive_vtep_mac};
 use crate::netconf::{Backend, NetworkConfig};
-use crate::node::derive_vtep_mac;
 use crate::store::{Entry, Event, StoreError, Written};
 
 impl Membership {

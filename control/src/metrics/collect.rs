@@ -11,10 +11,10 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
 use super::SampleSource;
-use super::meters::LeaseMeter;
 use super::peers::{PeerSample, Slots};
 use super::process::{unix, workers};
 use super::writer::{About, Distribution, Writer};
+use crate::meters::LeaseMeter;
 use crate::reach::Way;
 use crate::status::{BackendStatus, LeaseState, Status};
 

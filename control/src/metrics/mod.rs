@@ -4,7 +4,7 @@
 //! Nothing is counted for it in the packet path: a scrape reads the counters that each worker keeps anyway.
 
 mod collect;
-mod meters;
+mod host;
 mod peers;
 mod process;
 mod writer;
@@ -19,8 +19,10 @@ use axum::routing::get;
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 
+use crate::meters::Meters;
+
 pub use collect::Sample;
-pub use meters::{HostMeter, LeaseMeter, LeaseTimes, Meters, Repaired, StoreMeter};
+pub use host::{HostMeter, Repaired};
 pub use peers::PeerSample;
 
 /// Where a scrape finds what there is to tell at that moment.
@@ -31,13 +33,14 @@ pub type SampleSource = Arc<dyn Fn() -> Sample + Send + Sync>;
 pub struct Metrics(Arc<Registry>);
 
 impl Metrics {
-    /// Those of `meters`, and those of the state that `source` knows, with so many peers of their own.
+    /// Those of `meters` and `host`, and those of the state that `source` knows, with so many peers of their own.
     #[must_use]
-    pub fn new(meters: &Meters, source: SampleSource, peers: usize) -> Self {
+    pub fn new(meters: &Meters, host: &HostMeter, source: SampleSource, peers: usize) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(process::Process::default()));
         let ours = registry.sub_registry_with_prefix("overlayd");
         meters.register(ours);
+        host.register(ours);
         ours.register_collector(Box::new(collect::State::new(source, meters.lease.clone(), peers)));
         Self(Arc::new(registry))
     }

@@ -21,7 +21,8 @@ use overlay::peer_state::Exchanged;
 use serde::Serialize;
 
 use crate::events::Events;
-use crate::metrics::{LeaseMeter, Sample, SampleSource};
+use crate::meters::LeaseMeter;
+use crate::metrics::{Sample, SampleSource};
 use crate::status::Status;
 
 /// What the page needs to know.

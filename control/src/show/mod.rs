@@ -2,11 +2,14 @@
 //!
 //! The shapes here are the schema. Lengths are in bytes, times in milliseconds, counters begin with the data plane.
 
+pub mod capture;
 pub mod config;
 pub mod drops;
+pub mod events;
 pub mod leases;
 pub mod offloads;
 pub mod peers;
+pub mod ping;
 pub mod routes;
 pub mod stats;
 

@@ -1,6 +1,5 @@
 //! `GET /v1/capture?…`: packets as they pass, as a pcapng file without end, or with one if bounds are given.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,43 +8,13 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
-use ipnet::IpNet;
 use overlay::capture::{Capturing, Filter, Layer, MOST, Tap};
 use overlay::peer_state::Direction;
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{Source, not_yet};
 use crate::pcapng;
-
-/// Which packets, and how many.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Question {
-    /// Outer packets instead of inner ones.
-    #[serde(default)]
-    pub outer: bool,
-    /// Only dropped ones.
-    #[serde(default)]
-    pub drops: bool,
-    /// `egress` or `ingress` only.
-    pub direction: Option<String>,
-    /// Inner source or destination.
-    pub host: Option<IpNet>,
-    /// The other node's public address.
-    pub peer: Option<Ipv4Addr>,
-    /// The inner packet's protocol number.
-    pub protocol: Option<u8>,
-    /// The inner packet's source or destination port.
-    pub port: Option<u16>,
-    /// Bytes kept of each packet.
-    pub snaplen: Option<usize>,
-    /// Ends after so many packets.
-    pub count: Option<u64>,
-    /// Ends before the file has more bytes than this.
-    pub bytes: Option<u64>,
-    /// Ends after so many milliseconds.
-    pub millis: Option<u64>,
-}
+use crate::show::capture::Question;
 
 /// As long as any packet is.
 const WHOLE: usize = 65_535 + 64;

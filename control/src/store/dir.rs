@@ -34,7 +34,7 @@ use super::{
 };
 use crate::files;
 use crate::lease::{key_of, parse_key};
-use crate::metrics::StoreMeter;
+use crate::meters::StoreMeter;
 use crate::unit;
 
 mod watch;

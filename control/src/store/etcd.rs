@@ -24,7 +24,7 @@ use super::{
     config_text,
 };
 use crate::lease::{key_of, parse_key};
-use crate::metrics::StoreMeter;
+use crate::meters::StoreMeter;
 
 mod access;
 mod cluster;

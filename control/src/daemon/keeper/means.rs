@@ -18,7 +18,7 @@ use crate::flags::Flags;
 use crate::host::link::HostChanges;
 use crate::iface::{IfaceSpec, Underlay};
 use crate::membership::{Question, Running, View};
-use crate::metrics::Meters;
+use crate::metrics::HostMeter;
 use crate::problems::Problems;
 use crate::reconcile::Reconcile;
 use crate::store::StoreAddresses;
@@ -51,7 +51,7 @@ pub(in crate::daemon) struct Means {
     pub(in crate::daemon) serving: Serving,
     pub(in crate::daemon) problems: Problems,
     pub(in crate::daemon) restored: Restored,
-    pub(in crate::daemon) meters: Meters,
+    pub(in crate::daemon) host_meter: HostMeter,
     pub(in crate::daemon) shared: Arc<Mutex<Shared>>,
 }
 

@@ -6,14 +6,13 @@ use std::path::Path;
 use overlay::underlay::udp;
 
 use super::{Finding, network};
-use crate::daemon::{connect_store, store_addresses};
 use crate::diagnose::kernel::Kernel;
 use crate::flags::Flags;
 use crate::host::HostError;
 use crate::host::holdings::{self, Viewpoint};
 use crate::iface::{self, Underlay};
 use crate::lease::LeaseAttrs;
-use crate::metrics::StoreMeter;
+use crate::meters::StoreMeter;
 use crate::netconf::{Backend, NetworkConfig};
 use crate::overlap::Need;
 use crate::subnet_file::Previous;
@@ -55,7 +54,7 @@ async fn meetings(
     let Some(device) = config.backend.tunnel_device() else { return Ok(Vec::new()) };
     let own = Previous::read(&flags.subnet_file).ok().and_then(|previous| previous.subnet);
     let own = own.filter(|own| config.fits(*own));
-    let stores = store_addresses(flags).await.now();
+    let stores = flags.store_addresses().await.now();
     let viewpoint = Viewpoint {
         network: config.network,
         own,
@@ -103,7 +102,7 @@ fn programs() -> Finding {
 async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4Addr>)>) {
     let wrong = |error: String, remedy: &str| (vec![Finding::error("store", error, remedy)], None);
     let flags_say = "see --etcd-endpoints, --etcd-prefix, --etcd-cafile and the others; or --store=dir:PATH";
-    let store = match connect_store(flags, &StoreMeter::default()).await {
+    let store = match flags.connect_store(&StoreMeter::default()).await {
         Ok((store, Ok(()))) => store,
         Ok((_, Err(error))) => return wrong(error.to_string(), flags_say),
         Err(error) => return wrong(error.to_string(), flags_say),

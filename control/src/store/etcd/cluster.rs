@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::access::{Access, Material};
 use super::tls::{self, LastWord};
-use crate::metrics::StoreMeter;
+use crate::meters::StoreMeter;
 use crate::patient::{PATIENCE, Patient};
 use crate::store::StoreError;
 

@@ -1,4 +1,4 @@
-//! What is counted where it happens: the store's answers, the lease, what was put back.
+//! What is counted where leases are asked for: the store's answers, and this node's lease.
 //!
 //! A handle is cheap to clone; all clones count together. One that nobody has registered counts for nobody.
 
@@ -20,8 +20,14 @@ pub struct Meters {
     pub store: StoreMeter,
     /// This node's lease.
     pub lease: LeaseMeter,
-    /// What others had changed on this host.
-    pub host: HostMeter,
+}
+
+impl Meters {
+    /// Has `registry` tell them.
+    pub fn register(&self, registry: &mut Registry) {
+        self.store.register(registry);
+        self.lease.register(registry);
+    }
 }
 
 /// How the store answers.
@@ -54,68 +60,6 @@ pub struct LeaseTimes {
     pub expires: Option<SystemTime>,
 }
 
-/// What others had removed or changed, and how often the data plane was built.
-#[derive(Debug, Clone, Default)]
-pub struct HostMeter {
-    repairs: Family<[(&'static str, &'static str); 1], Counter>,
-    builds: Counter,
-}
-
-/// What of the host is put back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Repaired {
-    /// The overlay device was gone.
-    Device,
-    /// An address, MTU, setting or route was.
-    Link,
-    /// Firewall rules were.
-    Rules,
-}
-
-impl Meters {
-    /// Has `registry` tell all of them.
-    pub fn register(&self, registry: &mut Registry) {
-        let Self { store, lease, host } = self;
-        registry.register_with_unit(
-            "store_request_duration",
-            "How long requests to the lease store took, with all attempts, by their first word in the log",
-            Unit::Seconds,
-            store.durations.clone(),
-        );
-        registry.register(
-            "store_errors",
-            "Requests to the lease store that failed at every endpoint",
-            store.errors.clone(),
-        );
-        registry.register(
-            "store_watches",
-            "How often following the store's changes was begun: once, and again after each interruption",
-            store.watches.clone(),
-        );
-        registry.register(
-            "store_connected",
-            "Whether the store's changes are being followed at this moment",
-            store.connected.clone(),
-        );
-        registry.register(
-            "lease_renewals",
-            "How often this node's lease was renewed, or written with another address",
-            lease.renewals.clone(),
-        );
-        registry.register(
-            "lease_losses",
-            "How often the store turned out to have this node's lease no more",
-            lease.losses.clone(),
-        );
-        registry.register(
-            "host_repairs",
-            "What others had removed or changed on this host and was put back",
-            host.repairs.clone(),
-        );
-        registry.register("data_plane_starts", "How often the data plane was started", host.builds.clone());
-    }
-}
-
 impl Default for StoreMeter {
     fn default() -> Self {
         Self {
@@ -128,6 +72,30 @@ impl Default for StoreMeter {
 }
 
 impl StoreMeter {
+    fn register(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "store_request_duration",
+            "How long requests to the lease store took, with all attempts, by their first word in the log",
+            Unit::Seconds,
+            self.durations.clone(),
+        );
+        registry.register(
+            "store_errors",
+            "Requests to the lease store that failed at every endpoint",
+            self.errors.clone(),
+        );
+        registry.register(
+            "store_watches",
+            "How often following the store's changes was begun: once, and again after each interruption",
+            self.watches.clone(),
+        );
+        registry.register(
+            "store_connected",
+            "Whether the store's changes are being followed at this moment",
+            self.connected.clone(),
+        );
+    }
+
     /// Takes the time of `request`, whose first word in `action` is its name.
     ///
     /// # Errors
@@ -164,6 +132,19 @@ impl StoreMeter {
 }
 
 impl LeaseMeter {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "lease_renewals",
+            "How often this node's lease was renewed, or written with another address",
+            self.renewals.clone(),
+        );
+        registry.register(
+            "lease_losses",
+            "How often the store turned out to have this node's lease no more",
+            self.losses.clone(),
+        );
+    }
+
     /// The lease was taken, for so long if it ends at all.
     pub fn taken(&self, lasts: Option<Duration>) {
         let now = SystemTime::now();
@@ -195,33 +176,26 @@ impl LeaseMeter {
     }
 }
 
-impl HostMeter {
-    /// Something was put back.
-    pub fn repaired(&self, what: Repaired) {
-        let kind = match what {
-            Repaired::Device => "device",
-            Repaired::Link => "link",
-            Repaired::Rules => "rules",
-        };
-        self.repairs.get_or_create(&[("kind", kind)]).inc();
-    }
-
-    /// The data plane was started.
-    pub fn built(&self) {
-        self.builds.inc();
-        // All kinds are there from then on, so that a first repair shows as a change.
-        for kind in ["device", "link", "rules"] {
-            drop(self.repairs.get_or_create(&[("kind", kind)]));
-        }
-    }
-}
-
 /// From an etcd on the same rack to the last moment before a request is given up (`store/etcd/cluster.rs`).
 const STORE_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 10.0];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lease_keeps_its_beginning_when_it_is_renewed_and_has_none_when_it_is_lost() {
+        let lease = LeaseMeter::default();
+        lease.taken(Some(Duration::from_secs(60)));
+        let first = lease.times().unwrap();
+        assert_eq!(first.expires, Some(first.taken + Duration::from_secs(60)));
+        lease.renewed(None);
+        let second = lease.times().unwrap();
+        assert_eq!((second.taken, second.expires), (first.taken, None));
+        assert!(second.renewed >= first.renewed);
+        lease.lost();
+        assert_eq!(lease.times(), None);
+    }
 
     fn told(meters: &Meters) -> String {
         let mut registry = Registry::with_prefix("overlayd");
@@ -247,19 +221,5 @@ mod tests {
         ] {
             assert!(text.lines().any(|got| got == line), "no {line} in\n{text}");
         }
-    }
-
-    #[test]
-    fn a_lease_keeps_its_beginning_when_it_is_renewed_and_has_none_when_it_is_lost() {
-        let lease = LeaseMeter::default();
-        lease.taken(Some(Duration::from_secs(60)));
-        let first = lease.times().unwrap();
-        assert_eq!(first.expires, Some(first.taken + Duration::from_secs(60)));
-        lease.renewed(None);
-        let second = lease.times().unwrap();
-        assert_eq!((second.taken, second.expires), (first.taken, None));
-        assert!(second.renewed >= first.renewed);
-        lease.lost();
-        assert_eq!(lease.times(), None);
     }
 }
