@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
-use crate::diagnose::trace::Carries;
+use crate::carries::Carries;
 
 /// Asks the overlayd of this host, or of the network namespace that it is run in.
 #[derive(Debug, Parser)]

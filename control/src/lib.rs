@@ -2,7 +2,9 @@
 
 pub mod arguments;
 pub mod ask;
+pub mod backend;
 mod backoff;
+pub mod carries;
 pub mod claim;
 pub mod cleanup;
 pub mod connections;
@@ -30,6 +32,7 @@ pub mod path_mtu;
 mod patient;
 pub mod pcapng;
 pub mod ping;
+pub mod plan;
 pub mod privileges;
 pub mod problems;
 pub mod reach;

@@ -25,11 +25,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::backoff::Backoff;
-use crate::lease::{
-    Conflict, Ground, HostFacts, Lease, LeaseAttrs, LeaseSet, NetworkFull, Refused, Rivals, key_of,
-};
+use crate::lease::{Conflict, Ground, HostFacts, Lease, LeaseAttrs, LeaseSet, NetworkFull, Refused, Rivals};
 use crate::meters::Meters;
 use crate::netconf::NetworkConfig;
+use crate::store::key_of;
 use crate::store::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError};
 
 mod candidate;

@@ -11,8 +11,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::store::StoreError;
-
 /// All of them.
 #[derive(Debug, Clone, Default)]
 pub struct Meters {
@@ -100,11 +98,11 @@ impl StoreMeter {
     ///
     /// # Errors
     /// Those of `request`, counted.
-    pub async fn time<T>(
+    pub async fn time<T, E>(
         &self,
         action: &str,
-        request: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
+        request: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let begin = Instant::now();
         let result = request.await;
         let operation = [("operation", action.split(' ').next().unwrap_or_default().to_owned())];
@@ -208,10 +206,10 @@ mod tests {
     #[tokio::test]
     async fn requests_are_counted_by_their_first_word_whether_they_succeed_or_not() {
         let meters = Meters::default();
-        let good = meters.store.time("list /coreos.com/network/subnets/", async { Ok(7) }).await;
+        let good = meters.store.time("list /coreos.com/network/subnets/", async { Ok::<_, String>(7) }).await;
         assert_eq!(good, Ok(7));
         let clone = meters.store.clone();
-        let bad = clone.time("list x", async { Err::<(), _>(StoreError::new("list x", "no")) });
+        let bad = clone.time("list x", async { Err::<(), _>("no") });
         assert!(bad.await.is_err());
         let text = told(&meters);
         for line in [

@@ -7,8 +7,8 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde_json::Value;
 
+use crate::backend::{BackendKind, DEFAULT_VNI};
 use crate::json::{JsonError, Object};
-use crate::lease::{BackendKind, DEFAULT_VNI};
 
 /// A network configuration that has been checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,26 +18,23 @@ use tracing::{info, warn};
 use crate::host::firewall::verdict::Overlay;
 use crate::host::holdings::Surveyor;
 use crate::host::routes::OwnRoute;
-use crate::host::{Desired, FirewallKind, HostError, Masquerade, forwarding, link, routes};
+use crate::host::{Desired, FirewallKind, HostError, forwarding, link, routes};
 use crate::iface::Underlay;
 use crate::io::Io;
 use crate::lease::{Admitted, Lease};
 use crate::netconf::Backend;
 use crate::overlap::Holdings;
+use crate::plan::{HostOptions, Plan};
 use crate::reach::Routed;
 use crate::rule_watch::{RuleWatch, Watched, Whole};
 use crate::store::StoreAddresses;
-use crate::ways::{self, Terms, Ways};
+use crate::ways::{self, Reached, Terms, Ways};
 
 mod error;
-mod plan;
 mod preflight;
 mod tunnel;
 
-pub use crate::reach::Way;
-pub use crate::ways::Reached;
 pub use error::NodeError;
-pub use plan::Plan;
 pub use preflight::preflight;
 pub use tunnel::Tunnel;
 use tunnel::configure;
@@ -45,14 +42,8 @@ use tunnel::configure;
 /// What the operator chose about nodes in general.
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
-    /// Which sources are rewritten.
-    pub masquerade: Masquerade,
-    /// Whether the host's firewall is told to accept forwarding.
-    pub forward_rules: bool,
-    /// What the rules are made with, if not as the network configuration says.
-    pub firewall: Option<FirewallKind>,
-    /// Whether what is sent to this node's subnet and to none of its pods ends here.
-    pub blackhole: bool,
+    /// What is done to the host.
+    pub host: HostOptions,
     /// What is asked of the source of packets from the wire.
     pub source_check: SourceCheck,
     /// Queues of the overlay device.
@@ -105,7 +96,7 @@ impl Node {
         inherited: &mut Inherited,
     ) -> Result<Self, NodeError> {
         plan.check()?;
-        let desired = plan.desired(options);
+        let desired = plan.desired(&options.host);
         let tunnel = match plan.wire() {
             Some(wire) => {
                 Some(Tunnel::start(&plan, wire, options, leases, &desired, on_failure, inherited).await?)

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::host::netlink::{KernelVxlan, Netlink, refused};
 use crate::host::{HostError, firewall, routes};
 use crate::netconf::Backend;
-use crate::node::Plan;
+use crate::plan::Plan;
 
 /// What is there cannot be taken over.
 #[derive(Debug, thiserror::Error)]

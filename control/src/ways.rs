@@ -10,8 +10,8 @@ use crate::host::HostError;
 use crate::host::routes::{self, Leads, OffLink, OwnRoute, Synced};
 use crate::lease::Lease;
 use crate::netconf::{Backend, NetworkConfig};
-use crate::node::Plan;
 use crate::overlap::{Claim, Holdings, HostRoute, Need};
+use crate::plan::Plan;
 use crate::reach::{Routed, Way};
 
 /// Another node, and the way to it.

@@ -112,7 +112,7 @@ async fn eventually(what: &str, condition: impl Fn() -> bool) {
 }
 
 fn lease_file(directory: &Path, view: &View) -> std::path::PathBuf {
-    directory.join("subnets").join(control::lease::key_of(view.lease.subnet))
+    directory.join("subnets").join(control::store::key_of(view.lease.subnet))
 }
 
 #[tokio::test]

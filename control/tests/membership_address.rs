@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::lease::key_of;
 use control::membership::{Membership, Terms, View};
 use control::store::DirStore;
+use control::store::key_of;
 use tokio::sync::watch;
 use tokio::time::timeout;
 

@@ -10,7 +10,7 @@ use crate::host::leftovers::devices_with_rules;
 use crate::host::netlink::Netlink;
 use crate::host::{HostError, firewall, link, routes};
 use crate::netconf::NetworkConfig;
-use crate::node::Plan;
+use crate::plan::Plan;
 use crate::socket::path;
 use crate::state::SavedState;
 use crate::takeover::process_here;

@@ -31,7 +31,8 @@ use crate::lease::{Admitted, LeaseBackend};
 use crate::membership::{Question, Refusal, View};
 use crate::metrics::Repaired;
 use crate::netconf::NetworkConfig;
-use crate::node::{Node, NodeError, NodeOptions, Plan, Tunnel, preflight};
+use crate::node::{Node, NodeError, NodeOptions, Tunnel, preflight};
+use crate::plan::Plan;
 use crate::problems::{Part, Problem};
 use crate::service_manager;
 use crate::state::SavedState;
@@ -298,7 +299,7 @@ impl Keeper {
         let before = before.or_else(|| self.good.as_ref().map(|(plan, _)| plan.clone()));
         self.tell_replacement(&plan);
         // Rules before routes: no packet takes the new way with a source that is to be rewritten.
-        self.means.rules.want(plan.desired(&self.options));
+        self.means.rules.want(plan.desired(&self.options.host));
         let goes_on = self.means.inherited.has_queues(&plan.device())
             || before.as_ref().is_some_and(|before| before.device() == plan.device());
         if !goes_on {
@@ -342,7 +343,7 @@ impl Keeper {
         let Some((plan, peers)) = self.good.clone().filter(|(plan, _)| Some(plan) != wanted.as_ref()) else {
             return;
         };
-        self.means.rules.want(plan.desired(&self.options));
+        self.means.rules.want(plan.desired(&self.options.host));
         if let Err(error) = self.start(plan, peers).await {
             warn!(%error, "the earlier node cannot be put back");
         }

@@ -41,6 +41,7 @@ use crate::metrics::{HostMeter, Metrics};
 use crate::netconf::NetworkConfig;
 use crate::node::NodeOptions;
 use crate::page::Page;
+use crate::plan::HostOptions;
 use crate::privileges;
 use crate::problems::{Part, Problem, Problems};
 use crate::reconcile::Reconcile;
@@ -370,14 +371,16 @@ fn options(
 ) -> NodeOptions {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     NodeOptions {
-        masquerade: Masquerade {
-            return_path: flags.return_path_masq,
-            ip_masq: flags.ip_masq,
-            fully_random: !flags.ip_masq_fully_random_disable,
+        host: HostOptions {
+            masquerade: Masquerade {
+                return_path: flags.return_path_masq,
+                ip_masq: flags.ip_masq,
+                fully_random: !flags.ip_masq_fully_random_disable,
+            },
+            forward_rules: flags.iptables_forward_rules,
+            firewall: flags.firewall,
+            blackhole: flags.ip_blackhole_route,
         },
-        forward_rules: flags.iptables_forward_rules,
-        firewall: flags.firewall,
-        blackhole: flags.ip_blackhole_route,
         source_check: match flags.source_check {
             SourceCheckFlag::Strict => SourceCheck::Strict,
             SourceCheckFlag::Loose => SourceCheck::Loose,

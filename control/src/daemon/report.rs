@@ -20,13 +20,14 @@ use crate::lease::{Lease, LeaseBackend};
 use crate::membership::View;
 use crate::metrics::{HostMeter, PeerSample, Repaired, Sample};
 use crate::netconf::Backend;
-use crate::node::{Node, Reached, Tunnel};
+use crate::node::{Node, Tunnel};
 use crate::problems::{Part, Problem, Problems};
 use crate::socket::{Facts, Source};
 use crate::status::{
     BackendStatus, Counters, DeviceStatus, Directions, FrameStatus, HostStatus, IoStatus, LeaseState,
     LeaseStatus, PeerStatus, PriorityStatus, RingStatus, Status, StoreStatus, drops,
 };
+use crate::ways::Reached;
 
 /// What was put back, counted for all who do so.
 #[derive(Clone, Default)]

@@ -167,7 +167,7 @@ const CANDIDATES: usize = 100;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::key_of;
+    use crate::store::key_of;
     use crate::store::{Event, Listing};
     use proptest::prelude::*;
     use rand::SeedableRng;
@@ -332,7 +332,7 @@ mod tests {
     fn a_key_with_our_address_gives_us_nobody_elses_subnet() {
         let config = config("10.1.0.0/16", 24);
         let key = |key: &str, value: &str, created: i64| {
-            let (subnet, value) = (crate::lease::parse_key(key).unwrap(), value.into());
+            let (subnet, value) = (crate::store::parse_key(key).unwrap(), value.into());
             Event::Put(Entry { key: key.to_owned(), subnet, value, revision: 9, created, expiry: Some(7) })
         };
         let ours = r#"{"PublicIP":"192.168.1.12"}"#;

@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn entry(key: &str, attrs: &LeaseAttrs, revision: i64, expiry: Option<i64>) -> Entry {
-        let subnet = crate::lease::parse_key(key).unwrap();
+        let subnet = crate::store::parse_key(key).unwrap();
         Entry { key: key.to_owned(), subnet, value: attrs.to_json().into(), revision, created: 1, expiry }
     }
 
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn however_many_keys_have_our_address_some_are_told_and_those_that_are_gone_are_forgotten() {
         let mut case = Case::new();
-        let key = |number: u32| crate::lease::key_of(Ipv4Net::new_assert((0x0a02_0000 | number).into(), 32));
+        let key = |number: u32| crate::store::key_of(Ipv4Net::new_assert((0x0a02_0000 | number).into(), 32));
         for number in 0..20_000 {
             case.saw(entry(&key(number), &attrs(2), 10 + i64::from(number), Some(8)), 0);
         }

@@ -18,9 +18,10 @@ use std::ops::Deref;
 use ipnet::Ipv4Net;
 use overlay::MacAddr;
 
-use super::{Conflict, Known, Lease, LeaseAttrs, LeaseBackend, LeaseSet, key_of};
+use super::{Conflict, Known, Lease, LeaseAttrs, LeaseBackend, LeaseSet};
 use crate::netconf::NetworkConfig;
 use crate::overlap::overlap;
+use crate::store::key_of;
 
 /// What leases are judged by.
 #[derive(Debug, Clone, Copy)]

@@ -6,7 +6,6 @@
 //! says which of them are used, `choose` picks the subnet to ask for, `Rivals` notices a second node that takes
 //! itself for this one.
 
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -15,15 +14,15 @@ use overlay::MacAddr;
 mod choose;
 mod conflict;
 mod gate;
-mod key;
 mod set;
 mod value;
 mod vtep_mac;
 
+use crate::backend::BackendKind;
+
 pub use choose::{Choice, NetworkFull, choose};
 pub use conflict::{Conflict, Rivals};
 pub use gate::{Admitted, Ground, HostFacts, Judgement, Reason, Refused};
-pub use key::{KeyError, key_of, parse_key};
 pub use set::{Changes, GRACE, Garbage, Known, LeaseSet};
 pub use value::is_one_host;
 pub use vtep_mac::derive_vtep_mac;
@@ -69,27 +68,6 @@ impl LeaseBackend {
     }
 }
 
-/// The kinds of backend that this daemon has. Only nodes of one kind understand each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum BackendKind {
-    /// Bare IP packets in UDP.
-    Udp,
-    /// VXLAN, RFC 7348.
-    Vxlan,
-    /// Plain routes between nodes on one link.
-    HostGw,
-}
-
-impl fmt::Display for BackendKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Udp => "udp",
-            Self::Vxlan => "vxlan",
-            Self::HostGw => "host-gw",
-        })
-    }
-}
-
 /// One subnet and its owner, as the store has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
@@ -98,8 +76,3 @@ pub struct Lease {
     /// Who owns it.
     pub attrs: LeaseAttrs,
 }
-
-/// The largest VNI: it has 24 bits (RFC 7348, section 5).
-pub const MAX_VNI: u32 = 0xff_ffff;
-/// flannel's VNI where nothing is said.
-pub const DEFAULT_VNI: u32 = 1;

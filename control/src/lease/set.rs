@@ -7,9 +7,10 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
-use super::{Judgement, Lease, LeaseAttrs, key_of, parse_key};
+use super::{Judgement, Lease, LeaseAttrs};
 use crate::json::{JsonError, shorten};
 use crate::store::{Entry, Event, Listing, Revision};
+use crate::store::{key_of, parse_key};
 
 /// The leases by key, whatever they say: what of them is used is the gate's business ([`Ground`](super::Ground)).
 #[derive(Debug, Clone, Default)]

@@ -7,7 +7,8 @@ use overlay::MacAddr;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::{DEFAULT_VNI, LeaseAttrs, LeaseBackend, MAX_VNI};
+use super::{LeaseAttrs, LeaseBackend};
+use crate::backend::{DEFAULT_VNI, MAX_VNI};
 use crate::json::{JsonError, Object, cut};
 use crate::store::MAX_VALUE;
 

@@ -1,13 +1,12 @@
 //! Why a node cannot be built.
 
 use std::io::ErrorKind;
-use std::net::Ipv4Addr;
 
 use overlay::SetupError;
 
 use crate::claim::Claimed;
 use crate::host::HostError;
-use crate::overlap::Obstacle;
+use crate::plan::PlanError;
 use crate::takeover::TakeoverError;
 
 /// A node could not be built.
@@ -30,22 +29,9 @@ pub enum NodeError {
     /// A second daemon of the same network.
     #[error(transparent)]
     Claimed(#[from] Claimed),
-    /// Nothing is left of the MTU.
-    #[error("the underlay's MTU of {0} leaves no room for the overlay: choose another --iface or MTU")]
-    Mtu(u32),
-    /// A gateway must be at the address that it is told to the others by.
-    #[error(
-        "host-gw cannot pass a NAT: the --public-ip {public_ip} is not the address {address} of the interface"
-    )]
-    Nat {
-        /// What the lease says.
-        public_ip: Ipv4Addr,
-        /// What the interface has.
-        address: Ipv4Addr,
-    },
-    /// The lease is for what the host has itself.
-    #[error("{0}")]
-    Subnet(Obstacle),
+    /// The plan cannot be carried out here.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
 }
 
 impl NodeError {
@@ -67,6 +53,7 @@ impl NodeError {
         match self {
             Self::Forwarder(error) => format!("{} {} {}", error.call, error.object, error.source.kind()),
             Self::Host(error) => error.kind(),
+            Self::Plan(error) => error.kind(),
             other => other.to_string(),
         }
     }

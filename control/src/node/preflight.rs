@@ -5,9 +5,10 @@ use overlay::offload::Offloads;
 use overlay::tun;
 use overlay::underlay::udp;
 
-use super::{NodeError, NodeOptions, Plan};
+use super::{NodeError, NodeOptions};
 use crate::host::{forwarding, link};
 use crate::netconf::Backend;
+use crate::plan::Plan;
 use crate::takeover;
 
 /// Whether `plan` can take the place of the node of `before`, if one runs, with what is `inherited` of an earlier

@@ -17,7 +17,7 @@ use overlay::underlay::{port, udp, whole};
 use overlay::wire::Format;
 use tracing::{debug, warn};
 
-use super::{NodeError, NodeOptions, Plan};
+use super::{NodeError, NodeOptions};
 use crate::host::nexthop::{By, NextHops};
 use crate::host::{Desired, HostError, link};
 use crate::iface::Underlay;
@@ -25,6 +25,7 @@ use crate::io;
 use crate::lease::{Admitted, Lease, LeaseBackend};
 use crate::path_mtu::PathMtus;
 use crate::ping::{Ping, Pings};
+use crate::plan::Plan;
 
 /// The part of a node that encapsulates: a device and its workers.
 pub struct Tunnel {

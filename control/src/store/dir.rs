@@ -33,8 +33,8 @@ use super::{
     config_text,
 };
 use crate::files;
-use crate::lease::{key_of, parse_key};
 use crate::meters::StoreMeter;
+use crate::store::{key_of, parse_key};
 use crate::unit;
 
 mod watch;

@@ -23,8 +23,8 @@ use super::{
     Entry, EventStream, LeaseStore, Listing, MAX_CONFIG, MAX_VALUE, Revision, StoreError, Written, bounded,
     config_text,
 };
-use crate::lease::{key_of, parse_key};
 use crate::meters::StoreMeter;
+use crate::store::{key_of, parse_key};
 
 mod access;
 mod cluster;

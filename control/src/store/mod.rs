@@ -14,12 +14,14 @@ mod dir;
 mod endpoint;
 mod etcd;
 mod identity;
+mod key;
 
 pub use addresses::StoreAddresses;
 pub use dir::DirStore;
 pub(crate) use endpoint::Endpoint;
 pub use etcd::{Access, EtcdStore, IdentityFiles, Password, User};
 pub use identity::is_same_store;
+pub use key::{KeyError, key_of, parse_key};
 
 /// A point in the store's history, to hand back to the store it came from; nothing else can be told
 /// from the number. etcd counts its writes, a directory's is a fingerprint of what is in it.

@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use control::lease::{key_of, parse_key};
 use control::store::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError, Written};
+use control::store::{key_of, parse_key};
 use futures::{StreamExt, stream};
 use ipnet::Ipv4Net;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};

@@ -89,7 +89,7 @@ mod tests {
         }
         let within = |from: u64, to: u64| {
             let range = Duration::from_secs(from)..Duration::from_secs(to);
-            repairs.iter().filter(|at| range.contains(at)).count()
+            repairs.iter().filter(|at| range.contains(*at)).count()
         };
         assert_eq!(within(0, 5), 13, "all");
         assert!(within(0, 60) <= 50 && (29..=31).contains(&within(300, 360)), "{}", within(300, 360));

@@ -1,7 +1,8 @@
 use tokio::time::Instant;
 
 use super::*;
-use crate::lease::{BackendKind, parse_key};
+use crate::backend::BackendKind;
+use crate::store::parse_key;
 use crate::store::{Entry, Event, Listing};
 
 const OURS: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 12);

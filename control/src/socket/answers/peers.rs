@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use overlay::peer_state::{Exchanged, PeerTotals};
 
 use crate::lease::{Lease, LeaseBackend};
-use crate::node::{Node, Reached, Tunnel};
+use crate::node::{Node, Tunnel};
 use crate::show::peers::{Peer, Peers, Traffic};
 use crate::status::Directions;
+use crate::ways::Reached;
 
 /// Those of a running node.
 pub(super) fn peers(node: &Node, at_ms: u64) -> Peers {

@@ -10,7 +10,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::{DirStore, Snapshot, entry};
-use crate::lease::parse_key;
+use crate::store::parse_key;
 use crate::store::{Event, MAX_CONFIG, MAX_VALUE, Revision, StoreError, config_text};
 
 /// The state of one watch: what has been told so far, and what is yet to be looked at.

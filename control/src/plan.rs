@@ -7,15 +7,63 @@ use ipnet::Ipv4Net;
 use overlay::MacAddr;
 use overlay::wire::Format;
 
-use super::{NodeError, NodeOptions};
 use crate::host::holdings::{self, Viewpoint};
-use crate::host::{Desired, FirewallKind, Masquerade};
+use crate::host::{Desired, FirewallKind, HostError, Masquerade};
 use crate::iface::Underlay;
 use crate::netconf::{Backend, NetworkConfig};
+use crate::overlap::Obstacle;
 use crate::store::StoreAddresses;
 
 /// The smallest MTU that IPv4 allows a link to have (RFC 791): with less there is no overlay.
 const MIN_MTU: u32 = 68;
+
+/// A plan that cannot be carried out here.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Nothing is left of the MTU.
+    #[error("the underlay's MTU of {0} leaves no room for the overlay: choose another --iface or MTU")]
+    Mtu(u32),
+    /// A gateway must be at the address that it is told to the others by.
+    #[error(
+        "host-gw cannot pass a NAT: the --public-ip {public_ip} is not the address {address} of the interface"
+    )]
+    Nat {
+        /// What the lease says.
+        public_ip: Ipv4Addr,
+        /// What the interface has.
+        address: Ipv4Addr,
+    },
+    /// The lease is for what the host has itself.
+    #[error("{0}")]
+    Subnet(Obstacle),
+    /// The kernel cannot be asked.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+impl PlanError {
+    /// What tells it from others, however it is put.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Host(error) => error.kind(),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// What the operator chose about the host.
+#[derive(Debug, Clone)]
+pub struct HostOptions {
+    /// Which sources are rewritten.
+    pub masquerade: Masquerade,
+    /// Whether the host's firewall is told to accept forwarding.
+    pub forward_rules: bool,
+    /// What the rules are made with, if not as the network configuration says.
+    pub firewall: Option<FirewallKind>,
+    /// Whether what is sent to this node's subnet and to none of its pods ends here.
+    pub blackhole: bool,
+}
 
 /// What a node is made from. Equal plans make the same node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,14 +131,14 @@ impl Plan {
     /// Whether it makes sense on any host.
     ///
     /// # Errors
-    /// [`NodeError::Mtu`] or [`NodeError::Nat`].
-    pub(super) fn check(&self) -> Result<(), NodeError> {
+    /// [`PlanError::Mtu`] or [`PlanError::Nat`].
+    pub fn check(&self) -> Result<(), PlanError> {
         if self.mtu() < MIN_MTU {
-            return Err(NodeError::Mtu(self.underlay.mtu));
+            return Err(PlanError::Mtu(self.underlay.mtu));
         }
         let Underlay { public_ip, address, .. } = self.underlay;
         if self.config.backend == Backend::HostGw && public_ip != address {
-            return Err(NodeError::Nat { public_ip, address });
+            return Err(PlanError::Nat { public_ip, address });
         }
         Ok(())
     }
@@ -99,13 +147,13 @@ impl Plan {
     ///
     /// # Errors
     /// It is; or the kernel cannot be asked.
-    pub async fn check_subnet(&self, stores: &StoreAddresses) -> Result<(), NodeError> {
+    pub async fn check_subnet(&self, stores: &StoreAddresses) -> Result<(), PlanError> {
         let holdings = holdings::look(self.viewpoint(&stores.now())).await?;
-        holdings.refusal(self.subnet).map_or(Ok(()), |obstacle| Err(NodeError::Subnet(obstacle)))
+        holdings.refusal(self.subnet).map_or(Ok(()), |obstacle| Err(PlanError::Subnet(obstacle)))
     }
 
     /// From where it looks at what there is of the host's.
-    pub(super) fn viewpoint<'a>(&'a self, stores: &'a BTreeSet<Ipv4Addr>) -> Viewpoint<'a> {
+    pub fn viewpoint<'a>(&'a self, stores: &'a BTreeSet<Ipv4Addr>) -> Viewpoint<'a> {
         Viewpoint {
             network: self.config.network,
             own: Some(self.subnet),
@@ -117,7 +165,7 @@ impl Plan {
 
     /// What this host's kernel is to be brought to for it.
     #[must_use]
-    pub fn desired(&self, options: &NodeOptions) -> Desired {
+    pub fn desired(&self, options: &HostOptions) -> Desired {
         let tunnel = self.wire().is_some();
         Desired {
             device: self.device(),
