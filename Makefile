@@ -77,7 +77,7 @@ e2e: setup-e2e package
 	$(CARGO) build --release --bin overlay-e2e
 	$(SUDO) integration/root.sh target/e2e/root
 	rm -f target/e2e/*.deb && mv target/debian/overlayd_*.deb target/e2e/
-	cargo deb --locked --no-build --no-strip -p control --deb-version $(NEXT) -o target/e2e/next.deb
+	cargo deb --locked --no-build --no-strip -p overlayd --deb-version $(NEXT) -o target/e2e/next.deb
 	$(SUDO) deploy/image/build.sh target/e2e/overlayd_*.deb target/overlayd-image.tar
 	$(SUDO) target/release/overlay-e2e target/e2e/root target/e2e/overlayd_*.deb target/e2e/next.deb \
 	    target/overlayd-image.tar
@@ -85,7 +85,7 @@ e2e: setup-e2e package
 package: setup-package manuals
 	$(CARGO) build --release --bin overlayd --bin overlayctl
 	rm -f target/debian/overlayd_*.deb
-	cargo deb --locked --no-build --no-strip -p control
+	cargo deb --locked --no-build --no-strip -p overlayd
 
 image: setup-image package
 	$(SUDO) deploy/image/build.sh target/debian/overlayd_*.deb target/overlayd-image.tar

@@ -475,8 +475,9 @@ fn the_unit_reads_every_file_that_the_starter_reads() {
 #[test]
 fn what_the_packages_documents_name_is_in_the_package() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let manifest = fs::read_to_string(root.join("control/Cargo.toml")).expect("read the package's manifest");
-    let assets = manifest.lines().filter_map(|line| line.trim().strip_prefix("[\"../"));
+    let manifest =
+        fs::read_to_string(root.join("control/overlayd/Cargo.toml")).expect("read the package's manifest");
+    let assets = manifest.lines().filter_map(|line| line.trim().strip_prefix("[\"../../"));
     let assets = assets.filter_map(|line| line.split_once("\", \"usr/share/doc/overlayd/"));
     let mut shipped = BTreeSet::new();
     for (pattern, directory) in assets {

@@ -163,6 +163,7 @@ impl Drop for Capturing {
 
 impl Capture {
     /// Takes a copy of a packet if it is wanted.
+    #[expect(clippy::disallowed_methods, reason = "a captured packet has a date")]
     pub(crate) fn take(&self, direction: Direction, seen: &Seen<'_>) {
         let filter = &self.filter;
         let Some(layer) = filter.layer_of(seen) else { return };

@@ -139,6 +139,7 @@ impl Witness {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a packet that is shown has a date")]
     fn look(&mut self, reason: DropReason, other_end: Option<SocketAddrV4>, seen: &Seen<'_>) {
         let bit = 1 << reason as u32;
         if self.looked_at & bit != 0 {

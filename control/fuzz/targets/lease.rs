@@ -3,9 +3,9 @@
 
 use std::net::Ipv4Addr;
 
-use control::lease::{Ground, HostFacts, LeaseAttrs, LeaseSet, key_of, parse_key};
-use control::netconf::NetworkConfig;
-use control::store::{Entry, Event, Listing};
+use overlay_leases::lease::{Ground, HostFacts, LeaseAttrs, LeaseSet};
+use overlay_leases::netconf::NetworkConfig;
+use overlay_leases::store::{Entry, Event, Listing, key_of, parse_key};
 use libfuzzer_sys::fuzz_target;
 use tokio::time::Instant;
 

@@ -1,7 +1,7 @@
 //! The network configuration: whatever is accepted can be used.
 #![no_main]
 
-use control::netconf::NetworkConfig;
+use overlay_leases::netconf::NetworkConfig;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use control::state::SavedState;
+use overlay_leases::state::SavedState;
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 

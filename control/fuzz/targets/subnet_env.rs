@@ -1,7 +1,7 @@
 //! `subnet.env`, as anybody may have left it.
 #![no_main]
 
-use control::subnet_file::Previous;
+use overlay_leases::subnet_file::Previous;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -1,0 +1,108 @@
+//! Which way the overlay's packets take to the wire: by sockets, or by the rings of the underlay's interface.
+
+use std::io::ErrorKind;
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use overlay::SetupError;
+use overlay::handover::Inherited;
+use overlay::underlay::port::{self, Attach, Interface, Link, Port, Wanted};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use overlay_host::iface::Underlay;
+use overlay_support::service_manager;
+
+/// The values of `--io`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "kebab-case")]
+pub enum Io {
+    /// Sockets.
+    Udp,
+    /// `AF_XDP`, in the driver.
+    Xdp,
+    /// `AF_XDP`, in the kernel's stack.
+    XdpGeneric,
+    /// `AF_XDP` where the card itself reads and writes the frames, else sockets.
+    Auto,
+}
+
+/// The port that `io` asks for, if it can be had; otherwise, if it was asked for, why not. Of what is `inherited` the
+/// place of its program is used.
+pub async fn open(
+    io: Io,
+    underlay: &Underlay,
+    listen: SocketAddrV4,
+    inherited: &mut Inherited,
+) -> (Option<Port>, Option<String>) {
+    let mut earlier = inherited.link(underlay.index);
+    let (attach, zero_copy_only) = match io {
+        Io::Udp => return (None, None),
+        Io::Xdp => (Attach::Native, false),
+        Io::XdpGeneric => (Attach::Generic, false),
+        Io::Auto => (Attach::Native, true),
+    };
+    let Some(mac) = underlay.mac else {
+        return (None, Some(without(io, &format!("{} is no Ethernet interface", underlay.name))));
+    };
+    let interface = Interface {
+        name: underlay.name.clone(),
+        index: underlay.index,
+        mac,
+        mtu: underlay.mtu,
+        queues: port::receive_queues(&underlay.name),
+    };
+    if attach != Attach::Native && earlier.take().is_some() {
+        // It is in the driver, and to go first.
+        service_manager::forget().await;
+    }
+    match patiently(&interface, listen, Wanted { attach, zero_copy_only }, &mut earlier).await {
+        Ok(port) => {
+            let state = port.state();
+            let (interface, queues) = (&state.interface.name, state.interface.queues);
+            info!(
+                interface,
+                queues,
+                ?attach,
+                zero_copy = state.zero_copy,
+                "the overlay goes by the interface's rings"
+            );
+            (Some(port), None)
+        }
+        Err(error) => (None, Some(without(io, &error.to_string()))),
+    }
+}
+
+/// A queue stays taken for a moment after its socket was closed, by the node before this one or by the process
+/// before this one (`xp_release_deferred`, `net/xdp/xsk_buff_pool.c`).
+async fn patiently(
+    interface: &Interface,
+    listen: SocketAddrV4,
+    wanted: Wanted,
+    earlier: &mut Option<Link>,
+) -> Result<Port, SetupError> {
+    let mut patience = TRIES;
+    loop {
+        match Port::open(interface.clone(), listen, wanted, earlier) {
+            Err(error) if patience > 0 && error.source.kind() == ErrorKind::ResourceBusy => {
+                patience -= 1;
+                sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn without(io: Io, reason: &str) -> String {
+    if io == Io::Auto {
+        info!(reason, "the overlay goes by sockets");
+    } else {
+        warn!(reason, "the overlay goes by sockets, not by XDP as --io asks for");
+    }
+    reason.to_owned()
+}
+
+/// A third of a second at most: packets wait in the overlay device meanwhile.
+const TRIES: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(10);

@@ -1,0 +1,251 @@
+//! The part of a node that encapsulates: a device and its workers.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::Ipv4Net;
+use overlay::forwarder::{self, Forwarder, OnFailure};
+use overlay::handover::Inherited;
+use overlay::ingress::SourceCheck;
+use overlay::offload::{Offload, Offloads};
+use overlay::path_mtu::Prober;
+use overlay::peer_state::{PeerState, PeerTotals};
+use overlay::stats::Totals;
+use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
+use overlay::underlay::{port, udp, whole};
+use overlay::wire::Format;
+use tracing::{debug, warn};
+
+use super::{NodeError, NodeOptions};
+use crate::io;
+use crate::path_mtu::PathMtus;
+use crate::ping::{Ping, Pings};
+use crate::plan::Plan;
+use overlay_host::iface::Underlay;
+use overlay_host::nexthop::{By, NextHops};
+use overlay_host::{Desired, HostError, link};
+use overlay_leases::lease::{Admitted, Lease, LeaseBackend};
+
+/// The part of a node that encapsulates: a device and its workers.
+pub struct Tunnel {
+    /// Of the device: another one of the same name has another.
+    pub(super) index: u32,
+    /// Queues of the device.
+    pub queues: usize,
+    /// What is asked of sources.
+    pub source_check: SourceCheck,
+    /// What the kernel does for the data plane.
+    pub offloads: Arc<Offloads>,
+    pub(super) table: SharedTable,
+    pub(super) forwarder: Forwarder,
+    /// Whether super-packets leave whole by a TAP, or have done.
+    pub(super) has_tap: bool,
+    next_hops: Option<NextHops>,
+    /// Why there are no rings, if there were to be.
+    pub without_port: Option<String>,
+    pings: Arc<Pings>,
+    _path_mtus: PathMtus,
+}
+
+impl Tunnel {
+    /// The workers.
+    #[must_use]
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+
+    /// Peers whose next hop by the interface is known.
+    #[must_use]
+    pub fn next_hops(&self) -> usize {
+        self.table.current().hops().filter(|hop| hop.state.next_hop().is_some()).count()
+    }
+
+    /// Whether the rings are no longer those of the interface, which has another number of queues now.
+    #[must_use]
+    pub fn has_outdated_rings(&self) -> bool {
+        let interface = self.forwarder.port().map(|port| &port.interface);
+        interface.is_some_and(|interface| port::receive_queues(&interface.name) != interface.queues)
+    }
+
+    /// Asks the daemon of the node whose overlay device has the address `peer` for an echo of `len` bytes.
+    ///
+    /// # Errors
+    /// As [`Pings::ask`].
+    pub fn ping(&self, peer: Ipv4Addr, len: usize) -> std::io::Result<Ping> {
+        self.pings.ask(&self.forwarder, &self.table.current(), peer, len)
+    }
+
+    /// What is known of the node of `lease` beside it.
+    #[must_use]
+    pub fn state(&self, lease: &Lease) -> Option<Arc<PeerState>> {
+        self.table.current().state(lease.subnet, lease.attrs.public_ip).cloned()
+    }
+
+    /// What was exchanged with each peer, by subnet and public address.
+    #[must_use]
+    pub fn exchanged(&self) -> Vec<(Ipv4Net, Ipv4Addr, PeerTotals)> {
+        let table = self.table.current();
+        let exchanged = |(peer, hop): (&Peer, &Hop)| (peer.subnet, peer.public_ip, hop.state.totals());
+        table.peers().iter().zip(table.hops()).map(exchanged).collect()
+    }
+
+    /// The counters of all workers: egress, ingress.
+    #[must_use]
+    pub fn totals(&self) -> (Totals, Totals) {
+        (self.forwarder.egress().into_iter().sum(), self.forwarder.ingress().into_iter().sum())
+    }
+
+    /// Makes `peers` the ones that it reaches, and `addresses` those that this host has.
+    pub(super) fn publish(&self, plan: &Plan, peers: &Admitted, addresses: Vec<Ipv4Addr>) {
+        let Some(wire) = plan.wire() else { return };
+        let (local, peers) = network(plan, wire, peers, addresses);
+        let (begun, count) = (Instant::now(), peers.len());
+        self.table.publish(local, peers);
+        debug!(peers = count, built_in_us = begun.elapsed().as_micros(), "table published");
+        if let Some(next_hops) = &self.next_hops {
+            next_hops.peers_changed();
+        }
+    }
+
+    /// Opens the device and starts its workers.
+    pub(super) async fn start(
+        plan: &Plan,
+        wire: (Format, u16),
+        options: &NodeOptions,
+        leases: &Admitted,
+        desired: &Desired,
+        on_failure: &OnFailure,
+        inherited: &mut Inherited,
+    ) -> Result<Self, NodeError> {
+        // The port before all else: where another daemon or a kernel device has it, the overlay device,
+        // its address and the rules are theirs, too, and not to be touched.
+        let listen = SocketAddrV4::new(plan.underlay.address, wire.1);
+        let sockets = inherited.sockets(listen);
+        if sockets.is_empty() {
+            udp::probe(listen)?;
+        }
+        let offloads = Arc::new(Offloads::new(&options.offloads));
+        let queues = inherited.queues(&desired.device);
+        // Then address and route are there, and what has arrived meanwhile is not to wait for a look at them.
+        let goes_on = !queues.is_empty();
+        if !goes_on && link::is_open(&desired.device).await? {
+            return Err(NodeError::DeviceTaken(desired.device.clone()));
+        }
+        let queues = overlay::tun::open(&desired.device, options.queues, &offloads, queues)?;
+        if let Err(error) = overlay::tun::steer_by_flow(&queues) {
+            warn!(device = desired.device, %error, "flows cannot be tied to queues: one may be reordered when it begins");
+        }
+        if !goes_on {
+            configure(desired).await?;
+        }
+        let index = link::index_of(&desired.device).await?;
+        let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
+        let peers = leases.beyond(&addresses);
+        let (local, peers) = network(plan, wire, &peers, addresses);
+        let table = SharedTable::new(PeerTable::new(local, peers));
+        let taps = match plan.tap() {
+            Some(name) => {
+                let earlier = inherited.tap(&name);
+                let underlay = (plan.underlay.name.as_str(), plan.underlay.index);
+                whole::open(&name, options.queues, underlay, &offloads, earlier)
+            }
+            None => Vec::new(),
+        };
+        if taps.is_empty() {
+            // Also where the backend has no use for one.
+            offloads.switch_off(Offload::TunnelGso);
+        }
+        let spread_source_ports =
+            options.spread_source_ports.unwrap_or(matches!(wire.0, Format::Vxlan { .. }));
+        // Until it is known that no rule of the host would see what goes past it.
+        offloads.hold(Offload::TunnelGso);
+        let has_tap = !taps.is_empty();
+        let pings = Arc::<Pings>::default();
+        let (port, without_port) = io::open(options.io, &plan.underlay, listen, inherited).await;
+        let next_hops = port.is_some().then(|| NextHops::follow(by(&plan.underlay), table.clone()));
+        let forwarder = Forwarder::start(
+            forwarder::Config {
+                queues,
+                listen,
+                inherited: sockets,
+                port,
+                source_check: options.source_check,
+                table: table.clone(),
+                offloads: Arc::clone(&offloads),
+                spread_source_ports,
+                taps,
+                stay_awake: options.stay_awake,
+                pin: options.pin,
+                confinement: options.confinement.clone(),
+                priority: options.priority.clone(),
+                on_answer: pings.on_answer(),
+            },
+            on_failure,
+        )?;
+        if goes_on {
+            configure(desired).await?;
+        }
+        let prober = if spread_source_ports { Prober::by_any_port(*listen.ip()) } else { Prober::by(listen) };
+        let path_mtus = PathMtus::watch(prober?, table.clone(), Arc::clone(&pings));
+        let (queues, source_check) = (options.queues, options.source_check);
+        Ok(Self {
+            index,
+            queues,
+            source_check,
+            offloads,
+            table,
+            forwarder,
+            has_tap,
+            next_hops,
+            without_port,
+            pings,
+            _path_mtus: path_mtus,
+        })
+    }
+}
+
+fn by(underlay: &Underlay) -> By {
+    By { interface: underlay.index, mtu: underlay.mtu, source: underlay.address }
+}
+
+/// Brings the tunnel's device, its route and the host's settings for it to the wanted state. Returns what was
+/// not so, for people.
+pub(super) async fn configure(desired: &Desired) -> Result<Vec<String>, HostError> {
+    let mut put = link::apply(desired).await?;
+    if desired.direct.is_some() {
+        // A node that we reach directly may still send through the tunnel, as long as it knows no better.
+        put.extend(link::loosen_reverse_path(&desired.device)?);
+    }
+    Ok(put)
+}
+
+/// What the tunnel's table is made of, by which it reaches `peers`.
+fn network(
+    plan: &Plan,
+    wire: (Format, u16),
+    peers: &Admitted,
+    addresses: Vec<Ipv4Addr>,
+) -> (Local, Vec<Peer>) {
+    let peer = |lease: &Lease| Peer {
+        subnet: lease.subnet,
+        subnet_v6: None,
+        public_ip: lease.attrs.public_ip,
+        vtep_mac: match lease.attrs.backend {
+            LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+            _ => None,
+        },
+    };
+    let (format, port) = wire;
+    let local = Local {
+        network: plan.config.network,
+        subnet: plan.subnet,
+        overlay_address: plan.overlay_address(),
+        v6: None,
+        addresses: addresses.into_iter().map(IpAddr::from).collect(),
+        mtu: plan.mtu(),
+        format,
+        port,
+    };
+    (local, peers.iter().map(peer).collect())
+}
