@@ -58,6 +58,8 @@ pub struct Membership {
     unusable: Option<String>,
     /// The last configuration text that was complained about.
     complained: Option<String>,
+    /// The last one whose keys were looked at.
+    read: Option<String>,
     leases: LeaseSet,
     /// Peers of an earlier run, until the first listing.
     expected: Vec<Lease>,
@@ -152,6 +154,7 @@ impl Membership {
             looked: false,
             unusable: None,
             complained: None,
+            read: None,
             leases: LeaseSet::default(),
             expected: expected.unwrap_or_default(),
             skipped: 0,
@@ -405,6 +408,7 @@ impl Membership {
     /// changes are only told.
     fn take_config(&mut self, text: String) -> Result<(), MembershipError> {
         let first_look = !std::mem::replace(&mut self.looked, true);
+        self.tell_unknown_keys(&text);
         if self.unusable.as_ref().is_some_and(|unusable| *unusable != text) {
             self.reload_due = true;
             return Ok(());

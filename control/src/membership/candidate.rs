@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
+use super::told::NAMED;
 use super::{Interrupted, Membership, Question, Refusal};
 use crate::backoff::Backoff;
 use crate::netconf::NetworkConfig;
@@ -37,6 +38,7 @@ impl Membership {
             warn!("there is no network configuration to be applied: keeping the last one");
             return Ok(());
         };
+        self.tell_unknown_keys(&text);
         (self.candidate, self.unusable) = (None, None);
         if self.config.as_ref().is_some_and(|(in_force, _)| *in_force == text) {
             info!("the network configuration has not changed");
@@ -119,6 +121,24 @@ impl Membership {
         if let Some(candidate) = &mut self.candidate {
             let soon = candidate.tried.map_or_else(Instant::now, |tried| tried + BETWEEN_TRIES);
             candidate.due = candidate.due.min(soon);
+        }
+    }
+
+    /// Says once of a configuration which of its keys nobody reads.
+    pub(super) fn tell_unknown_keys(&mut self, text: &str) {
+        if self.read.as_deref() == Some(text) {
+            return;
+        }
+        self.read = Some(text.to_owned());
+        let unknown = NetworkConfig::unknown_keys(text);
+        if !unknown.is_empty() {
+            let keys: Vec<String> = unknown.iter().take(NAMED).map(ToString::to_string).collect();
+            let keys = keys.join(", ");
+            warn!(
+                unknown = unknown.len(),
+                keys,
+                "the network configuration has keys that mean nothing: they are passed over, as by flanneld"
+            );
         }
     }
 

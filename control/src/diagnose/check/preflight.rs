@@ -74,6 +74,19 @@ async fn meetings(
     Ok(refusal.into_iter().chain([found]).collect())
 }
 
+/// Keys of the network configuration that nobody reads.
+fn unknown_keys(config: &str) -> Option<Finding> {
+    let unknown: Vec<String> = NetworkConfig::unknown_keys(config).iter().map(ToString::to_string).collect();
+    (!unknown.is_empty()).then(|| {
+        let text = format!("these keys of the network configuration mean nothing: {}", unknown.join(", "));
+        Finding::warning(
+            "config",
+            text,
+            "correct or remove them: overlayd passes over them, as flanneld does",
+        )
+    })
+}
+
 fn tun() -> Finding {
     if Path::new("/dev/net/tun").exists() {
         return Finding::ok("tun", "/dev/net/tun is there");
@@ -134,6 +147,7 @@ async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4A
             let device = config.backend.tunnel_device();
             let device = device.map_or("no device".to_owned(), |device| format!("device {device}"));
             findings.push(Finding::ok("config", format!("network {}, {device}", config.network)));
+            findings.extend(unknown_keys(&text));
             let nodes = leases.iter().filter_map(|entry| LeaseAttrs::public_ip_of(&entry.value)).collect();
             (findings, Some((config, nodes)))
         }
