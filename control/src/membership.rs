@@ -424,6 +424,7 @@ impl Membership {
         let in_force = self.config.as_ref().map(|(text, _)| text);
         if in_force == Some(&text) {
             self.complained = None;
+            self.not_applied(None);
             return Ok(());
         }
         if self.complained.as_ref() == Some(&text) {
@@ -434,6 +435,7 @@ impl Membership {
             Ok(config) if self.held.is_none() => {
                 self.config = Some((text, config));
                 self.fit = false;
+                self.not_applied(None);
             }
             Ok(config) if first_look => {
                 info!(
@@ -449,10 +451,11 @@ impl Membership {
                     config = text,
                     "the network configuration has changed: reload overlayd (systemctl reload overlayd, or SIGHUP) or restart it to apply it"
                 );
+                self.not_applied(None);
                 self.complained = Some(text);
             }
             Err(error) if self.config.is_some() => {
-                error!(config = text, %error, "the network configuration cannot be used: keeping the last good one");
+                self.refuse(&text, &error);
                 self.complained = Some(text);
             }
             Err(error) => return Err(MembershipError::BadConfig { store: self.store.describe(), error }),
@@ -484,7 +487,13 @@ impl Membership {
                     error!(%error, "no usable network configuration yet");
                 }
             }
-            Event::Config(None) => warn!("the network configuration was removed: keeping the last one"),
+            Event::Config(None) => {
+                warn!("the network configuration was removed: keeping the last one");
+                self.complained = None;
+                if self.candidate.is_none() {
+                    self.not_applied(None);
+                }
+            }
             Event::Put(_) | Event::Delete(_) => {
                 tell(&self.leases.apply_event(&event));
                 if let (Event::Put(entry), Some(held)) = (&event, &self.held) {

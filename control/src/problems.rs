@@ -165,8 +165,8 @@ fn sentences(part: Part) -> (&'static str, &'static str) {
         Part::Waiting => ("nothing is forwarded yet", "what was waited for is there"),
         Part::Node => ("the node cannot be built: trying again", "the node is built as it should be"),
         Part::Config => (
-            "the new network configuration cannot be applied: the node stays as it is; trying again",
-            "the network configuration is applied",
+            "the network configuration in the store cannot be applied: the node stays as it is",
+            "the network configuration is applied, or the one that could not be is gone",
         ),
         Part::Underlay => (
             "the interface to the other nodes is not as it was: waiting for it, or another, to be there",

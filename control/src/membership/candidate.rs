@@ -3,11 +3,12 @@
 
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::told::NAMED;
 use super::{Interrupted, Membership, Question, Refusal};
 use crate::backoff::Backoff;
+use crate::json::JsonError;
 use crate::netconf::NetworkConfig;
 use crate::problems::Problem;
 
@@ -47,10 +48,7 @@ impl Membership {
         }
         match NetworkConfig::parse(&text) {
             Err(error) => {
-                error!(config = text, %error, "the network configuration cannot be used: keeping the last good one");
-                let what =
-                    format!("the network configuration cannot be used, the last good one stays: {error}");
-                self.not_applied(Some(Problem::new(text.clone(), what)));
+                self.refuse(&text, &error);
                 self.unusable = Some(text);
                 Ok(())
             }
@@ -122,6 +120,14 @@ impl Membership {
             let soon = candidate.tried.map_or_else(Instant::now, |tried| tried + BETWEEN_TRIES);
             candidate.due = candidate.due.min(soon);
         }
+    }
+
+    /// Tells that the store's configuration is none that can be used.
+    pub(super) fn refuse(&self, text: &str, error: &JsonError) {
+        let what = format!(
+            "the network configuration in the store cannot be used, the last good one stays: {error}; correct it there"
+        );
+        self.not_applied(Some(Problem::new(text, what)));
     }
 
     /// Says once of a configuration which of its keys nobody reads.

@@ -167,7 +167,7 @@ fn daemon(status: &Status) -> Vec<Finding> {
         Finding::error(
             "host",
             problem,
-            "overlayd tries again by itself; what keeps it from it must be removed",
+            "put right what it names: overlayd notices, or tries again, by itself",
         )
     }));
     if status.garbage_leases > 0 {
