@@ -35,7 +35,7 @@ mod tunnel;
 
 pub use crate::ways::{Reached, Way};
 pub use error::NodeError;
-pub use plan::{Plan, derive_vtep_mac};
+pub use plan::{MtuProblem, Plan, derive_vtep_mac};
 pub use preflight::preflight;
 pub use tunnel::Tunnel;
 use tunnel::configure;

@@ -21,6 +21,8 @@ pub enum Part {
     Config,
     /// The interface to the other nodes.
     Underlay,
+    /// The MTU of the overlay beside that interface's.
+    Mtu,
     /// The device, its address and its routes, and routes to other nodes.
     Link,
     /// The firewall's rules.
@@ -171,6 +173,10 @@ fn sentences(part: Part) -> (&'static str, &'static str) {
         Part::Underlay => (
             "the interface to the other nodes is not as it was: waiting for it, or another, to be there",
             "there is an interface to the other nodes again",
+        ),
+        Part::Mtu => (
+            "the overlay's MTU is more than fits: long packets are sent in fragments, or lost",
+            "the overlay's MTU fits",
         ),
         Part::Link => ("the host is not as it should be: trying again", "the host is as it should be again"),
         Part::Rules => (

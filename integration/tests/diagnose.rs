@@ -366,6 +366,30 @@ fn replies_by_another_way_are_foretold_and_a_host_is_checked_before_its_first_st
 }
 
 #[test]
+fn what_is_odd_about_a_network_configuration_is_told() {
+    let (site, worker, _master) = Site::two_hosts();
+    let config = r#"{"Network":"10.1.0.0/16","Bakcend":{},"Backend":{"Type":"vxlan","MTU":9000,"Vin":2}}"#;
+    let store = Store::dir_with(&site, "odd", config);
+    let flags = store.flags().join(" ");
+    let keys = "Bakcend (is Backend meant?), Backend.Vin (is VNI meant?)";
+    let mtu = "the MTU 9000, eth0 has 1500";
+    says(&worker.ns, &format!("check -- --iface=eth0 {flags}"), false, &["warning  config", keys, mtu]);
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env().mtu, 8950, "as with flannel");
+    assert_eq!(w.log().matches(keys).count(), 1, "{}", w.log());
+    assert!(w.log().contains(mtu), "{}", w.log());
+    says(&worker.ns, "check", false, &["host", mtu, "ip link set eth0 mtu 9000"]);
+
+    // Nor is one in force that cannot be used.
+    store.put_config("\u{feff}{}");
+    let problem = "byte order mark (BOM)";
+    await_until(SOON, "a problem", || w.status().0["host"]["problems"].to_string().contains(problem));
+    says(&worker.ns, "check", false, &["host", problem]);
+    store.put_config(config);
+    await_until(SOON, "no problem", || !w.status().0["host"]["problems"].to_string().contains(problem));
+}
+
+#[test]
 fn the_exit_code_of_a_check_is_a_monitoring_plugins() {
     let (site, worker, _master) = Site::two_hosts();
     let store = Store::dir(&site, Backend::Vxlan);

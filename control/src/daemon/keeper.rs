@@ -31,7 +31,7 @@ use crate::lease::{Admitted, LeaseBackend};
 use crate::membership::{Question, Refusal, View};
 use crate::metrics::Repaired;
 use crate::netconf::NetworkConfig;
-use crate::node::{Node, NodeError, NodeOptions, Plan, Tunnel, preflight};
+use crate::node::{MtuProblem, Node, NodeError, NodeOptions, Plan, Tunnel, preflight};
 use crate::problems::{Part, Problem};
 use crate::service_manager;
 use crate::state::SavedState;
@@ -380,6 +380,9 @@ impl Keeper {
             mtu: plan.mtu(),
             ip_masq: self.means.flags.ip_masq,
         });
+        let mtu = MtuProblem::of(&plan.config, &plan.underlay);
+        let mtu = mtu.map(|mtu| Problem::new(mtu.text(), format!("{}; {}", mtu.text(), mtu.remedy())));
+        self.means.problems.report(Part::Mtu, mtu);
         self.means.meters.host.built();
         self.means.serving.name(&device);
         self.good = Some((plan.clone(), peers));

@@ -16,6 +16,7 @@ use crate::iface::{self, Underlay};
 use crate::lease::LeaseAttrs;
 use crate::metrics::StoreMeter;
 use crate::netconf::{Backend, NetworkConfig};
+use crate::node::MtuProblem;
 use crate::subnet_file::Previous;
 use crate::ways::{claim, routed};
 
@@ -40,6 +41,7 @@ pub(super) async fn findings(flags: &Flags) -> Result<Vec<Finding>, HostError> {
     findings.extend(store);
     if let (Some((config, nodes)), Some(underlay)) = (config, underlay) {
         findings.extend(meetings(flags, &config, &underlay, &nodes).await?);
+        findings.extend(mtu(&config, &underlay));
         findings.extend(port(&config, &underlay).await?);
     }
     Ok(findings)
@@ -85,6 +87,12 @@ fn unknown_keys(config: &str) -> Option<Finding> {
             "correct or remove them: overlayd passes over them, as flanneld does",
         )
     })
+}
+
+/// An MTU that the interface does not have.
+fn mtu(config: &NetworkConfig, underlay: &Underlay) -> Option<Finding> {
+    let problem = MtuProblem::of(config, underlay)?;
+    Some(Finding::warning("mtu", problem.text(), problem.remedy()))
 }
 
 fn tun() -> Finding {
