@@ -176,7 +176,7 @@ pub struct Flags {
 
     /// Port at which /healthz and /readyz are served, and /metrics unless --metrics-port is given; 0 for
     /// none.
-    #[arg(long, help_heading = "Health", value_name = "PORT", default_value_t = 0)]
+    #[arg(long, help_heading = "Health", value_name = "PORT", default_value_t = 0, value_parser = health_port, allow_hyphen_values = true)]
     pub healthz_port: u16,
 
     /// Address at which /metrics is served if --metrics-port is given.
@@ -458,6 +458,12 @@ fn one_host(text: &str) -> Result<Ipv4Addr, String> {
     }
 }
 
+/// flanneld serves nothing at a port of 0 or less.
+fn health_port(text: &str) -> Result<u16, String> {
+    let port: i32 = text.parse().map_err(|_| "it is a port, or 0 for none".to_owned())?;
+    u16::try_from(port.max(0)).map_err(|_| "it is a port of up to 65535, or 0 for none".to_owned())
+}
+
 /// Without an address, it is for this host alone.
 fn page_address(text: &str) -> Result<SocketAddr, String> {
     let on_this_host =
@@ -712,7 +718,16 @@ mod tests {
 
     #[test]
     fn what_asks_for_nothing_is_accepted_of_any_flag_of_flannelds() {
-        let args = ["-kube-subnet-mgr=false", "-kubeconfig-file=", "-public-ipv6", "", "-kube-api-url", ""];
+        let args = [
+            "-kube-subnet-mgr=false",
+            "-kubeconfig-file=",
+            "-public-ipv6",
+            "",
+            "-kube-api-url",
+            "",
+            "-kube-annotation-prefix=flannel.alpha.coreos.com",
+            "-net-config-path=/etc/kube-flannel/net-conf.json",
+        ];
         let flags = parse(&args, &[]).unwrap();
         assert!(flags.without_effect.is_empty(), "nothing worth a word: {:?}", flags.without_effect);
         let env = [("FLANNELD_KUBE_SUBNET_MGR", "false"), ("FLANNELD_PUBLIC_IPV6", "")];
@@ -791,6 +806,20 @@ mod tests {
         let nothing =
             ["-etcd-cafile=", "-etcd-certfile=", "-etcd-keyfile=", "-etcd-username=", "-etcd-password="];
         assert_eq!(parse(&nothing, &[]).unwrap().etcd_access().unwrap(), Access::default());
+    }
+
+    #[test]
+    fn health_is_off_at_any_port_that_flanneld_takes_for_none() {
+        for (args, port) in [
+            (&["-healthz-port=-1"][..], 0),
+            (&["--healthz-port=-1"], 0),
+            (&["-healthz-port", "-1"], 0),
+            (&["-healthz-port=0"], 0),
+            (&["-healthz-port=8081"], 8081),
+        ] {
+            assert_eq!(parse(args, &[]).unwrap().healthz_port, port, "{args:?}");
+        }
+        assert_eq!(parse(&[], &[("FLANNELD_HEALTHZ_PORT", "-1")]).unwrap().healthz_port, 0);
     }
 
     #[test]
