@@ -362,7 +362,12 @@ fn replies_by_another_way_are_foretold_and_a_host_is_checked_before_its_first_st
     let w = worker.overlayd(&store).flag("--return-path-masq=false").start();
     says(here, "check", false, &["warning  rp_filter", "strict on", "--return-path-masq is off"]);
     says(here, "check --json", false, &[r#""check":"rp_filter","level":"warning""#]);
+    let beside = ["warning  flags", "are not looked at", "overlayd 0", "answers"];
+    says(here, "check -- --iface=eth7", false, &beside);
+    let file = w.subnet_file().display().to_string();
     w.stop();
+    let of_saved = ["that of the saved state", "dir /", " answers, 1 lease\n"];
+    says(here, &format!("check -- --iface=eth0 --subnet-file={file}"), false, &of_saved);
 }
 
 #[test]

@@ -110,6 +110,7 @@ const CANNOT_CHECK: u8 = 3;
 
 async fn check(arguments: Check, socket: Option<&Path>) -> Result<Answer, String> {
     let Check { json: as_json, flags } = arguments;
+    let passed_over = !flags.is_empty();
     let report = match socket {
         Some(socket) => match client::get_json::<Status>(socket, "/v1/status").await {
             Ok(status) => diagnose::check::running(&status, socket).await,
@@ -122,7 +123,8 @@ async fn check(arguments: Check, socket: Option<&Path>) -> Result<Answer, String
                 Ok(diagnose::check::unready(&error.to_string()))
             }
             Err(error) => return Err(error.to_string()),
-        },
+        }
+        .map(|report| if passed_over { report.without_flags() } else { report }),
         None => {
             let asked_before = !flags.is_empty();
             let flags = Flags::parse_from(flags, |name| std::env::var_os(name)).map_err(|e| e.to_string())?;

@@ -409,6 +409,29 @@ impl Flags {
         })
     }
 
+    /// The same with the store that is described as `store` ([`describe`](crate::store::LeaseStore::describe)); nothing
+    /// if they name one themselves.
+    #[must_use]
+    pub fn with_store(&self, store: &str) -> Option<Self> {
+        let names_store = |setting: &Setting| {
+            setting.given && matches!(setting.name.as_str(), "store" | "etcd-endpoints" | "etcd-prefix")
+        };
+        if self.settings.iter().any(names_store) {
+            return None;
+        }
+        let mut flags = self.clone();
+        match store.split_once(' ')? {
+            ("dir", path) => flags.store = StoreKind::Dir(path.into()),
+            ("etcd", place) => {
+                let (urls, prefix) = place.split_once(' ')?;
+                flags.etcd_endpoints = endpoints(urls).ok()?;
+                prefix.clone_into(&mut flags.etcd_prefix);
+            }
+            _ => return None,
+        }
+        Some(flags)
+    }
+
     /// How long before its expiry the lease is renewed.
     #[must_use]
     pub fn renew_margin(&self) -> Duration {
@@ -820,6 +843,26 @@ mod tests {
             assert_eq!(parse(args, &[]).unwrap().healthz_port, port, "{args:?}");
         }
         assert_eq!(parse(&[], &[("FLANNELD_HEALTHZ_PORT", "-1")]).unwrap().healthz_port, 0);
+    }
+
+    #[test]
+    fn a_store_that_no_flag_names_may_be_that_of_an_earlier_run() {
+        let with = |args: &[&str], store: &str| {
+            let flags = parse(args, &[]).unwrap().with_store(store)?;
+            Some((flags.store, flags.etcd_endpoints.0.join(","), flags.etcd_prefix))
+        };
+        let dir = |path: &str| StoreKind::Dir(path.into());
+        assert_eq!(with(&[], "dir /var/lib/my overlay").unwrap().0, dir("/var/lib/my overlay"));
+        let etcd = "etcd https://a:2379,http://b:2379 /my/net";
+        let (kind, urls, prefix) = with(&["-iface=eth0"], etcd).unwrap();
+        assert_eq!(kind, StoreKind::Etcd);
+        assert_eq!((urls.as_str(), prefix.as_str()), ("https://a:2379,http://b:2379", "/my/net"));
+        for args in [["--store=etcd"], ["-etcd-endpoints=http://c:2379"], ["-etcd-prefix=/other"]] {
+            assert_eq!(with(&args, etcd), None, "{args:?}");
+        }
+        for unreadable in ["", "etcd", "consul http://a"] {
+            assert_eq!(with(&[], unreadable), None, "{unreadable}");
+        }
     }
 
     #[test]

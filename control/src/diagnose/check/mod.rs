@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::flags::Flags;
 use crate::host::HostError;
+use crate::state::SavedState;
 use crate::status::{LeaseState, Status};
 
 /// How bad it is.
@@ -66,6 +67,16 @@ pub struct Report {
 }
 
 impl Report {
+    /// Says of a daemon that runs that flags given for one are not looked at.
+    #[must_use]
+    pub fn without_flags(mut self) -> Self {
+        let text = "a daemon runs here, and is checked as it runs: the flags behind '--' are not looked at";
+        let remedy =
+            "leave them out; to try others, stop the daemon, or run it in a network namespace of its own";
+        self.findings.insert(0, Finding::warning("flags", text, remedy));
+        self
+    }
+
     /// The worst of it; [`Level::Ok`] if there is nothing.
     #[must_use]
     pub fn worst(&self) -> Level {
@@ -123,7 +134,13 @@ pub fn unready(problem: &str) -> Report {
 /// The kernel cannot be asked.
 pub async fn before_start(flags: &Flags, asked_before: bool) -> Result<Report, HostError> {
     let mut findings = vec![absent::finding(&flags.subnet_file, asked_before).await?];
-    findings.extend(preflight::findings(flags).await?);
+    let saved = SavedState::read(&SavedState::path(&flags.subnet_file)).ok();
+    let saved = saved.and_then(|saved| flags.with_store(&saved.store));
+    if let Some(flags) = &saved {
+        let text = format!("that of the saved state beside {}", flags.subnet_file.display());
+        findings.push(Finding::ok("store", text));
+    }
+    findings.extend(preflight::findings(saved.as_ref().unwrap_or(flags)).await?);
     findings.push(clock());
     Ok(Report { findings })
 }
