@@ -11,7 +11,7 @@ use control::ask;
 use control::cleanup;
 use control::diagnose::{self, trace::Question};
 use control::events::EventList;
-use control::flags::Flags;
+use control::flags::{Flags, StoreKind};
 use control::show::config::Config;
 use control::show::drops::Drops;
 use control::show::leases::Leases;
@@ -219,7 +219,13 @@ async fn clean_up(options: Cleanup, device: Option<&str>) -> Result<String, Stri
     if release_lease {
         let released = cleanup::release_lease(&flags, device, dry_run).await;
         let lease = released.map_err(|error| {
-            format!("{error}\nnothing has been removed: without --release-lease all but the lease is, which expires")
+            let stays = match flags.store {
+                StoreKind::Etcd => "which expires, unless it is a reservation",
+                StoreKind::Dir(_) => "which stays in its directory until somebody removes it",
+            };
+            format!(
+                "{error}\nnothing has been removed: without --release-lease all but the lease is, {stays}"
+            )
         })?;
         if let Some(lease) = lease {
             tell(lease, Ok(()));

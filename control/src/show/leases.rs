@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{Align, Show, millis, table};
+use super::{Align, Show, millis, plural, table};
 use crate::lease::{Ground, Judgement, LeaseAttrs, LeaseBackend, LeaseSet};
 use crate::membership::View;
 use crate::store::{Entry, LeaseStore, Listing, StoreError};
@@ -141,7 +141,8 @@ impl Show for Leases {
             let _ = writeln!(out, "\nconflict: {conflict}");
         }
         if self.other_keys > 0 {
-            let _ = writeln!(out, "\n{} other keys are beside them", self.other_keys);
+            let (count, s) = (self.other_keys, plural(self.other_keys));
+            let _ = writeln!(out, "\nbeside them: {count} other key{s}");
         }
         out
     }

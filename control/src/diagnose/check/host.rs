@@ -320,7 +320,7 @@ fn reverse_path(status: &Status, kernel: &Kernel) -> Vec<Finding> {
 /// So many destinations are named where there are more.
 const NAMED: usize = 3;
 
-const RESTART: &str = "systemctl restart docker, so that it takes --bip and --mtu from the subnet file (its log says why it has not: journalctl -u docker); containers of the old subnet must be started again";
+const RESTART: &str = "systemctl restart docker, so that it takes --bip and --mtu from the subnet file ('journalctl -u docker' says why it has not); containers of the old subnet must be started again";
 
 #[cfg(test)]
 mod tests {

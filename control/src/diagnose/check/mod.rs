@@ -17,6 +17,8 @@ use serde::Serialize;
 
 use crate::flags::Flags;
 use crate::host::HostError;
+use crate::host::docker::DOCKERS;
+use crate::show::plural;
 use crate::state::SavedState;
 use crate::status::{LeaseState, Status};
 
@@ -114,7 +116,13 @@ impl Report {
 pub async fn running(status: &Status, socket: &Path) -> Result<Report, HostError> {
     let mut findings = daemon(status);
     findings.extend(status.routed.as_ref().map(|routed| network::finding(status.network, routed)));
-    findings.extend(host::findings(status).await?);
+    let of_host = host::findings(status).await?;
+    let of_docker = |finding: &Finding| finding.text.starts_with(DOCKERS) && finding.level == Level::Error;
+    // The daemon has seen docker's bridge, too.
+    if of_host.iter().any(|finding| finding.check == "bridge" && of_docker(finding)) {
+        findings.retain(|finding| finding.check != "host" || !of_docker(finding));
+    }
+    findings.extend(of_host);
     findings.extend(peers::findings(status, socket).await?);
     findings.push(clock());
     Ok(Report { findings })
@@ -167,11 +175,16 @@ fn daemon(status: &Status) -> Vec<Finding> {
     findings.push(if store.connected {
         Finding::ok("store", format!("{place}, connected"))
     } else {
-        Finding::error(
-            "store",
-            format!("{place}, not connected: forwarding goes on, but nobody's changes arrive, and leases expire in the end"),
-            "is it running, and reached from here (endpoints, firewall, certificates)? The log has its last word",
-        )
+        let (end, remedy) = match store.kind.as_str() {
+            "dir" => ("", "is the directory there, and does its disk answer? The log has the last word of it"),
+            _ => (
+                ", and leases expire in the end",
+                "is it running, and reached from here (endpoints, firewall, certificates)? The log has its last word",
+            ),
+        };
+        let text =
+            format!("{place}, not connected: forwarding goes on, but nobody's changes arrive{end}");
+        Finding::error("store", text, remedy)
     });
     findings.extend(conflicts.iter().map(|conflict| {
         Finding::error(
@@ -190,7 +203,11 @@ fn daemon(status: &Status) -> Vec<Finding> {
     if status.garbage_leases > 0 {
         findings.push(Finding::warning(
             "leases",
-            format!("{} keys among the leases cannot be read", status.garbage_leases),
+            format!(
+                "{0} key{1} among the leases cannot be read",
+                status.garbage_leases,
+                plural(status.garbage_leases)
+            ),
             "the log names them: remove them from the store",
         ));
     }
@@ -198,7 +215,10 @@ fn daemon(status: &Status) -> Vec<Finding> {
         let count = status.refused_leases;
         findings.push(Finding::warning(
             "leases",
-            format!("{count} of them are not used, the first is {first}"),
+            match count {
+                1 => format!("one of them is not used, {first}"),
+                _ => format!("{count} of them are not used, the first is {first}"),
+            },
             "see 'overlayctl leases': remove what no node of this network has written, and find out who did",
         ));
     }

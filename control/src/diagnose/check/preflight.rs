@@ -17,6 +17,7 @@ use crate::lease::LeaseAttrs;
 use crate::metrics::StoreMeter;
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::MtuProblem;
+use crate::show::plural;
 use crate::subnet_file::Previous;
 use crate::ways::{claim, routed};
 
@@ -149,7 +150,8 @@ async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4A
             return wrong(error.to_string(), "the user needs to read and write all keys below the prefix");
         }
     };
-    let mut findings = vec![Finding::ok("store", format!("{place} answers, {} leases", leases.len()))];
+    let count = format!("{} lease{}", leases.len(), plural(leases.len()));
+    let mut findings = vec![Finding::ok("store", format!("{place} answers, {count}"))];
     match NetworkConfig::parse(&text) {
         Ok(config) => {
             let device = config.backend.tunnel_device();
