@@ -621,7 +621,7 @@ async fn changed<T>(told: &mut Option<watch::Receiver<T>>) {
 }
 
 /// For who has none yet.
-const EXAMPLE_CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
+pub(crate) const EXAMPLE_CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// How often a configuration that is not there is looked for; flannel's period.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// Of leases that are not used, as many are named: there may be any number.

@@ -14,6 +14,7 @@ use crate::host::holdings::{self, Viewpoint};
 use crate::host::overlap::Need;
 use crate::iface::{self, Underlay};
 use crate::lease::LeaseAttrs;
+use crate::membership::EXAMPLE_CONFIG;
 use crate::metrics::StoreMeter;
 use crate::netconf::{Backend, NetworkConfig};
 use crate::node::MtuProblem;
@@ -134,7 +135,8 @@ async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4A
     let text = match store.config().await {
         Ok(Some(text)) => text,
         Ok(None) => {
-            let remedy = "overlayd waits for it. Put it there, for instance: etcdctl put PREFIX/config '{\"Network\":\"10.1.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}'";
+            let command = store.how_to_configure(EXAMPLE_CONFIG);
+            let remedy = format!("overlayd waits for it. Put it there, for instance: {command}");
             let finding = Finding::warning(
                 "store",
                 format!("{place} answers, but has no network configuration"),
