@@ -80,8 +80,9 @@ fn a_peer_answers_in_both_formats_and_a_packet_is_followed() {
 
         let here = &worker.ns;
         says(here, &format!("ping {} -c 2 -i 0.01", master.public_ip), true, &["2 of 2 answered, 0 % lost"]);
-        let largest = format!("ping {} -c 1 -s 9999", m.env().base());
-        says(here, &largest, true, &[&format!("{} bytes: overlay ", m.env().mtu), "1 of 1 answered"]);
+        let (largest, mtu) = (format!("ping {} -c 1 -s 9999", m.env().base()), m.env().mtu);
+        let said = [format!("shortened to {mtu} bytes"), format!("{mtu} bytes: overlay ")];
+        says(here, &largest, true, &[&said[0], &said[1], "1 of 1 answered"]);
         assert_eq!(w.status().all_drops("ingress") + m.status().all_drops("ingress"), 0);
 
         let way = format!("trace {} {} tcp/80", a.address, b.address);
