@@ -23,6 +23,7 @@ pub mod leftovers;
 pub mod link;
 pub mod nexthop;
 pub mod overlap;
+pub mod owner;
 pub mod policy_routing;
 pub mod routes;
 pub mod rule_events;
