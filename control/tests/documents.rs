@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use control::netconf::NetworkConfig;
+use overlay::drops::DropReason;
 
 fn document(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -14,6 +15,27 @@ fn document(name: &str) -> String {
 fn rows<'a>(text: &'a str, head: &str) -> Vec<&'a str> {
     let rows = text.lines().skip_while(|line| *line != head).skip(2);
     rows.take_while(|line| line.starts_with('|')).collect()
+}
+
+#[test]
+fn every_drop_reason_is_explained_as_the_program_does() {
+    let wanted: Vec<String> = DropReason::ALL
+        .into_iter()
+        .map(|reason| {
+            let way = match (DropReason::EGRESS.contains(&reason), DropReason::INGRESS.contains(&reason)) {
+                (true, true) => "both",
+                (true, false) => "egress",
+                _ => "ingress",
+            };
+            let (label, meaning, remedy) = (reason.label(), reason.meaning(), reason.remedy());
+            // Markdown takes angle brackets and bars for its own.
+            assert!(!format!("{meaning}{remedy}").contains(['<', '|']), "{label}");
+            format!("| `{label}` | {way} | {meaning} | {remedy} |")
+        })
+        .collect();
+    let text = document("DIAGNOSIS.md");
+    let found = rows(&text, "| reason | way | means | do this |");
+    assert_eq!(found, wanted, "the table in DIAGNOSIS.md should be:\n{}\n", wanted.join("\n"));
 }
 
 #[test]
