@@ -10,7 +10,7 @@ use super::{Finding, Level};
 use crate::diagnose::kernel::{Kernel, rp_filter, sysctl};
 use crate::host::docker::{self, Bridge, DOCKERS};
 use crate::host::firewall::ruleset::{Device, Ruleset};
-use crate::host::firewall::verdict::{self, CutOff, Findings, Overlay, Traffic};
+use crate::host::firewall::verdict::{self, CutOff, Findings, Overlay, Refusal, Traffic};
 use crate::host::{HostError, forwarding};
 use crate::node::Way;
 use crate::status::{BackendStatus, DeviceStatus, Status};
@@ -180,7 +180,11 @@ fn by_firewall(
         let text = format!("{fine}, but what goes to {} is dropped by {}{}", some(&to), by.by, like(more));
         Finding::warning(check, text, by.remedy)
     });
-    let mut findings: Vec<Finding> = cut_off.collect();
+    let of_any = found.of_any.into_iter().map(|Refusal { by, remedy }| {
+        let text = format!("{fine}, but some packets of any connection are dropped by {by}");
+        Finding::warning(check, text, remedy)
+    });
+    let mut findings: Vec<Finding> = cut_off.chain(of_any).collect();
     if !found.unread.is_empty() {
         let text = format!(
             "{fine}, and no rule that overlayd can read refuses it; one that it cannot read may act on it: {}",
@@ -325,7 +329,6 @@ const RESTART: &str = "systemctl restart docker, so that it takes --bip and --mt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::firewall::verdict::Refusal;
 
     #[test]
     fn no_firewall_refuses_is_said_only_if_all_could_be_read() {
@@ -338,6 +341,7 @@ mod tests {
             (Findings::default(), vec![], Level::Ok, true),
             (partly(), vec![], Level::Ok, true),
             (partly(), cut_off.clone(), Level::Warning, false),
+            (Findings { of_any: vec![refusal()], ..Findings::default() }, vec![], Level::Warning, false),
             (Findings { unread: rule(), ..Findings::default() }, vec![], Level::Warning, false),
             (
                 Findings { refusals: vec![refusal()], unread: rule(), ..Findings::default() },
