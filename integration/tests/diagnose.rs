@@ -80,8 +80,9 @@ fn a_peer_answers_in_both_formats_and_a_packet_is_followed() {
 
         let here = &worker.ns;
         says(here, &format!("ping {} -c 2 -i 0.01", master.public_ip), true, &["2 of 2 answered, 0 % lost"]);
-        let largest = format!("ping {} -c 1 -s 9999", m.env().base());
-        says(here, &largest, true, &[&format!("{} bytes: overlay ", m.env().mtu), "1 of 1 answered"]);
+        let (largest, mtu) = (format!("ping {} -c 1 -s 9999", m.env().base()), m.env().mtu);
+        let said = [format!("shortened to {mtu} bytes"), format!("{mtu} bytes: overlay ")];
+        says(here, &largest, true, &[&said[0], &said[1], "1 of 1 answered"]);
         assert_eq!(w.status().all_drops("ingress") + m.status().all_drops("ingress"), 0);
 
         let way = format!("trace {} {} tcp/80", a.address, b.address);
@@ -362,7 +363,36 @@ fn replies_by_another_way_are_foretold_and_a_host_is_checked_before_its_first_st
     let w = worker.overlayd(&store).flag("--return-path-masq=false").start();
     says(here, "check", false, &["warning  rp_filter", "strict on", "--return-path-masq is off"]);
     says(here, "check --json", false, &[r#""check":"rp_filter","level":"warning""#]);
+    let beside = ["warning  flags", "are not looked at", "overlayd 0", "answers"];
+    says(here, "check -- --iface=eth7", false, &beside);
+    let file = w.subnet_file().display().to_string();
     w.stop();
+    let of_saved = ["that of the saved state", "dir /", " answers, 1 lease\n"];
+    says(here, &format!("check -- --iface=eth0 --subnet-file={file}"), false, &of_saved);
+}
+
+#[test]
+fn what_is_odd_about_a_network_configuration_is_told() {
+    let (site, worker, _master) = Site::two_hosts();
+    let config = r#"{"Network":"10.1.0.0/16","Bakcend":{},"Backend":{"Type":"vxlan","MTU":9000,"Vin":2}}"#;
+    let store = Store::dir_with(&site, "odd", config);
+    let flags = store.flags().join(" ");
+    let keys = "Bakcend (is Backend meant?), Backend.Vin (is VNI meant?)";
+    let mtu = "the MTU 9000, eth0 has 1500";
+    says(&worker.ns, &format!("check -- --iface=eth0 {flags}"), false, &["warning  config", keys, mtu]);
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env().mtu, 8950, "as with flannel");
+    assert_eq!(w.log().matches(keys).count(), 1, "{}", w.log());
+    assert!(w.log().contains(mtu), "{}", w.log());
+    says(&worker.ns, "check", false, &["host", mtu, "ip link set eth0 mtu 9000"]);
+
+    // Nor is one in force that cannot be used.
+    store.put_config("\u{feff}{}");
+    let problem = "byte order mark (BOM)";
+    await_until(SOON, "a problem", || w.status().0["host"]["problems"].to_string().contains(problem));
+    says(&worker.ns, "check", false, &["host", problem]);
+    store.put_config(config);
+    await_until(SOON, "no problem", || !w.status().0["host"]["problems"].to_string().contains(problem));
 }
 
 #[test]
@@ -400,14 +430,12 @@ fn the_exit_code_of_a_check_is_a_monitoring_plugins() {
     exits("check", 1, &[&format!("ok       bridge       cni0, {}", one.env().subnet)]);
     assert_eq!(one.status().0["host"]["problems"], serde_json::json!([]));
     here.ip("link del cni0");
-    exits(
-        "check",
-        2,
-        &[
-            "ERROR    bridge       docker0 has 172.17.0.1/16",
-            "ERROR    host         docker0 has 172.17.0.1/16",
-        ],
-    );
+    await_until(SOON, "the daemon to see it", || {
+        one.status().0["host"]["problems"].as_array().is_some_and(|problems| problems.len() == 1)
+    });
+    exits("check", 2, &["ERROR    bridge       docker0 has 172.17.0.1/16", "journalctl -u docker"]);
+    let text = overlayctl(here, "check").1;
+    assert_eq!(text.matches("docker0 has").count(), 1, "told once: {text}");
     here.ip("link del docker0\nlink del pod0");
     exits("check", 1, &["warning  bridge"]);
 

@@ -176,6 +176,11 @@ fn a_capture_is_a_file_that_others_read() {
     let no_route = || {
         pair.a.ns.run("ping -c 1 -W 1 10.1.249.9");
     };
+    let again = format!("{} capture {}", ctl.display(), worker.directory().join("outer.pcapng").display());
+    let refused = worker.ns.run(&format!("{again} -t 0.1"));
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && text.contains("outer.pcapng exists"), "{text}");
+    assert!(worker.ns.ok(&format!("{again} -t 0.1 --force")).contains("bytes written"));
     let (file, text) = capture("drops.pcapng", "--drops -c 1 -t 20 --snaplen 40", &no_route);
     assert!(text.contains("> 10.1.249.9: ICMP echo request"), "{text}");
     let comment = b"egress, inner, dropped: no_route";

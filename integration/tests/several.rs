@@ -147,31 +147,33 @@ fn networks_of_which_one_lies_in_the_other_leave_each_other_alone() {
 
 #[test]
 fn a_daemon_whose_port_is_taken_leaves_the_others_device_alone() {
-    let (site, worker, master) = Site::two_hosts();
-    let one = Store::dir_with(&site, "one", r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
-    let two = Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan"}}"#);
-    let w = worker.overlayd(&one).start();
-    let m = master.overlayd(&one).start();
-    await_mesh(&[&w, &m]);
-    let before = state(&worker.ns);
-    let log = worker.overlayd(&two).named("two").refused();
-    assert!(log.contains("192.168.1.12:8472") && log.contains("taken"), "{log}");
-    assert_eq!(state(&worker.ns), before);
-    traffic::ping(&worker.ns, m.env().base());
+    let taken = ["192.168.1.12:8472", "the port is taken", "it is overlayd's (process ", "another Port"];
+    a_second_daemon_is_refused(r#"{"Type":"vxlan","VNI":2}"#, &taken);
 }
 
 #[test]
 fn a_daemon_of_the_same_device_on_another_port_is_refused() {
+    for backend in [r#"{"Type":"vxlan","Port":8473}"#, r#"{"Type":"vxlan"}"#] {
+        let claimed = ["another overlayd (process ", "of flannel.1 on this host: stop it", "VNI"];
+        a_second_daemon_is_refused(backend, &claimed);
+    }
+}
+
+/// A daemon of another network is refused beside one of vxlan, with these words and the other's process, and nothing
+/// is changed.
+fn a_second_daemon_is_refused(backend: &str, said: &[&str]) {
     let (site, worker, master) = Site::two_hosts();
     let one = Store::dir(&site, Backend::Vxlan);
-    let two =
-        Store::dir_with(&site, "two", r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan","Port":8473}}"#);
+    let config = format!(r#"{{"Network":"10.2.0.0/16","Backend":{backend}}}"#);
+    let two = Store::dir_with(&site, "two", &config);
     let (w, m) = (worker.overlayd(&one).start(), master.overlayd(&one).start());
     await_mesh(&[&w, &m]);
     let before = state(&worker.ns);
-    for _ in 0..2 {
+    // Each of them asks, and nobody answers: the third is told as much as the first.
+    for _ in 0..3 {
         let log = worker.overlayd(&two).named("two").refused();
-        assert!(log.contains("has the device flannel.1 open") && log.contains("VNI"), "{log}");
+        assert!(said.iter().all(|part| log.contains(part)), "not all of {said:?} in {log}");
+        assert!(log.contains(&format!("(process {})", w.id())), "{log}");
         assert_eq!(state(&worker.ns), before);
     }
     traffic::ping(&worker.ns, m.env().base());

@@ -1,10 +1,10 @@
 //! Why packets are dropped. A drop is counted, never logged by itself.
 
 macro_rules! drop_reasons {
-    ($($(#[$doc:meta])* $name:ident = $label:literal,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $label:literal,)*) => {
         /// Why a packet was not forwarded.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum DropReason { $($(#[$doc])* $name,)* }
+        pub enum DropReason { $($(#[doc = $doc])* $name,)* }
 
         impl DropReason {
             /// Every reason, in the order of declaration.
@@ -14,6 +14,19 @@ macro_rules! drop_reasons {
             #[must_use]
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)* }
+            }
+
+            /// The reason of this name.
+            #[must_use]
+            pub fn named(label: &str) -> Option<Self> {
+                Self::ALL.into_iter().find(|reason| reason.label() == label)
+            }
+
+            /// What it means, in sentences: what is said of it above.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                // Each line begins with the space that follows `///`.
+                match self { $(Self::$name => concat!($($doc),*).trim_start(),)* }
             }
         }
     };
@@ -75,10 +88,26 @@ drop_reasons! {
 }
 
 impl DropReason {
-    /// What an operator can do, where packets dropped for it need not be somebody's attempt.
+    /// What an operator can do.
     #[must_use]
-    pub const fn hint(self) -> Option<&'static str> {
-        Some(match self {
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::Truncated | Self::Malformed => {
+                "find out who sends it: 'overlayctl drops' shows the last one, 'overlayctl capture --drops' more"
+            }
+            Self::NotIp => "let pods use IPv4: no IPv6 subnets are leased",
+            Self::BadVxlanHeader => {
+                "something else sends to the tunnel's port: find out who ('overlayctl drops'), or give the network another Port"
+            }
+            Self::WrongVni => {
+                "give all nodes of the network the same VNI, and another network on the same nodes another Port"
+            }
+            Self::WrongMac => {
+                "the sender has an earlier lease of this node: it passes once that has followed the store; if it does not, look at its store ('overlayctl status' there)"
+            }
+            Self::UnknownPeer => {
+                "if it is a node, see whether it has a lease ('overlayctl leases') and uses this store and prefix; otherwise somebody tries, and a firewall in front of the tunnel's port ends it"
+            }
             Self::UnknownAddress => {
                 "if a node has several addresses or is behind a NAT, give it --public-ip with the address that it is seen by (or --iface)"
             }
@@ -91,14 +120,54 @@ impl DropReason {
             Self::WrongSource => {
                 "what does not come from pods should be masqueraded by the node that sends it (--return-path-masq there); replies from another address of a node pass if it runs overlayd, and else if what pods send there is masqueraded here (--ip-masq), or with --source-check=loose"
             }
-            Self::OwnSubnet => {
-                "the bridge with this node's subnet is not up: start docker with --bip from the subnet file"
+            Self::OwnSource => {
+                "if another node has a bridge with this node's subnet, start its containers anew there; otherwise packets go round: compare 'overlayctl routes' of both nodes"
+            }
+            Self::MartianSource | Self::MartianDestination | Self::SourceRoute => {
+                "no router would forward it: find the pod that sends it, on the node that 'overlayctl drops' shows"
+            }
+            Self::Recursion => {
+                "the way to the other nodes must not lead through the overlay: see 'overlayctl routes', and keep Network apart from the nodes' addresses"
+            }
+            Self::Nested => {
+                "a pod sends to the tunnel's port of a node: find it on the node that 'overlayctl drops' shows"
             }
             Self::Congestion => {
                 "the underlay is congested: a router on the way marks packets, and senders without ECN learn it by this loss"
             }
-            _ => return None,
-        })
+            Self::TtlExpired => {
+                "traceroute does this; otherwise packets go round: compare 'overlayctl routes' of both nodes"
+            }
+            Self::NoRoute => {
+                "is the daemon of the node with that subnet running, with the same store and prefix? See 'overlayctl leases'"
+            }
+            Self::OwnSubnet => {
+                "the bridge with this node's subnet is not up: start docker with --bip from the subnet file"
+            }
+            Self::TooBig => {
+                "senders are told what fits; if it goes on, let ICMP 'fragmentation needed' reach pods, or give them the MTU of the subnet file"
+            }
+            Self::SendFailed => {
+                "the underlay refuses: see 'ip route get' for the node, and the host's OUTPUT rules ('overlayctl check')"
+            }
+            Self::WriteFailed => {
+                "the host takes no more: its processors are busy, or the overlay device is down ('overlayctl check')"
+            }
+        }
+    }
+
+    /// The remedy, for the log, where packets dropped for it need not be somebody's attempt.
+    #[must_use]
+    pub const fn hint(self) -> Option<&'static str> {
+        match self {
+            Self::UnknownAddress
+            | Self::OtherPeersSource
+            | Self::StaleSource
+            | Self::WrongSource
+            | Self::OwnSubnet
+            | Self::Congestion => Some(self.remedy()),
+            _ => None,
+        }
     }
 
     /// What can stop a packet from the overlay device to the wire.
@@ -136,4 +205,20 @@ impl DropReason {
         Self::TtlExpired,
         Self::WriteFailed,
     ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_in_sentences() {
+        for reason in DropReason::ALL {
+            assert_eq!(DropReason::named(reason.label()), Some(reason));
+            let meaning = reason.meaning();
+            assert!(meaning.ends_with('.') && !meaning.contains("  "), "{meaning:?}");
+            assert!(!reason.remedy().ends_with('.'), "{}", reason.remedy());
+        }
+        assert_eq!(DropReason::named("none"), None);
+    }
 }

@@ -1,7 +1,9 @@
 //! What is dropped and why: `GET /v1/drops`.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddrV4};
 
+use overlay::drops::DropReason;
 use serde::{Deserialize, Serialize};
 
 use super::Show;
@@ -94,7 +96,18 @@ impl Show for Drops {
             ("INNER PACKET", Align::Left),
             ("LENGTH", Align::Right),
         ];
-        table(&COLUMNS, rows)
+        let told = |drop: &&Drop| drop.packets > 0;
+        let mut reasons: Vec<&str> =
+            egress.iter().chain(ingress).filter(told).map(|drop| drop.reason.as_str()).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        let mut out = table(&COLUMNS, rows);
+        // A newer daemon may have others.
+        for reason in reasons.into_iter().filter_map(DropReason::named) {
+            let (meaning, remedy) = (reason.meaning(), reason.remedy());
+            let _ = write!(out, "\n{}: {meaning}\n  remedy: {remedy}\n", reason.label());
+        }
+        out
     }
 }
 
@@ -126,5 +139,21 @@ mod tests {
         assert!(text.contains("udp 10.1.63.2 port 4000 to 10.1.9.3 port 53"), "{text}");
         assert!(text.contains("192.168.199.99:4000") && text.contains("1 s ago"), "{text}");
         assert!(text.contains("not to be read") && !text.contains("no_route"), "{text}");
+        for reason in [DropReason::UnknownPeer, DropReason::Truncated] {
+            let told = format!("\n{}: {}\n  remedy: {}\n", reason.label(), reason.meaning(), reason.remedy());
+            assert_eq!(text.matches(&told).count(), 1, "no {told:?} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_reason_in_both_directions_is_explained_once_and_one_of_another_version_not() {
+        let drop = |reason: &str| Drop { reason: reason.into(), packets: 1, last: None };
+        let drops = Drops(Directions {
+            egress: vec![drop("not_ip")],
+            ingress: vec![drop("not_ip"), drop("of_tomorrow")],
+        });
+        let text = drops.to_text(None);
+        assert_eq!(text.matches("remedy: ").count(), 1, "{text}");
+        assert!(text.contains("of_tomorrow"), "{text}");
     }
 }

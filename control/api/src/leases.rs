@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::Show;
-use overlay_support::text::{Align, millis, table};
+use overlay_support::text::{Align, millis, plural, table};
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,7 +85,8 @@ impl Show for Leases {
             let _ = writeln!(out, "\nconflict: {conflict}");
         }
         if self.other_keys > 0 {
-            let _ = writeln!(out, "\n{} other keys are beside them", self.other_keys);
+            let (count, s) = (self.other_keys, plural(self.other_keys));
+            let _ = writeln!(out, "\nbeside them: {count} other key{s}");
         }
         out
     }

@@ -375,8 +375,10 @@ impl Status {
         if self.garbage_leases > 0 {
             let _ = writeln!(
                 out,
-                "{:<13} {} lease keys cannot be read (see the log)",
-                "skipped", self.garbage_leases
+                "{:<13} {} lease key{} cannot be read (see the log)",
+                "skipped",
+                self.garbage_leases,
+                plural(self.garbage_leases)
             );
         }
         for refused in self.refused.iter().take(NAMED_REFUSED) {
@@ -515,6 +517,7 @@ mod tests {
             "offloads      gso, tso (uso off)",
             "              tunnel-gso: off, because a rule could act",
             "wire          xdp on eth0 (native, copying), 1 queue, 0 next hops known",
+            "skipped       1 lease key cannot be read (see the log)",
             "conflict      two nodes",
             "  10.1.63.0/24  192.168.199.238  02:00:00:00:00:09  tunnel",
             "  egress        12  5.0 MiB        5          0",

@@ -11,6 +11,8 @@ struct Foreign {
     is_switch: bool,
     /// Why it is refused when it asks for something; `None` if it may as well be ignored.
     refusal: Option<&'static str>,
+    /// The value that it has in flannel without being given, which asks for nothing.
+    default: &'static str,
 }
 
 const KUBERNETES: Option<&str> = Some(
@@ -21,11 +23,11 @@ const IPV6: Option<&str> = Some("overlayd carries IPv4 only");
 
 /// What Kubernetes and IPv6 need is refused, never ignored. Where logs go and what they look like harms nobody.
 static FOREIGN: [Foreign; 20] = [
-    Foreign::valued("kube-annotation-prefix", KUBERNETES),
+    Foreign::valued("kube-annotation-prefix", KUBERNETES).or("flannel.alpha.coreos.com"),
     Foreign::valued("kube-api-url", KUBERNETES),
     Foreign::switch("kube-subnet-mgr", KUBERNETES),
     Foreign::valued("kubeconfig-file", KUBERNETES),
-    Foreign::valued("net-config-path", KUBERNETES),
+    Foreign::valued("net-config-path", KUBERNETES).or("/etc/kube-flannel/net-conf.json"),
     Foreign::switch("set-node-network-unavailable", KUBERNETES),
     Foreign::valued("public-ipv6", IPV6),
     Foreign::switch("add_dir_header", None),
@@ -45,11 +47,15 @@ static FOREIGN: [Foreign; 20] = [
 
 impl Foreign {
     const fn valued(name: &'static str, refusal: Option<&'static str>) -> Self {
-        Self { name, is_switch: false, refusal }
+        Self { name, is_switch: false, refusal, default: "" }
     }
 
     const fn switch(name: &'static str, refusal: Option<&'static str>) -> Self {
-        Self { name, is_switch: true, refusal }
+        Self { name, is_switch: true, refusal, default: "" }
+    }
+
+    const fn or(self, default: &'static str) -> Self {
+        Self { default, ..self }
     }
 
     /// Whether it changes nothing that it is given with `value`: `Ok(true)` if that is worth a word.
@@ -58,7 +64,7 @@ impl Foreign {
             true => parse_bool(value).map_err(|allowed| {
                 syntax(format!("invalid value '{value}' for the flag --{}: {allowed}", self.name))
             })?,
-            false => !value.is_empty(),
+            false => !value.is_empty() && value != self.default,
         };
         match self.refusal {
             None => Ok(true),

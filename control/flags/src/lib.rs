@@ -21,7 +21,7 @@ pub use store::ConnectError;
 pub use values::{LogFormat, OffloadFlag, PriorityFlag, SeccompFlag, SourceCheckFlag, StoreKind};
 
 use endpoints::endpoints;
-use values::{file, group, offload, on_or_off, one_host, page_address, password, regex, store};
+use values::{file, group, health_port, offload, on_or_off, one_host, page_address, password, regex, store};
 
 use overlay_api::config::Setting;
 use overlay_host::FirewallKind;
@@ -176,7 +176,7 @@ pub struct Flags {
 
     /// Port at which /healthz and /readyz are served, and /metrics unless --metrics-port is given; 0 for
     /// none.
-    #[arg(long, help_heading = "Health", value_name = "PORT", default_value_t = 0)]
+    #[arg(long, help_heading = "Health", value_name = "PORT", default_value_t = 0, value_parser = health_port, allow_hyphen_values = true)]
     pub healthz_port: u16,
 
     /// Address at which /metrics is served if --metrics-port is given.
@@ -363,6 +363,29 @@ impl Flags {
             identity: identity.map(|(certificate, key)| IdentityFiles { certificate, key }),
             user: user.map(|(name, password)| User { name, password }),
         })
+    }
+
+    /// The same with the store that is described as `store` ([`describe`](overlay_leases::store::LeaseStore::describe)); nothing
+    /// if they name one themselves.
+    #[must_use]
+    pub fn with_store(&self, store: &str) -> Option<Self> {
+        let names_store = |setting: &Setting| {
+            setting.given && matches!(setting.name.as_str(), "store" | "etcd-endpoints" | "etcd-prefix")
+        };
+        if self.settings.iter().any(names_store) {
+            return None;
+        }
+        let mut flags = self.clone();
+        match store.split_once(' ')? {
+            ("dir", path) => flags.store = StoreKind::Dir(path.into()),
+            ("etcd", place) => {
+                let (urls, prefix) = place.split_once(' ')?;
+                flags.etcd_endpoints = endpoints(urls).ok()?;
+                prefix.clone_into(&mut flags.etcd_prefix);
+            }
+            _ => return None,
+        }
+        Some(flags)
     }
 
     /// How long before its expiry the lease is renewed.
@@ -594,7 +617,16 @@ mod tests {
 
     #[test]
     fn what_asks_for_nothing_is_accepted_of_any_flag_of_flannelds() {
-        let args = ["-kube-subnet-mgr=false", "-kubeconfig-file=", "-public-ipv6", "", "-kube-api-url", ""];
+        let args = [
+            "-kube-subnet-mgr=false",
+            "-kubeconfig-file=",
+            "-public-ipv6",
+            "",
+            "-kube-api-url",
+            "",
+            "-kube-annotation-prefix=flannel.alpha.coreos.com",
+            "-net-config-path=/etc/kube-flannel/net-conf.json",
+        ];
         let flags = parse(&args, &[]).unwrap();
         assert!(flags.without_effect.is_empty(), "nothing worth a word: {:?}", flags.without_effect);
         let env = [("FLANNELD_KUBE_SUBNET_MGR", "false"), ("FLANNELD_PUBLIC_IPV6", "")];
@@ -673,6 +705,40 @@ mod tests {
         let nothing =
             ["-etcd-cafile=", "-etcd-certfile=", "-etcd-keyfile=", "-etcd-username=", "-etcd-password="];
         assert_eq!(parse(&nothing, &[]).unwrap().etcd_access().unwrap(), Access::default());
+    }
+
+    #[test]
+    fn health_is_off_at_any_port_that_flanneld_takes_for_none() {
+        for (args, port) in [
+            (&["-healthz-port=-1"][..], 0),
+            (&["--healthz-port=-1"], 0),
+            (&["-healthz-port", "-1"], 0),
+            (&["-healthz-port=0"], 0),
+            (&["-healthz-port=8081"], 8081),
+        ] {
+            assert_eq!(parse(args, &[]).unwrap().healthz_port, port, "{args:?}");
+        }
+        assert_eq!(parse(&[], &[("FLANNELD_HEALTHZ_PORT", "-1")]).unwrap().healthz_port, 0);
+    }
+
+    #[test]
+    fn a_store_that_no_flag_names_may_be_that_of_an_earlier_run() {
+        let with = |args: &[&str], store: &str| {
+            let flags = parse(args, &[]).unwrap().with_store(store)?;
+            Some((flags.store, flags.etcd_endpoints.0.join(","), flags.etcd_prefix))
+        };
+        let dir = |path: &str| StoreKind::Dir(path.into());
+        assert_eq!(with(&[], "dir /var/lib/my overlay").unwrap().0, dir("/var/lib/my overlay"));
+        let etcd = "etcd https://a:2379,http://b:2379 /my/net";
+        let (kind, urls, prefix) = with(&["-iface=eth0"], etcd).unwrap();
+        assert_eq!(kind, StoreKind::Etcd);
+        assert_eq!((urls.as_str(), prefix.as_str()), ("https://a:2379,http://b:2379", "/my/net"));
+        for args in [["--store=etcd"], ["-etcd-endpoints=http://c:2379"], ["-etcd-prefix=/other"]] {
+            assert_eq!(with(&args, etcd), None, "{args:?}");
+        }
+        for unreadable in ["", "etcd", "consul http://a"] {
+            assert_eq!(with(&[], unreadable), None, "{unreadable}");
+        }
     }
 
     #[test]

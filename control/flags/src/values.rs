@@ -146,3 +146,9 @@ pub(super) fn on_or_off(text: &str) -> Result<bool, String> {
         other => parse_bool(other).map_err(|_| "it is 'on' or 'off'".to_owned()),
     }
 }
+
+/// flanneld serves nothing at a port of 0 or less.
+pub(super) fn health_port(text: &str) -> Result<u16, String> {
+    let port: i32 = text.parse().map_err(|_| "it is a port, or 0 for none".to_owned())?;
+    u16::try_from(port.max(0)).map_err(|_| "it is a port of up to 65535, or 0 for none".to_owned())
+}

@@ -50,7 +50,7 @@ impl Stranded {
             )
         } else {
             format!(
-                "{DOCKERS} has {address}, and no bridge has an address of this node's subnet {subnet}: the other nodes do not reach docker's containers. Its log says why it has not taken --bip from the subnet file: journalctl -u docker; then: systemctl restart docker"
+                "{DOCKERS} has {address}, and no bridge has an address of this node's subnet {subnet}: the other nodes do not reach docker's containers. 'journalctl -u docker' says why docker has not taken --bip from the subnet file; then: systemctl restart docker"
             )
         }
     }

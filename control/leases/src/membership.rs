@@ -57,6 +57,8 @@ pub struct Membership {
     unusable: Option<String>,
     /// The last configuration text that was complained about.
     complained: Option<String>,
+    /// The last one whose keys were looked at.
+    read: Option<String>,
     leases: LeaseSet,
     /// Peers of an earlier run, until the first listing.
     expected: Vec<Lease>,
@@ -151,6 +153,7 @@ impl Membership {
             looked: false,
             unusable: None,
             complained: None,
+            read: None,
             leases: LeaseSet::default(),
             expected: expected.unwrap_or_default(),
             skipped: 0,
@@ -404,6 +407,7 @@ impl Membership {
     /// changes are only told.
     fn take_config(&mut self, text: String) -> Result<(), MembershipError> {
         let first_look = !std::mem::replace(&mut self.looked, true);
+        self.tell_unknown_keys(&text);
         if self.unusable.as_ref().is_some_and(|unusable| *unusable != text) {
             self.reload_due = true;
             return Ok(());
@@ -419,6 +423,7 @@ impl Membership {
         let in_force = self.config.as_ref().map(|(text, _)| text);
         if in_force == Some(&text) {
             self.complained = None;
+            self.not_applied(None);
             return Ok(());
         }
         if self.complained.as_ref() == Some(&text) {
@@ -429,6 +434,7 @@ impl Membership {
             Ok(config) if self.held.is_none() => {
                 self.config = Some((text, config));
                 self.fit = false;
+                self.not_applied(None);
             }
             Ok(config) if first_look => {
                 info!(
@@ -444,10 +450,11 @@ impl Membership {
                     config = text,
                     "the network configuration has changed: reload overlayd (systemctl reload overlayd, or SIGHUP) or restart it to apply it"
                 );
+                self.not_applied(None);
                 self.complained = Some(text);
             }
             Err(error) if self.config.is_some() => {
-                error!(config = text, %error, "the network configuration cannot be used: keeping the last good one");
+                self.refuse(&text, &error);
                 self.complained = Some(text);
             }
             Err(error) => return Err(MembershipError::BadConfig { store: self.store.describe(), error }),
@@ -479,7 +486,13 @@ impl Membership {
                     error!(%error, "no usable network configuration yet");
                 }
             }
-            Event::Config(None) => warn!("the network configuration was removed: keeping the last one"),
+            Event::Config(None) => {
+                warn!("the network configuration was removed: keeping the last one");
+                self.complained = None;
+                if self.candidate.is_none() {
+                    self.not_applied(None);
+                }
+            }
             Event::Put(_) | Event::Delete(_) => {
                 tell(&self.leases.apply_event(&event));
                 if let (Event::Put(entry), Some(held)) = (&event, &self.held) {
@@ -607,7 +620,7 @@ async fn changed<T>(told: &mut Option<watch::Receiver<T>>) {
 }
 
 /// For who has none yet.
-const EXAMPLE_CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
+pub const EXAMPLE_CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// How often a configuration that is not there is looked for; flannel's period.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// Of leases that are not used, as many are named: there may be any number.

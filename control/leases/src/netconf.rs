@@ -2,13 +2,13 @@
 //! (`pkg/subnet/config.go` and each backend's own options), with its defaults and limits.
 //! What this daemon cannot do is refused by name rather than ignored.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use serde_json::Value;
 
 use crate::backend::{BackendKind, DEFAULT_VNI};
-use overlay_support::json::{JsonError, Object};
+use overlay_support::json::{self, JsonError, Object, shorten};
 
 /// A network configuration that has been checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,10 +92,30 @@ impl Backend {
 }
 
 impl NetworkConfig {
-    /// Reads and checks the configuration. Keys match whatever their case and unknown ones are
-    /// passed over, as in Go; 0, an empty address and `null` mean the default, as in flannel.
+    /// What flannel reads of a configuration (`pkg/subnet/config.go`).
+    pub const KEYS: [&'static str; 12] = [
+        "Network",
+        "SubnetLen",
+        "SubnetMin",
+        "SubnetMax",
+        "EnableIPv4",
+        "EnableIPv6",
+        "EnableNFTables",
+        "IPv6Network",
+        "IPv6SubnetLen",
+        "IPv6SubnetMin",
+        "IPv6SubnetMax",
+        "Backend",
+    ];
+
+    /// What it reads of `Backend`, for whichever of the backends that are here. An option of another of them harms
+    /// nobody.
+    pub const OPTIONS: [&'static str; 7] = ["Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting"];
+
+    /// Reads and checks the configuration. Keys match whatever their case, the last of several counts, and unknown
+    /// ones are passed over, as in Go; 0, an empty address and `null` mean the default, as in flannel.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
-        let value: Value = serde_json::from_str(text)?;
+        let value = json::parse(text.as_bytes())?;
         let fields = Object::of(&value)?;
 
         only(fields, "EnableIPv4", true)?;
@@ -106,6 +126,18 @@ impl NetworkConfig {
         let enable_nftables = fields.flag("EnableNFTables")?.unwrap_or(false);
         let backend = backend(fields)?;
         Ok(Self { network, subnet_len, subnet_min, subnet_max, enable_nftables, backend })
+    }
+
+    /// Keys of `text` that nobody reads, each with the one that may be meant; none of what is no configuration.
+    #[must_use]
+    pub fn unknown_keys(text: &str) -> Vec<UnknownKey> {
+        let Ok(value) = json::parse(text.as_bytes()) else { return Vec::new() };
+        let Ok(fields) = Object::of(&value) else { return Vec::new() };
+        let mut unknown = unknown(fields, "", &Self::KEYS);
+        if let Some(Ok(options)) = fields.get("Backend").map(Object::of) {
+            unknown.extend(self::unknown(options, "Backend.", &Self::OPTIONS));
+        }
+        unknown
     }
 
     /// What rules and the control socket are named after: the tunnel's device, or else the network's address,
@@ -136,6 +168,40 @@ impl NetworkConfig {
             .step_by(1 << (32 - length))
             .map(move |base| Ipv4Net::new_assert(base.into(), length))
     }
+}
+
+/// A key of a network configuration that means nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownKey {
+    /// As it stands there, with the object it is in: `Backend.Vin`.
+    pub key: String,
+    /// The key that may be meant.
+    pub meant: Option<&'static str>,
+}
+
+impl fmt::Display for UnknownKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key)?;
+        self.meant.map_or(Ok(()), |meant| write!(f, " (is {meant} meant?)"))
+    }
+}
+
+/// Those of `fields`, which are in the object `within`, that are none of `known`.
+fn unknown(fields: Object<'_>, within: &str, known: &[&'static str]) -> Vec<UnknownKey> {
+    let is_known = |name: &&str| known.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let unknown = fields.names().filter(|name| !is_known(name));
+    let key =
+        |name: &str| UnknownKey { key: shorten(&format!("{within}{name}")), meant: nearest(name, known) };
+    unknown.map(key).collect()
+}
+
+/// The one of `known` that `name` is a slip of the fingers away from.
+fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase();
+    let distance = |known: &str| strsim::damerau_levenshtein(&name, &known.to_ascii_lowercase());
+    let (distance, known) = known.iter().map(|known| (distance(known), *known)).min()?;
+    // Of a short key, two other letters make another word.
+    (distance <= 2 && distance * 2 < known.len()).then_some(known)
 }
 
 /// Accepts the flag `key` only with the value `ours`, which is also flannel's default.
@@ -181,7 +247,7 @@ fn subnet_len(fields: Object<'_>, network: Ipv4Net) -> Result<u8, JsonError> {
             "a whole number from {shortest} to {LONGEST_SUBNET} (0 for {default}) with the Network {network}"
         )
     };
-    let given = fields.number("SubnetLen", 0..=u32::MAX)?.unwrap_or(0);
+    let given = fields.number_of("SubnetLen", 0..=u32::MAX, allowed)?.unwrap_or(0);
     match u8::try_from(given) {
         Ok(0) => Ok(default),
         Ok(length) if (shortest..=LONGEST_SUBNET).contains(&length) => Ok(length),
@@ -249,13 +315,16 @@ fn backend(fields: Object<'_>) -> Result<Backend, JsonError> {
         }
         "host-gw" => Ok(Backend::HostGw),
         "alloc" => Ok(Backend::Alloc),
-        _ => Err(JsonError::field("Backend.Type", format_args!("{name:?}"), allowed)),
+        other => {
+            let known = if FLANNELS.contains(&other) { " (flannel's others are not supported)" } else { "" };
+            Err(JsonError::field("Backend.Type", format_args!("{name:?}"), format!("{allowed}{known}")))
+        }
     }
 }
 
 fn mtu(options: Object<'_>) -> Result<Option<u32>, JsonError> {
     let allowed = || format!("a whole number from {MIN_MTU} to {MAX_MTU} (0 for that of the interface)");
-    match options.number("Backend.MTU", 0..=u32::MAX)? {
+    match options.number_of("Backend.MTU", 0..=u32::MAX, allowed)? {
         None | Some(0) => Ok(None),
         Some(mtu) if (MIN_MTU..=MAX_MTU).contains(&mtu) => Ok(Some(mtu)),
         Some(mtu) => Err(JsonError::field("Backend.MTU", mtu, allowed())),
@@ -276,6 +345,10 @@ const NOBODYS: [([u8; 4], u8, &str); 5] = [
     ([224, 0, 0, 0], 4, "multicast"),
     ([240, 0, 0, 0], 4, "nobody yet"),
 ];
+
+/// Backends of flannel's that are not here.
+const FLANNELS: [&str; 8] =
+    ["ipip", "ipsec", "wireguard", "extension", "ali-vpc", "aws-vpc", "gce", "tencent-vpc"];
 
 /// A longer Network has no room for four subnets of four addresses.
 const LONGEST_NETWORK: u8 = 28;
@@ -352,6 +425,32 @@ mod tests {
             config.backend,
             Backend::Vxlan { vni: 7, port: 4789, mtu: Some(1400), direct_routing: false }
         );
+    }
+
+    #[test]
+    fn keys_that_nobody_reads_are_named_with_what_may_be_meant() {
+        let told = |text: &str| -> Vec<String> {
+            NetworkConfig::unknown_keys(text).iter().map(ToString::to_string).collect()
+        };
+        for (text, wanted) in [
+            (r#"{"network":"10.1.0.0/16","BACKEND":{"type":"vxlan","vni":7,"Learning":true}}"#, vec![]),
+            (r#"{"IPv6Network":"fd00::/48","Backend":{"Type":"udp","MTU":1}}"#, vec![]),
+            (r#"{"Bakcend":{"Typ":"vxlan"}}"#, vec!["Bakcend (is Backend meant?)"]),
+            (
+                r#"{"SubnetLength":24,"subnetmn":"","Backend":{"Vin":7,"Pot":1,"Key":"x"}}"#,
+                vec![
+                    "SubnetLength",
+                    "subnetmn (is SubnetMin meant?)",
+                    "Backend.Key",
+                    "Backend.Pot (is Port meant?)",
+                    "Backend.Vin (is VNI meant?)",
+                ],
+            ),
+            ("no JSON", vec![]),
+            ("[]", vec![]),
+        ] {
+            assert_eq!(told(text), wanted, "{text}");
+        }
     }
 
     #[test]

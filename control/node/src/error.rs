@@ -3,11 +3,13 @@
 use std::io::ErrorKind;
 
 use overlay::SetupError;
+use tokio::task::spawn_blocking;
 
-use crate::plan::PlanError;
+use crate::plan::{Plan, PlanError};
 use crate::takeover::TakeoverError;
 use overlay_host::HostError;
 use overlay_support::claim::Claimed;
+use overlay_support::owner::{self, Owner};
 
 /// A node could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,16 @@ pub enum NodeError {
         "another process has the device {0} open, perhaps an overlayd of another network: stop it, or give the networks different VNIs"
     )]
     DeviceTaken(String),
+    /// Another process has what is wanted.
+    #[error("{error}; it is {name}'s (process {pid}): stop that, or {otherwise}", name = .owner.name, pid = .owner.pid)]
+    Taken {
+        /// What cannot be had.
+        error: Box<Self>,
+        /// Who has it.
+        owner: Owner,
+        /// What there is to do instead.
+        otherwise: &'static str,
+    },
     /// A second daemon of the same network.
     #[error(transparent)]
     Claimed(#[from] Claimed),
@@ -42,8 +54,32 @@ impl NodeError {
             Self::Forwarder(error) => {
                 matches!(error.source.kind(), ErrorKind::AddrInUse | ErrorKind::ResourceBusy)
             }
-            Self::DeviceTaken(_) | Self::Claimed(_) => true,
+            Self::DeviceTaken(_) | Self::Claimed(_) | Self::Taken { .. } => true,
             _ => false,
+        }
+    }
+
+    /// The same, with whose it is that `plan` wants, where another process has it and can be told.
+    pub async fn with_owner(self, plan: &Plan) -> Self {
+        let (listen, device) = (plan.listen(), plan.device());
+        let wants_port = match &self {
+            Self::Forwarder(error) if error.source.kind() == ErrorKind::AddrInUse => true,
+            Self::Forwarder(error) if error.source.kind() == ErrorKind::ResourceBusy => false,
+            Self::DeviceTaken(_) => false,
+            _ => return self,
+        };
+        let find = move || match (wants_port, listen) {
+            (true, Some(listen)) => owner::of_udp_port(listen),
+            (true, None) => None,
+            (false, _) => owner::of_tun(&device),
+        };
+        let otherwise = match wants_port {
+            true => "give the network another Port",
+            false => "give the networks different VNIs",
+        };
+        match spawn_blocking(find).await {
+            Ok(Some(owner)) => Self::Taken { error: Box::new(self), owner, otherwise },
+            _ => self,
         }
     }
 
@@ -54,6 +90,7 @@ impl NodeError {
             Self::Forwarder(error) => format!("{} {} {}", error.call, error.object, error.source.kind()),
             Self::Host(error) => error.kind(),
             Self::Plan(error) => error.kind(),
+            Self::Taken { error, .. } => error.kind(),
             other => other.to_string(),
         }
     }

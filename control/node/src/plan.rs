@@ -188,6 +188,42 @@ impl Plan {
     }
 }
 
+/// The network configuration says that the underlay has a larger MTU than this host's interface has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MtuProblem {
+    configured: u32,
+    interface: String,
+    most: u32,
+}
+
+impl MtuProblem {
+    /// That of `config` on a host with this `underlay`.
+    #[must_use]
+    pub fn of(config: &NetworkConfig, underlay: &Underlay) -> Option<Self> {
+        let Backend::Vxlan { mtu: Some(configured), .. } = config.backend else { return None };
+        let Underlay { name, mtu, .. } = underlay;
+        (configured > *mtu).then(|| Self { configured, interface: name.clone(), most: *mtu })
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let Self { configured, interface, most } = self;
+        format!(
+            "the network configuration has the MTU {configured}, {interface} has {most}: long packets are sent in fragments, or lost"
+        )
+    }
+
+    /// What to do.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        let Self { configured, interface, most } = self;
+        format!(
+            "leave MTU out of the network configuration, or make it {most} at most; or, if the whole way to the other nodes carries it: ip link set {interface} mtu {configured}"
+        )
+    }
+}
+
 /// The flag counts; without it, flannel's key in the network configuration.
 fn firewall_kind(flag: Option<FirewallKind>, config: &NetworkConfig) -> FirewallKind {
     let configured = if config.enable_nftables { FirewallKind::Nftables } else { FirewallKind::Auto };
@@ -232,6 +268,26 @@ mod tests {
         for without_tunnel in [r#"{"Type":"host-gw"}"#, r#"{"Type":"alloc"}"#] {
             assert_eq!(facts(without_tunnel), ("10.1.0.0".to_owned(), None, 1500));
         }
+    }
+
+    #[test]
+    fn an_mtu_that_the_interface_does_not_have_is_told_with_a_remedy() {
+        for (backend, is_told) in [
+            (r#"{"Type":"vxlan"}"#, false),
+            (r#"{"Type":"vxlan","MTU":1400}"#, false),
+            (r#"{"Type":"vxlan","MTU":1500}"#, false),
+            (r#"{"Type":"vxlan","MTU":1501}"#, true),
+            (r#"{"Type":"vxlan","MTU":9000}"#, true),
+            (r#"{"Type":"udp"}"#, false),
+            (r#"{"Type":"host-gw"}"#, false),
+        ] {
+            let Plan { config, underlay, .. } = plan(backend);
+            assert_eq!(MtuProblem::of(&config, &underlay).is_some(), is_told, "{backend}");
+        }
+        let Plan { config, underlay, .. } = plan(r#"{"Type":"vxlan","MTU":9000}"#);
+        let problem = MtuProblem::of(&config, &underlay).unwrap();
+        assert!(problem.text().contains("the MTU 9000, eth0 has 1500"), "{}", problem.text());
+        assert!(problem.remedy().ends_with("ip link set eth0 mtu 9000"), "{}", problem.remedy());
     }
 
     #[test]

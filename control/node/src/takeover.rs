@@ -4,10 +4,6 @@
 //!
 //! The lease stays, and with it subnet and VTEP MAC, so that neither containers nor peers notice.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-
 use ipnet::Ipv4Net;
 use tracing::{info, warn};
 
@@ -15,6 +11,7 @@ use crate::plan::Plan;
 use overlay_host::netlink::{KernelVxlan, Netlink, refused};
 use overlay_host::{HostError, firewall, routes};
 use overlay_leases::netconf::Backend;
+use overlay_support::owner;
 
 /// What is there cannot be taken over.
 #[derive(Debug, thiserror::Error)]
@@ -145,16 +142,7 @@ async fn remove(plan: &Plan, netlink: &Netlink, device: KernelVxlan) -> Result<(
 
 /// A process of this name in this network namespace, other than this one.
 pub fn process_here(name: &str) -> Option<u32> {
-    // A network namespace has files of its own below `net`, too, and those take no right to look into the process.
-    let namespace = |process: PathBuf| fs::metadata(process.join("net/dev")).map(|meta| meta.ino()).ok();
-    let own = namespace("/proc/thread-self".into())?;
-    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
-        let here =
-            comm.trim_end() == name && pid != std::process::id() && namespace(entry.path()) == Some(own);
-        here.then_some(pid)
-    })
+    owner::processes_here().find(|pid| owner::name_of(*pid).is_some_and(|its| its == name))
 }
 
 /// How long the firewall's programs are waited for.

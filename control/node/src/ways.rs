@@ -174,7 +174,7 @@ impl Finder<'_> {
                 self.unless_the_hosts(subnet).map(|()| (Way::Tunnel, Some(Leads::Into(device))))
             }
             (Some(Err(OffLink::Gateway)), None) => Err(format!(
-                "{node} is not on the link of {}: host-gw cannot reach it, vxlan could",
+                "{node} is behind a router, not on the link of {0}: host-gw cannot reach it. Put the nodes on one link; or use the backend vxlan, with \"DirectRouting\":true for plain routes where there is one; or, if {node} is on another link of this host, name that: --iface",
                 underlay.name
             )),
             (_, None) => Err(format!("there is no route to {node}")),

@@ -135,6 +135,10 @@ pub struct Capture {
     /// The file to write, in pcapng; '-' for standard output.
     pub file: PathBuf,
 
+    /// Overwrite the file if it exists.
+    #[arg(long)]
+    pub force: bool,
+
     /// Outer packets instead of inner ones.
     #[arg(long)]
     pub outer: bool,

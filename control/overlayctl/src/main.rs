@@ -17,7 +17,7 @@ use overlay_api::peers::Peers;
 use overlay_api::routes::Routes;
 use overlay_api::stats::Stats;
 use overlay_api::status::Status;
-use overlay_flags::Flags;
+use overlay_flags::{Flags, StoreKind};
 use overlayctl::arguments::{Arguments, Bugreport, Check, Cleanup, Command, Events, Ping, Top, Trace};
 use overlayctl::ask;
 use overlayctl::cleanup;
@@ -110,6 +110,7 @@ const CANNOT_CHECK: u8 = 3;
 
 async fn check(arguments: Check, socket: Option<&Path>) -> Result<Answer, String> {
     let Check { json: as_json, flags } = arguments;
+    let passed_over = !flags.is_empty();
     let report = match socket {
         Some(socket) => match client::get_json::<Status>(socket, "/v1/status").await {
             Ok(status) => diagnose::check::running(&status, socket).await,
@@ -122,7 +123,8 @@ async fn check(arguments: Check, socket: Option<&Path>) -> Result<Answer, String
                 Ok(diagnose::check::unready(&error.to_string()))
             }
             Err(error) => return Err(error.to_string()),
-        },
+        }
+        .map(|report| if passed_over { report.without_flags() } else { report }),
         None => {
             let asked_before = !flags.is_empty();
             let flags = Flags::parse_from(flags, |name| std::env::var_os(name)).map_err(|e| e.to_string())?;
@@ -217,7 +219,13 @@ async fn clean_up(options: Cleanup, device: Option<&str>) -> Result<String, Stri
     if release_lease {
         let released = cleanup::release_lease(&flags, device, dry_run).await;
         let lease = released.map_err(|error| {
-            format!("{error}\nnothing has been removed: without --release-lease all but the lease is, which expires")
+            let stays = match flags.store {
+                StoreKind::Etcd => "which expires, unless it is a reservation",
+                StoreKind::Dir(_) => "which stays in its directory until somebody removes it",
+            };
+            format!(
+                "{error}\nnothing has been removed: without --release-lease all but the lease is, {stays}"
+            )
         })?;
         if let Some(lease) = lease {
             tell(lease, Ok(()));

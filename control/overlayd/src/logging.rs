@@ -19,13 +19,7 @@ use overlay_flags::LogFormat;
 
 /// Starts logging at `verbosity` (see `--v`) in `format`. Returns the events that are kept.
 pub fn start(verbosity: u8, format: LogFormat) -> Events {
-    let filter = EnvFilter::new(match verbosity {
-        0 => "info",
-        1 => "info,overlay=debug",
-        // What those see is what goes to etcd and comes from there: passwords and tokens.
-        2 => "debug,h2=info,hyper=info,tower=info,tonic=info,rustls=info",
-        _ => "trace,h2=info,hyper=info,tower=info,tonic=info,rustls=info",
-    });
+    let filter = EnvFilter::new(directives(verbosity));
     let format = match format {
         LogFormat::Auto if is_journal() => LogFormat::Journald,
         LogFormat::Auto => LogFormat::Text,
@@ -51,6 +45,18 @@ pub fn start(verbosity: u8, format: LogFormat) -> Events {
     let events = Events::default();
     tracing_subscriber::registry().with(filter).with(lines).with(events.clone()).init();
     events
+}
+
+/// What is logged at `verbosity`. What the netlink crates warn of (an answer that nobody waits for any more, an attribute
+/// that they do not know) means nothing to an operator.
+fn directives(verbosity: u8) -> &'static str {
+    match verbosity {
+        0 => "info,netlink_proto=error,netlink_packet_route=error",
+        1 => "info,overlay=debug,netlink_proto=error,netlink_packet_route=error",
+        // What those see is what goes to etcd and comes from there: passwords and tokens.
+        2 => "debug,h2=info,hyper=info,tower=info,tonic=info,rustls=info",
+        _ => "trace,h2=info,hyper=info,tower=info,tonic=info,rustls=info",
+    }
 }
 
 /// Says on standard error why the program does not start, before there is a log.
@@ -114,6 +120,19 @@ mod tests {
         assert_eq!(prioritized(Level::WARN, " WARN a\nb\n"), "<4> WARN a\n<4>b\n");
         let first = |level| prioritized(level, "x").chars().nth(1).unwrap();
         assert_eq!([Level::ERROR, Level::INFO, Level::DEBUG, Level::TRACE].map(first), ['3', '6', '7', '7']);
+    }
+
+    #[test]
+    fn warnings_of_the_netlink_crates_are_for_whoever_looks_closely() {
+        for (verbosity, told) in [(0, false), (1, false), (2, true), (3, true)] {
+            let filter = EnvFilter::new(directives(verbosity));
+            let log = tracing_subscriber::registry().with(filter);
+            tracing::subscriber::with_default(log, || {
+                assert_eq!(tracing::enabled!(target: "netlink_proto::connection", Level::WARN), told);
+                assert_eq!(tracing::enabled!(target: "netlink_packet_route::link", Level::WARN), told);
+                assert!(tracing::enabled!(target: "overlay_host", Level::WARN));
+            });
+        }
     }
 
     #[test]

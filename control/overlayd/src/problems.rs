@@ -20,6 +20,8 @@ pub enum Part {
     Config,
     /// The interface to the other nodes.
     Underlay,
+    /// The MTU of the overlay beside that interface's.
+    Mtu,
     /// The device, its address and its routes, and routes to other nodes.
     Link,
     /// The firewall's rules.
@@ -124,12 +126,16 @@ fn sentences(part: Part) -> (&'static str, &'static str) {
         Part::Waiting => ("nothing is forwarded yet", "what was waited for is there"),
         Part::Node => ("the node cannot be built: trying again", "the node is built as it should be"),
         Part::Config => (
-            "the new network configuration cannot be applied: the node stays as it is; trying again",
-            "the network configuration is applied",
+            "the network configuration in the store cannot be applied: the node stays as it is",
+            "the network configuration is applied, or the one that could not be is gone",
         ),
         Part::Underlay => (
             "the interface to the other nodes is not as it was: waiting for it, or another, to be there",
             "there is an interface to the other nodes again",
+        ),
+        Part::Mtu => (
+            "the overlay's MTU is more than fits: long packets are sent in fragments, or lost",
+            "the overlay's MTU fits",
         ),
         Part::Link => ("the host is not as it should be: trying again", "the host is as it should be again"),
         Part::Rules => (

@@ -13,6 +13,8 @@ use rustix::net::sockopt::socket_peercred;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::warn;
 
+use crate::owner;
+
 /// The right to keep what is named after a device, for as long as this lives.
 #[derive(Debug)]
 pub struct Claim {
@@ -52,7 +54,11 @@ impl Claim {
             warn!(%error, device, "whether another overlayd keeps this device cannot be told");
             return claim(None);
         }
-        let pid = owner(device);
+        // Whoever is never answered fills the queue of those who ask, and the next one is told nothing.
+        let pid = owner(device).or_else(|| {
+            let owner = owner::of_abstract_socket(&format!("{PREFIX}{device}"))?;
+            i32::try_from(owner.pid).ok()
+        });
         match pid.filter(|pid| !may_administer(*pid)) {
             // Anybody may take a name, but nobody may keep us from starting.
             Some(pid) => {

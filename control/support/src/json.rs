@@ -1,9 +1,11 @@
-//! Reading JSON the way flannel's Go code does: field names match whatever their case, `null`
-//! counts as absent, unknown fields are passed over. What is wrong is said by key and value.
+//! Reading JSON the way flannel's Go code does: field names match whatever their case, the last of several
+//! counts, `null` counts as absent, unknown fields are passed over. What is wrong is said by key and value.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 /// Why a JSON text is not what it should be.
@@ -57,6 +59,86 @@ impl From<serde_json::Error> for JsonError {
     }
 }
 
+/// `text` as JSON, of which no object has two fields that differ in case only.
+pub fn parse(text: &[u8]) -> Result<Value, JsonError> {
+    let foreign = |what: &str| {
+        JsonError::Syntax(format!("{what}, which JSON does not allow: save it as UTF-8 without that mark"))
+    };
+    match text {
+        [0xef, 0xbb, 0xbf, ..] => return Err(foreign("it begins with a byte order mark (BOM)")),
+        // The last is what is left of the others where what is no UTF-8 has been replaced.
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0xef, 0xbf, 0xbd, 0xef, 0xbf, 0xbd, ..] => {
+            return Err(foreign("it begins with the byte order mark (BOM) of UTF-16"));
+        }
+        _ => {}
+    }
+    let Folded(value) = serde_json::from_slice(text)?;
+    Ok(value)
+}
+
+/// A value read as Go reads into its structures: of fields that differ in case only, the last that is not `null`
+/// counts. The fields keep the names that they are given.
+struct Folded(Value);
+
+impl<'de> Deserialize<'de> for Folded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Folder).map(Self)
+    }
+}
+
+struct Folder;
+
+impl<'de> Visitor<'de> for Folder {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Folded(element)) = elements.next_element()? {
+            all.push(element);
+        }
+        Ok(all.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+        let mut all: BTreeMap<String, (String, Value)> = BTreeMap::new();
+        while let Some((name, Folded(value))) = fields.next_entry::<String, Folded>()? {
+            let folded = name.to_ascii_lowercase();
+            if !value.is_null() || !all.contains_key(&folded) {
+                all.insert(folded, (name, value));
+            }
+        }
+        Ok(Value::Object(all.into_values().collect()))
+    }
+}
+
 /// An object whose fields are looked up by flannel's names.
 #[derive(Clone, Copy)]
 pub struct Object<'a>(&'a Map<String, Value>);
@@ -73,12 +155,14 @@ impl<'a> Object<'a> {
     /// The field called by the last part of `key` (`Backend.VNI` looks for `VNI`), if it is there and not `null`.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         let name = key.rsplit('.').next().unwrap_or(key);
-        self.0
-            .get(name)
-            .or_else(|| {
-                self.0.iter().find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value)
-            })
-            .filter(|value| !value.is_null())
+        let mut fields = self.0.iter();
+        let found = fields.find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value);
+        found.filter(|value| !value.is_null())
+    }
+
+    /// The names of its fields.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.0.keys().map(String::as_str)
     }
 
     /// The field as a text.
@@ -98,14 +182,23 @@ impl<'a> Object<'a> {
 
     /// The field as a whole number within `range`.
     pub fn number(&self, key: &'static str, range: RangeInclusive<u32>) -> Result<Option<u32>, JsonError> {
+        self.number_of(key, range.clone(), || {
+            format!("a whole number from {} to {}", range.start(), range.end())
+        })
+    }
+
+    /// The same; `allowed` says what it must be.
+    pub fn number_of(
+        &self,
+        key: &'static str,
+        range: RangeInclusive<u32>,
+        allowed: impl Fn() -> String,
+    ) -> Result<Option<u32>, JsonError> {
         let as_number = |value: &Value| {
             let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
             number.filter(|number| range.contains(number)).ok_or_else(|| {
-                JsonError::field(
-                    key,
-                    value,
-                    format!("a whole number from {} to {}", range.start(), range.end()),
-                )
+                let quoted = if value.is_string() { ", without quotation marks" } else { "" };
+                JsonError::field(key, value, allowed() + quoted)
             })
         };
         self.get(key).map(as_number).transpose()
@@ -141,10 +234,44 @@ mod tests {
     }
 
     #[test]
+    fn of_fields_that_differ_in_case_only_the_last_counts_as_in_go() {
+        for (text, port) in [
+            (r#"{"Port":1,"port":2}"#, Some(2)),
+            (r#"{"port":2,"Port":1}"#, Some(1)),
+            (r#"{"Port":1,"PORT":2,"Port":3}"#, Some(3)),
+            (r#"{"Port":1,"port":null}"#, Some(1)),
+            (r#"{"Port":null,"port":1}"#, Some(1)),
+            (r#"{"Port":null}"#, None),
+        ] {
+            let inner = parse(text.as_bytes()).unwrap();
+            assert_eq!(Object::of(&inner).unwrap().number("Port", 0..=9).unwrap(), port, "{text}");
+            let outer = parse(format!(r#"{{"b":[{text}]}}"#).as_bytes()).unwrap();
+            let element = &outer["b"][0];
+            assert_eq!(Object::of(element).unwrap().number("Port", 0..=9).unwrap(), port, "{text}");
+        }
+        let text = r#"{"a":[null,true,-1,1.5,"x",18446744073709551615,{}],"b":{"C":[]}}"#;
+        assert_eq!(parse(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_named() {
+        for text in
+            [&b"\xef\xbb\xbf{}"[..], b"\xff\xfe{\0}\0", b"\xfe\xff\0{\0}", "\u{fffd}\u{fffd}{".as_bytes()]
+        {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("byte order mark (BOM)") && error.contains("save it as UTF-8"), "{error}");
+        }
+    }
+
+    #[test]
     fn an_error_names_key_value_and_what_is_allowed() {
         let value = serde_json::json!({"VNI": 16_777_216});
         let error = Object::of(&value).unwrap().number("Backend.VNI", 0..=0xff_ffff).unwrap_err();
         assert_eq!(error.to_string(), "Backend.VNI is 16777216: must be a whole number from 0 to 16777215");
+        let value = serde_json::json!({"SubnetLen": "24"});
+        let error = Object::of(&value).unwrap().number("SubnetLen", 0..=30).unwrap_err();
+        let said = "SubnetLen is \"24\": must be a whole number from 0 to 30, without quotation marks";
+        assert_eq!(error.to_string(), said);
     }
 
     #[test]

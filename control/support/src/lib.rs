@@ -5,6 +5,7 @@ pub mod claim;
 pub mod files;
 pub mod json;
 pub mod overlap;
+pub mod owner;
 pub mod patient;
 pub mod problem;
 pub mod reserve;

@@ -41,6 +41,8 @@ pub struct Findings {
     pub refusals: Vec<Refusal>,
     /// What drops some of them, as far as they are described.
     pub partly: Vec<String>,
+    /// What drops some of every connection's: by their length, the time or chance.
+    pub of_any: Vec<Refusal>,
     /// What may act on them, and cannot be evaluated.
     pub unread: Vec<String>,
 }
@@ -219,6 +221,10 @@ impl Deeds {
                 }
                 // Ours drop what no pod may send.
                 (What::Drops, Holds::Partly) if place.is_ours() => continue,
+                (What::Drops, Holds::Partly) if place.concerns_any_connection() => {
+                    findings.of_any.push(Refusal { by, remedy: remedy(place, traffic, overlay) });
+                    continue;
+                }
                 (What::Drops, Holds::Partly) => &mut findings.partly,
                 _ => &mut findings.unread,
             };
@@ -469,6 +475,27 @@ mod tests {
             let to: Vec<String> = found.iter().flat_map(|one| &one.to).map(Ipv4Net::to_string).collect();
             assert_eq!(to, told, "{what}");
             assert_eq!(found.iter().map(|one| one.more).sum::<usize>(), more, "{what}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_drops_some_packets_of_any_connection_is_told_apart() {
+        let matches = |left: &str, op: &str, right: &str| {
+            format!(r#"{{"match":{{"op":"{op}","left":{left},"right":{right}}}}}"#)
+        };
+        for (rule, counts) in [
+            (matches(r#"{"meta":{"key":"length"}}"#, ">", "1400"), (1, 0)),
+            (matches(r#"{"payload":{"protocol":"ip","field":"length"}}"#, ">", "1400"), (1, 0)),
+            (matches(r#"{"meta":{"key":"random"}}"#, "<", "4096"), (1, 0)),
+            (matches(r#"{"payload":{"protocol":"tcp","field":"dport"}}"#, "==", "22"), (0, 1)),
+        ] {
+            let mut ruleset = Ruleset::default();
+            ruleset.add_listing(&format!(
+                r#"{{"nftables":[{{"chain":{{"family":"inet","table":"site","name":"fw","handle":1,"type":"filter","hook":"forward","prio":0,"policy":"accept"}}}},{{"rule":{{"family":"inet","table":"site","chain":"fw","handle":7,"expr":[{rule},{{"drop":null}}]}}}}]}}"#
+            ));
+            let found = findings(&ruleset, &packets(), Traffic::Pods, &overlay()).await;
+            assert_eq!((found.of_any.len(), found.partly.len()), counts, "{rule}: {found:?}");
+            assert!(found.refusals.is_empty() && found.unread.is_empty(), "{rule}: {found:?}");
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{LeaseAttrs, LeaseBackend};
 use crate::backend::{DEFAULT_VNI, MAX_VNI};
 use crate::store::MAX_VALUE;
-use overlay_support::json::{JsonError, Object, cut};
+use overlay_support::json::{self, JsonError, Object, cut};
 
 impl LeaseAttrs {
     /// The value as flannel writes it: one line, fields in flannel's order, no spaces.
@@ -25,14 +25,14 @@ impl LeaseAttrs {
         if value.len() > MAX_VALUE {
             return Err(JsonError::TooLong(MAX_VALUE));
         }
-        serde_json::from_slice::<Value>(value)?.try_into()
+        json::parse(value)?.try_into()
     }
 
     /// The PublicIP of a value, also of one that is otherwise unusable, as a reservation can be
     /// that names the backend without its data; `None` if not even that can be read.
     #[must_use]
     pub fn public_ip_of(value: &[u8]) -> Option<Ipv4Addr> {
-        let value = serde_json::from_slice(value).ok()?;
+        let value = json::parse(value).ok()?;
         public_ip(Object::of(&value).ok()?).ok()
     }
 }

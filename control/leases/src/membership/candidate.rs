@@ -3,11 +3,13 @@
 
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use super::told::NAMED;
 use super::{Interrupted, Membership, Question, Refusal};
 use crate::netconf::NetworkConfig;
 use overlay_support::backoff::Backoff;
+use overlay_support::json::JsonError;
 use overlay_support::problem::Problem;
 
 /// A configuration that is to be applied.
@@ -37,6 +39,7 @@ impl Membership {
             warn!("there is no network configuration to be applied: keeping the last one");
             return Ok(());
         };
+        self.tell_unknown_keys(&text);
         (self.candidate, self.unusable) = (None, None);
         if self.config.as_ref().is_some_and(|(in_force, _)| *in_force == text) {
             info!("the network configuration has not changed");
@@ -45,10 +48,7 @@ impl Membership {
         }
         match NetworkConfig::parse(&text) {
             Err(error) => {
-                error!(config = text, %error, "the network configuration cannot be used: keeping the last good one");
-                let what =
-                    format!("the network configuration cannot be used, the last good one stays: {error}");
-                self.not_applied(Some(Problem::new(text.clone(), what)));
+                self.refuse(&text, &error);
                 self.unusable = Some(text);
                 Ok(())
             }
@@ -119,6 +119,32 @@ impl Membership {
         if let Some(candidate) = &mut self.candidate {
             let soon = candidate.tried.map_or_else(Instant::now, |tried| tried + BETWEEN_TRIES);
             candidate.due = candidate.due.min(soon);
+        }
+    }
+
+    /// Tells that the store's configuration is none that can be used.
+    pub(super) fn refuse(&self, text: &str, error: &JsonError) {
+        let what = format!(
+            "the network configuration in the store cannot be used, the last good one stays: {error}; correct it there"
+        );
+        self.not_applied(Some(Problem::new(text, what)));
+    }
+
+    /// Says once of a configuration which of its keys nobody reads.
+    pub(super) fn tell_unknown_keys(&mut self, text: &str) {
+        if self.read.as_deref() == Some(text) {
+            return;
+        }
+        self.read = Some(text.to_owned());
+        let unknown = NetworkConfig::unknown_keys(text);
+        if !unknown.is_empty() {
+            let keys: Vec<String> = unknown.iter().take(NAMED).map(ToString::to_string).collect();
+            let keys = keys.join(", ");
+            warn!(
+                unknown = unknown.len(),
+                keys,
+                "the network configuration has keys that mean nothing: they are passed over, as by flanneld"
+            );
         }
     }
 

@@ -52,6 +52,13 @@ impl Memory {
         state.tell(&Event::Config(Some(config.to_owned())));
     }
 
+    /// Tells who follows changes that there is no configuration any more.
+    pub fn remove_config(&self) {
+        let mut state = self.lock();
+        state.revision += 1;
+        state.tell(&Event::Config(None));
+    }
+
     /// Fails from now on when it is asked for its configuration, and for nothing else, until `refuses` is `false`.
     pub fn refuse_config(&self, refuses: bool) {
         self.lock().refuses_config = refuses;

@@ -208,3 +208,22 @@ async fn after_one_that_is_no_configuration_the_next_one_is_applied() {
         member.view_that(|view| view.config_text == applied && view.held).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_no_configuration_is_a_problem_without_a_word_to_reload_while_the_store_has_it() {
+    for next in [Some(CONFIG), Some(OTHER_VNI), None] {
+        let mut member = Member::running().await;
+        let lease = member.store.value(KEY).unwrap();
+        member.store.set_config(r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlam"}}"#);
+        let problem = member.problem().await;
+        assert!(problem.contains("cannot be used") && problem.contains("vxlam"), "{problem}");
+        member.is_as_before(&lease).await;
+        match next {
+            Some(next) => member.store.set_config(next),
+            None => member.store.remove_config(),
+        }
+        let over = member.standing.wait_for(|standing| standing.not_applied.is_none());
+        timeout(Duration::from_secs(600), over).await.expect("no problem").unwrap();
+        member.is_as_before(&lease).await;
+    }
+}

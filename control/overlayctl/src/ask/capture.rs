@@ -36,13 +36,17 @@ pub async fn capture(socket: &Path, options: arguments::Capture) -> Result<Strin
     let stopped = |kind| signal(kind).map_err(|error| format!("cannot wait for signals: {error}"));
     let (mut interrupt, mut terminate) =
         (stopped(SignalKind::interrupt())?, stopped(SignalKind::terminate())?);
+    let to_stdout = file.as_os_str() == "-";
+    if !to_stdout && !options.force && file.exists() {
+        return Err(format!("{} exists: name another file, or overwrite it with --force", file.display()));
+    }
     let opened = client::open(socket, &format!("/v1/capture?{query}")).await;
     let mut body = opened.map_err(|error| error.to_string())?;
-    let to_stdout = file.as_os_str() == "-";
     let cannot_write = |error: io::Error| format!("cannot write {}: {error}", file.display());
     let mut out: Box<dyn Write> = match to_stdout {
         true => Box::new(io::stdout()),
-        false => Box::new(File::create(&file).map_err(cannot_write)?),
+        false if options.force => Box::new(File::create(&file).map_err(cannot_write)?),
+        false => Box::new(File::create_new(&file).map_err(cannot_write)?),
     };
     let (mut written, mut end) = (0, Vec::new());
     loop {
@@ -65,7 +69,7 @@ pub async fn capture(socket: &Path, options: arguments::Capture) -> Result<Strin
     }
     let missed = match pcapng::missed(&end) {
         Some(0) => ", complete".to_owned(),
-        Some(missed) => format!(", {missed} packets were missed"),
+        Some(missed) => format!(", packets missed: {missed}"),
         None => ", until interrupted".to_owned(),
     };
     Ok(format!("{written} bytes written to {}{missed}\n", file.display()))

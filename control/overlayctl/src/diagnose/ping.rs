@@ -1,5 +1,6 @@
 //! `overlayctl ping`: echoes through the overlay, each beside one on the underlay.
 
+use std::cmp::Ordering;
 use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -18,6 +19,8 @@ use overlay_api::ping::Answer;
 pub struct Report {
     /// Each, in order.
     pub echoes: Vec<Echo>,
+    /// Whether the node answers the shortest echo, where none of the length asked for came back.
+    pub short_answered: Option<bool>,
     /// Why the underlay was not asked, as by a user without that right.
     #[serde(skip)]
     pub underlay_unasked: Option<String>,
@@ -49,6 +52,9 @@ pub async fn run(
         at += Duration::from_secs_f64(ping.interval);
         let wait = Duration::from_secs_f64(ping.wait);
         let overlay = ask(socket, &ping.peer.to_string(), ping.size, wait).await?;
+        if let Some(note) = ping.size.filter(|_| number == 1).and_then(|size| bounded(size, overlay.bytes)) {
+            tell(&note);
+        }
         let underlay = icmp::ping(overlay.public_ip, wait).await;
         let note = match &underlay {
             Ok(_) => String::new(),
@@ -71,7 +77,21 @@ pub async fn run(
         tell(&line);
         echoes.push(Echo { overlay, underlay_round_trip_us: underlay });
     }
-    Ok(Report { echoes, underlay_unasked })
+    let mut report = Report { echoes, short_answered: None, underlay_unasked };
+    if ping.size.is_some() && !report.any_answered() {
+        let short = ask(socket, &ping.peer.to_string(), None, Duration::from_secs_f64(ping.wait)).await?;
+        report.short_answered = Some(short.round_trip_us.is_some());
+    }
+    Ok(report)
+}
+
+/// Says that packets of `asked` bytes could not be had, but of `sent`.
+fn bounded(asked: usize, sent: usize) -> Option<String> {
+    match asked.cmp(&sent) {
+        Ordering::Equal => None,
+        Ordering::Greater => Some(format!("-s {asked}: shortened to {sent} bytes, the overlay's MTU")),
+        Ordering::Less => Some(format!("-s {asked}: lengthened to {sent} bytes, the shortest echo")),
+    }
 }
 
 /// One echo of `bytes`, or the shortest, to the node that has `peer`.
@@ -109,6 +129,14 @@ impl Report {
             None => line(sent, underlay.clone()),
         };
         let mut out = format!("\noverlay  {}\nunderlay {of_underlay}\n", line(sent, overlay.clone()));
+        let bytes = self.echoes.first().map_or(0, |echo| echo.overlay.bytes);
+        if overlay.is_empty() && self.short_answered == Some(true) {
+            let _ = writeln!(
+                out,
+                "the overlay answers short packets, but none of {bytes} bytes: something on the way carries less, or loses fragments; find the length that passes with -s, and lower the MTU on all nodes"
+            );
+            return out;
+        }
         let meaning = match (overlay.is_empty(), underlay.is_empty()) {
             (true, true) if self.underlay_unasked.is_some() => {
                 "the overlay does not answer; as root, the underlay is asked, too"
@@ -150,7 +178,7 @@ mod tests {
 
     #[test]
     fn an_underlay_that_could_not_be_asked_is_not_said_to_be_silent() {
-        let summary = |underlay_unasked: Option<&str>, underlay_round_trip_us| {
+        let summary_of = |short_answered, underlay_unasked: Option<&str>, underlay_round_trip_us| {
             let overlay = Answer {
                 overlay_address: Ipv4Addr::new(10, 1, 63, 0),
                 public_ip: Ipv4Addr::new(192, 168, 199, 238),
@@ -160,12 +188,27 @@ mod tests {
                 answers: false,
             };
             let echoes = vec![Echo { overlay, underlay_round_trip_us }];
-            Report { echoes, underlay_unasked: underlay_unasked.map(str::to_owned) }.summary()
+            let underlay_unasked = underlay_unasked.map(str::to_owned);
+            Report { echoes, short_answered, underlay_unasked }.summary()
         };
+        let summary = |unasked, underlay| summary_of(None, unasked, underlay);
         assert!(summary(None, None).contains("neither answers"));
         assert!(summary(None, Some(7.0)).contains("the host answers, its overlay does not"));
         let unasked = summary(Some("Operation not permitted"), None);
         assert!(unasked.contains("underlay could not be asked: Operation not permitted"), "{unasked}");
         assert!(!unasked.contains("neither answers") && !unasked.contains("host is down"), "{unasked}");
+        for (short_answered, says) in
+            [(Some(true), "answers short packets, but none of 45 bytes"), (Some(false), "its daemon is down")]
+        {
+            let text = summary_of(short_answered, None, Some(7.0));
+            assert!(text.contains(says), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_cannot_be_had_is_told() {
+        assert_eq!(bounded(1450, 1450), None);
+        assert!(bounded(9999, 1450).unwrap().contains("shortened to 1450 bytes, the overlay's MTU"));
+        assert!(bounded(7, 45).unwrap().contains("lengthened to 45 bytes"));
     }
 }

@@ -335,7 +335,8 @@ impl Tracer<'_> {
         packets: &[Packet],
         traffic: Traffic,
     ) -> bool {
-        let Findings { refusals, partly, unread } = self.findings(packets, traffic).await;
+        let Findings { refusals, mut partly, of_any, unread } = self.findings(packets, traffic).await;
+        partly.extend(of_any.into_iter().map(|refusal| refusal.by));
         if let Some(refusal) = refusals.into_iter().next() {
             self.trace.drop(step, None, format!("{text}: by {}", refusal.by), refusal.remedy);
             return false;

@@ -33,11 +33,11 @@ use overlay_leases::membership::{Question, Refusal, View};
 use overlay_leases::netconf::NetworkConfig;
 use overlay_leases::state::SavedState;
 use overlay_leases::subnet_file::SubnetFile;
-use overlay_node::plan::Plan;
+use overlay_node::plan::{MtuProblem, Plan};
 use overlay_node::takeover;
 use overlay_node::{Node, NodeError, NodeOptions, Tunnel, preflight};
 use overlay_support::backoff::Backoff;
-use overlay_support::claim::Claim;
+use overlay_support::claim::{self, Claim};
 use overlay_support::problem::Problem;
 use overlay_support::service_manager;
 
@@ -83,7 +83,7 @@ struct Failure {
 }
 
 /// Has the claim to `device` among `claims`, if nobody else has it.
-fn claim(claims: &mut Vec<Claim>, device: &str) -> Result<(), NodeError> {
+fn take_claim(claims: &mut Vec<Claim>, device: &str) -> Result<(), NodeError> {
     if !claims.iter().any(|claim| claim.device() == device) {
         claims.push(Claim::take(device)?);
     }
@@ -252,17 +252,30 @@ impl Keeper {
     /// Whether `plan` can be built. At the start, what a process before this one still has is waited for.
     async fn preflight(&mut self, plan: &Plan) -> Result<(), NodeError> {
         let until = *self.predecessor.get_or_insert_with(|| Instant::now() + PREDECESSOR);
-        let mut waits = false;
+        let (mut waits, mut claimed) = (false, None);
         loop {
             let running = self.running.as_ref().map(|node| node.plan());
-            let result = preflight(plan, &self.options, running, &self.means.inherited).await;
-            let result = result.and_then(|()| claim(&mut self.claims, &plan.device()));
-            let Err(error) = &result else { return Ok(()) };
+            let held = self.claims.len();
+            // Whose it is need be asked once only.
+            let taken = match claimed.take().filter(|_| claim::is_anothers(&plan.device())) {
+                Some(still) => Err(NodeError::Claimed(still)),
+                None => take_claim(&mut self.claims, &plan.device()),
+            };
+            let result = match taken {
+                Ok(()) => preflight(plan, &self.options, running, &self.means.inherited).await,
+                refused => refused,
+            };
+            let Err(error) = result else { return Ok(()) };
+            // Another daemon may have what cannot be had here.
+            self.claims.truncate(held);
             if running.is_some() || !error.is_taken() || Instant::now() >= until {
-                return result;
+                return Err(error.with_owner(plan).await);
             }
             if !std::mem::replace(&mut waits, true) {
                 info!(%error, "is a process before this one about to end? Waiting for {} s", PREDECESSOR.as_secs());
+            }
+            if let NodeError::Claimed(by) = error {
+                claimed = Some(by);
             }
             sleep(TAKEN_AGAIN).await;
         }
@@ -382,6 +395,9 @@ impl Keeper {
             mtu: plan.mtu(),
             ip_masq: self.means.flags.ip_masq,
         });
+        let mtu = MtuProblem::of(&plan.config, &plan.underlay);
+        let mtu = mtu.map(|mtu| Problem::new(mtu.text(), format!("{}; {}", mtu.text(), mtu.remedy())));
+        self.means.problems.report(Part::Mtu, mtu);
         self.means.host_meter.built();
         self.means.serving.name(&device);
         self.good = Some((plan.clone(), peers));

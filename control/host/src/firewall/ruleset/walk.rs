@@ -47,6 +47,30 @@ pub struct Place {
     pub rule: Which,
 }
 
+impl Place {
+    /// Whether the rule goes by what packets of any connection may have: their length, the time, chance. What drops by
+    /// that drops some of everybody's.
+    #[must_use]
+    pub fn concerns_any_connection(&self) -> bool {
+        match &self.rule {
+            Which::Text(text) => text.split_whitespace().any(|word| word == "-f"),
+            Which::Handle(_, expressions) => OF_ANY.iter().any(|asked| expressions.contains(asked)),
+            Which::Policy => false,
+        }
+    }
+}
+
+/// What such a rule asks for, as `nft` writes it in JSON.
+const OF_ANY: [&str; 7] = [
+    r#""key":"length""#,
+    r#""field":"length""#,
+    r#""key":"hour""#,
+    r#""key":"day""#,
+    r#""key":"time""#,
+    r#""key":"random""#,
+    r#""key":"cpu""#,
+];
+
 /// A rule of a chain, or its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {

@@ -394,7 +394,7 @@ const REFUSES_CERTIFICATE: &str =
     "the server refuses --etcd-certfile: is it for clients, and by an authority that the server trusts?";
 
 /// What to do when etcd or TLS say this. The first that applies counts.
-const REMEDIES: [(&str, When, &str); 32] = [
+const REMEDIES: [(&str, When, &str); 35] = [
     (
         "database space exceeded",
         When::Always,
@@ -404,6 +404,21 @@ const REMEDIES: [(&str, When, &str); 32] = [
         "Connection refused",
         When::Always,
         "nothing listens there: is etcd running, and is it at --etcd-endpoints?",
+    ),
+    (
+        "etwork is unreachable",
+        When::Always,
+        "this host has no route there: is its interface up, and the address at --etcd-endpoints right? See 'ip route get'",
+    ),
+    (
+        "o route to host",
+        When::Always,
+        "nobody has that address, or a firewall refuses the way there: is the host up, and --etcd-endpoints right?",
+    ),
+    (
+        "deadline has elapsed",
+        When::Always,
+        "nothing answers there: is the host up, does no firewall stand in the way, and is --etcd-endpoints right?",
     ),
     (
         "failed to lookup address",

@@ -12,7 +12,7 @@ use overlay_api::reach::Way;
 use overlay_api::status::{BackendStatus, DeviceStatus, Status};
 use overlay_host::docker::{self, Bridge, DOCKERS};
 use overlay_host::firewall::ruleset::{Device, Ruleset};
-use overlay_host::firewall::verdict::{self, CutOff, Findings, Overlay, Traffic};
+use overlay_host::firewall::verdict::{self, CutOff, Findings, Overlay, Refusal, Traffic};
 use overlay_host::{HostError, forwarding};
 
 pub(super) async fn findings(status: &Status) -> Result<Vec<Finding>, HostError> {
@@ -180,7 +180,11 @@ fn by_firewall(
         let text = format!("{fine}, but what goes to {} is dropped by {}{}", some(&to), by.by, like(more));
         Finding::warning(check, text, by.remedy)
     });
-    let mut findings: Vec<Finding> = cut_off.collect();
+    let of_any = found.of_any.into_iter().map(|Refusal { by, remedy }| {
+        let text = format!("{fine}, but some packets of any connection are dropped by {by}");
+        Finding::warning(check, text, remedy)
+    });
+    let mut findings: Vec<Finding> = cut_off.chain(of_any).collect();
     if !found.unread.is_empty() {
         let text = format!(
             "{fine}, and no rule that overlayd can read refuses it; one that it cannot read may act on it: {}",
@@ -320,12 +324,11 @@ fn reverse_path(status: &Status, kernel: &Kernel) -> Vec<Finding> {
 /// So many destinations are named where there are more.
 const NAMED: usize = 3;
 
-const RESTART: &str = "systemctl restart docker, so that it takes --bip and --mtu from the subnet file (its log says why it has not: journalctl -u docker); containers of the old subnet must be started again";
+const RESTART: &str = "systemctl restart docker, so that it takes --bip and --mtu from the subnet file ('journalctl -u docker' says why it has not); containers of the old subnet must be started again";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use overlay_host::firewall::verdict::Refusal;
 
     #[test]
     fn no_firewall_refuses_is_said_only_if_all_could_be_read() {
@@ -338,6 +341,7 @@ mod tests {
             (Findings::default(), vec![], Level::Ok, true),
             (partly(), vec![], Level::Ok, true),
             (partly(), cut_off.clone(), Level::Warning, false),
+            (Findings { of_any: vec![refusal()], ..Findings::default() }, vec![], Level::Warning, false),
             (Findings { unread: rule(), ..Findings::default() }, vec![], Level::Warning, false),
             (
                 Findings { refusals: vec![refusal()], unread: rule(), ..Findings::default() },

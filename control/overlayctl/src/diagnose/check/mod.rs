@@ -18,6 +18,9 @@ use serde::Serialize;
 use overlay_api::status::{LeaseState, Status};
 use overlay_flags::Flags;
 use overlay_host::HostError;
+use overlay_host::docker::DOCKERS;
+use overlay_leases::state::SavedState;
+use overlay_support::text::plural;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -66,6 +69,16 @@ pub struct Report {
 }
 
 impl Report {
+    /// Says of a daemon that runs that flags given for one are not looked at.
+    #[must_use]
+    pub fn without_flags(mut self) -> Self {
+        let text = "a daemon runs here, and is checked as it runs: the flags behind '--' are not looked at";
+        let remedy =
+            "leave them out; to try others, stop the daemon, or run it in a network namespace of its own";
+        self.findings.insert(0, Finding::warning("flags", text, remedy));
+        self
+    }
+
     /// The worst of it; [`Level::Ok`] if there is nothing.
     #[must_use]
     pub fn worst(&self) -> Level {
@@ -103,7 +116,13 @@ impl Report {
 pub async fn running(status: &Status, socket: &Path) -> Result<Report, HostError> {
     let mut findings = daemon(status);
     findings.extend(status.routed.as_ref().map(|routed| network::finding(status.network, routed)));
-    findings.extend(host::findings(status).await?);
+    let of_host = host::findings(status).await?;
+    let of_docker = |finding: &Finding| finding.text.starts_with(DOCKERS) && finding.level == Level::Error;
+    // The daemon has seen docker's bridge, too.
+    if of_host.iter().any(|finding| finding.check == "bridge" && of_docker(finding)) {
+        findings.retain(|finding| finding.check != "host" || !of_docker(finding));
+    }
+    findings.extend(of_host);
     findings.extend(peers::findings(status, socket).await?);
     findings.push(clock());
     Ok(Report { findings })
@@ -123,7 +142,13 @@ pub fn unready(problem: &str) -> Report {
 /// The kernel cannot be asked.
 pub async fn before_start(flags: &Flags, asked_before: bool) -> Result<Report, HostError> {
     let mut findings = vec![absent::finding(&flags.subnet_file, asked_before).await?];
-    findings.extend(preflight::findings(flags).await?);
+    let saved = SavedState::read(&SavedState::path(&flags.subnet_file)).ok();
+    let saved = saved.and_then(|saved| flags.with_store(&saved.store));
+    if let Some(flags) = &saved {
+        let text = format!("that of the saved state beside {}", flags.subnet_file.display());
+        findings.push(Finding::ok("store", text));
+    }
+    findings.extend(preflight::findings(saved.as_ref().unwrap_or(flags)).await?);
     findings.push(clock());
     Ok(Report { findings })
 }
@@ -150,11 +175,16 @@ fn daemon(status: &Status) -> Vec<Finding> {
     findings.push(if store.connected {
         Finding::ok("store", format!("{place}, connected"))
     } else {
-        Finding::error(
-            "store",
-            format!("{place}, not connected: forwarding goes on, but nobody's changes arrive, and leases expire in the end"),
-            "is it running, and reached from here (endpoints, firewall, certificates)? The log has its last word",
-        )
+        let (end, remedy) = match store.kind.as_str() {
+            "dir" => ("", "is the directory there, and does its disk answer? The log has the last word of it"),
+            _ => (
+                ", and leases expire in the end",
+                "is it running, and reached from here (endpoints, firewall, certificates)? The log has its last word",
+            ),
+        };
+        let text =
+            format!("{place}, not connected: forwarding goes on, but nobody's changes arrive{end}");
+        Finding::error("store", text, remedy)
     });
     findings.extend(conflicts.iter().map(|conflict| {
         Finding::error(
@@ -167,13 +197,17 @@ fn daemon(status: &Status) -> Vec<Finding> {
         Finding::error(
             "host",
             problem,
-            "overlayd tries again by itself; what keeps it from it must be removed",
+            "put right what it names: overlayd notices, or tries again, by itself",
         )
     }));
     if status.garbage_leases > 0 {
         findings.push(Finding::warning(
             "leases",
-            format!("{} keys among the leases cannot be read", status.garbage_leases),
+            format!(
+                "{0} key{1} among the leases cannot be read",
+                status.garbage_leases,
+                plural(status.garbage_leases)
+            ),
             "the log names them: remove them from the store",
         ));
     }
@@ -181,7 +215,10 @@ fn daemon(status: &Status) -> Vec<Finding> {
         let count = status.refused_leases;
         findings.push(Finding::warning(
             "leases",
-            format!("{count} of them are not used, the first is {first}"),
+            match count {
+                1 => format!("one of them is not used, {first}"),
+                _ => format!("{count} of them are not used, the first is {first}"),
+            },
             "see 'overlayctl leases': remove what no node of this network has written, and find out who did",
         ));
     }

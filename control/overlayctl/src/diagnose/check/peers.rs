@@ -13,6 +13,7 @@ use overlay_api::reach::Way;
 use overlay_api::status::{BackendStatus, PeerStatus, Status};
 use overlay_host::HostError;
 use overlay_host::docker::{self, Bridge};
+use overlay_leases::store::key_of;
 
 /// More are not asked: the answer would come too late, and what ails all shows in a few.
 const MOST: usize = 64;
@@ -99,6 +100,16 @@ async fn answers(status: &Status, peer: &PeerStatus, socket: &Path) -> Finding {
     )
 }
 
+/// What becomes of the lease of a node that is gone, or is to be done about it.
+fn end_of(status: &Status, peer: &PeerStatus) -> String {
+    match status.store.kind.as_str() {
+        "dir" => format!("remove its lease: rm '{}/subnets/{}'", status.store.r#where, key_of(peer.subnet)),
+        _ => {
+            "its lease expires by itself, unless it is a reservation ('overlayctl leases' says so)".to_owned()
+        }
+    }
+}
+
 async fn silent(status: &Status, peer: &PeerStatus, name: &str, last_seen: Option<f64>) -> Finding {
     if let Some(ago) = last_seen.filter(|ago| *ago < LATELY) {
         return Finding::ok(
@@ -130,8 +141,27 @@ async fn silent(status: &Status, peer: &PeerStatus, name: &str, last_seen: Optio
         (
             Level::Error,
             format!("{name}: neither the host nor its overlay answers"),
-            "is the host up, and does the underlay reach it? If it is gone for good, its lease expires by itself".to_owned(),
+            format!(
+                "is the host up, and does the underlay reach it? If it is gone for good, {}",
+                end_of(status, peer)
+            ),
         )
     };
     Finding { check: "peer", level, text, remedy: Some(remedy) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overlay_api::example::example;
+
+    #[test]
+    fn a_lease_without_an_end_is_not_said_to_expire() {
+        let mut status = example();
+        let peer = status.peers[0].clone();
+        assert!(end_of(&status, &peer).contains("expires by itself, unless"));
+        status.store.kind = "dir".to_owned();
+        status.store.r#where = "/var/lib/overlay".to_owned();
+        assert_eq!(end_of(&status, &peer), "remove its lease: rm '/var/lib/overlay/subnets/10.1.63.0-24'");
+    }
 }

@@ -12,11 +12,14 @@ use overlay_host::HostError;
 use overlay_host::holdings::{self, Viewpoint};
 use overlay_host::iface::{self, Underlay};
 use overlay_leases::lease::LeaseAttrs;
+use overlay_leases::membership::EXAMPLE_CONFIG;
 use overlay_leases::meters::StoreMeter;
 use overlay_leases::netconf::{Backend, NetworkConfig};
 use overlay_leases::subnet_file::Previous;
+use overlay_node::plan::MtuProblem;
 use overlay_node::ways::{claim, routed};
 use overlay_support::overlap::Need;
+use overlay_support::text::plural;
 
 pub(super) async fn findings(flags: &Flags) -> Result<Vec<Finding>, HostError> {
     let mut findings = vec![tun(), programs()];
@@ -39,6 +42,7 @@ pub(super) async fn findings(flags: &Flags) -> Result<Vec<Finding>, HostError> {
     findings.extend(store);
     if let (Some((config, nodes)), Some(underlay)) = (config, underlay) {
         findings.extend(meetings(flags, &config, &underlay, &nodes).await?);
+        findings.extend(mtu(&config, &underlay));
         findings.extend(port(&config, &underlay).await?);
     }
     Ok(findings)
@@ -71,6 +75,25 @@ async fn meetings(
     });
     let found = network::finding(config.network, &routed(&holdings, &claim(config, own)));
     Ok(refusal.into_iter().chain([found]).collect())
+}
+
+/// Keys of the network configuration that nobody reads.
+fn unknown_keys(config: &str) -> Option<Finding> {
+    let unknown: Vec<String> = NetworkConfig::unknown_keys(config).iter().map(ToString::to_string).collect();
+    (!unknown.is_empty()).then(|| {
+        let text = format!("these keys of the network configuration mean nothing: {}", unknown.join(", "));
+        Finding::warning(
+            "config",
+            text,
+            "correct or remove them: overlayd passes over them, as flanneld does",
+        )
+    })
+}
+
+/// An MTU that the interface does not have.
+fn mtu(config: &NetworkConfig, underlay: &Underlay) -> Option<Finding> {
+    let problem = MtuProblem::of(config, underlay)?;
+    Some(Finding::warning("mtu", problem.text(), problem.remedy()))
 }
 
 fn tun() -> Finding {
@@ -111,7 +134,8 @@ async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4A
     let text = match store.config().await {
         Ok(Some(text)) => text,
         Ok(None) => {
-            let remedy = "overlayd waits for it. Put it there, for instance: etcdctl put PREFIX/config '{\"Network\":\"10.1.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}'";
+            let command = store.how_to_configure(EXAMPLE_CONFIG);
+            let remedy = format!("overlayd waits for it. Put it there, for instance: {command}");
             let finding = Finding::warning(
                 "store",
                 format!("{place} answers, but has no network configuration"),
@@ -127,12 +151,14 @@ async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4A
             return wrong(error.to_string(), "the user needs to read and write all keys below the prefix");
         }
     };
-    let mut findings = vec![Finding::ok("store", format!("{place} answers, {} leases", leases.len()))];
+    let count = format!("{} lease{}", leases.len(), plural(leases.len()));
+    let mut findings = vec![Finding::ok("store", format!("{place} answers, {count}"))];
     match NetworkConfig::parse(&text) {
         Ok(config) => {
             let device = config.backend.tunnel_device();
             let device = device.map_or("no device".to_owned(), |device| format!("device {device}"));
             findings.push(Finding::ok("config", format!("network {}, {device}", config.network)));
+            findings.extend(unknown_keys(&text));
             let nodes = leases.iter().filter_map(|entry| LeaseAttrs::public_ip_of(&entry.value)).collect();
             (findings, Some((config, nodes)))
         }
