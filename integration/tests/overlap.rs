@@ -266,6 +266,21 @@ fn a_subnet_with_the_host_in_it_is_refused_before_anything_is_touched() {
     w.process().kill();
 }
 
+#[test]
+fn a_subnet_with_a_gateway_behind_another_interface_is_not_taken() {
+    let (site, worker, _master) = Site::two_hosts();
+    let config = r#"{"Network":"10.1.0.0/16","SubnetMin":"10.1.1.0","SubnetMax":"10.1.2.0","Backend":{"Type":"vxlan"}}"#;
+    let store = Store::dir_with(&site, "store", config);
+    worker.ns.ip("link add other type dummy\n\
+                  link set other up\n\
+                  addr add 172.20.0.2/24 dev other\n\
+                  route add 172.21.0.0/16 via 10.1.1.1 dev other onlink");
+    // What is reserved for this host is no better.
+    store.put_lease("10.1.1.0-24", &lease(&worker.public_ip.to_string()));
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env().base_with_length(), "10.1.2.0/24", "{}", w.log());
+}
+
 fn lease(public_ip: &str) -> String {
     format!(
         r#"{{"PublicIP":"{public_ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:66"}}}}"#

@@ -21,7 +21,7 @@ mod value;
 
 pub use choose::{Choice, NetworkFull, choose};
 pub use conflict::{Conflict, Rivals};
-pub use gate::{Admitted, Ground, HostFacts, Judgement, Reason, Refused};
+pub use gate::{Admitted, Gateway, Ground, HostFacts, Judgement, Reason, Refused};
 pub use key::{KeyError, key_of, parse_key};
 pub use set::{Changes, GRACE, Garbage, Known, LeaseSet};
 pub use value::is_one_host;
