@@ -369,14 +369,15 @@ impl Keeper {
             let _ = failed.send(Failure { generation, worker: worker.to_owned(), error });
         });
         let started = Node::start(plan, &self.options, &peers, &on_failure, &mut self.means.inherited).await;
-        let node = match started {
-            Ok(node) => Arc::new(node),
+        let (node, lacking) = match started {
+            Ok((node, lacking)) => (Arc::new(node), lacking),
             Err(error) => {
                 // It keeps what this attempt had, sockets above all, and the next one needs their port.
                 service_manager::keep(None);
                 return Err(error);
             }
         };
+        self.means.problems.report(Part::Link, lacking.as_ref().map(of_host));
         // What it has no use for must not keep others from a port. Where it could not start, the earlier node has.
         self.means.inherited = Inherited::default();
         service_manager::keep(node.tunnel().map(Tunnel::forwarder));

@@ -17,7 +17,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
-use tracing::info;
+use tracing::{debug, info};
 
 use super::HostError;
 use super::link::ROUTE_PROTOCOL;
@@ -59,7 +59,9 @@ pub struct Synced {
     /// Those that were missing or bent and are in place now.
     pub put: Vec<OwnRoute>,
     /// Those that could not be put, each with the reason.
-    pub failed: HashMap<Ipv4Net, HostError>,
+    pub failed: HashMap<OwnRoute, HostError>,
+    /// Why some that nobody needs any more are still there.
+    pub left: Vec<HostError>,
 }
 
 /// Why a node's pods have no plain route.
@@ -133,7 +135,7 @@ pub async fn within(network: Ipv4Net) -> Result<Vec<Seen>, HostError> {
 /// the first time.
 ///
 /// # Errors
-/// [`HostError`] if the kernel cannot be asked, or refuses to give up a route.
+/// [`HostError`] if the kernel cannot be asked.
 pub async fn sync(
     network: Ipv4Net,
     wanted: &[OwnRoute],
@@ -151,7 +153,7 @@ pub async fn sync(
         match put(&netlink, there, route).await {
             Ok(false) => {}
             Ok(true) => synced.put.push(*route),
-            Err(error) => _ = synced.failed.insert(route.to, error),
+            Err(error) => _ = synced.failed.insert(*route, error),
         }
     }
     let (wanted, had) = (by_place(wanted), by_place(before.into_iter().flatten()));
@@ -164,11 +166,11 @@ pub async fn sync(
         }
     };
     // Where what is to come in its place could not be put, it is all that there is.
+    let lacking: HashSet<Ipv4Net> = synced.failed.keys().map(|route| route.to).collect();
     let is_needed = |route: &Route| {
         let mut around = successors(Some(route.destination), Ipv4Net::supernet);
-        around.any(|net| synced.failed.contains_key(&net))
+        around.any(|net| lacking.contains(&net))
     };
-    let mut refusals = Vec::new();
     for (place, routes) in there {
         for stale in routes.into_iter().filter(|route| is_stale(&place, route) && !is_needed(route)) {
             info!(destination = %stale.destination, gateway = ?stale.gateway, "removing a route of ours that nobody needs any more");
@@ -176,24 +178,27 @@ pub async fn sync(
             match netlink.handle.route().del(stale.message).execute().await {
                 // With its device, or by somebody else.
                 Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -ESRCH => {}
-                Err(error) => refusals.push(refused(action, &error)),
+                Err(error) => synced.left.push(refused(action, &error)),
                 Ok(()) => {}
             }
         }
     }
-    if refusals.is_empty() { Ok(synced) } else { Err(HostError::Several(refusals)) }
+    Ok(synced)
 }
 
 /// Has what routes through `device` lead to in `network` end here once they are gone, until a [`sync`] puts what is wanted.
 ///
 /// # Errors
-/// [`HostError`] if the kernel cannot be asked, or refuses.
+/// [`HostError`] if the kernel cannot be asked.
 pub async fn bar(network: Ipv4Net, device: u32) -> Result<(), HostError> {
     let netlink = Netlink::open()?;
     let leads = |route: &Route| route.device == Some(device) && network.contains(&route.destination);
     for route in netlink.routes().await?.into_iter().filter(leads) {
         let end = OwnRoute { to: route.destination, leads: Leads::Unreachable };
-        put(&netlink, &[], &end).await?;
+        // What stands there already may be ours, and keeps nobody from taking the device's place.
+        if let Err(error) = put(&netlink, &[], &end).await {
+            debug!(%error, "what the device leads to does not end here meanwhile");
+        }
     }
     Ok(())
 }
