@@ -14,7 +14,7 @@ use crate::flags::{Flags, StoreKind};
 use crate::host::leftovers::devices_with_rules;
 use crate::host::link::{self, ROUTE_PROTOCOL};
 use crate::host::netlink::{Link, Netlink, refused};
-use crate::host::routes::of_others;
+use crate::host::routes::leave_to_others;
 use crate::host::{HostError, firewall};
 use crate::lease::LeaseAttrs;
 use crate::metrics::StoreMeter;
@@ -103,8 +103,7 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
     let mut routed = BTreeSet::new();
     let mut routes = netlink.routes_of(ROUTE_PROTOCOL).await?;
     // Another that runs may have its network in this one.
-    let others = of_others(&routes, &links);
-    routes.retain(|route| route.device.is_none_or(|device| !others.contains(&device)));
+    leave_to_others(&mut routes, &links);
     for route in routes {
         // Those of a blackhole, or by the underlay, name no device of ours: they go with their network, or when
         // all devices' leftovers go.

@@ -60,6 +60,12 @@ pub struct Routed {
 }
 
 impl Routed {
+    /// What ends here where no other route leads: what is rejected, or all of the network, for as long as the device
+    /// is gone that somebody has deleted.
+    pub(crate) fn ends(&self, network: Ipv4Net) -> impl Iterator<Item = Ipv4Net> {
+        self.rejected.iter().copied().chain(self.whole.then_some(network))
+    }
+
     /// For people.
     #[must_use]
     pub fn to_text(&self) -> String {
@@ -121,7 +127,7 @@ impl Ways {
         let routed = device.map(|_| routed(&holdings, &claim));
         let mut ways = Self { routed, ..Self::default() };
         if let (Some(device), Some(routed)) = (device, &ways.routed) {
-            let ends = routed.rejected.iter().map(|to| OwnRoute { to: *to, leads: Leads::Unreachable });
+            let ends = routed.ends(claim.network).map(|to| OwnRoute { to, leads: Leads::Unreachable });
             let whole = OwnRoute { to: claim.network, leads: Leads::Into(device) };
             ways.wanted.extend(ends.chain(routed.whole.then_some(whole)));
         }
@@ -387,7 +393,7 @@ mod tests {
             let plan = plan("10.1.0.0/22", backend, "10.1.1.0/24");
             let here = [lease("10.1.2.0/24", "192.168.199.238"), lease("10.1.3.0/24", "192.168.199.239")];
             let free = tunnel(&plan, holdings(&[]), &here);
-            assert_eq!(found(&free), (vec![(Way::Tunnel, false); 2], vec!["10.1.0.0/22 dev".to_owned()]));
+            assert_eq!(found(&free), (vec![(Way::Tunnel, false); 2], vec!["10.1.0.0/22 unreachable".to_owned(), "10.1.0.0/22 dev".to_owned()]));
             let inside = tunnel(&plan, holdings(&[route("10.1.0.128/25", None, false)]), &here);
             let routes =
                 ["10.1.1.0/24 unreachable", "10.1.2.0/23 unreachable", "10.1.2.0/24 dev", "10.1.3.0/24 dev"];

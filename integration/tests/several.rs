@@ -61,7 +61,7 @@ fn a_tunnel_and_plain_routes_live_side_by_side() {
     // Each looks after its own routes only, also when it starts and when it ends.
     let routes = || worker.ns.ok("ip route show proto 222");
     let before = routes();
-    assert_eq!(before.lines().count(), 2, "{before}");
+    assert_eq!(before.lines().count(), 3, "{before}");
     w1.stop();
     let plain = routes();
     assert!(plain.contains("via 192.168.1.13 dev eth0"), "{plain}");

@@ -122,7 +122,7 @@ type Deed = dyn Fn(&Host, &Store, &mut [Overlayd<'_>]);
 #[test]
 fn nothing_leaves_in_the_clear_while_a_node_is_replaced() {
     let vni = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":5}}"#;
-    let replaced: [(&str, &Deed, &str); 2] = [
+    let replaced: [(&str, &Deed, &str); 3] = [
         (
             "another VNI",
             &|_, store, nodes| {
@@ -132,6 +132,7 @@ fn nothing_leaves_in_the_clear_while_a_node_is_replaced() {
             "forwarding device=\"flannel.5\"",
         ),
         ("another MTU", &|host, _, _| host.ns.ip("link set eth0 mtu 1400"), "mtu=1350"),
+        ("a deleted device", &|host, _, _| host.ns.ip("link del flannel.1"), "making it anew"),
     ];
     for (what, replace, said) in replaced {
         let (site, worker, master) = Site::two_hosts();

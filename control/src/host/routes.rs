@@ -235,10 +235,20 @@ async fn routes_in(netlink: &Netlink, network: Ipv4Net) -> Result<Marked, HostEr
     let mut routes = netlink.routes_of(ROUTE_PROTOCOL).await?;
     routes.retain(|route| network.contains(&route.destination));
     let links = if routes.is_empty() { Vec::new() } else { netlink.links().await? };
-    let others = of_others(&routes, &links);
+    leave_to_others(&mut routes, &links);
     let overlays = links.iter().filter(|link| link.tun).map(|link| link.index).collect();
-    routes.retain(|route| route.device.is_none_or(|device| !others.contains(&device)));
     Ok(Marked { ours: routes, overlays })
+}
+
+/// Takes out of `routes` with our protocol those by other daemons' devices, and those that end here in their place if
+/// such a device is deleted.
+pub(crate) fn leave_to_others(routes: &mut Vec<Route>, links: &[Link]) {
+    let others = of_others(routes, links);
+    let through = |route: &Route| route.device.is_some_and(|device| others.contains(&device));
+    let theirs: HashSet<Ipv4Net> =
+        routes.iter().filter(|route| through(route)).map(|route| route.destination).collect();
+    let stands_in = |route: &Route| route.device.is_none() && theirs.contains(&route.destination);
+    routes.retain(|route| !through(route) && !stands_in(route));
 }
 
 /// The devices of other daemons by which `routes` with our protocol lead.
