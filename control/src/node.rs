@@ -108,7 +108,8 @@ impl Node {
         let mut lacking = Vec::new();
         let tunnel = match plan.wire() {
             Some(wire) => {
-                let started = Tunnel::start(&plan, wire, options, leases, &desired, on_failure, inherited).await?;
+                let started =
+                    Tunnel::start(&plan, wire, options, leases, &desired, on_failure, inherited).await?;
                 lacking.extend(started.1);
                 Some(started.0)
             }

@@ -393,7 +393,13 @@ mod tests {
             let plan = plan("10.1.0.0/22", backend, "10.1.1.0/24");
             let here = [lease("10.1.2.0/24", "192.168.199.238"), lease("10.1.3.0/24", "192.168.199.239")];
             let free = tunnel(&plan, holdings(&[]), &here);
-            assert_eq!(found(&free), (vec![(Way::Tunnel, false); 2], vec!["10.1.0.0/22 unreachable".to_owned(), "10.1.0.0/22 dev".to_owned()]));
+            assert_eq!(
+                found(&free),
+                (
+                    vec![(Way::Tunnel, false); 2],
+                    vec!["10.1.0.0/22 unreachable".to_owned(), "10.1.0.0/22 dev".to_owned()]
+                )
+            );
             let inside = tunnel(&plan, holdings(&[route("10.1.0.128/25", None, false)]), &here);
             let routes =
                 ["10.1.1.0/24 unreachable", "10.1.2.0/23 unreachable", "10.1.2.0/24 dev", "10.1.3.0/24 dev"];

@@ -21,7 +21,8 @@ pub async fn apply(desired: &Desired) -> Result<Vec<String>, HostError> {
     for device in devices(desired).await? {
         if !is_on(&device) {
             let was_off = set(format!("/proc/sys/{}", key(&device)), "1");
-            steps.took(was_off.map(|was_off| was_off.then(|| format!("net.ipv4.conf.{device}.forwarding=1"))));
+            steps
+                .took(was_off.map(|was_off| was_off.then(|| format!("net.ipv4.conf.{device}.forwarding=1"))));
         }
     }
     steps.outcome()

@@ -28,6 +28,7 @@ pub mod policy_routing;
 pub mod routes;
 pub mod rule_events;
 
+mod batch;
 mod changes;
 mod command;
 pub(crate) mod netlink;

@@ -110,8 +110,7 @@ pub fn choose(
         leases.subnets().filter(|subnet| config.network.contains(subnet) && *subnet != config.network);
     let nodes = leases.iter().map(|known| Ipv4Net::from(known.attrs.public_ip));
     let free_of = |subnets: Vec<Ipv4Net>| -> Vec<Ipv4Net> {
-        let mut taken =
-            Taken::new(subnets.into_iter().chain(host.avoided().map(Ipv4Net::from)).collect());
+        let mut taken = Taken::new(subnets.into_iter().chain(host.avoided().map(Ipv4Net::from)).collect());
         config.subnets().filter(|subnet| taken.is_free(*subnet)).take(CANDIDATES).collect()
     };
     let mut candidates = free_of(claimed.chain(nodes).collect());
@@ -324,7 +323,8 @@ mod tests {
     fn a_subnet_with_a_gateway_in_it_is_no_choice_unless_the_gateway_is_a_pod_of_it() {
         let config = config("10.1.0.0/28", 30);
         let gateway = |beside: [u8; 4]| HostFacts {
-            gateways: [Gateway { address: Ipv4Addr::new(10, 1, 0, 6), beside: [beside.into()].into() }].into(),
+            gateways: [Gateway { address: Ipv4Addr::new(10, 1, 0, 6), beside: [beside.into()].into() }]
+                .into(),
             ..HostFacts::default()
         };
         let choice = |leases: &[_], host: &HostFacts| {
