@@ -45,7 +45,7 @@ use crate::problems::{Part, Problem, Problems};
 use crate::reconcile::Reconcile;
 use crate::service_manager;
 use crate::socket::Facts;
-use crate::store::{DirStore, EtcdStore, LeaseStore, StoreAddresses, StoreError, is_same_store};
+use crate::store::{DirStore, EtcdStore, LeaseStore, MAX_KEYS, StoreAddresses, StoreError, is_same_store};
 
 mod earlier;
 mod hints;
@@ -287,10 +287,15 @@ impl Daemon {
     }
 
     fn tell_standing(&mut self) {
-        let Standing { waits_for, not_applied } = self.standing.borrow_and_update().clone();
+        let Standing { waits_for, not_applied, beyond } = self.standing.borrow_and_update().clone();
         // The lease task has said so itself.
         self.problems.note(Part::Waiting, waits_for.map(Problem::of));
         self.problems.report(Part::Config, not_applied);
+        let left_out = (beyond > 0).then(|| {
+            let text = format!("{beyond} keys beyond {MAX_KEYS} are not used, or what has more bytes than so many leases have: delete those that are no nodes'");
+            Problem::new("too many", text)
+        });
+        self.problems.report(Part::Leases, left_out);
     }
 
     /// Stops what runs, and has written what waits to be written.
