@@ -1,7 +1,8 @@
 //! Our routes: into the overlay's device, by plain ways to the nodes on our own link, and those that end here.
 //!
 //! They lie inside the network and carry our protocol. Several daemons of one host tell their routes apart by their
-//! networks; where one of these lies in another, by the device, which only one of them claims, and by who has put them.
+//! networks; where one of these lies in another, by the device, which only one of them claims, and by who has put them:
+//! the first to lead to a subnet that both have leased keeps it.
 //! A route of somebody else is never replaced: ours is added beside it or not at all, and a bent one of ours goes when
 //! the right one stands behind it.
 
@@ -144,9 +145,18 @@ pub async fn sync(
     for route in all.ours {
         there.entry((route.destination, route.metric)).or_default().push(route);
     }
+    let (right, had) = (by_place(wanted), by_place(before.into_iter().flatten()));
+    if !there.is_empty() && claim::is_anybody_else() {
+        // What leads elsewhere than ours does, or did, to a subnet that both have leased is the other daemon's. Bending
+        // it back and forth would never end.
+        let is_own = |place: &(Ipv4Net, u32), route: &Route| {
+            let mut ours = [right.get(place), had.get(place)].into_iter().flatten();
+            route.gateway.is_none() || !right.contains_key(place) || ours.any(|ours| ours.is_at(route))
+        };
+        there.iter_mut().for_each(|(place, routes)| routes.retain(|route| is_own(place, route)));
+    }
     let mut synced = put(&netlink, &there, wanted).await?;
-    let (wanted, had) = (by_place(wanted), by_place(before.into_iter().flatten()));
-    let is_stale = |place: &(Ipv4Net, u32), route: &Route| match wanted.get(place) {
+    let is_stale = |place: &(Ipv4Net, u32), route: &Route| match right.get(place) {
         Some(right) => !right.is_at(route),
         None => {
             before.is_none()
