@@ -189,7 +189,8 @@ fn what_comes_into_the_network_later_is_the_hosts_too() {
         traffic::ping(&pods[0].ns, pods[1].address);
         worker.ns.ip(&change.replace(" add ", " del ").replace(" replace ", " del "));
         whole(true);
-        assert_eq!(ours().lines().count(), 1, "{}", ours());
+        // With the one that ends here behind it.
+        assert_eq!(ours().lines().count(), 2, "{}", ours());
         traffic::ping(&pods[0].ns, pods[1].address);
     }
     // A node whose address is among the pods'.
@@ -264,6 +265,21 @@ fn a_subnet_with_the_host_in_it_is_refused_before_anything_is_touched() {
     assert!(store.leases().is_empty(), "{:?}", store.leases());
     assert!(!w.subnet_file().exists());
     w.process().kill();
+}
+
+#[test]
+fn a_subnet_with_a_gateway_behind_another_interface_is_not_taken() {
+    let (site, worker, _master) = Site::two_hosts();
+    let config = r#"{"Network":"10.1.0.0/16","SubnetMin":"10.1.1.0","SubnetMax":"10.1.2.0","Backend":{"Type":"vxlan"}}"#;
+    let store = Store::dir_with(&site, "store", config);
+    worker.ns.ip("link add other type bridge\n\
+                  link set other up\n\
+                  addr add 172.20.0.2/24 dev other\n\
+                  route add 172.21.0.0/16 via 10.1.1.1 dev other onlink");
+    // What is reserved for this host is no better.
+    store.put_lease("10.1.1.0-24", &lease(&worker.public_ip.to_string()));
+    let w = worker.overlayd(&store).start();
+    assert_eq!(w.env().base_with_length(), "10.1.2.0/24", "{}", w.log());
 }
 
 fn lease(public_ip: &str) -> String {

@@ -61,7 +61,7 @@ fn a_tunnel_and_plain_routes_live_side_by_side() {
     // Each looks after its own routes only, also when it starts and when it ends.
     let routes = || worker.ns.ok("ip route show proto 222");
     let before = routes();
-    assert_eq!(before.lines().count(), 2, "{before}");
+    assert_eq!(before.lines().count(), 3, "{before}");
     w1.stop();
     let plain = routes();
     assert!(plain.contains("via 192.168.1.13 dev eth0"), "{plain}");
@@ -143,6 +143,72 @@ fn networks_of_which_one_lies_in_the_other_leave_each_other_alone() {
     await_until(SOON, "the routes of both", || routes() == before);
     reach();
     drop(w1);
+}
+
+/// A subnet in both networks, leased to another node in each.
+#[test]
+fn a_direct_way_to_a_subnet_of_both_networks_is_the_first_ones() {
+    let direct = |number: u8| {
+        format!(
+            r#"{{"Type":"vxlan","VNI":{number},"Port":{},"DirectRouting":true}}"#,
+            8471 + u16::from(number)
+        )
+    };
+    let lease = |number: u8, backend: &str| {
+        format!(
+            r#"{{"PublicIP":"192.168.1.{}","BackendType":"{backend}","BackendData":{{"VNI":{number},"VtepMAC":"02:00:00:00:00:{number:02}"}}}}"#,
+            12 + number
+        )
+    };
+    let host_gw = r#"{"Type":"host-gw"}"#.to_owned();
+    for (backend, backends) in [("host-gw", [host_gw.clone(), host_gw]), ("vxlan", [1, 2].map(direct))] {
+        let (site, worker, _master) = Site::two_hosts_on_one_link(Wire::Virtual);
+        let wide = r#""10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.2.0.0","SubnetMax":"10.2.255.0""#;
+        let config = |network: &str, backend: &str| format!(r#"{{"Network":{network},"Backend":{backend}}}"#);
+        let one = Store::dir_with(&site, "one", &config(r#""10.1.0.0/16""#, &backends[0]));
+        let two = Store::dir_with(&site, "two", &config(wide, &backends[1]));
+        one.put_lease("10.1.250.0-24", &lease(1, backend));
+        two.put_lease("10.1.250.0-24", &lease(2, backend));
+        let start = |store, name| worker.overlayd(store).named(name).flag("--iptables-resync=1").start();
+        let leads = |to: &str| {
+            let routes = worker.ns.ok("ip route show 10.1.250.0/24");
+            assert_eq!(routes.lines().count(), 1, "{backend}: {routes}");
+            routes.contains(&format!("via {to} dev eth0 proto 222"))
+        };
+        let w1 = start(&one, "one");
+        await_until(SOON, "the first one's route", || {
+            worker.ns.ok("ip route").contains("10.1.250.0/24 via 192.168.1.13 ")
+        });
+        let mut command = worker.ns.command("ip");
+        command.args(["monitor", "route"]);
+        let mut monitor = Process::spawn("monitor", command, worker.directory());
+        let tells = |monitor: &Process, of: &str| {
+            worker.ns.ip(&format!("route add {of} via 192.168.1.1\nroute del {of} via 192.168.1.1"));
+            monitor.log().contains(of)
+        };
+        await_until(SOON, "the monitor to listen", || tells(&monitor, "172.29.0.0/24"));
+        let w2 = start(&two, "two");
+        let second = if backend == "vxlan" { "flannel.2" } else { "10.0.0.0" };
+        let problem = || {
+            let status = Status::of(&worker.ns, &["--device", second]);
+            status.0["peers"][0]["problem"].as_str().unwrap_or_default().to_owned()
+        };
+        await_until(SOON, "the second one to tell", || problem().contains("of another overlayd"));
+        // Each change of a route has both look at theirs.
+        for other in ["172.30.0.0/24", "172.31.0.0/24"] {
+            await_until(SOON, "an event", || tells(&monitor, other));
+        }
+        let log = monitor.log();
+        assert!(!log.contains("10.1.250.0/24"), "{backend}: neither touches the other's:\n{log}");
+        assert!(leads("192.168.1.13"), "{backend}");
+        monitor.kill();
+        one.delete_lease("10.1.250.0-24");
+        await_until(SOON, "the second one's route", || {
+            worker.ns.ok("ip route").contains("10.1.250.0/24 via 192.168.1.14 ")
+        });
+        await_until(SOON, "it to be well", || problem().is_empty());
+        drop((w1, w2));
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use integration::capture::Capture;
 use integration::overlayd::await_mesh;
 use integration::packets::{Injector, mac, source_routed, udp_packet, vxlan_frame};
 use integration::traffic::{self, Server};
-use integration::{Backend, Overlayd, Pod, SOON, Site, Store, await_until};
+use integration::{Backend, Host, Namespace, Overlayd, Pod, SOON, Site, Store, await_until};
 
 /// A pod's port where everything that arrives is written down and nothing is answered.
 const RECORDER: u16 = 9;
@@ -196,8 +196,25 @@ fn attempts(
     attempts
 }
 
-/// A pod without any right sends what a node would to another's tunnel. Masqueraded, it would have its node's address.
-/// The nodes may be in the network, as in flannel's own example of 10.0.0.0/8.
+/// A container on a bridge of its own, outside of the overlay, which docker masquerades.
+fn container(host: &Host) -> Namespace {
+    let container = Namespace::new("container");
+    host.ns.ip(&format!(
+        "link add br-other type bridge\n\
+         address add 172.18.0.1/16 dev br-other\n\
+         link set br-other up\n\
+         link add other type veth peer name eth0 netns {}\n\
+         link set other master br-other up",
+        container.name()
+    ));
+    container.ip("address add 172.18.0.2/16 dev eth0\nlink set eth0 up\nroute add default via 172.18.0.1");
+    host.ns.ok("iptables -t nat -A POSTROUTING -s 172.18.0.0/16 ! -o br-other -j MASQUERADE");
+    container
+}
+
+/// A pod, or a container outside of the overlay, without any right sends what a node would to another's tunnel.
+/// Masqueraded, it would have its node's address. The nodes may be in the network, as in flannel's own example of
+/// 10.0.0.0/8.
 #[test]
 fn a_pod_cannot_speak_for_its_node() {
     let wide = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","Backend":{"Type":"vxlan"}}"#;
@@ -218,6 +235,7 @@ fn a_pod_cannot_speak_for_its_node() {
             None
         });
         let mut bridged: Option<Pod> = None;
+        let outside = container(&worker);
         for (firewall, forward_rules) in
             [("nftables", false), ("nftables", true), ("iptables", false), ("iptables", true)]
         {
@@ -240,11 +258,12 @@ fn a_pod_cannot_speak_for_its_node() {
             };
             recorded.lock().unwrap().clear();
             Injector::new(&a.ns, master.public_ip, Backend::Vxlan.port()).send(&frame("by a pod"));
+            Injector::new(&outside, master.public_ip, Backend::Vxlan.port()).send(&frame("by a container"));
             Injector::new(&worker.ns, master.public_ip, Backend::Vxlan.port()).send(&frame("by the node"));
-            let arrived = || recorded.lock().unwrap().contains(&"by the node".to_owned());
-            await_until(SOON, "the node's own", arrived);
-            let by_pod = recorded.lock().unwrap().contains(&"by a pod".to_owned());
-            assert_eq!(by_pod, !forward_rules, "{config}: {firewall}");
+            let has_arrived = |text: &str| recorded.lock().unwrap().contains(&text.to_owned());
+            await_until(SOON, "the node's own", || has_arrived("by the node"));
+            let arrived = [has_arrived("by a pod"), has_arrived("by a container")];
+            assert_eq!(arrived, [!forward_rules; 2], "{config}: {firewall}");
             w.stop();
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use integration::leak::Leak;
 use integration::overlayd::{Overlayd, await_mesh, program};
-use integration::{Backend, Host, Pair, SOON, Site, Store, await_until, traffic};
+use integration::{Backend, Host, Pair, SOON, Site, Store, Wire, await_until, traffic};
 use rustix::process::Signal;
 
 #[test]
@@ -122,7 +122,7 @@ type Deed = dyn Fn(&Host, &Store, &mut [Overlayd<'_>]);
 #[test]
 fn nothing_leaves_in_the_clear_while_a_node_is_replaced() {
     let vni = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":5}}"#;
-    let replaced: [(&str, &Deed, &str); 2] = [
+    let replaced: [(&str, &Deed, &str); 3] = [
         (
             "another VNI",
             &|_, store, nodes| {
@@ -132,6 +132,7 @@ fn nothing_leaves_in_the_clear_while_a_node_is_replaced() {
             "forwarding device=\"flannel.5\"",
         ),
         ("another MTU", &|host, _, _| host.ns.ip("link set eth0 mtu 1400"), "mtu=1350"),
+        ("a deleted device", &|host, _, _| host.ns.ip("link del flannel.1"), "making it anew"),
     ];
     for (what, replace, said) in replaced {
         let (site, worker, master) = Site::two_hosts();
@@ -144,6 +145,45 @@ fn nothing_leaves_in_the_clear_while_a_node_is_replaced() {
         await_until(SOON, "packets to flow again", || traffic::answers(&a.ns, b.address));
         assert_eq!(leak.count(&worker.ns), 0, "{what}:\n{}", nodes[0].log());
     }
+}
+
+/// Of a host that is not as it should be: what somebody has there, and what takes that away again.
+#[test]
+fn what_packets_can_do_without_is_told_and_tried_again() {
+    let (site, worker, master) = Site::two_hosts_on_one_link(Wire::Virtual);
+    let config = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+    let store = Store::dir_with(&site, "store", config);
+    let launch = || worker.overlayd(&store).named("left").flag("--ip-blackhole-route");
+    let left = launch().start();
+    let right = master.overlayd(&store).start();
+    await_mesh(&[&left, &right]);
+    let (a, b) = (worker.bridge_and_pod(&left.env()), master.bridge_and_pod(&right.env()));
+    traffic::ping(&a.ns, b.address);
+    let state = format!("{}.state.json", left.subnet_file().display());
+    await_until(SOON, "the state to be saved", || PathBuf::from(&state).exists());
+    let subnet = left.env().base_with_length();
+    left.stop();
+
+    let theirs = format!("unreachable {subnet} metric 4294967295");
+    worker.ns.ip(&format!("route del blackhole {subnet} metric 4294967295"));
+    worker.ns.ip(&format!("route add {theirs}"));
+    // With the state of the run before, and without: whether something ran before makes no difference.
+    for saved in [true, false] {
+        if !saved {
+            fs::remove_file(&state).expect("remove the state");
+        }
+        let left = launch().start();
+        await_until(SOON, "the problem to be told", || tells(&worker, "which ends here (blackhole)"));
+        await_mesh(&[&left, &right]);
+        traffic::ping(&a.ns, b.address);
+        assert!(worker.ns.ok("ip route").contains(&theirs), "{}", worker.ns.ok("ip route"));
+        left.stop();
+    }
+    let left = launch().flag("--iptables-resync=1").start();
+    await_until(SOON, "the problem to be told", || tells(&worker, "which ends here (blackhole)"));
+    worker.ns.ip(&format!("route del {theirs}"));
+    await_until(SOON, "the problem to be over", || tells(&worker, r#""problems":[]"#));
+    drop((left, right));
 }
 
 #[test]

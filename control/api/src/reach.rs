@@ -39,6 +39,12 @@ pub struct Routed {
 }
 
 impl Routed {
+    /// What ends here where no other route leads: what is rejected, or all of the network, for as long as the device
+    /// is gone that somebody has deleted.
+    pub fn ends(&self, network: Ipv4Net) -> impl Iterator<Item = Ipv4Net> {
+        self.rejected.iter().copied().chain(self.whole.then_some(network))
+    }
+
     /// For people.
     #[must_use]
     pub fn to_text(&self) -> String {

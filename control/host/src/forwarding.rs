@@ -7,24 +7,25 @@ use std::fs;
 
 use super::link::set;
 use super::netlink::Netlink;
-use super::{Desired, HostError};
+use super::{Desired, HostError, Steps};
 
 /// Has the kernel forward IPv4 packets, from pods and to them. Returns what was not so, for people.
 ///
 /// # Errors
-/// [`HostError::Sysctl`] if a setting cannot be written, [`HostError::Netlink`] if the kernel cannot be asked.
+/// [`HostError::Sysctl`] for settings that cannot be written; the others are. [`HostError::Netlink`] if the kernel cannot
+/// be asked.
 pub async fn apply(desired: &Desired) -> Result<Vec<String>, HostError> {
-    let was_off = set(IP_FORWARD.to_owned(), "1")?;
-    let mut put: Vec<String> = was_off
-        .then(|| "net.ipv4.ip_forward=1: packets between pods and the overlay are forwarded".to_owned())
-        .into_iter()
-        .collect();
+    let on = "net.ipv4.ip_forward=1: packets between pods and the overlay are forwarded";
+    let mut steps = Steps::default();
+    steps.took(set(IP_FORWARD.to_owned(), "1").map(|was_off| was_off.then(|| on.to_owned())));
     for device in devices(desired).await? {
-        if !is_on(&device) && set(format!("/proc/sys/{}", key(&device)), "1")? {
-            put.push(format!("net.ipv4.conf.{device}.forwarding=1"));
+        if !is_on(&device) {
+            let was_off = set(format!("/proc/sys/{}", key(&device)), "1");
+            steps
+                .took(was_off.map(|was_off| was_off.then(|| format!("net.ipv4.conf.{device}.forwarding=1"))));
         }
     }
-    Ok(put)
+    steps.outcome()
 }
 
 /// Whether [`apply`] may do its work, or has none.

@@ -12,6 +12,7 @@ use std::net::Ipv4Addr;
 
 use clap::ValueEnum;
 use ipnet::Ipv4Net;
+use overlay::SetupError;
 
 pub mod docker;
 pub mod events;
@@ -29,6 +30,7 @@ pub mod routes;
 pub mod rule_events;
 pub mod rule_watch;
 
+mod batch;
 mod changes;
 mod command;
 pub mod netlink;
@@ -172,6 +174,9 @@ pub enum HostError {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// A socket could not be had.
+    #[error(transparent)]
+    Socket(#[from] SetupError),
     /// Somebody undoes what we do, again and again.
     #[error(
         "somebody keeps changing the firewall's rules: ours are put back less often from now on (see who does, as by 'nft monitor')"
@@ -182,7 +187,38 @@ pub enum HostError {
     Several(Vec<HostError>),
 }
 
+/// What steps have brought about that do not depend on each other.
+#[derive(Debug, Default)]
+pub struct Steps {
+    put: Vec<String>,
+    failed: Vec<HostError>,
+}
+
+impl Steps {
+    /// A step has put something, for people, or has failed.
+    pub fn took(&mut self, step: Result<impl IntoIterator<Item = String>, HostError>) {
+        match step {
+            Ok(put) => self.put.extend(put),
+            Err(error) => self.failed.push(error),
+        }
+    }
+
+    /// What all of them have put.
+    ///
+    /// # Errors
+    /// What has failed of them.
+    pub fn outcome(self) -> Result<Vec<String>, HostError> {
+        HostError::of(self.failed).map_or(Ok(self.put), Err)
+    }
+}
+
 impl HostError {
+    /// All of `errors`, if there are any.
+    #[must_use]
+    pub fn of(mut errors: Vec<Self>) -> Option<Self> {
+        if errors.len() > 1 { Some(Self::Several(errors)) } else { errors.pop() }
+    }
+
     /// What tells it from others, however it is put.
     #[must_use]
     pub fn kind(&self) -> String {
@@ -196,6 +232,7 @@ impl HostError {
             Self::Hangs { command, .. } => {
                 format!("{} hangs", command.split(' ').next().unwrap_or_default())
             }
+            Self::Socket(error) => format!("{} {} {}", error.call, error.object, error.source.kind()),
             Self::Contested => "contested".to_owned(),
             Self::Several(errors) => errors.iter().map(Self::kind).collect::<Vec<_>>().join(", "),
         }

@@ -12,7 +12,7 @@ use tracing::{debug, info};
 
 use super::changes::{Changes, Payload};
 use super::netlink::{Link, Netlink, refused};
-use super::{Desired, HostError};
+use super::{Desired, HostError, Steps};
 
 /// The protocol id of our routes, shown by `ip route` as `proto 222`: how a route of an earlier life is told
 /// from an administrator's. Neither linux/rtnetlink.h (6.1) nor iproute2 (6.1)'s rt_protos gives it to anybody.
@@ -24,7 +24,7 @@ pub const ROUTE_PROTOCOL: u8 = 222;
 /// An IPv4 address on the device other than the wanted /32 is removed. Other devices, and IPv6, are left alone.
 ///
 /// # Errors
-/// [`HostError::NoDevice`], or the step that the kernel refused; earlier steps stay done.
+/// [`HostError::NoDevice`], or the steps that the kernel refused; the others are done.
 pub async fn apply(desired: &Desired) -> Result<Vec<String>, HostError> {
     let netlink = Netlink::open()?;
     let link = netlink
@@ -34,10 +34,10 @@ pub async fn apply(desired: &Desired) -> Result<Vec<String>, HostError> {
         .find(|link| link.name == desired.device)
         .ok_or_else(|| HostError::NoDevice(desired.device.clone()))?;
 
-    let mut put = Vec::new();
-    put.extend(bring_up(&netlink, &link, desired).await?);
-    put.extend(put_address(&netlink, &link, desired).await?);
-    Ok(put)
+    let mut steps = Steps::default();
+    steps.took(bring_up(&netlink, &link, desired).await);
+    steps.took(put_address(&netlink, &link, desired).await);
+    steps.outcome()
 }
 
 /// Removes the TUN device of this name, with its address and routes. What else has that name stays.

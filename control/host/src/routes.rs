@@ -1,7 +1,8 @@
 //! Our routes: into the overlay's device, by plain ways to the nodes on our own link, and those that end here.
 //!
 //! They lie inside the network and carry our protocol. Several daemons of one host tell their routes apart by their
-//! networks; where one of these lies in another, by the device, which only one of them claims, and by who has put them.
+//! networks; where one of these lies in another, by the device, which only one of them claims, and by who has put them:
+//! the first to lead to a subnet that both have leased keeps it.
 //! A route of somebody else is never replaced: ours is added beside it or not at all, and a bent one of ours goes when
 //! the right one stands behind it.
 
@@ -9,19 +10,18 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::iter::successors;
 use std::net::Ipv4Addr;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use ipnet::Ipv4Net;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
-use tracing::info;
+use tracing::{debug, info};
 
 use super::HostError;
+use super::batch::{self, Request};
 use super::link::ROUTE_PROTOCOL;
-use super::netlink::{Link, Netlink, Route, refused};
+use super::netlink::{Link, Netlink, Route, Way, refused};
 use overlay_support::claim;
 
 /// A route of ours.
@@ -59,7 +59,9 @@ pub struct Synced {
     /// Those that were missing or bent and are in place now.
     pub put: Vec<OwnRoute>,
     /// Those that could not be put, each with the reason.
-    pub failed: HashMap<Ipv4Net, HostError>,
+    pub failed: HashMap<OwnRoute, HostError>,
+    /// Why some that nobody needs any more are still there.
+    pub left: Vec<HostError>,
 }
 
 /// Why a node's pods have no plain route.
@@ -78,15 +80,13 @@ pub enum OffLink {
 /// [`HostError::Netlink`] if the kernel cannot be asked.
 pub async fn on_link(nodes: &[Ipv4Addr], device: u32) -> Result<Vec<Result<(), OffLink>>, HostError> {
     let netlink = Netlink::open()?;
-    let mut answers = Vec::with_capacity(nodes.len());
-    for node in nodes {
-        answers.push(match netlink.way_to(*node).await? {
-            None => Err(OffLink::Unreachable),
-            Some(way) if way.on_link && !way.local && way.device == device => Ok(()),
-            Some(_) => Err(OffLink::Gateway),
-        });
-    }
-    Ok(answers)
+    let on_link = |way: Option<Way>| match way {
+        None => Err(OffLink::Unreachable),
+        Some(way) if way.on_link && !way.local && way.device == device => Ok(()),
+        Some(_) => Err(OffLink::Gateway),
+    };
+    let ways = stream::iter(nodes.iter().copied()).map(|node| netlink.way_to(node)).buffered(ASKED_AT_ONCE);
+    ways.map_ok(on_link).try_collect().await
 }
 
 /// A route of the kernel's.
@@ -133,7 +133,7 @@ pub async fn within(network: Ipv4Net) -> Result<Vec<Seen>, HostError> {
 /// the first time.
 ///
 /// # Errors
-/// [`HostError`] if the kernel cannot be asked, or refuses to give up a route.
+/// [`HostError`] if the kernel cannot be asked.
 pub async fn sync(
     network: Ipv4Net,
     wanted: &[OwnRoute],
@@ -145,17 +145,18 @@ pub async fn sync(
     for route in all.ours {
         there.entry((route.destination, route.metric)).or_default().push(route);
     }
-    let mut synced = Synced::default();
-    for route in wanted {
-        let there = there.get(&(route.to, route.metric())).map_or(&[][..], Vec::as_slice);
-        match put(&netlink, there, route).await {
-            Ok(false) => {}
-            Ok(true) => synced.put.push(*route),
-            Err(error) => _ = synced.failed.insert(route.to, error),
-        }
+    let (right, had) = (by_place(wanted), by_place(before.into_iter().flatten()));
+    if !there.is_empty() && claim::is_anybody_else() {
+        // What leads elsewhere than ours does, or did, to a subnet that both have leased is the other daemon's. Bending
+        // it back and forth would never end.
+        let is_own = |place: &(Ipv4Net, u32), route: &Route| {
+            let mut ours = [right.get(place), had.get(place)].into_iter().flatten();
+            route.gateway.is_none() || !right.contains_key(place) || ours.any(|ours| ours.is_at(route))
+        };
+        there.iter_mut().for_each(|(place, routes)| routes.retain(|route| is_own(place, route)));
     }
-    let (wanted, had) = (by_place(wanted), by_place(before.into_iter().flatten()));
-    let is_stale = |place: &(Ipv4Net, u32), route: &Route| match wanted.get(place) {
+    let mut synced = put(&netlink, &there, wanted).await?;
+    let is_stale = |place: &(Ipv4Net, u32), route: &Route| match right.get(place) {
         Some(right) => !right.is_at(route),
         None => {
             before.is_none()
@@ -164,36 +165,49 @@ pub async fn sync(
         }
     };
     // Where what is to come in its place could not be put, it is all that there is.
+    let lacking: HashSet<Ipv4Net> = synced.failed.keys().map(|route| route.to).collect();
     let is_needed = |route: &Route| {
         let mut around = successors(Some(route.destination), Ipv4Net::supernet);
-        around.any(|net| synced.failed.contains_key(&net))
+        around.any(|net| lacking.contains(&net))
     };
-    let mut refusals = Vec::new();
+    let mut stale = Vec::new();
     for (place, routes) in there {
-        for stale in routes.into_iter().filter(|route| is_stale(&place, route) && !is_needed(route)) {
-            info!(destination = %stale.destination, gateway = ?stale.gateway, "removing a route of ours that nobody needs any more");
-            let action = format!("remove the route to {}", stale.destination);
-            match netlink.handle.route().del(stale.message).execute().await {
-                // With its device, or by somebody else.
-                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -ESRCH => {}
-                Err(error) => refusals.push(refused(action, &error)),
-                Ok(()) => {}
+        stale.extend(routes.into_iter().filter(|route| is_stale(&place, route) && !is_needed(route)));
+    }
+    for route in stale.iter().take(NAMED) {
+        info!(destination = %route.destination, gateway = ?route.gateway, "removing a route of ours that nobody needs any more");
+    }
+    if let Some(more) = stale.len().checked_sub(NAMED + 1) {
+        info!(more = more + 1, "removing more routes of ours that nobody needs any more than are named");
+    }
+    let removals = stale
+        .iter()
+        .map(|route| Request { message: RouteNetlinkMessage::DelRoute(route.message.clone()), flags: 0 });
+    for (route, answer) in stale.iter().zip(batch::ask(removals.collect()).await?) {
+        match answer {
+            // With its device, or by somebody else.
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -ESRCH => {}
+            Err(error) => {
+                synced.left.push(refused(format!("remove the route to {}", route.destination), &error));
             }
+            Ok(()) => {}
         }
     }
-    if refusals.is_empty() { Ok(synced) } else { Err(HostError::Several(refusals)) }
+    Ok(synced)
 }
 
 /// Has what routes through `device` lead to in `network` end here once they are gone, until a [`sync`] puts what is wanted.
 ///
 /// # Errors
-/// [`HostError`] if the kernel cannot be asked, or refuses.
+/// [`HostError`] if the kernel cannot be asked.
 pub async fn bar(network: Ipv4Net, device: u32) -> Result<(), HostError> {
     let netlink = Netlink::open()?;
     let leads = |route: &Route| route.device == Some(device) && network.contains(&route.destination);
-    for route in netlink.routes().await?.into_iter().filter(leads) {
-        let end = OwnRoute { to: route.destination, leads: Leads::Unreachable };
-        put(&netlink, &[], &end).await?;
+    let end = |route: Route| OwnRoute { to: route.destination, leads: Leads::Unreachable };
+    let ends: Vec<OwnRoute> = netlink.routes().await?.into_iter().filter(leads).map(end).collect();
+    // What stands there already may be ours, and keeps nobody from taking the device's place.
+    for error in put(&netlink, &HashMap::new(), &ends).await?.failed.values() {
+        debug!(%error, "what the device leads to does not end here meanwhile");
     }
     Ok(())
 }
@@ -230,10 +244,20 @@ async fn routes_in(netlink: &Netlink, network: Ipv4Net) -> Result<Marked, HostEr
     let mut routes = netlink.routes_of(ROUTE_PROTOCOL).await?;
     routes.retain(|route| network.contains(&route.destination));
     let links = if routes.is_empty() { Vec::new() } else { netlink.links().await? };
-    let others = of_others(&routes, &links);
+    leave_to_others(&mut routes, &links);
     let overlays = links.iter().filter(|link| link.tun).map(|link| link.index).collect();
-    routes.retain(|route| route.device.is_none_or(|device| !others.contains(&device)));
     Ok(Marked { ours: routes, overlays })
+}
+
+/// Takes out of `routes` with our protocol those by other daemons' devices, and those that end here in their place if
+/// such a device is deleted.
+pub fn leave_to_others(routes: &mut Vec<Route>, links: &[Link]) {
+    let others = of_others(routes, links);
+    let through = |route: &Route| route.device.is_some_and(|device| others.contains(&device));
+    let theirs: HashSet<Ipv4Net> =
+        routes.iter().filter(|route| through(route)).map(|route| route.destination).collect();
+    let stands_in = |route: &Route| route.device.is_none() && theirs.contains(&route.destination);
+    routes.retain(|route| !through(route) && !stands_in(route));
 }
 
 /// The devices of other daemons by which `routes` with our protocol lead.
@@ -246,30 +270,62 @@ pub fn of_others<'a>(routes: &[Route], links: impl IntoIterator<Item = &'a Link>
     others.map(|link| link.index).collect()
 }
 
-/// Puts `wanted`, where `there` are those of ours; returns whether it was missing.
-async fn put(netlink: &Netlink, there: &[Route], wanted: &OwnRoute) -> Result<bool, HostError> {
-    if there.iter().any(|route| wanted.is_at(route)) {
-        return Ok(false);
-    }
-    let added = if there.is_empty() {
-        match add(netlink, wanted.message(), NLM_F_EXCL).await {
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -EEXIST => {
-                return displace_flannels(netlink, wanted).await;
-            }
-            added => added,
-        }
-    } else {
-        // Behind the bent one, which goes afterwards: so packets have a way at every moment.
-        add(netlink, wanted.message(), NLM_F_APPEND).await
+/// Puts those of `wanted` that are missing, where `there` are those of ours.
+async fn put(
+    netlink: &Netlink,
+    there: &HashMap<(Ipv4Net, u32), Vec<Route>>,
+    wanted: &[OwnRoute],
+) -> Result<Synced, HostError> {
+    let at = |route: &OwnRoute| there.get(&(route.to, route.metric())).map_or(&[][..], Vec::as_slice);
+    let is_missing = |route: &&OwnRoute| !at(route).iter().any(|there| route.is_at(there));
+    let missing: Vec<&OwnRoute> = wanted.iter().filter(is_missing).collect();
+    let request = |route: &&OwnRoute| {
+        // Behind a bent one, which goes afterwards: so packets have a way at every moment.
+        let how = if at(route).is_empty() { NLM_F_EXCL } else { NLM_F_APPEND };
+        addition(route.message(), how)
     };
-    added.map(|()| true).map_err(|error| refused(format!("route {}", wanted.describe()), &error))
+    let answers = batch::ask(missing.iter().map(request).collect()).await?;
+    let mut synced = Synced::default();
+    let mut others = None;
+    for (route, answer) in missing.into_iter().zip(answers) {
+        let outcome = match answer {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -EEXIST => {
+                let others = match &others {
+                    Some(others) => others,
+                    None => others.insert(by_destination(netlink).await?),
+                };
+                displace_flannels(others, route).await
+            }
+            answer => {
+                answer.map(|()| true).map_err(|error| refused(format!("route {}", route.describe()), &error))
+            }
+        };
+        match outcome {
+            Ok(true) => synced.put.push(*route),
+            Ok(false) => {}
+            Err(error) => _ = synced.failed.insert(*route, error),
+        }
+    }
+    Ok(synced)
 }
 
-/// Takes the place of a route that flanneld has left, if that is what stands there. It looks as one that was put with
-/// `ip route add`.
-async fn displace_flannels(netlink: &Netlink, wanted: &OwnRoute) -> Result<bool, HostError> {
-    let at = |route: &Route| route.destination == wanted.to && route.metric == wanted.metric();
-    let others: Vec<Route> = netlink.routes().await?.into_iter().filter(at).collect();
+/// All routes, whoever has put them.
+async fn by_destination(netlink: &Netlink) -> Result<HashMap<Ipv4Net, Vec<Route>>, HostError> {
+    let mut routes: HashMap<Ipv4Net, Vec<Route>> = HashMap::new();
+    for route in netlink.routes().await? {
+        routes.entry(route.destination).or_default().push(route);
+    }
+    Ok(routes)
+}
+
+/// Takes the place of a route that flanneld has left, if that is what stands there among `others`. It looks as one that
+/// was put with `ip route add`.
+async fn displace_flannels(
+    others: &HashMap<Ipv4Net, Vec<Route>>,
+    wanted: &OwnRoute,
+) -> Result<bool, HostError> {
+    let at = |route: &&Route| route.metric == wanted.metric();
+    let others: Vec<&Route> = others.get(&wanted.to).into_iter().flatten().filter(at).collect();
     let action = format!("route {}", wanted.describe());
     let [other] = others.as_slice() else {
         return Err(in_the_way(action, wanted.to, &others));
@@ -284,14 +340,17 @@ async fn displace_flannels(netlink: &Netlink, wanted: &OwnRoute) -> Result<bool,
     if !(to_node && wanted.is_at(other) && other.protocol == RouteProtocol::Boot) {
         return Err(in_the_way(action, wanted.to, &others));
     }
-    let added = add(netlink, wanted.message(), NLM_F_APPEND).await;
-    added.map_err(|error| refused(action.as_str(), &error))?;
-    let removed = netlink.handle.route().del(other.message.clone()).execute().await;
-    removed.map(|()| true).map_err(|error| refused(format!("remove flanneld's {action}"), &error))
+    let removal = Request { message: RouteNetlinkMessage::DelRoute(other.message.clone()), flags: 0 };
+    let answers = batch::ask(vec![addition(wanted.message(), NLM_F_APPEND), removal]).await?;
+    let actions = [action.clone(), format!("remove flanneld's {action}")];
+    for (action, answer) in actions.into_iter().zip(answers) {
+        answer.map_err(|error| refused(action, &error))?;
+    }
+    Ok(true)
 }
 
-fn in_the_way(action: String, to: Ipv4Net, others: &[Route]) -> HostError {
-    let reason = if others.iter().any(is_ours) {
+fn in_the_way(action: String, to: Ipv4Net, others: &[&Route]) -> HostError {
+    let reason = if others.iter().any(|route| is_ours(route)) {
         "a route of another overlayd of this host is in the way: give the two networks addresses of their own"
             .to_owned()
     } else {
@@ -304,18 +363,8 @@ fn in_the_way(action: String, to: Ipv4Net, others: &[Route]) -> HostError {
 
 /// Adds a route: with `NLM_F_EXCL` only if there is none to its destination with its metric, with `NLM_F_APPEND`
 /// behind those that there are.
-async fn add(netlink: &Netlink, route: RouteMessage, how: u16) -> Result<(), rtnetlink::Error> {
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(route));
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | how;
-    let mut answers = netlink.handle.clone().request(request)?;
-    while let Some(answer) = answers.next().await {
-        if let NetlinkPayload::Error(error) = answer.payload
-            && error.code.is_some()
-        {
-            return Err(rtnetlink::Error::NetlinkError(error));
-        }
-    }
-    Ok(())
+fn addition(route: RouteMessage, how: u16) -> Request {
+    Request { message: RouteNetlinkMessage::NewRoute(route), flags: NLM_F_CREATE | how }
 }
 
 impl OwnRoute {
@@ -373,5 +422,9 @@ pub(super) fn is_ours(route: &Route) -> bool {
     route.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
 }
 
+/// How many routes that go are named in the log.
+const NAMED: usize = 20;
+/// How many questions the kernel has at a time.
+const ASKED_AT_ONCE: usize = 64;
 const EEXIST: i32 = 17;
 const ESRCH: i32 = 3;

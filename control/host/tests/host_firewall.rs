@@ -242,7 +242,7 @@ fn every_rule_says_what_it_is_for() {
     let listing = lab.nft();
     let rules: Vec<&Value> =
         listing["nftables"].as_array().unwrap().iter().filter_map(|o| o.get("rule")).collect();
-    assert_eq!(rules.len(), 9);
+    assert_eq!(rules.len(), 10);
     for rule in rules {
         assert!(rule["comment"].as_str().is_some_and(|c| c.len() > 20), "{rule}");
     }

@@ -160,6 +160,30 @@ fn a_bridge_made_before_or_after_comes_before_a_blackhole() {
     assert_eq!(way().as_deref(), Some("docker0"));
 }
 
+/// More than fit one request to the kernel. Each has an answer of its own.
+#[test]
+fn any_number_is_put_at_once_and_one_that_cannot_be_put_is_told_by_its_name() {
+    let host = host();
+    let (tun, br0) = (index(&host, "flannel.1"), index(&host, "br0"));
+    host.sh("ip route add 10.1.7.0/30 via 192.168.7.3
+         ip route add 10.1.9.0/30 via 192.168.7.3 proto 222");
+    let subnets: Vec<String> =
+        (0..1u16 << 14).map(|n| (4 * n).to_be_bytes()).map(|[a, b]| format!("10.1.{a}.{b}/30")).collect();
+    let wanted: Vec<(&str, Leads)> = subnets.iter().map(|to| (to.as_str(), Leads::Into(tun))).collect();
+    let synced = sync(&host, &wanted);
+    assert_eq!((synced.put.len(), synced.failed.len()), (wanted.len() - 1, 1), "{:?}", synced.failed);
+    let (route, error) = synced.failed.iter().next().unwrap();
+    assert_eq!(route.to.to_string(), "10.1.7.0/30");
+    assert!(error.to_string().contains("a route that is not ours is in the way"), "{error}");
+    assert_eq!(shown(&host, "proto 222 dev flannel.1").len(), wanted.len() - 1);
+    assert_eq!(shown(&host, "proto 222 dev br0"), [""; 0]);
+    let (put, node) =
+        (sync(&host, &wanted).put, Leads::Via { gateway: [192, 168, 7, 2].into(), device: br0 });
+    assert_eq!(put, []);
+    sync(&host, &[("10.1.9.0/30", node)]);
+    assert_eq!(shown(&host, "proto 222"), ["10.1.9.0/30 via 192.168.7.2 dev br0"]);
+}
+
 #[test]
 fn what_leads_somewhere_stays_until_what_is_to_lead_there_is_put() {
     let host = host();
@@ -194,6 +218,7 @@ fn daemons_leave_each_other_their_routes_where_the_network_of_one_lies_in_that_o
     });
     let theirs = "ip route append unreachable 10.1.4.0/24 proto 222 metric 4294967295
          ip route append 10.1.6.0/24 via 192.168.7.3 proto 222
+         ip route append unreachable 10.1.5.0/24 proto 222 metric 4294967295
          ip route append 10.1.5.0/24 dev flannel.2 proto 222";
     host.sh(theirs);
     let through = "10.1.5.0/24 dev flannel.2 proto 222";
@@ -202,7 +227,9 @@ fn daemons_leave_each_other_their_routes_where_the_network_of_one_lies_in_that_o
     let ours = [whole, node];
     assert_eq!(sync(&host, &ours).put.len(), 2);
     let all = || shown(&host, "table main");
-    assert!(all().iter().any(|line| line.starts_with(through)), "{:?}", all());
+    for kept in [through, "unreachable 10.1.5.0/24"] {
+        assert!(all().iter().any(|line| line.starts_with(kept)), "{kept}: {:?}", all());
+    }
 
     // What names nobody's device may be an earlier life's; what comes back is somebody's who lives.
     host.sh("ip route flush 10.1.5.0/24; ip route flush 10.1.4.0/24; ip route flush 10.1.6.0/24");

@@ -470,13 +470,20 @@ impl Membership {
         tell(&self.leases.apply(&listing, Instant::now()));
         self.leases.expect(mem::take(&mut self.expected), Instant::now());
         if let Some(held) = &self.held
+            && listing.beyond == 0
             && !listing.entries.iter().any(|entry| entry.key == held.entry.key)
         {
             // Nobody is waited for: it is for us to take it again.
             tell(&self.leases.apply_event(&Event::Delete(held.entry.key.clone())));
         }
         self.refresh_held();
+        self.tell_beyond();
         Ok(listing.revision)
+    }
+
+    fn tell_beyond(&self) {
+        let beyond = self.leases.beyond();
+        self.standing.send_if_modified(|standing| std::mem::replace(&mut standing.beyond, beyond) != beyond);
     }
 
     fn learn(&mut self, event: Event) {
@@ -501,6 +508,7 @@ impl Membership {
                     self.rivals.saw(entry, attrs, ours, self.terms.ttl, Instant::now());
                 }
                 self.refresh_held();
+                self.tell_beyond();
             }
             Event::Relist => {}
         }

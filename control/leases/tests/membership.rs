@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use memory::Memory;
 use overlay_leases::lease::HostFacts;
-use overlay_leases::membership::{Membership, Terms, View};
+use overlay_leases::membership::{Membership, Standing, Terms, View};
 use overlay_leases::store::{
     DirStore, Entry, EventStream, LeaseStore, Listing, Revision, StoreError, Written,
 };
@@ -336,6 +336,27 @@ async fn nothing_waits_for_leases_of_ours_to_be_given_up() {
 }
 
 const MANY: u16 = 2_000;
+
+#[tokio::test(start_paused = true)]
+async fn keys_for_which_there_is_no_room_are_told_and_cost_nobody_a_lease() {
+    let store = Arc::new(Memory::new(CONFIG));
+    store.put(PEER_KEY, &vxlan("192.168.1.13", 3), Some(3));
+    let ((out, mut views), (stand, mut standing)) =
+        (watch::channel(None), watch::channel(Standing::default()));
+    let shared = Arc::clone(&store) as Arc<dyn LeaseStore>;
+    tokio::spawn(Membership::new(shared, terms(Some("10.1.9.0/24")), None, out).telling(stand).run());
+    let before = connected(&mut views).await;
+    for beyond in [2, 1, 0] {
+        store.have_beyond(beyond);
+        let told = standing.wait_for(|standing| standing.beyond == beyond);
+        timeout(TTL, told).await.expect("how many there are").unwrap();
+        // Longer than what is missing is waited for.
+        sleep(2 * TTL).await;
+        let view = views.borrow().clone().unwrap();
+        assert_eq!((view.held, &view.lease, &view.peers), (true, &before.lease, &before.peers), "{beyond}");
+    }
+    assert_eq!(store.count(), 2);
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_subnet_that_this_host_comes_to_be_in_is_given_up_for_another() {

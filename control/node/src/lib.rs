@@ -13,18 +13,18 @@ use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
 use overlay::priority::Priority;
 use overlay::underlay::whole;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::io::Io;
 use crate::plan::{HostOptions, Plan};
-use crate::ways::{Reached, Terms, Ways};
+use crate::ways::{Put, Reached, Terms, Ways};
 use overlay_api::reach::Routed;
 use overlay_host::firewall::verdict::Overlay;
 use overlay_host::holdings::Surveyor;
 use overlay_host::iface::Underlay;
 use overlay_host::routes::OwnRoute;
 use overlay_host::rule_watch::{RuleWatch, Watched, Whole};
-use overlay_host::{Desired, FirewallKind, HostError, forwarding, link, routes};
+use overlay_host::{Desired, FirewallKind, HostError, Steps, forwarding, link, routes};
 use overlay_leases::lease::{Admitted, Lease};
 use overlay_leases::netconf::Backend;
 use overlay_leases::store::StoreAddresses;
@@ -90,30 +90,35 @@ pub struct Node {
 impl Node {
     /// Opens the device, configures the host and starts forwarding to `leases`, with what is `inherited` of
     /// an earlier node or process. `on_failure` is told when a worker has to give up later. The firewall's rules are
-    /// somebody else's to put.
+    /// somebody else's to put. What of all this could not be had, though packets flow, is told beside the node;
+    /// [`Node::sync`] tries it again.
     ///
     /// # Errors
-    /// What could not be had; a device, and what was put on it, stays.
+    /// What could not be had, and without which none would flow; a device, and what was put on it, stays.
     pub async fn start(
         plan: Plan,
         options: &NodeOptions,
         leases: &Admitted,
         on_failure: &OnFailure,
         inherited: &mut Inherited,
-    ) -> Result<Self, NodeError> {
+    ) -> Result<(Self, Option<HostError>), NodeError> {
         plan.check()?;
         let desired = plan.desired(&options.host);
+        let mut lacking = Vec::new();
         let tunnel = match plan.wire() {
             Some(wire) => {
-                Some(Tunnel::start(&plan, wire, options, leases, &desired, on_failure, inherited).await?)
+                let started =
+                    Tunnel::start(&plan, wire, options, leases, &desired, on_failure, inherited).await?;
+                lacking.extend(started.1);
+                Some(started.0)
             }
             None => None,
         };
         if plan.config.backend != Backend::Alloc {
             match forwarding::apply(&desired).await {
                 Ok(put) => put.into_iter().for_each(|what| info!(what, "the host is prepared")),
-                // Others may be at it. `sync` tries again, and reports.
-                Err(error) => warn!(%error, "this host does not forward yet"),
+                // Others may be at it.
+                Err(error) => lacking.push(error),
             }
         }
         let rules = RuleWatch::start(watched(&plan, &desired, tunnel.as_ref()));
@@ -128,8 +133,8 @@ impl Node {
             routed: Mutex::default(),
             wanted: Mutex::default(),
         };
-        node.publish(leases).await?;
-        Ok(node)
+        lacking.extend(node.reach(leases).await?.unless_cut_off()?);
+        Ok((node, HostError::of(lacking)))
     }
 
     /// Ends forwarding, for up to `patience`; returns the names of workers that have not ended by then. Device, rules
@@ -192,8 +197,8 @@ impl Node {
     /// Returns what was put back, for people.
     ///
     /// # Errors
-    /// The step that the kernel refused; [`HostError::NoDevice`] if the device, or the TAP beside it, is gone: then
-    /// only a new node helps.
+    /// The steps that the kernel refused, which hold up no other; [`HostError::NoDevice`] if the device, or the TAP
+    /// beside it, is gone: then only a new node helps.
     pub async fn sync(&self) -> Result<Vec<String>, HostError> {
         if let Some(Tunnel { offloads, .. }) = &self.tunnel
             && offloads.is_to_be_had(Offload::TunnelGso)
@@ -205,16 +210,21 @@ impl Node {
             );
             offloads.switch_off(Offload::TunnelGso);
         }
-        let mut put = match &self.tunnel {
-            Some(tunnel) => self.sync_devices(tunnel).await?,
-            None => Vec::new(),
-        };
-        let leases = self.peers().into_iter().map(|peer| peer.lease).collect();
-        put.extend(self.find_ways(leases).await?);
-        if self.plan.config.backend != Backend::Alloc {
-            put.extend(forwarding::apply(&self.desired).await?);
+        let mut steps = Steps::default();
+        if let Some(tunnel) = &self.tunnel {
+            let devices = self.sync_devices(tunnel).await;
+            if let Err(HostError::NoDevice(_)) = devices {
+                return devices;
+            }
+            steps.took(devices);
+            steps.took(tunnel.watch_paths().map(|()| None));
         }
-        Ok(put)
+        let leases = self.peers().into_iter().map(|peer| peer.lease).collect();
+        steps.took(self.find_ways(leases).await.and_then(Put::outcome));
+        if self.plan.config.backend != Backend::Alloc {
+            steps.took(forwarding::apply(&self.desired).await);
+        }
+        steps.outcome()
     }
 
     async fn sync_devices(&self, tunnel: &Tunnel) -> Result<Vec<String>, HostError> {
@@ -237,8 +247,12 @@ impl Node {
     /// for people.
     ///
     /// # Errors
-    /// The host's addresses or routes cannot be read; what was known earlier stays.
+    /// The host's addresses or routes cannot be read: what was known earlier stays. Or a route cannot be put or removed.
     pub async fn publish(&self, leases: &Admitted) -> Result<Vec<String>, HostError> {
+        self.reach(leases).await?.outcome()
+    }
+
+    async fn reach(&self, leases: &Admitted) -> Result<Put, HostError> {
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
         let peers = leases.beyond(&addresses);
         if let Some(tunnel) = &self.tunnel {
@@ -247,9 +261,8 @@ impl Node {
         self.find_ways(peers.to_vec()).await
     }
 
-    /// Finds out how each of `leases` is reached, and puts the routes that this takes. Returns those that have been
-    /// put back.
-    async fn find_ways(&self, leases: Vec<Lease>) -> Result<Vec<String>, HostError> {
+    /// Finds out how each of `leases` is reached, and puts the routes that this takes.
+    async fn find_ways(&self, leases: Vec<Lease>) -> Result<Put, HostError> {
         let Plan { config, underlay, .. } = &self.plan;
         let holdings = match config.backend {
             Backend::Alloc => Holdings::default(),

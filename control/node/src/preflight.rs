@@ -4,6 +4,7 @@ use overlay::handover::Inherited;
 use overlay::offload::Offloads;
 use overlay::tun;
 use overlay::underlay::udp;
+use tokio::time::Instant;
 
 use super::{NodeError, NodeOptions};
 use crate::plan::Plan;
@@ -12,7 +13,7 @@ use overlay_host::{forwarding, link};
 use overlay_leases::netconf::Backend;
 
 /// Whether `plan` can take the place of the node of `before`, if one runs, with what is `inherited` of an earlier
-/// process. What is made to find out is gone afterwards.
+/// process. What is made to find out is gone afterwards. The firewall's programs are waited for until `programs`.
 ///
 /// # Errors
 /// What could not be had.
@@ -21,9 +22,11 @@ pub async fn preflight(
     options: &NodeOptions,
     before: Option<&Plan>,
     inherited: &Inherited,
+    programs: Instant,
 ) -> Result<(), NodeError> {
     plan.check()?;
-    tunnel(plan, options, before, inherited).await?;
+    let left_by_flanneld = takeover::find(plan, programs).await?.is_some();
+    tunnel(plan, options, before, inherited, left_by_flanneld).await?;
     if plan.config.backend != Backend::Alloc {
         forwarding::can_be_switched_on()?;
     }
@@ -36,10 +39,10 @@ async fn tunnel(
     options: &NodeOptions,
     before: Option<&Plan>,
     inherited: &Inherited,
+    left_by_flanneld: bool,
 ) -> Result<(), NodeError> {
-    let left_by_flanneld = takeover::find(plan).await?;
     let Some(listen) = plan.listen() else { return Ok(()) };
-    if left_by_flanneld.is_some() {
+    if left_by_flanneld {
         // It has port and name until it is removed, and is to stay where the place cannot be taken.
         return try_device(STAND_IN, 1).await;
     }

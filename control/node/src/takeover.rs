@@ -5,6 +5,7 @@
 //! The lease stays, and with it subnet and VTEP MAC, so that neither containers nor peers notice.
 
 use ipnet::Ipv4Net;
+use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use crate::plan::Plan;
@@ -58,12 +59,12 @@ pub enum TakeoverError {
 /// of our network; any other that is in the way is somebody else's, and is met as an error later.
 ///
 /// A running flanneld is not robbed. The device does not say whose it is, so a process of that name, in
-/// this network namespace, counts as its owner.
+/// this network namespace, counts as its owner. The firewall's programs are waited for until `programs`.
 ///
 /// # Errors
 /// [`TakeoverError`]; nothing has been touched then.
-pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
-    let Some(left) = find(plan).await? else { return Ok(()) };
+pub async fn from_flanneld(plan: &Plan, programs: Instant) -> Result<(), TakeoverError> {
+    let Some(left) = find(plan, programs).await? else { return Ok(()) };
     let netlink = Netlink::open()?;
     if !matches!(plan.config.backend, Backend::Vxlan { .. }) {
         info!(device = left.name, "taking over from flanneld: its kernel device is removed");
@@ -87,14 +88,14 @@ pub async fn from_flanneld(plan: &Plan) -> Result<(), TakeoverError> {
 
 /// Refuses to run beside a flanneld that serves the network of `plan` where no port and no device tells of it: its rules
 /// do.
-async fn refuse_beside(plan: &Plan) -> Result<(), TakeoverError> {
+async fn refuse_beside(plan: &Plan, programs: Instant) -> Result<(), TakeoverError> {
     let network = plan.config.network;
     if plan.wire().is_some() {
         return Ok(());
     }
     let Some(pid) = process_here("flanneld") else { return Ok(()) };
     // Programs that hang or fail do not keep packets from flowing.
-    let asked = tokio::time::timeout(PATIENCE, firewall::flannel_has_rules_for(network)).await;
+    let asked = timeout_at(programs, firewall::flannel_has_rules_for(network)).await;
     if matches!(asked, Ok(Ok(true))) {
         return Err(TakeoverError::Beside { network, pid });
     }
@@ -105,8 +106,8 @@ async fn refuse_beside(plan: &Plan) -> Result<(), TakeoverError> {
 ///
 /// # Errors
 /// As [`from_flanneld`].
-pub(crate) async fn find(plan: &Plan) -> Result<Option<KernelVxlan>, TakeoverError> {
-    refuse_beside(plan).await?;
+pub(crate) async fn find(plan: &Plan, programs: Instant) -> Result<Option<KernelVxlan>, TakeoverError> {
+    refuse_beside(plan, programs).await?;
     let netlink = Netlink::open()?;
     let addresses = netlink.addresses().await?;
     let in_network =
@@ -144,6 +145,3 @@ async fn remove(plan: &Plan, netlink: &Netlink, device: KernelVxlan) -> Result<(
 pub fn process_here(name: &str) -> Option<u32> {
     owner::processes_here().find(|pid| owner::name_of(*pid).is_some_and(|its| its == name))
 }
-
-/// How long the firewall's programs are waited for.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);

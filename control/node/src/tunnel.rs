@@ -1,7 +1,7 @@
 //! The part of a node that encapsulates: a device and its workers.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
@@ -24,7 +24,7 @@ use crate::ping::{Ping, Pings};
 use crate::plan::Plan;
 use overlay_host::iface::Underlay;
 use overlay_host::nexthop::{By, NextHops};
-use overlay_host::{Desired, HostError, link};
+use overlay_host::{Desired, HostError, Steps, link};
 use overlay_leases::lease::{Admitted, Lease, LeaseBackend};
 
 /// The part of a node that encapsulates: a device and its workers.
@@ -45,7 +45,18 @@ pub struct Tunnel {
     /// Why there are no rings, if there were to be.
     pub without_port: Option<String>,
     pings: Arc<Pings>,
-    _path_mtus: PathMtus,
+    /// By which the paths to the peers are asked for their MTU.
+    probes: Probes,
+    path_mtus: OnceLock<PathMtus>,
+}
+
+/// Where packets leave that ask for a path's MTU.
+#[derive(Debug, Clone, Copy)]
+enum Probes {
+    /// By any port of this address.
+    AnyPort(Ipv4Addr),
+    /// By the one port that all packets leave by.
+    OnePort(SocketAddrV4),
 }
 
 impl Tunnel {
@@ -108,7 +119,23 @@ impl Tunnel {
         }
     }
 
-    /// Opens the device and starts its workers.
+    /// Has the paths to the peers asked for their MTU, if they are not yet.
+    ///
+    /// # Errors
+    /// No socket is to be had. Packets flow without: where a path is narrower than the interface, cut.
+    pub(super) fn watch_paths(&self) -> Result<(), HostError> {
+        if self.path_mtus.get().is_none() {
+            let prober = match self.probes {
+                Probes::AnyPort(from) => Prober::by_any_port(from)?,
+                Probes::OnePort(from) => Prober::by(from)?,
+            };
+            let watch = || PathMtus::watch(prober, self.table.clone(), Arc::clone(&self.pings));
+            self.path_mtus.get_or_init(watch);
+        }
+        Ok(())
+    }
+
+    /// Opens the device and starts its workers. What is lacking besides is told beside the tunnel.
     pub(super) async fn start(
         plan: &Plan,
         wire: (Format, u16),
@@ -117,7 +144,7 @@ impl Tunnel {
         desired: &Desired,
         on_failure: &OnFailure,
         inherited: &mut Inherited,
-    ) -> Result<Self, NodeError> {
+    ) -> Result<(Self, Vec<HostError>), NodeError> {
         // The port before all else: where another daemon or a kernel device has it, the overlay device,
         // its address and the rules are theirs, too, and not to be touched.
         let listen = SocketAddrV4::new(plan.underlay.address, wire.1);
@@ -136,8 +163,9 @@ impl Tunnel {
         if let Err(error) = overlay::tun::steer_by_flow(&queues) {
             warn!(device = desired.device, %error, "flows cannot be tied to queues: one may be reordered when it begins");
         }
+        let mut lacking = Vec::new();
         if !goes_on {
-            configure(desired).await?;
+            lacking.extend(configure(desired).await.err());
         }
         let index = link::index_of(&desired.device).await?;
         let addresses: Vec<Ipv4Addr> = link::addresses().await?.into_iter().collect();
@@ -184,12 +212,12 @@ impl Tunnel {
             on_failure,
         )?;
         if goes_on {
-            configure(desired).await?;
+            lacking.extend(configure(desired).await.err());
         }
-        let prober = if spread_source_ports { Prober::by_any_port(*listen.ip()) } else { Prober::by(listen) };
-        let path_mtus = PathMtus::watch(prober?, table.clone(), Arc::clone(&pings));
+        let probes =
+            if spread_source_ports { Probes::AnyPort(*listen.ip()) } else { Probes::OnePort(listen) };
         let (queues, source_check) = (options.queues, options.source_check);
-        Ok(Self {
+        let tunnel = Self {
             index,
             queues,
             source_check,
@@ -200,8 +228,11 @@ impl Tunnel {
             next_hops,
             without_port,
             pings,
-            _path_mtus: path_mtus,
-        })
+            probes,
+            path_mtus: OnceLock::new(),
+        };
+        lacking.extend(tunnel.watch_paths().err());
+        Ok((tunnel, lacking))
     }
 }
 
@@ -212,12 +243,17 @@ fn by(underlay: &Underlay) -> By {
 /// Brings the tunnel's device, its route and the host's settings for it to the wanted state. Returns what was
 /// not so, for people.
 pub(super) async fn configure(desired: &Desired) -> Result<Vec<String>, HostError> {
-    let mut put = link::apply(desired).await?;
+    let applied = link::apply(desired).await;
+    if let Err(HostError::NoDevice(_)) = applied {
+        return applied;
+    }
+    let mut steps = Steps::default();
+    steps.took(applied);
     if desired.direct.is_some() {
         // A node that we reach directly may still send through the tunnel, as long as it knows no better.
-        put.extend(link::loosen_reverse_path(&desired.device)?);
+        steps.took(link::loosen_reverse_path(&desired.device));
     }
-    Ok(put)
+    steps.outcome()
 }
 
 /// What the tunnel's table is made of, by which it reaches `peers`.

@@ -68,7 +68,7 @@ impl Ways {
         let routed = device.map(|_| routed(&holdings, &claim));
         let mut ways = Self { routed, ..Self::default() };
         if let (Some(device), Some(routed)) = (device, &ways.routed) {
-            let ends = routed.rejected.iter().map(|to| OwnRoute { to: *to, leads: Leads::Unreachable });
+            let ends = routed.ends(claim.network).map(|to| OwnRoute { to, leads: Leads::Unreachable });
             let whole = OwnRoute { to: claim.network, leads: Leads::Into(device) };
             ways.wanted.extend(ends.chain(routed.whole.then_some(whole)));
         }
@@ -87,31 +87,70 @@ impl Ways {
         ways
     }
 
-    /// Puts the routes, and removes what is left of others. Returns those that have been put back, for people: they
-    /// were wanted `before`, too, if routes have been put before. A node whose route cannot be had is told as that.
+    /// Puts the routes, and removes what is left of others. Routes that were wanted `before`, too, if any have been put
+    /// before, have been put back. A node whose route cannot be had is told as that.
     ///
     /// # Errors
-    /// The kernel cannot be asked, or a route that is not one node's cannot be put or removed.
+    /// The kernel cannot be asked.
     pub async fn put(
         &mut self,
         network: Ipv4Net,
         before: Option<&HashSet<OwnRoute>>,
-    ) -> Result<Vec<String>, HostError> {
-        let Synced { put, mut failed } = routes::sync(network, &self.wanted, before).await?;
+    ) -> Result<Put, HostError> {
+        let Synced { put, failed, left } = routes::sync(network, &self.wanted, before).await?;
+        let back = put.iter().filter(|route| before.is_some_and(|before| before.contains(*route)));
+        let back = back.map(|route| format!("the route {}", route.describe())).collect();
+        let mut result = Put { back, whole: None, rest: left };
+        let mut of_nodes = HashMap::new();
+        for (route, error) in failed {
+            match route.leads {
+                Leads::Into(_) if route.to == network => result.whole = Some(error),
+                Leads::Into(_) | Leads::Via { .. } => _ = of_nodes.insert(route.to, error),
+                Leads::Unreachable | Leads::Blackhole => result.rest.push(error),
+            }
+        }
         let whole = self.is_whole();
         for peer in &mut self.reached {
-            if let Some(error) = failed.remove(&peer.lease.subnet) {
+            if let Some(error) = of_nodes.get(&peer.lease.subnet) {
                 peer.problem = Some(error.to_string());
                 peer.way = without_route(whole);
             }
         }
-        let back = put.iter().filter(|route| before.is_some_and(|before| before.contains(*route)));
-        let back = back.map(|route| format!("the route {}", route.describe())).collect();
-        if failed.is_empty() { Ok(back) } else { Err(HostError::Several(failed.into_values().collect())) }
+        Ok(result)
     }
 
     fn is_whole(&self) -> bool {
         self.routed.as_ref().is_some_and(|routed| routed.whole)
+    }
+}
+
+/// What became of the routes.
+#[derive(Debug)]
+pub struct Put {
+    /// Those that have been put back, for people.
+    back: Vec<String>,
+    /// Why the one that leads all of the network into the tunnel cannot be put.
+    whole: Option<HostError>,
+    /// What else could not be put or removed, and is no node's.
+    rest: Vec<HostError>,
+}
+
+impl Put {
+    /// Those that have been put back, for people.
+    ///
+    /// # Errors
+    /// What could not be put or removed.
+    pub fn outcome(self) -> Result<Vec<String>, HostError> {
+        let failed = self.whole.into_iter().chain(self.rest).collect();
+        HostError::of(failed).map_or(Ok(self.back), Err)
+    }
+
+    /// What could not be put or removed, though packets to other nodes have their ways.
+    ///
+    /// # Errors
+    /// They have none.
+    pub fn unless_cut_off(self) -> Result<Option<HostError>, HostError> {
+        self.whole.map_or_else(|| Ok(HostError::of(self.rest)), Err)
     }
 }
 
@@ -295,7 +334,13 @@ mod tests {
             let plan = plan("10.1.0.0/22", backend, "10.1.1.0/24");
             let here = [lease("10.1.2.0/24", "192.168.199.238"), lease("10.1.3.0/24", "192.168.199.239")];
             let free = tunnel(&plan, holdings(&[]), &here);
-            assert_eq!(found(&free), (vec![(Way::Tunnel, false); 2], vec!["10.1.0.0/22 dev".to_owned()]));
+            assert_eq!(
+                found(&free),
+                (
+                    vec![(Way::Tunnel, false); 2],
+                    vec!["10.1.0.0/22 unreachable".to_owned(), "10.1.0.0/22 dev".to_owned()]
+                )
+            );
             let inside = tunnel(&plan, holdings(&[route("10.1.0.128/25", None, false)]), &here);
             let routes =
                 ["10.1.1.0/24 unreachable", "10.1.2.0/23 unreachable", "10.1.2.0/24 dev", "10.1.3.0/24 dev"];

@@ -14,7 +14,7 @@ use overlay_flags::{Flags, StoreKind};
 use overlay_host::leftovers::devices_with_rules;
 use overlay_host::link::{self, ROUTE_PROTOCOL};
 use overlay_host::netlink::{Link, Netlink, refused};
-use overlay_host::routes::of_others;
+use overlay_host::routes::leave_to_others;
 use overlay_host::{HostError, firewall};
 use overlay_leases::lease::LeaseAttrs;
 use overlay_leases::meters::StoreMeter;
@@ -102,8 +102,7 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
     let mut routed = BTreeSet::new();
     let mut routes = netlink.routes_of(ROUTE_PROTOCOL).await?;
     // Another that runs may have its network in this one.
-    let others = of_others(&routes, &links);
-    routes.retain(|route| route.device.is_none_or(|device| !others.contains(&device)));
+    leave_to_others(&mut routes, &links);
     for route in routes {
         // Those of a blackhole, or by the underlay, name no device of ours: they go with their network, or when
         // all devices' leftovers go.

@@ -30,6 +30,8 @@ pub enum Part {
     Docker,
     /// Our lease.
     Lease,
+    /// The leases in the store.
+    Leases,
     /// The subnet file.
     SubnetFile,
     /// The state that the next run starts from.
@@ -145,6 +147,7 @@ fn sentences(part: Part) -> (&'static str, &'static str) {
         Part::Docker => {
             ("docker's bridge is not as it should be", "docker's bridge is as it should be again")
         }
+        Part::Leases => ("the store has more leases than are used", "all leases of the store are used again"),
         Part::Lease => ("the lease is not as it should be", "the lease is as it should be again"),
         Part::SubnetFile => (
             "the subnet file cannot be written, forwarding goes on: trying again (see --subnet-file)",

@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use ipnet::Ipv4Net;
 use nftables::batch::Batch;
 use nftables::expr::{
-    BinaryOperation, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
+    BinaryOperation, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload,
+    PayloadField, Prefix,
 };
 use nftables::schema::{Chain, NfListObject, Nftables, Rule, Table};
 use nftables::stmt::{Counter, Match, NAT, NATFlag, Operator, Statement};
@@ -164,6 +165,8 @@ fn rules(desired: &Desired) -> Rules {
         "marked by kube-proxy, which masquerades it itself: twice would stall the connection",
     )];
 
+    rules.extend(from_others_to_a_tunnel(desired));
+
     // How binding agrees with the six rules below: 1 comes first. 2 returns the same packets, without keeping
     // docker's later rule from them. 3 concerns what leaves for a pod of ours, through docker0 and not through
     // this device. 4 and 6 concern sources outside the network, which are not bound. 5 masquerades what comes
@@ -229,13 +232,6 @@ fn rules(desired: &Desired) -> Rules {
 fn from_pods_to_a_tunnel(desired: &Desired) -> Rules {
     let Desired { device, network, pod_subnet: pods, .. } = desired;
     let Some(port) = desired.tunnel_port.filter(|_| desired.forward_rules) else { return Vec::new() };
-    let to_port = || {
-        Statement::Match(Match {
-            left: field("udp", "dport"),
-            right: Expression::Number(port.into()),
-            op: Operator::EQ,
-        })
-    };
     let mut rules = Vec::new();
     if let Some(direct) = &desired.direct {
         // Nodes in the network get it, too; from a pod's address none takes it for the overlay's.
@@ -243,7 +239,7 @@ fn from_pods_to_a_tunnel(desired: &Desired) -> Rules {
             leaves(Operator::EQ, direct),
             source(Operator::EQ, &desired.bound()),
             destination(Operator::EQ, network),
-            to_port(),
+            to_port(port),
             kube_proxy_mark(Operator::NEQ),
             Statement::Accept(None),
         ];
@@ -256,13 +252,40 @@ fn from_pods_to_a_tunnel(desired: &Desired) -> Rules {
         source(Operator::EQ, network),
         destination(Operator::NEQ, pods),
         leaves(Operator::NEQ, device),
-        to_port(),
+        to_port(port),
         Statement::Counter(Counter::Anonymous(None)),
         Statement::Drop(None),
     ];
     rules
         .push((expr, "from pods to the tunnel's port of a host: translated, it would pass as the overlay's"));
     rules
+}
+
+/// What others than this node send to the tunnel's port of a host, by whatever bridge they are on, keeps its source:
+/// masqueraded, by docker for one, it would have this node's address, and be taken for a packet of the overlay. A drop
+/// would also hit the tunnels of nodes for which this host is a router, and before translation nothing tells these apart.
+fn from_others_to_a_tunnel(desired: &Desired) -> Option<(Vec<Statement<'static>>, &'static str)> {
+    let port = desired.tunnel_port.filter(|_| desired.forward_rules)?;
+    let kind =
+        named(NamedExpression::Fib(Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Saddr]) }));
+    let expr = vec![
+        leaves(Operator::NEQ, &desired.device),
+        to_port(port),
+        Statement::Match(Match { left: kind, right: Expression::String("local".into()), op: Operator::NEQ }),
+        keep_source(),
+    ];
+    Some((
+        expr,
+        "from others to the tunnel's port of a host: bound to its own source, so it passes as nobody else's",
+    ))
+}
+
+fn to_port(port: u16) -> Statement<'static> {
+    Statement::Match(Match {
+        left: field("udp", "dport"),
+        right: Expression::Number(port.into()),
+        op: Operator::EQ,
+    })
 }
 
 fn kube_proxy_mark(op: Operator) -> Statement<'static> {
@@ -347,7 +370,7 @@ mod tests {
     #[test]
     fn each_option_adds_its_rules_after_the_mark() {
         for (return_path, ip_masq, count) in
-            [(false, false, 2), (true, false, 3), (false, true, 7), (true, true, 8)]
+            [(false, false, 3), (true, false, 4), (false, true, 8), (true, true, 9)]
         {
             let desired = desired(Masquerade { return_path, ip_masq, fully_random: true });
             let rules = rules(&desired);
@@ -379,6 +402,7 @@ mod tests {
             Desired { forward_rules: false, ..Desired::example() },
         ] {
             assert!(from_pods_to_a_tunnel(&without).is_empty());
+            assert!(from_others_to_a_tunnel(&without).is_none());
         }
     }
 

@@ -110,8 +110,7 @@ pub fn choose(
         leases.subnets().filter(|subnet| config.network.contains(subnet) && *subnet != config.network);
     let nodes = leases.iter().map(|known| Ipv4Net::from(known.attrs.public_ip));
     let free_of = |subnets: Vec<Ipv4Net>| -> Vec<Ipv4Net> {
-        let mut taken =
-            Taken::new(subnets.into_iter().chain(host.kept.iter().copied().map(Ipv4Net::from)).collect());
+        let mut taken = Taken::new(subnets.into_iter().chain(host.avoided().map(Ipv4Net::from)).collect());
         config.subnets().filter(|subnet| taken.is_free(*subnet)).take(CANDIDATES).collect()
     };
     let mut candidates = free_of(claimed.chain(nodes).collect());
@@ -127,10 +126,16 @@ pub fn choose(
             subnet_len: config.subnet_len,
             subnet_min: config.subnet_min,
             subnet_max: config.subnet_max,
-            kept: host.kept.range(config.pods().0..=config.pods().1).copied().collect(),
+            kept: kept(config, host),
         });
     }
     Ok(Choice::Free(candidates[rng.random_range(0..candidates.len())]))
+}
+
+/// What of the host's is where pods are to be.
+fn kept(config: &NetworkConfig, host: &HostFacts) -> Vec<Ipv4Addr> {
+    let (first, last) = config.pods();
+    host.avoided().filter(|address| (first..=last).contains(address)).collect()
 }
 
 /// Whether `subnet` overlaps one of `apart`, which are in order and do not overlap each other.
@@ -167,6 +172,7 @@ const CANDIDATES: usize = 100;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::Gateway;
     use crate::store::key_of;
     use crate::store::{Event, Listing};
     use proptest::prelude::*;
@@ -312,6 +318,30 @@ mod tests {
         let full = choice(&[node, other], "192.168.0.4/30").unwrap_err();
         assert_eq!(full.kept, [Ipv4Addr::new(192, 168, 0, 6)]);
         assert!(full.to_string().contains("192.168.0.6 in it would take that from this host"), "{full}");
+    }
+
+    #[test]
+    fn a_subnet_with_a_gateway_in_it_is_no_choice_unless_the_gateway_is_a_pod_of_it() {
+        let config = config("10.1.0.0/28", 30);
+        let gateway = |beside: [u8; 4]| HostFacts {
+            gateways: [Gateway { address: Ipv4Addr::new(10, 1, 0, 6), beside: [beside.into()].into() }]
+                .into(),
+            ..HostFacts::default()
+        };
+        let choice = |leases: &[_], host: &HostFacts| {
+            let previous = Some(net("10.1.0.4/30"));
+            choose(&config, &set(leases), IP, previous, host, &mut StdRng::seed_from_u64(1))
+        };
+        let (elsewhere, bridge) = (gateway([172, 16, 0, 2]), gateway([10, 1, 0, 5]));
+        let subnet = net("10.1.0.4/30");
+        assert_eq!([elsewhere.is_in(subnet), elsewhere.is_cut_off_by(subnet)], [true; 2]);
+        assert_eq!([bridge.is_in(subnet), bridge.is_cut_off_by(subnet)], [false; 2]);
+        assert_eq!(choice(&[], &bridge), Ok(Choice::Previous(subnet)));
+        let reserved = ("10.1.0.4/30", "192.168.1.12", None);
+        let other = ("10.1.0.8/30", "192.168.1.13", Some(7));
+        for leases in [&[other][..], &[other, reserved]] {
+            assert_eq!(choice(leases, &elsewhere), Ok(Choice::Free(net("10.1.0.12/30"))), "{leases:?}");
+        }
     }
 
     #[test]

@@ -43,21 +43,49 @@ pub struct HostFacts {
     pub kept: BTreeSet<Ipv4Addr>,
     /// Those of them without which it is cut off: no node can be built with one in its subnet.
     pub vital: BTreeSet<Ipv4Addr>,
+    /// The gateways that it reaches by other devices than that to the other nodes.
+    pub gateways: BTreeSet<Gateway>,
     /// The broadcast addresses of its interfaces.
     pub broadcasts: BTreeSet<Ipv4Addr>,
+}
+
+/// A gateway by which a route of this host's leads.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gateway {
+    /// Where it is.
+    pub address: Ipv4Addr,
+    /// The addresses of this host's on the device that leads there.
+    pub beside: BTreeSet<Ipv4Addr>,
+}
+
+impl Gateway {
+    /// Whether it would be cut off if `subnet` was pods'. On a bridge with an address in the subnet it is a pod that
+    /// routes.
+    fn is_lost_to(&self, subnet: Ipv4Net) -> bool {
+        subnet.contains(&self.address) && !is_any_in(&self.beside, subnet)
+    }
 }
 
 impl HostFacts {
     /// Whether `subnet` would take something from this host if it was its pods'.
     #[must_use]
     pub fn is_in(&self, subnet: Ipv4Net) -> bool {
-        is_any_in(&self.kept, subnet)
+        is_any_in(&self.kept, subnet) || self.loses_a_gateway_to(subnet)
+    }
+
+    /// What no subnet is taken for anew, if another is free.
+    pub fn avoided(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.kept.iter().copied().chain(self.gateways.iter().map(|gateway| gateway.address))
+    }
+
+    fn loses_a_gateway_to(&self, subnet: Ipv4Net) -> bool {
+        self.gateways.iter().any(|gateway| gateway.is_lost_to(subnet))
     }
 
     /// Whether this host would be cut off if `subnet` was its pods'.
     #[must_use]
     pub fn is_cut_off_by(&self, subnet: Ipv4Net) -> bool {
-        is_any_in(&self.vital, subnet)
+        is_any_in(&self.vital, subnet) || self.loses_a_gateway_to(subnet)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::backend::BackendKind;
 
 pub use choose::{Choice, NetworkFull, choose};
 pub use conflict::{Conflict, Rivals};
-pub use gate::{Admitted, Ground, HostFacts, Judgement, Reason, Refused};
+pub use gate::{Admitted, Gateway, Ground, HostFacts, Judgement, Reason, Refused};
 pub use set::{Changes, GRACE, Garbage, Known, LeaseSet};
 pub use value::is_one_host;
 pub use vtep_mac::derive_vtep_mac;

@@ -8,8 +8,7 @@ use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
 use super::{Judgement, Lease, LeaseAttrs};
-use crate::store::{Entry, Event, Listing, Revision};
-use crate::store::{key_of, parse_key};
+use crate::store::{Entry, Event, Listing, MAX_KEYS, Revision, key_of, parse_key};
 use overlay_support::json::{JsonError, shorten};
 
 /// The leases by key, whatever they say: what of them is used is the gate's business ([`Ground`](super::Ground)).
@@ -20,6 +19,8 @@ pub struct LeaseSet {
     garbage: BTreeMap<Slot, Entry>,
     /// Those of `known` that the last listing lacked, and since when.
     missing: BTreeMap<Slot, Instant>,
+    /// Keys of the store for which there is no room.
+    beyond: usize,
 }
 
 /// A key, in the order of the subnets. A dual-stack key is another than the plain one of the same
@@ -75,13 +76,16 @@ impl LeaseSet {
     pub fn apply(&mut self, listing: &Listing, now: Instant) -> Changes {
         let listed: BTreeSet<&str> = listing.entries.iter().map(|entry| entry.key.as_str()).collect();
         let mut changes = Changes::default();
-        for slot in self.known.keys().filter(|(_, key)| !listed.contains(key.as_str())) {
+        self.beyond = listing.beyond;
+        // What else there is, nobody can tell from a listing that has no room for all.
+        let lacks = |key: &str| listing.beyond == 0 && !listed.contains(key);
+        for slot in self.known.keys().filter(|(_, key)| lacks(key)) {
             if !self.missing.contains_key(slot) {
                 self.missing.insert(slot.clone(), now);
                 changes.missing.push(slot.0);
             }
         }
-        self.garbage.retain(|(_, key), _| listed.contains(key.as_str()));
+        self.garbage.retain(|(_, key), _| !lacks(key));
         for entry in &listing.entries {
             self.put(entry, &mut changes);
         }
@@ -184,6 +188,13 @@ impl LeaseSet {
         self.garbage.len()
     }
 
+    /// How many keys of the store are not here, as there is no room for them: as the last listing has counted, and one
+    /// more for each change of such a key since.
+    #[must_use]
+    pub fn beyond(&self) -> usize {
+        self.beyond
+    }
+
     /// All leases, missing ones too, by subnet.
     pub(super) fn all(&self) -> impl Iterator<Item = &Known> {
         self.known.values()
@@ -213,6 +224,11 @@ impl LeaseSet {
         let subnet = entry.subnet;
         let slot = (subnet, entry.key.clone());
         self.missing.remove(&slot);
+        let is_known = self.known.contains_key(&slot) || self.garbage.contains_key(&slot);
+        if !is_known && self.known.len() + self.garbage.len() >= MAX_KEYS {
+            self.beyond += 1;
+            return;
+        }
         match LeaseAttrs::from_json(&entry.value) {
             Ok(attrs) => {
                 self.garbage.remove(&slot);
@@ -350,6 +366,19 @@ mod tests {
         let expected: Vec<Ipv4Net> = set.all().map(|known| known.entry.subnet).collect();
         assert_eq!(expected, [net("10.1.1.0/24"), net("10.1.2.0/24")]);
         assert_eq!(set.forget_missing(start + GRACE).removed, [net("10.1.2.0/24")]);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_counted_and_nothing_counts_as_missing_meanwhile() {
+        let mut set = LeaseSet::default();
+        let now = Instant::now();
+        set.apply(&listing(&[entry("10.1.1.0/24", UDP, 1), entry("10.1.2.0/24", "{}", 2)]), now);
+        let full = Listing { beyond: 7, ..listing(&[entry("10.1.3.0/24", UDP, 3)]) };
+        let changes = set.apply(&full, now);
+        assert_eq!((changes.put, changes.missing), (vec![net("10.1.3.0/24")], Vec::new()));
+        assert_eq!((set.iter().count(), set.garbage(), set.beyond()), (2, 1, 7));
+        let changes = set.apply(&listing(&[entry("10.1.3.0/24", UDP, 3)]), now);
+        assert_eq!((changes.missing, set.garbage(), set.beyond()), (vec![net("10.1.1.0/24")], 0, 0));
     }
 
     #[test]

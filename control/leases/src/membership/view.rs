@@ -78,6 +78,8 @@ pub struct Standing {
     pub waits_for: Option<String>,
     /// Why another configuration is not applied.
     pub not_applied: Option<Problem>,
+    /// Lease keys for which there is no room.
+    pub beyond: usize,
 }
 
 /// A network that this host runs, and the subnet that it has in it.

@@ -29,8 +29,8 @@ use tokio::sync::{Semaphore, oneshot};
 use tracing::warn;
 
 use super::{
-    Entry, EventStream, LeaseStore, Listing, MAX_CONFIG, MAX_VALUE, Revision, StoreError, Written,
-    config_text,
+    Entry, EventStream, LeaseStore, Listing, MAX_CONFIG, MAX_KEYS, MAX_VALUE, Revision, Room, StoreError,
+    Written, config_text,
 };
 use crate::meters::StoreMeter;
 use crate::store::{key_of, parse_key};
@@ -174,18 +174,24 @@ impl DirStore {
             let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
             if parse_key(name).is_err() {
                 snapshot.skipped += 1;
+            } else if keys.len() == MAX_KEYS {
+                snapshot.beyond += 1;
             } else {
                 files.push((self.file_of(name), MAX_VALUE));
                 keys.push(name.to_owned());
             }
         }
-        let mut found = self.find(&files).into_iter();
-        snapshot.config = found.next().and_then(Result::ok).flatten();
-        for (key, found) in keys.into_iter().zip(found) {
-            match found {
-                Ok(Some(value)) => _ = snapshot.leases.insert(key, value),
-                Ok(None) => {}
-                Err(_) => snapshot.skipped += 1,
+        let (config, leases) = files.split_at(1);
+        snapshot.config = self.find(config).remove(0).ok().flatten();
+        let (mut room, mut keys) = (Room::ALL, keys.into_iter());
+        for files in leases.chunks(READ_AT_ONCE) {
+            for (found, key) in self.find(files).into_iter().zip(keys.by_ref()) {
+                match found {
+                    Ok(Some(value)) if room.take(&key, &value) => _ = snapshot.leases.insert(key, value),
+                    Ok(Some(_)) => snapshot.beyond += 1,
+                    Ok(None) => {}
+                    Err(_) => snapshot.skipped += 1,
+                }
             }
         }
         // There is no more to be said of those that are gone.
@@ -311,6 +317,8 @@ struct Snapshot {
     /// By key; all of them name a subnet.
     leases: BTreeMap<String, Vec<u8>>,
     skipped: usize,
+    /// Files of leases for which there is no room.
+    beyond: usize,
 }
 
 impl Snapshot {
@@ -324,6 +332,7 @@ impl Snapshot {
         Listing {
             revision: self.revision(),
             skipped: self.skipped,
+            beyond: self.beyond,
             entries: self
                 .leases
                 .into_iter()
@@ -383,5 +392,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const OPENING: Duration = Duration::from_secs(1);
 /// Of many files about which there is the same to say, the first few.
 const NAMED: usize = 10;
+/// So many files are in memory beside what is kept of them.
+const READ_AT_ONCE: usize = 10_000;
 /// Requests at a time, those that hang among them.
 const MOST_THREADS: usize = 4;

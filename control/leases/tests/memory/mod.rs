@@ -26,6 +26,8 @@ struct State {
     entries: BTreeMap<String, Entry>,
     revision: Revision,
     is_down: bool,
+    /// For how many of its last keys a listing has no room.
+    beyond: usize,
     /// Whether it does not tell its configuration.
     refuses_config: bool,
     history: Vec<(Revision, Event)>,
@@ -57,6 +59,13 @@ impl Memory {
         let mut state = self.lock();
         state.revision += 1;
         state.tell(&Event::Config(None));
+    }
+
+    /// Has no room from now on in a listing for so many of its last keys; who follows changes lists anew.
+    pub fn have_beyond(&self, keys: usize) {
+        let mut state = self.lock();
+        state.beyond = keys;
+        state.tell(&Event::Relist);
     }
 
     /// Fails from now on when it is asked for its configuration, and for nothing else, until `refuses` is `false`.
@@ -181,8 +190,9 @@ impl LeaseStore for Memory {
     async fn list(&self) -> Result<Listing, StoreError> {
         let state = self.up()?;
         Ok(Listing {
-            entries: state.entries.values().cloned().collect(),
+            entries: state.entries.values().take(state.entries.len() - state.beyond).cloned().collect(),
             skipped: 0,
+            beyond: state.beyond,
             revision: state.revision,
         })
     }

@@ -14,7 +14,7 @@ use overlay_host::iface::{self, IfaceSpec, Underlay};
 use overlay_host::link::HostChanges;
 use overlay_host::netlink::Netlink;
 use overlay_host::{HostError, holdings};
-use overlay_leases::lease::HostFacts;
+use overlay_leases::lease::{Gateway, HostFacts};
 use overlay_leases::store::StoreAddresses;
 
 /// Looks now, and then whenever something may be other than it was, for as long as anybody listens.
@@ -69,11 +69,21 @@ async fn look(underlay: &Underlay, stores: &StoreAddresses) -> Result<HostFacts,
     let kept = holdings::kept(&underlay.name, &stores.now()).await?;
     let netlink = Netlink::open()?;
     let addresses = netlink.addresses().await?;
-    let routes = netlink.routes().await?.into_iter().filter(|route| route.device == Some(underlay.index));
-    let mut vital: BTreeSet<Ipv4Addr> = routes.flat_map(|route| route.gateways).collect();
-    vital.extend(addresses.iter().filter(|own| own.index == underlay.index).map(|own| own.address));
+    let on = |index: u32| -> BTreeSet<Ipv4Addr> {
+        addresses.iter().filter(|own| own.index == index).map(|own| own.address).collect()
+    };
+    let mut vital = on(underlay.index);
+    let mut others: BTreeSet<(Ipv4Addr, u32)> = BTreeSet::new();
+    for route in netlink.routes().await? {
+        match route.device {
+            Some(device) if device == underlay.index => vital.extend(route.gateways),
+            Some(device) => others.extend(route.gateways.into_iter().map(|gateway| (gateway, device))),
+            None => {}
+        }
+    }
+    let gateways = others.into_iter().map(|(address, device)| Gateway { address, beside: on(device) });
     let broadcasts = addresses.iter().filter_map(|own| broadcast(own.address, own.prefix_len));
-    Ok(HostFacts { kept, vital, broadcasts: broadcasts.collect() })
+    Ok(HostFacts { kept, vital, gateways: gateways.collect(), broadcasts: broadcasts.collect() })
 }
 
 /// The broadcast address of an interface's network; of two hosts or one, there is none (RFC 3021).

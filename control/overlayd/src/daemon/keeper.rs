@@ -41,9 +41,11 @@ use overlay_support::claim::{self, Claim};
 use overlay_support::problem::Problem;
 use overlay_support::service_manager;
 
+mod deadline;
 mod means;
 mod retry;
 
+use deadline::Deadline;
 pub(super) use means::{Inbox, Means};
 use retry::Retry;
 
@@ -156,7 +158,7 @@ impl Keeper {
             }
         };
         if result.is_ok() {
-            self.stop_running().await;
+            self.stop_running(Deadline::begins()).await;
         }
         (result, self.means.files)
     }
@@ -234,7 +236,10 @@ impl Keeper {
     async fn answer(&mut self, Question { config, answer }: Question) {
         let runs = self.running.as_ref().is_some_and(|node| node.plan().config == config);
         let some_subnet = config.subnets().next().unwrap_or(config.network);
-        let verdict = if runs { Ok(()) } else { self.preflight(&self.plan_of(config, some_subnet)).await };
+        let verdict = match runs {
+            true => Ok(()),
+            false => self.preflight(&self.plan_of(config, some_subnet)).await.map(drop),
+        };
         let forwarding = self.running.is_some();
         if verdict.is_err() {
             // Another daemon may have what is only thought of.
@@ -249,23 +254,28 @@ impl Keeper {
         let _ = answer.send(verdict);
     }
 
-    /// Whether `plan` can be built. At the start, what a process before this one still has is waited for.
-    async fn preflight(&mut self, plan: &Plan) -> Result<(), NodeError> {
+    /// Whether `plan` can be built, and by when it is to be. At the start, what a process before this one still has is
+    /// waited for.
+    async fn preflight(&mut self, plan: &Plan) -> Result<Deadline, NodeError> {
         let until = *self.predecessor.get_or_insert_with(|| Instant::now() + PREDECESSOR);
         let (mut waits, mut claimed) = (false, None);
         loop {
             let running = self.running.as_ref().map(|node| node.plan());
             let held = self.claims.len();
+            let deadline = Deadline::begins();
             // Whose it is need be asked once only.
             let taken = match claimed.take().filter(|_| claim::is_anothers(&plan.device())) {
                 Some(still) => Err(NodeError::Claimed(still)),
                 None => take_claim(&mut self.claims, &plan.device()),
             };
             let result = match taken {
-                Ok(()) => preflight(plan, &self.options, running, &self.means.inherited).await,
+                Ok(()) => {
+                    let programs = deadline.of_programs(running.is_some());
+                    preflight(plan, &self.options, running, &self.means.inherited, programs).await
+                }
                 refused => refused,
             };
-            let Err(error) = result else { return Ok(()) };
+            let Err(error) = result else { return Ok(deadline) };
             // Another daemon may have what cannot be had here.
             self.claims.truncate(held);
             if running.is_some() || !error.is_taken() || Instant::now() >= until {
@@ -307,7 +317,8 @@ impl Keeper {
 
     /// Puts a node of `plan` in the place of the one that runs, which runs until the last moment.
     async fn replace(&mut self, plan: Plan) -> Result<(), NodeError> {
-        self.preflight(&plan).await?;
+        let deadline = self.preflight(&plan).await?;
+        let programs = deadline.of_programs(self.running.is_some());
         plan.check_subnet(&self.options.stores).await?;
         let before = self.running.as_ref().map(|node| node.plan().clone());
         let before = before.or_else(|| self.good.as_ref().map(|(plan, _)| plan.clone()));
@@ -317,11 +328,11 @@ impl Keeper {
         let goes_on = self.means.inherited.has_queues(&plan.device())
             || before.as_ref().is_some_and(|before| before.device() == plan.device());
         if !goes_on {
-            self.means.rules.tried(RULES_PATIENCE).await;
+            self.means.rules.tried(programs).await;
         }
-        self.stop_running().await;
+        self.stop_running(deadline).await;
         // Its device carries packets until here.
-        takeover::from_flanneld(&plan).await?;
+        takeover::from_flanneld(&plan, programs).await?;
         let had_device = link::index_of(&plan.device()).await.is_ok();
         let peers = self.view.as_ref().map(|(view, _)| view.peers.clone()).unwrap_or_default();
         if let Err(error) = self.start(plan.clone(), peers).await {
@@ -372,14 +383,15 @@ impl Keeper {
             let _ = failed.send(Failure { generation, worker: worker.to_owned(), error });
         });
         let started = Node::start(plan, &self.options, &peers, &on_failure, &mut self.means.inherited).await;
-        let node = match started {
-            Ok(node) => Arc::new(node),
+        let (node, lacking) = match started {
+            Ok((node, lacking)) => (Arc::new(node), lacking),
             Err(error) => {
                 // It keeps what this attempt had, sockets above all, and the next one needs their port.
                 service_manager::keep(None);
                 return Err(error);
             }
         };
+        self.means.problems.report(Part::Link, lacking.as_ref().map(of_host));
         // What it has no use for must not keep others from a port. Where it could not start, the earlier node has.
         self.means.inherited = Inherited::default();
         service_manager::keep(node.tunnel().map(Tunnel::forwarder));
@@ -423,9 +435,9 @@ impl Keeper {
         }
     }
 
-    /// Stops the node that runs, if one does. The next one goes on with its device and its sockets, in which what
-    /// arrives meanwhile waits.
-    async fn stop_running(&mut self) {
+    /// Stops the node that runs, if one does, early enough for the next one to be built by `deadline`. That one goes on
+    /// with its device and its sockets, in which what arrives meanwhile waits.
+    async fn stop_running(&mut self, deadline: Deadline) {
         let Some(before) = self.running.take() else { return };
         self.shared().node = std::sync::Weak::new();
         match before.tunnel().map(|tunnel| tunnel.forwarder().hand_over()) {
@@ -433,7 +445,7 @@ impl Keeper {
             Some(Err(error)) => warn!(%error, "the next node does without the sockets of this one"),
             None => {}
         }
-        let stopping = spawn_blocking(move || before.stop(STOP_PATIENCE));
+        let stopping = spawn_blocking(move || before.stop(deadline.to_stop()));
         let left_behind = stopping.await.unwrap_or_default();
         if !left_behind.is_empty() {
             warn!(
@@ -460,7 +472,7 @@ impl Keeper {
 
     async fn device_gone(&mut self, device: String) {
         warn!(device, "this device of ours was deleted by somebody else: making it anew");
-        self.stop_running().await;
+        self.stop_running(Deadline::begins()).await;
         self.build().await;
         if self.running.is_some() {
             let what = format!("the device {device} with everything on it");
@@ -583,9 +595,5 @@ const STORE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a process before this one may take to end.
 const PREDECESSOR: Duration = Duration::from_secs(5);
 const TAKEN_AGAIN: Duration = Duration::from_millis(20);
-/// How long the firewall's programs are waited for before packets flow without their work.
-const RULES_PATIENCE: Duration = Duration::from_secs(2);
-/// How long workers are waited for: together with what follows less than a person's patience.
-const STOP_PATIENCE: Duration = Duration::from_millis(1200);
 /// What a TUN says once its device is gone (`drivers/net/tun.c`).
 const EBADFD: i32 = 77;

@@ -44,6 +44,7 @@ use overlay_leases::lease::{Ground, HostFacts, LeaseBackend};
 use overlay_leases::membership::{Membership, MembershipError, Standing, Terms, View};
 use overlay_leases::meters::Meters;
 use overlay_leases::netconf::NetworkConfig;
+use overlay_leases::store::MAX_KEYS;
 use overlay_leases::store::{StoreAddresses, StoreError, is_same_store};
 use overlay_node::NodeOptions;
 use overlay_node::plan::HostOptions;
@@ -290,10 +291,15 @@ impl Daemon {
     }
 
     fn tell_standing(&mut self) {
-        let Standing { waits_for, not_applied } = self.standing.borrow_and_update().clone();
+        let Standing { waits_for, not_applied, beyond } = self.standing.borrow_and_update().clone();
         // The lease task has said so itself.
         self.problems.note(Part::Waiting, waits_for.map(Problem::of));
         self.problems.report(Part::Config, not_applied);
+        let left_out = (beyond > 0).then(|| {
+            let text = format!("{beyond} keys beyond {MAX_KEYS} are not used, or what has more bytes than so many leases have: delete those that are no nodes'");
+            Problem::new("too many", text)
+        });
+        self.problems.report(Part::Leases, left_out);
     }
 
     /// Stops what runs, and has written what waits to be written.

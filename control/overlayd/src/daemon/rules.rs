@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::warn;
 
 use super::earlier;
@@ -65,11 +65,11 @@ impl Rules {
         });
     }
 
-    /// Waits until what is wanted has been tried, for `patience` at most.
-    pub(super) async fn tried(&self, patience: Duration) {
+    /// Waits until what is wanted has been tried, but not beyond `deadline`.
+    pub(super) async fn tried(&self, deadline: Instant) {
         let number = self.wanted.borrow().number;
         // Who hangs does not keep packets from flowing.
-        let _ = timeout(patience, self.tried.clone().wait_for(|tried| *tried >= number)).await;
+        let _ = timeout_at(deadline, self.tried.clone().wait_for(|tried| *tried >= number)).await;
     }
 
     /// Somebody may have changed them.

@@ -287,13 +287,7 @@ impl Variant {
         if desired.forward_rules {
             keep.extend(rules::direct(desired));
         }
-        keep.extend(
-            wanted
-                .iter()
-                .filter(|one| one.table == "mangle")
-                .flat_map(|one| &one.hooks)
-                .map(|hook| hook.rule.clone()),
-        );
+        keep.extend(wanted.iter().flat_map(|one| &one.hooks).map(|hook| hook.rule.clone()));
 
         let former: BTreeSet<String> = networks
             .iter()

@@ -126,6 +126,7 @@ pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Want
     // By the underlay only what goes from pod to pod is ours to say.
     let mut hooks = vec![format!("-o {device} {jump}")];
     hooks.extend(desired.direct.as_ref().map(|direct| format!("-s {bound} -d {network} -o {direct} {jump}")));
+    hooks.extend(from_others_to_a_tunnel(desired));
     let hook = |rule| Hook { chain: "POSTROUTING", rule, place: Place::BeforeTranslation };
     let mut wanted = Wanted {
         table: "nat",
@@ -137,6 +138,15 @@ pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Want
         wanted.hooks.push(Hook { chain: "POSTROUTING", rule: jump_to_postrtg(), place: Place::Anywhere });
     }
     wanted
+}
+
+/// What others send to the tunnel's port of a host keeps its source, as in nftables (`nft.rs`, which explains it).
+fn from_others_to_a_tunnel(desired: &Desired) -> Option<String> {
+    let (device, port) = (&desired.device, desired.tunnel_port.filter(|_| desired.forward_rules)?);
+    let comment = tunnel_in_tunnel(device);
+    Some(format!(
+        "! -o {device} -p udp -m udp --dport {port} -m addrtype ! --src-type LOCAL -m comment --comment {comment} -j ACCEPT"
+    ))
 }
 
 /// flannel's six rules of `--ip-masq`.

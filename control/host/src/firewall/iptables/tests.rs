@@ -191,7 +191,8 @@ fn a_table_that_iptables_cannot_list_is_not_an_empty_one() {
 
 #[test]
 fn our_nat_chain_comes_before_what_translates_and_contends_with_nobody_else() {
-    let wanted = rules::nat(&desired(), true, false);
+    let without_tunnel = Desired { tunnel_port: None, ..desired() };
+    let wanted = rules::nat(&without_tunnel, true, false);
     let docker = "-s 10.1.9.0/24 ! -o docker0 -j MASQUERADE";
     for (rules, expected) in [
         (&["JUMP", docker][..], &[][..]),
@@ -216,6 +217,22 @@ fn our_nat_chain_comes_before_what_translates_and_contends_with_nobody_else() {
     ] {
         assert_eq!(moves(&wanted, "POSTROUTING", rules), expected, "{rules:?}");
     }
+}
+
+/// By whatever device, unlike what leaves by the overlay's.
+#[test]
+fn what_others_send_to_a_tunnel_keeps_its_source_before_whatever_translates() {
+    let mut wanted = rules::nat(&desired(), true, false);
+    wanted.hooks.remove(0);
+    for (rules, expected) in [
+        (&["JUMP", "-o eth1 -j MASQUERADE"][..], &[][..]),
+        (&["-o eth1 -j MASQUERADE", "JUMP"], &["-D POSTROUTING JUMP", "-I POSTROUTING 1 JUMP"]),
+        (&["-N OVERLAYD-NAT-flannel.10", "-o flannel.10 -j OVERLAYD-NAT-flannel.10", "JUMP"], &[]),
+    ] {
+        assert_eq!(moves(&wanted, "POSTROUTING", rules), expected, "{rules:?}");
+    }
+    let forward_rules = false;
+    assert_eq!(rules::nat(&Desired { forward_rules, ..desired() }, true, false).hooks.len(), 1);
 }
 
 #[test]

@@ -6,8 +6,12 @@ use crate::store::parse_key;
 use crate::store::{Entry, Event, Listing};
 
 const OURS: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 12);
-const NOTHING_ELSE: HostFacts =
-    HostFacts { kept: BTreeSet::new(), vital: BTreeSet::new(), broadcasts: BTreeSet::new() };
+const NOTHING_ELSE: HostFacts = HostFacts {
+    kept: BTreeSet::new(),
+    vital: BTreeSet::new(),
+    gateways: BTreeSet::new(),
+    broadcasts: BTreeSet::new(),
+};
 
 fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()

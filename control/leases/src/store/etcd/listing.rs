@@ -5,7 +5,7 @@ use etcd_client::{Client, GetOptions, GetResponse, KeyValue};
 
 use super::cluster::{Cluster, is_too_long};
 use super::{entry, name_of, revision_of};
-use crate::store::{Listing, MAX_VALUE, Revision, StoreError};
+use crate::store::{Listing, MAX_VALUE, Revision, Room, StoreError};
 
 /// All keys that begin with `prefix`, as they are at one moment.
 pub(super) async fn list(cluster: &Cluster, prefix: &str) -> Result<Listing, StoreError> {
@@ -21,7 +21,7 @@ pub(super) async fn list(cluster: &Cluster, prefix: &str) -> Result<Listing, Sto
 
 async fn pages(cluster: &Cluster, prefix: &str) -> Result<Listing, StoreError> {
     let range = Range { action: format!("list {prefix}"), end: end_of(prefix) };
-    let mut listing = Listing::default();
+    let (mut listing, mut room) = (Listing::default(), Room::ALL);
     let mut from = prefix.as_bytes().to_vec();
     let mut size = LARGEST_PAGE;
     loop {
@@ -41,8 +41,14 @@ async fn pages(cluster: &Cluster, prefix: &str) -> Result<Listing, StoreError> {
             },
         };
         listing.revision = page.revision;
-        for kv in page.answer.kvs() {
+        for (number, kv) in page.answer.kvs().iter().enumerate() {
             match name_of(kv, prefix) {
+                Some(_) if !room.take(kv.key(), kv.value()) => {
+                    // How many keys there are from this page's beginning on.
+                    let count = usize::try_from(page.answer.count()).unwrap_or_default();
+                    listing.beyond = count.saturating_sub(number).max(1);
+                    return Ok(listing);
+                }
                 Some(name) => {
                     let mut entry = entry(name, kv);
                     if page.part == Part::Keys {

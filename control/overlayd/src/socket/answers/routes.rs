@@ -24,7 +24,7 @@ pub(super) async fn routes(node: &Node) -> Result<Routes, HostError> {
     let mut all: Vec<Route> = seen.into_iter().map(route).collect();
     let routed = node.routed();
     let whole = routed.as_ref().is_some_and(|routed| routed.whole);
-    let ends = routed.into_iter().flat_map(|routed| routed.rejected).map(|to| (to, None, None));
+    let ends = routed.iter().flat_map(|routed| routed.ends(network)).map(|to| (to, None, None));
     let one_for_all = whole.then(|| (network, None, Some(plan.device())));
     let peers = node.peers();
     let to_peers = peers.into_iter().filter_map(|peer| match peer.way {
