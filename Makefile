@@ -98,7 +98,7 @@ manuals:
 # Where the standard library for aarch64 is installed (`rustup target add`), the packet path has to compile for it, too.
 lint: setup-lint
 	cargo fmt --all --check
-	[ ! -d "$$(rustc --print target-libdir --target $(AARCH64))" ] || $(CARGO) clippy -p overlay --target $(AARCH64) -- -D warnings
+	[ ! -d "$$(rustc --print target-libdir --target $(AARCH64))" ] || $(CARGO) clippy -p overlay-simd -p overlay-sys -p overlay-wire -p overlay --target $(AARCH64) -- -D warnings
 	for package in overlay control; do \
 	    cargo fmt --manifest-path $$package/fuzz/Cargo.toml --check && \
 	    $(CARGO) clippy --manifest-path $$package/fuzz/Cargo.toml --target-dir target -- -D warnings && \
@@ -124,7 +124,7 @@ fuzz: setup-fuzz
 # then, so that the heap is watched, too; what it keeps until its end is no leak.
 sanitize: setup
 	$(SANITIZED) $(CARGO) build --bins
-	$(SANITIZED) $(RUNNER) cargo nextest run --locked -p overlay -p integration --lib --test inner_ipv6 \
+	$(SANITIZED) $(RUNNER) cargo nextest run --locked -p overlay-simd -p overlay-sys -p overlay-wire -p overlay -p integration --lib --test inner_ipv6 \
 	    --test offload_round_trip $(addprefix --test ,$(SANITIZED_TESTS))
 
 bench bench-full: setup-bench

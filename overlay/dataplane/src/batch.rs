@@ -7,6 +7,7 @@
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 
+use overlay_sys::mmsg::{Outgoing, Slice};
 use overlay_wire::drops::DropReason;
 use overlay_wire::ecn::Ecn;
 use overlay_wire::ip::Packet;
@@ -16,7 +17,6 @@ use overlay_wire::vnet::{self, Gso};
 use overlay_wire::vxlan;
 
 use crate::peer_state::PeerState;
-use crate::sys::mmsg::{Outgoing, Slice};
 use crate::table::Hop;
 
 /// Free bytes in front of every packet: room for its encapsulation.
@@ -367,7 +367,7 @@ impl Run {
     #[must_use]
     pub fn whole(&self) -> Outgoing<'_> {
         let segment_len = (self.ends.len() > 1).then_some(self.segment_len as u16);
-        Outgoing { to: self.to, ecn: self.ecn, slices: &self.slices, segment_len }
+        Outgoing { to: self.to, tos: self.ecn as u8, slices: &self.slices, segment_len }
     }
 
     /// Each of its datagrams as a message.
@@ -375,7 +375,7 @@ impl Run {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, end)| Outgoing {
             to: self.to,
-            ecn: self.ecn,
+            tos: self.ecn as u8,
             slices: &self.slices[start..*end],
             segment_len: None,
         })

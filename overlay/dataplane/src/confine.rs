@@ -8,12 +8,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::thread;
 
+use overlay_sys::seccomp;
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
-
-use crate::sys::seccomp;
 
 /// What becomes of a system call that no worker has a use for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,10 +154,10 @@ mod tests {
     use std::process::Command;
     use std::time::{Duration, Instant};
 
+    use overlay_sys::wake::{StopFlag, Woken, wait_readable};
     use rustix::thread::capabilities;
 
     use super::*;
-    use crate::sys::wake::{StopFlag, Woken, wait_readable};
 
     /// Runs `work` in a thread that is confined.
     fn confined<T: Send>(others: SystemCalls, work: impl FnOnce() -> T + Send) -> T {

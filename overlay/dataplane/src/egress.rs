@@ -12,6 +12,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use overlay_sys::wake::{StopFlag, Woken};
 use overlay_wire::drops::DropReason;
 use overlay_wire::icmp::IcmpError;
 use overlay_wire::ip::{Packet, Version, protocol};
@@ -25,7 +26,6 @@ use crate::batch::{Batch, Run};
 use crate::idle::Idle;
 use crate::peer_state::{Direction, Tally};
 use crate::stats::WorkerStats;
-use crate::sys::wake::{StopFlag, Woken};
 use crate::table::{Hop, PeerTable, Route, TableReader};
 use crate::tun::Device;
 use crate::underlay::{Transmitter, Unsent};

@@ -161,7 +161,7 @@ impl Transmitter for FakeWire {
             for message in run.singly() {
                 let bytes = message.slices.iter().flat_map(|s| &batch.bytes()[s.start..s.start + s.len]);
                 state.sent.push((message.to, bytes.copied().collect()));
-                state.ecn.push(message.ecn);
+                state.ecn.push(run.ecn());
             }
         }
     }

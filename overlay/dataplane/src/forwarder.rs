@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use overlay_sys::affinity;
+use overlay_sys::wake::StopFlag;
+use overlay_sys::xdp_prog::Attached;
 use socket2::Socket;
 
 use crate::answers::RawSockets;
@@ -19,9 +22,6 @@ use crate::ingress::SourceCheck;
 use crate::offload::Offloads;
 use crate::priority::Priority;
 use crate::stats::{Totals, WorkerStats};
-use crate::sys::affinity;
-use crate::sys::wake::StopFlag;
-use crate::sys::xdp_prog::Attached;
 use crate::table::{PeerTable, SharedTable};
 use crate::tun::TunQueue;
 use crate::underlay::port::{Attach, Port, PortState};

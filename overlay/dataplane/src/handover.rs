@@ -6,11 +6,11 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 
+use overlay_sys::link::{self, Hook, Link};
+use overlay_sys::listen_fds;
+use overlay_sys::tun::has_lost_its_device;
 use socket2::Socket;
 
-use crate::sys::link::{self, Hook, Link};
-use crate::sys::listen_fds;
-use crate::sys::tun::has_lost_its_device;
 use crate::tun::{self, TunQueue};
 use crate::underlay::udp;
 use crate::underlay::whole::{self, Earlier};
@@ -113,10 +113,11 @@ mod tests {
     use std::fs::File;
     use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
+    use overlay_sys::redirect::Redirect;
+    use overlay_sys::tun::{bring_up_mute, open_queue, open_tunnel_tap};
+
     use super::*;
     use crate::offload::Offloads;
-    use crate::sys::redirect::Redirect;
-    use crate::sys::tun::{bring_up_mute, open_queue, open_tunnel_tap};
 
     #[test]
     fn a_tap_is_told_from_the_overlays_device_and_its_program_from_others() {

@@ -13,7 +13,8 @@ use std::os::fd::BorrowedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::sys::wake::{StopFlag, Woken, wait_readable};
+use overlay_sys::wake::{StopFlag, Woken, wait_readable};
+
 use crate::warden::Place;
 
 /// If it takes longer to give way, somebody else has run. Alone, it takes less than a microsecond, which counts
@@ -90,9 +91,10 @@ mod tests {
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+    use overlay_sys::affinity;
+
     use super::*;
     use crate::priority::Priority;
-    use crate::sys::affinity;
     use crate::warden::Warden;
 
     #[test]

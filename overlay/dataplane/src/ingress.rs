@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::sync::Arc;
 
+use overlay_sys::wake::{StopFlag, Woken};
 use overlay_wire::coalesce::{Coalescer, MAX_SEGMENTS};
 use overlay_wire::drops::DropReason;
 use overlay_wire::ecn::Ecn;
@@ -28,7 +29,6 @@ use crate::idle::Idle;
 use crate::offload::{Offload, Offloads, is_super_packet_refused};
 use crate::peer_state::{Direction, Tally};
 use crate::stats::WorkerStats;
-use crate::sys::wake::{StopFlag, Woken};
 use crate::table::{Hop, Origin, PeerTable, Route, TableReader};
 use crate::tun::Device;
 use crate::underlay::{Arrival, Receiver};

@@ -2,6 +2,8 @@
 //!
 //! [`egress`] and [`ingress`] are the packet's way, top to bottom. [`forwarder`] starts them.
 
+#![forbid(unsafe_code)]
+
 pub mod announced;
 pub mod answers;
 pub mod batch;
@@ -20,7 +22,6 @@ pub mod path_mtu;
 pub mod peer_state;
 pub mod priority;
 pub mod stats;
-mod sys;
 pub mod table;
 pub mod tun;
 pub mod underlay;
@@ -33,5 +34,3 @@ mod fake;
 pub use error::SetupError;
 pub use overlay_wire as wire;
 pub use overlay_wire::{MacAddr, drops};
-/// Not the data plane's, but their system calls stand with the others of the project.
-pub use sys::{clock, xtables};

@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
+use overlay_sys::mtu::{self, DontFragment};
 use overlay_wire::checksum;
 use overlay_wire::ecn::Ecn;
 use overlay_wire::outer::{self, Outer};
@@ -16,7 +17,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::echo::{self, Echo, EchoOut, Kind};
 use crate::error::SetupError;
-use crate::sys::mtu::{self, DontFragment};
 use crate::table::PeerTable;
 
 /// What sends packets that arrive as they were sent, or not at all.

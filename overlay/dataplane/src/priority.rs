@@ -9,8 +9,8 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-pub use crate::sys::priority::Scheduling;
-use crate::sys::priority::{self, OURSELVES};
+pub use overlay_sys::priority::Scheduling;
+use overlay_sys::priority::{self, OURSELVES};
 
 /// What the workers ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

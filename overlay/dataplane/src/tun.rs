@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::SetupError;
 use crate::offload::{Offload, Offloads};
-use crate::sys;
 
 /// A packet as it crosses the device: a virtio header ([`overlay_wire::vnet::LEN`] bytes), then
 /// the IP packet.
@@ -80,14 +79,15 @@ pub fn open(
     inherited.truncate(count);
     let mut queues = inherited;
     while queues.len() < count {
-        let fd = sys::tun::open_queue(name).map_err(fail("open a queue of the TUN device"))?;
+        let fd = overlay_sys::tun::open_queue(name).map_err(fail("open a queue of the TUN device"))?;
         queues.push(TunQueue(File::from(fd)));
     }
     if let Some(queue) = queues.first() {
         let fd = queue.0.as_fd();
-        sys::tun::set_persistent(fd).map_err(fail("keep the TUN device"))?;
-        sys::tun::set_queue_len(name, QUEUE_LEN).map_err(fail("size the queues of the TUN device"))?;
-        let set = |tso, uso| sys::tun::set_offloads(fd, tso, uso);
+        overlay_sys::tun::set_persistent(fd).map_err(fail("keep the TUN device"))?;
+        overlay_sys::tun::set_queue_len(name, QUEUE_LEN)
+            .map_err(fail("size the queues of the TUN device"))?;
+        let set = |tso, uso| overlay_sys::tun::set_offloads(fd, tso, uso);
         if offloads.is_on(Offload::Uso) && set(offloads.is_on(Offload::Tso), true).is_err() {
             offloads.switch_off(Offload::Uso);
         }
@@ -105,7 +105,7 @@ pub fn open(
 /// # Errors
 /// The descriptor.
 pub fn inherit(fd: OwnedFd) -> Result<(String, TunQueue), OwnedFd> {
-    match sys::tun::device_of(fd.as_fd()) {
+    match overlay_sys::tun::device_of(fd.as_fd()) {
         Some(device) => Ok((device, TunQueue(File::from(fd)))),
         None => Err(fd),
     }
@@ -124,7 +124,7 @@ const QUEUE_LEN: u16 = 4000;
 pub fn steer_by_flow(queues: &[TunQueue]) -> io::Result<()> {
     match queues {
         [] | [_] => Ok(()),
-        [queue, ..] => sys::bpf::steer(queue.0.as_fd(), sys::bpf::load_steering()?.as_fd()),
+        [queue, ..] => overlay_sys::bpf::steer(queue.0.as_fd(), overlay_sys::bpf::load_steering()?.as_fd()),
     }
 }
 

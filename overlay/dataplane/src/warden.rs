@@ -17,10 +17,10 @@ use std::thread::{self, Builder, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use crossbeam::utils::CachePadded;
+use overlay_sys::priority::{self, OURSELVES, Scheduling};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, gettid, set_capabilities};
 
 use crate::priority::{Priority, REAL_TIME};
-use crate::sys::priority::{self, OURSELVES, Scheduling};
 
 /// What workers and warden tell each other.
 #[derive(Debug)]
@@ -365,9 +365,10 @@ const CALM: f64 = 0.25;
 mod tests {
     use std::sync::atomic::AtomicU64;
 
+    use overlay_sys::affinity;
+
     use super::*;
     use crate::priority::Wanted;
-    use crate::sys::affinity;
 
     const MS: Duration = Duration::from_millis(1);
 

@@ -68,6 +68,7 @@ const ECE: u8 = 0x40;
 
 impl Coalescer {
     /// Whether nothing is held.
+    #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
@@ -92,6 +93,7 @@ impl Coalescer {
     }
 
     /// Where the only packet held lies; `None` if there are several, or none.
+    #[inline]
     #[must_use]
     pub fn single(&self) -> Option<Range<usize>> {
         match self.parts.as_slice() {
@@ -101,6 +103,7 @@ impl Coalescer {
     }
 
     /// The super-packet made of what is held.
+    #[inline]
     pub fn merged(&mut self) -> Option<Merged<'_>> {
         let vnet = self.flow.as_mut()?.finish();
         let flow = self.flow.as_ref()?;
@@ -108,6 +111,7 @@ impl Coalescer {
     }
 
     /// Lets go of what is held.
+    #[inline]
     pub fn clear(&mut self) {
         self.parts.clear();
         self.flow = None;

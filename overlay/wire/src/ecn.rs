@@ -20,6 +20,7 @@ pub enum Ecn {
 
 impl Ecn {
     /// That of a type of service or traffic class.
+    #[inline]
     #[must_use]
     pub const fn of_tos(tos: u8) -> Self {
         match tos & 3 {

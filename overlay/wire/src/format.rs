@@ -19,6 +19,7 @@ pub enum Format {
 
 impl Format {
     /// Bytes in front of the inner packet in a datagram.
+    #[inline]
     #[must_use]
     pub const fn header_len(&self) -> usize {
         match self {
@@ -28,6 +29,7 @@ impl Format {
     }
 
     /// Bytes of the underlay's MTU that the encapsulation takes, over an outer IPv4 header.
+    #[inline]
     #[must_use]
     pub const fn overhead(&self) -> u32 {
         20 + 8 + self.header_len() as u32

@@ -92,6 +92,7 @@ pub struct Datagram {
 ///
 /// # Errors
 /// What the kernel's UDP would drop it for.
+#[inline]
 pub fn parse(frame: &mut [u8], local: SocketAddrV4) -> Result<Datagram, Refused> {
     let headers: &[u8; HEADERS_LEN] = frame.first_chunk().ok_or(Refused::Malformed)?;
     let half = |at: usize| u16::from_be_bytes([headers[at], headers[at + 1]]);
@@ -123,6 +124,7 @@ pub fn parse(frame: &mut [u8], local: SocketAddrV4) -> Result<Datagram, Refused>
 /// Whether a datagram is as it was sent, as far as its checksum tells: with none (RFC 768) that is nothing. On a
 /// virtual wire frames pass that their sender's kernel has not finished yet. Such a one holds the
 /// pseudo-header's sum, or lies around an inner packet that does.
+#[inline]
 fn is_intact(datagram: &mut [u8], pseudo: u16) -> bool {
     let field = u16::from_be_bytes([datagram[6], datagram[7]]);
     let sum = checksum::add(pseudo, checksum::sum(datagram));

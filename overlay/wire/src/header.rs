@@ -36,6 +36,7 @@ pub(crate) enum Fragment {
 
 impl Fragment {
     /// What `offset` and the flag for `more` fragments mean.
+    #[inline]
     pub(crate) fn new(offset: u16, more: bool) -> Self {
         match (offset, more) {
             (0, false) => Self::Whole,

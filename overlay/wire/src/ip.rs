@@ -48,47 +48,55 @@ impl<'a> Packet<'a> {
     }
 
     /// The whole packet.
+    #[inline]
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.bytes
     }
 
     /// The whole packet, to be changed. Whoever changes its header keeps it well-formed.
+    #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.bytes
     }
 
     /// Its version.
+    #[inline]
     #[must_use]
     pub fn version(&self) -> Version {
         self.header.version
     }
 
     /// Length of what stands in front of the payload, options and extension headers included.
+    #[inline]
     #[must_use]
     pub fn header_len(&self) -> usize {
         self.header.len
     }
 
     /// Whether there are IPv6 extension headers.
+    #[inline]
     #[must_use]
     pub fn has_extensions(&self) -> bool {
         self.header.version == Version::V6 && self.header.len > ipv6::HEADER_LEN
     }
 
     /// Whether the destination is one on the way, so that checksums cover another.
+    #[inline]
     #[must_use]
     pub fn is_routed(&self) -> bool {
         self.header.routed
     }
 
     /// What follows the header.
+    #[inline]
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.bytes[self.header.len..]
     }
 
     /// Source address.
+    #[inline]
     #[must_use]
     pub fn src(&self) -> IpAddr {
         match self.header.version {
@@ -98,6 +106,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Destination address.
+    #[inline]
     #[must_use]
     pub fn dst(&self) -> IpAddr {
         match self.header.version {
@@ -107,6 +116,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Number of the protocol that the payload is in.
+    #[inline]
     #[must_use]
     pub fn protocol(&self) -> u8 {
         self.header.protocol
@@ -131,24 +141,28 @@ impl<'a> Packet<'a> {
     }
 
     /// Hops left: IPv4's time to live, IPv6's hop limit.
+    #[inline]
     #[must_use]
     pub fn ttl(&self) -> u8 {
         self.bytes[self.ttl_at()]
     }
 
     /// Whether it must not be fragmented on its way: IPv4's DF, and always in IPv6.
+    #[inline]
     #[must_use]
     pub fn dont_fragment(&self) -> bool {
         self.header.version == Version::V6 || self.bytes[6] & 0x40 != 0
     }
 
     /// Whether it is a fragment, first or later.
+    #[inline]
     #[must_use]
     pub fn is_fragment(&self) -> bool {
         self.header.fragment != Fragment::Whole
     }
 
     /// Whether it is a fragment other than the first, so without its transport header.
+    #[inline]
     #[must_use]
     pub fn is_later_fragment(&self) -> bool {
         self.header.fragment == Fragment::Later
@@ -162,6 +176,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Has it say `ecn`, and brings the header's checksum along.
+    #[inline]
     pub fn set_ecn(&mut self, ecn: Ecn) {
         let word = |packet: &[u8]| u16::from_be_bytes([packet[0], packet[1]]);
         let old = word(self.bytes);
@@ -186,6 +201,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Takes one hop off, and brings the header's checksum along. There must be one left.
+    #[inline]
     pub fn decrement_ttl(&mut self) {
         let at = self.ttl_at();
         let word = |packet: &[u8]| u16::from_be_bytes([packet[8], packet[9]]);
@@ -198,6 +214,7 @@ impl<'a> Packet<'a> {
         }
     }
 
+    #[inline]
     fn ttl_at(&self) -> usize {
         match self.header.version {
             Version::V4 => 8,
@@ -205,6 +222,7 @@ impl<'a> Packet<'a> {
         }
     }
 
+    #[inline]
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut array = [0; N];
         array.copy_from_slice(&self.bytes[at..at + N]);
@@ -213,6 +231,7 @@ impl<'a> Packet<'a> {
 }
 
 /// How long the packet that `bytes` begin with says it is; `None` if it does not.
+#[inline]
 #[must_use]
 pub fn announced_len(bytes: &[u8]) -> Option<usize> {
     let [first, _, a, b, c, d, ..] = bytes else { return None };

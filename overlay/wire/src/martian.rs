@@ -16,6 +16,7 @@ const STRICT_SOURCE_ROUTE: u8 = 137;
 ///
 /// # Errors
 /// [`DropReason::MartianDestination`] for what is no host's address, [`DropReason::SourceRoute`].
+#[inline]
 pub fn check(packet: &Packet<'_>) -> Result<(), DropReason> {
     if is_martian(packet.dst()) {
         return Err(DropReason::MartianDestination);
@@ -28,6 +29,7 @@ pub fn check(packet: &Packet<'_>) -> Result<(), DropReason> {
 
 /// Whether `address` is no host's that a packet could come from, or go to, by a router: this network, loopback,
 /// link-local, multicast, reserved and the broadcast to all (RFC 1812, sections 4.2.2.11 and 5.3.7; RFC 4291).
+#[inline]
 #[must_use]
 pub fn is_martian(address: IpAddr) -> bool {
     match address {
@@ -41,6 +43,7 @@ pub fn is_martian(address: IpAddr) -> bool {
 
 /// Whether the sender says by which hosts it is to go: it could reach where filters do not expect it (RFC 7126,
 /// section 4.3; RFC 5095). A route that has been gone to its end is none.
+#[inline]
 fn is_source_routed(packet: &Packet<'_>) -> bool {
     match packet.version() {
         Version::V4 if packet.header_len() == V4_HEADER_LEN => false,

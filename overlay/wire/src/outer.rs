@@ -95,6 +95,7 @@ struct Ids {
 
 impl Ids {
     /// The first of `count`, which stand in a row.
+    #[inline]
     fn take(&mut self, count: u16) -> u16 {
         if self.left < count {
             let taken = count.max(TAKEN);
@@ -111,6 +112,7 @@ static NEXT_ID: AtomicU16 = AtomicU16::new(0);
 /// As many as a batch needs.
 const TAKEN: u16 = 64;
 
+#[inline]
 fn put(bytes: &mut [u8], at: usize, word: u16) {
     bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
 }

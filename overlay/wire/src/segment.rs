@@ -90,18 +90,21 @@ impl<'a> Segments<'a> {
     }
 
     /// How many segments there are; at least one.
+    #[inline]
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
     }
 
     /// Length of every segment's headers.
+    #[inline]
     #[must_use]
     pub fn headers_len(&self) -> usize {
         self.headers_len
     }
 
     /// Where the payload of the `index`th segment lies in the packet.
+    #[inline]
     #[must_use]
     pub fn payload(&self, index: usize) -> Range<usize> {
         let start = self.headers_len + index * self.size;
@@ -156,6 +159,7 @@ impl<'a> Segments<'a> {
 
 /// Length of the headers of `packet`, taken for a super-packet of that kind. (The length that the
 /// kernel gives in the virtio header is but a hint, and often larger.)
+#[inline]
 #[must_use]
 pub fn headers_len(packet: &Packet<'_>, kind: GsoKind) -> usize {
     let transport_len = match kind {
@@ -171,6 +175,7 @@ pub fn headers_len(packet: &Packet<'_>, kind: GsoKind) -> usize {
 ///
 /// # Errors
 /// [`DropReason::Malformed`] if the field lies outside the packet.
+#[inline]
 pub fn fill_checksum(packet: &mut Packet<'_>, header: &VnetHdr) -> Result<(), DropReason> {
     let start = usize::from(header.csum_start);
     let at = start + usize::from(header.csum_offset);
@@ -192,6 +197,7 @@ fn finish_udp(sum: u16) -> u16 {
     }
 }
 
+#[inline]
 fn put(bytes: &mut [u8], at: usize, word: u16) {
     bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
 }

@@ -37,6 +37,7 @@ pub struct SuperPacket {
 impl SuperPacket {
     /// Looks at `packet`, as read from the overlay device with `header`. `None` if it is no TCP super-packet,
     /// has IPv6 extension headers, or is too long to have a tunnel's headers in front.
+    #[inline]
     #[must_use]
     pub fn of(packet: &Packet<'_>, header: &VnetHdr) -> Option<Self> {
         let gso = header.gso.filter(|gso| gso.kind != GsoKind::Udp && gso.kind.fits(packet))?;
@@ -63,6 +64,7 @@ impl SuperPacket {
     }
 
     /// Its length in bytes.
+    #[inline]
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "none is empty")]
     pub fn len(&self) -> usize {
@@ -70,30 +72,35 @@ impl SuperPacket {
     }
 
     /// How it is to be cut.
+    #[inline]
     #[must_use]
     pub fn gso(&self) -> Gso {
         self.gso
     }
 
     /// How many segments it would be.
+    #[inline]
     #[must_use]
     pub fn segments(&self) -> usize {
         (self.len() - usize::from(self.headers_len)).div_ceil(usize::from(self.gso.size))
     }
 
     /// Their bytes.
+    #[inline]
     #[must_use]
     pub fn segments_len(&self) -> usize {
         self.len() + (self.segments() - 1) * usize::from(self.headers_len)
     }
 
     /// The length of what its outer headers stand in front of.
+    #[inline]
     #[must_use]
     pub fn payload_len(&self) -> usize {
         vxlan::HEADER_LEN + self.len()
     }
 
     /// The length of the longest outer packet that it would be cut into.
+    #[inline]
     #[must_use]
     pub fn outer_len(&self) -> usize {
         ENCAPSULATION_LEN + usize::from(self.headers_len) + usize::from(self.gso.size)
@@ -101,6 +108,7 @@ impl SuperPacket {
 
     /// What stands before its VXLAN header on its way from `src` to `dst`, Ethernet addresses. The kernel fills the outer
     /// checksum, as the inner one, and counts identifications on.
+    #[inline]
     #[must_use]
     pub fn headers(&self, outer: &[u8; outer::LEN], dst: [u8; 6], src: [u8; 6]) -> [u8; HEADERS_LEN] {
         let mut bytes = [0; HEADERS_LEN];

@@ -44,6 +44,7 @@ pub enum GsoKind {
 
 impl GsoKind {
     /// The kind that TCP segments of that version make.
+    #[inline]
     #[must_use]
     pub const fn tcp(version: Version) -> Self {
         match version {
@@ -53,6 +54,7 @@ impl GsoKind {
     }
 
     /// Whether `packet` can be of this kind.
+    #[inline]
     #[must_use]
     pub fn fits(self, packet: &Packet<'_>) -> bool {
         match self {
@@ -119,6 +121,7 @@ impl VnetHdr {
     }
 
     /// Its bytes.
+    #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
@@ -143,6 +146,7 @@ impl VnetHdr {
     ///
     /// # Errors
     /// [`DropReason::Malformed`] for a kind of super-packet that was not asked for, or of size zero.
+    #[inline]
     pub fn parse(bytes: &[u8; LEN]) -> Result<Self, DropReason> {
         let field = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         let kind = match bytes[1] & !GSO_ECN {

@@ -34,6 +34,7 @@ pub fn header(version: Version, vni: u32, src: MacAddr, dst: MacAddr) -> [u8; HE
 /// # Errors
 /// The first condition that does not hold: long enough, VNI valid, VNI and destination MAC as
 /// given, payload IPv4 or IPv6 as its type says.
+#[inline]
 pub fn check(frame: &[u8], vni: u32, vtep_mac: MacAddr) -> Result<(), DropReason> {
     let Some(header) = frame.first_chunk::<HEADER_LEN>() else {
         return Err(DropReason::Truncated);

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 
+use overlay_sys::wake::StopFlag;
 use socket2::Socket;
 
 use super::LANES;
@@ -16,7 +17,6 @@ use crate::limits::Limits;
 use crate::offload::Offloads;
 use crate::peer_state::Direction;
 use crate::stats::WorkerStats;
-use crate::sys::wake::StopFlag;
 use crate::table::SharedTable;
 use crate::tun::TunQueue;
 use crate::underlay::Way;

@@ -13,10 +13,10 @@ use std::net::SocketAddrV4;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
+pub use overlay_sys::wake::Patience;
 use overlay_wire::ecn::Ecn;
 
 use crate::batch::{Batch, Run};
-pub use crate::sys::wake::Patience;
 
 /// Sends encapsulated packets.
 pub trait Transmitter: Send {

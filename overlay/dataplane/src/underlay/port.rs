@@ -9,17 +9,17 @@ use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
+use overlay_sys::ethtool;
+pub use overlay_sys::link::Link;
+pub use overlay_sys::xdp_prog::Attach;
+use overlay_sys::xdp_prog::{self, Attached, SocketMap};
+pub use overlay_sys::xsk::Dropped;
+use overlay_sys::xsk::{self, Binding, HEADROOM, Sizes, Socket};
 use overlay_wire::MacAddr;
 
 use super::ledger::{Frames, Ledger, Shown};
 use super::rings::{RingCounts, RxQueue, TxQueue};
 use crate::error::SetupError;
-use crate::sys::ethtool;
-pub use crate::sys::link::Link;
-pub use crate::sys::xdp_prog::Attach;
-use crate::sys::xdp_prog::{self, Attached, SocketMap};
-pub use crate::sys::xsk::Dropped;
-use crate::sys::xsk::{self, Binding, HEADROOM, Sizes, Socket};
 
 /// Frames for receiving of one queue: with 64-byte packets under flood some 25 ms, for which a worker may have to
 /// wait for its processor.
@@ -176,7 +176,7 @@ impl Port {
             tx.push(Arc::new(Mutex::new(queue)));
         }
         let (longest, how) = (sizes.frame - HEADROOM, wanted.attach);
-        let attached = xdp_prog::attach(index, mac, listen, longest, map, how, earlier.take())
+        let attached = xdp_prog::attach(index, mac.0, listen, longest, map, how, earlier.take())
             .map_err(|e| failed("attach an XDP program to", e))?;
         let state = PortState {
             attach: wanted.attach,

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 
+pub use overlay_sys::xsk::Piece;
+use overlay_sys::xsk::{RxSocket, TxSocket};
 use overlay_wire::MacAddr;
 use overlay_wire::frame::{self, Datagram, Refused, Template};
 
 use super::ledger::Ledger;
 use super::{Arrival, Patience, Unsent};
 use crate::batch::Run;
-pub use crate::sys::xsk::Piece;
-use crate::sys::xsk::{RxSocket, TxSocket};
 
 /// Packets of a batch: the kernel's own NAPI budget.
 const RX_BATCH: usize = 64;

@@ -6,6 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use overlay_sys::mmsg::{self, Outgoing, Received, RecvBatch, SendArrays, Slice};
+use overlay_sys::mtu::{self, DontFragment};
+use overlay_sys::wake::{Patience, StopFlag};
+use overlay_wire::ecn::Ecn;
 use overlay_wire::outer::Outer;
 use overlay_wire::tunnel::SuperPacket;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -15,9 +19,6 @@ use super::{Arrival, Receiver, Transmitter, Unsent};
 use crate::batch::{Batch, MAX_RUN, MAX_RUN_LEN, Run};
 use crate::error::SetupError;
 use crate::offload::{Offload, Offloads, is_gso_broken, is_tunnel_gso_broken};
-use crate::sys::mmsg::{self, Outgoing, RecvBatch, SendArrays, Slice};
-use crate::sys::mtu::{self, DontFragment};
-use crate::sys::wake::{Patience, StopFlag};
 
 /// Messages of one `sendmmsg`. More runs than this in a batch are sent by several calls.
 const SEND_BATCH: usize = 64;
@@ -399,7 +400,7 @@ fn send_cut(
     while !rest.is_empty() {
         let slices = [Slice { start: rest.start, len: rest.len().min(most * step) }];
         let segment_len = (slices[0].len > step).then_some(step as u16);
-        let message = Outgoing { to: run.to(), ecn: run.ecn(), slices: &slices, segment_len };
+        let message = Outgoing { to: run.to(), tos: run.ecn() as u8, slices: &slices, segment_len };
         match arrays.send(socket.as_fd(), bytes, std::iter::once(message)) {
             Ok(_) => rest.start += slices[0].len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -444,7 +445,8 @@ impl Receiver for UdpReceiver {
     }
 
     fn arrival(&self, index: usize) -> Arrival {
-        self.batch.arrival(index)
+        let Received { from, tos, place, segment_len, truncated } = self.batch.received(index);
+        Arrival { from, ecn: Ecn::of_tos(tos), place, segment_len, truncated }
     }
 
     fn bytes(&mut self) -> &mut [u8] {

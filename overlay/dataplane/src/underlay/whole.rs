@@ -1,20 +1,20 @@
 //! Super-packets that leave whole: by a TAP of ours, from where a program in the kernel sends them on to the
-//! next hop (`sys/redirect.rs`), so that nobody has to cut them on a way that carries them as they are.
+//! next hop ([`overlay_sys::redirect`]), so that nobody has to cut them on a way that carries them as they are.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use overlay_sys::link::Link;
+use overlay_sys::redirect::{self, Redirect};
+use overlay_sys::{ethtool, tun};
 use overlay_wire::ip::Packet;
 use overlay_wire::outer;
 use overlay_wire::segment::Segments;
 use overlay_wire::tunnel::SuperPacket;
 
 use crate::offload::{Offload, Offloads};
-use crate::sys::link::Link;
-use crate::sys::redirect::{self, Redirect};
-use crate::sys::{ethtool, tun};
 
 /// One worker's queue of the TAP.
 #[derive(Debug)]

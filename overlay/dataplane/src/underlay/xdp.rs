@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use overlay_sys::wake;
+use overlay_sys::xdp_prog::Attached;
 use overlay_wire::MacAddr;
 use overlay_wire::frame::Template;
 use overlay_wire::outer;
@@ -21,8 +23,6 @@ use super::rings::{RingCounts, RxQueue, TxQueue};
 use super::udp::{self, UdpReceiver, UdpTransmitter};
 use super::{Arrival, Receiver, Transmitter, Unsent, Way};
 use crate::batch::{Batch, Run};
-use crate::sys::wake;
-use crate::sys::xdp_prog::Attached;
 
 /// The rings of a port, dealt out to workers.
 pub struct Rings {

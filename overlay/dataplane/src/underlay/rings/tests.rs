@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use overlay_sys::wake::StopFlag;
 use overlay_wire::outer::Outer;
 use overlay_wire::{Format, vnet};
 use proptest::prelude::*;
 
 use super::*;
 use crate::batch::Batch;
-use crate::sys::wake::StopFlag;
 use crate::table::tests::{local, peer};
 use crate::table::{PeerTable, Route};
 

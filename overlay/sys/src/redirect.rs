@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::bpf::{self, ADD_REG, EXIT, Instruction, JNE_IMM, Kind, LSH_IMM, MOV_IMM, MOV_REG, op};
-use super::link::{Hook, Link};
+use crate::bpf::{self, ADD_REG, EXIT, Instruction, JNE_IMM, Kind, LSH_IMM, MOV_IMM, MOV_REG, op};
+use crate::link::{Hook, Link};
 
 /// Where the Ethernet header says what the program must know of a packet: in the source address, which nobody else
 /// reads, since the next hop's headers replace it.
@@ -224,6 +224,7 @@ impl Redirect {
     }
 
     /// How many frames of this writer there was no way for: no route by that device, or one that they do not fit.
+    #[inline]
     #[must_use]
     pub fn refused(&self, writer: u8) -> u64 {
         // SAFETY: the mapping holds a counter for each possible writer, aligned as pages are.
@@ -252,8 +253,8 @@ mod tests {
     #[test]
     fn the_kernels_verifier_accepts_the_program() {
         // The loopback device would do, but is everybody's.
-        let tap = super::super::tun::open_tunnel_tap("overlay-test0").expect("a TAP (this test needs root)");
-        let (index, _) = super::super::tun::bring_up_mute("overlay-test0").unwrap();
+        let tap = crate::tun::open_tunnel_tap("overlay-test0").expect("a TAP (this test needs root)");
+        let (index, _) = crate::tun::bring_up_mute("overlay-test0").unwrap();
         let redirect = Redirect::attach(index, 1, None).expect("loads and attaches");
         assert_eq!((redirect.refused(0), redirect.refused(255)), (0, 0));
         drop(tap);

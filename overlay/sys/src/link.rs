@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::bpf::{ask, call};
+use crate::bpf::{ask, call};
 
 /// What a program hangs on at its device: with the last descriptor of it the kernel takes the program away, also when
 /// the process dies. Another program can take its place there without a moment in between, and without the device
@@ -27,7 +27,7 @@ impl Link {
     /// # Errors
     /// `EBUSY` or `EEXIST` if there is another where only one can be, `EOPNOTSUPP` if the driver takes none, `EINVAL`
     /// before Linux 5.9 (XDP) or 6.6 (TCX); `ERANGE` and others if an MTU or an offload of the device is in the way.
-    pub(super) fn create(hook: Hook, device: u32, program: BorrowedFd<'_>, flags: u32) -> io::Result<Self> {
+    pub(crate) fn create(hook: Hook, device: u32, program: BorrowedFd<'_>, flags: u32) -> io::Result<Self> {
         let attach_type = match hook {
             Hook::Xdp => BPF_XDP,
             Hook::Ingress => BPF_TCX_INGRESS,
@@ -41,7 +41,7 @@ impl Link {
     ///
     /// # Errors
     /// `ENOLINK` and others once the device is gone, `EINVAL` if the program is of another kind.
-    pub(super) fn replace(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn replace(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         let attributes = UpdateAttributes {
             link: self.0.as_raw_fd(),
             program: program.as_raw_fd(),

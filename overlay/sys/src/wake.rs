@@ -30,6 +30,7 @@ impl StopFlag {
     }
 
     /// Whether it is up: for threads that are busy and do not sleep.
+    #[inline]
     #[must_use]
     pub fn is_raised(&self) -> bool {
         self.raised.load(Ordering::Relaxed)
@@ -73,11 +74,13 @@ impl Patience {
     }
 
     /// Begins a batch, which may wait for `whole` in all.
+    #[inline]
     pub fn begin(&mut self, whole: Duration) {
         self.left = whole;
     }
 
     /// Whether there is any left.
+    #[inline]
     #[must_use]
     pub fn is_left(&self) -> bool {
         !self.left.is_zero() && self.stop.as_ref().is_some_and(|stop| !stop.is_raised())

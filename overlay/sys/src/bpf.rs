@@ -8,20 +8,20 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// One eBPF instruction (`struct bpf_insn`, `linux/bpf.h`).
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Instruction {
+pub(crate) struct Instruction {
     code: u8,
     registers: u8,
     offset: i16,
     immediate: i32,
 }
 
-pub(super) const fn op(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Instruction {
+pub(crate) const fn op(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Instruction {
     Instruction { code, registers: src << 4 | dst, offset, immediate }
 }
 
 impl Instruction {
     /// Has a jump whose distance was left open as `mark` go `distance` instructions further than the next.
-    pub(super) fn resolve(&mut self, mark: i16, distance: i16) {
+    pub(crate) fn resolve(&mut self, mark: i16, distance: i16) {
         if self.offset == mark {
             self.offset = distance;
         }
@@ -33,19 +33,19 @@ const LOAD_ABS_WORD: u8 = 0x20;
 const LOAD_ABS_HALF: u8 = 0x28;
 const LOAD_ABS_BYTE: u8 = 0x30;
 const LOAD_IND_WORD: u8 = 0x40;
-pub(super) const MOV_REG: u8 = 0xbf;
-pub(super) const MOV_IMM: u8 = 0xb7;
-pub(super) const ADD_REG: u8 = 0x0f;
+pub(crate) const MOV_REG: u8 = 0xbf;
+pub(crate) const MOV_IMM: u8 = 0xb7;
+pub(crate) const ADD_REG: u8 = 0x0f;
 const XOR_REG: u8 = 0xaf;
-pub(super) const AND_IMM: u8 = 0x57;
-pub(super) const LSH_IMM: u8 = 0x67;
+pub(crate) const AND_IMM: u8 = 0x57;
+pub(crate) const LSH_IMM: u8 = 0x67;
 const RSH_IMM: u8 = 0x77;
 const MUL32_IMM: u8 = 0x24;
 const JUMP: u8 = 0x05;
 const JEQ_IMM: u8 = 0x15;
-pub(super) const JNE_IMM: u8 = 0x55;
+pub(crate) const JNE_IMM: u8 = 0x55;
 const JSET_IMM: u8 = 0x45;
-pub(super) const EXIT: u8 = 0x95;
+pub(crate) const EXIT: u8 = 0x95;
 
 /// A hash of addresses and, for TCP and UDP outside fragments, ports. Fragments of one datagram
 /// all go by addresses alone, as does IPv6 with any extension header: they stay together. R6 holds the packet, R7 the hash, R8 what was
@@ -118,7 +118,7 @@ const BPF_PROG_LOAD: libc::c_long = 5;
 /// Kinds of programs (`enum bpf_prog_type`).
 #[derive(Clone, Copy)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     SocketFilter = 1,
     SchedCls = 3,
     Xdp = 6,
@@ -145,7 +145,7 @@ pub fn load_steering() -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// As [`load_steering`]; `EINVAL` or `EACCES` if the kernel does not accept it.
-pub(super) fn load(kind: Kind, program: &[Instruction], license: &CStr) -> io::Result<OwnedFd> {
+pub(crate) fn load(kind: Kind, program: &[Instruction], license: &CStr) -> io::Result<OwnedFd> {
     let attributes = LoadAttributes {
         program_type: kind as u32,
         instruction_count: program.len() as u32,
@@ -160,7 +160,7 @@ pub(super) fn load(kind: Kind, program: &[Instruction], license: &CStr) -> io::R
 ///
 /// # Safety
 /// `attributes` are the first fields of what `command` reads; what they point to is valid for it.
-pub(super) unsafe fn call<A>(command: libc::c_long, attributes: &A) -> io::Result<OwnedFd> {
+pub(crate) unsafe fn call<A>(command: libc::c_long, attributes: &A) -> io::Result<OwnedFd> {
     // SAFETY: the caller vouches for the attributes.
     let fd = unsafe { ask(command, attributes) }?;
     // SAFETY: the descriptor is new and nobody else's.
@@ -171,7 +171,7 @@ pub(super) unsafe fn call<A>(command: libc::c_long, attributes: &A) -> io::Resul
 ///
 /// # Safety
 /// As for [`call`].
-pub(super) unsafe fn ask<A>(command: libc::c_long, attributes: &A) -> io::Result<libc::c_int> {
+pub(crate) unsafe fn ask<A>(command: libc::c_long, attributes: &A) -> io::Result<libc::c_int> {
     // SAFETY: the caller vouches for the attributes, which are only read; the size is theirs.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<A>() as libc::c_long)
@@ -198,9 +198,10 @@ const TUNSETSTEERINGEBPF: libc::c_ulong = 0x8004_54e0;
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
     use std::os::fd::AsFd;
 
-    use overlay_wire::samples::builder;
+    use etherparse::PacketBuilder;
 
     use super::*;
 
@@ -243,7 +244,12 @@ mod tests {
         const FLOWS: u16 = 256;
         let tcp = |src: &str, dst: &str, (from, to)| {
             let mut packet = Vec::new();
-            builder(src, dst, 64).tcp(from, to, 1, 1).write(&mut packet, b"x").unwrap();
+            let ip = match (src.parse().unwrap(), dst.parse().unwrap()) {
+                (IpAddr::V4(src), IpAddr::V4(dst)) => PacketBuilder::ipv4(src.octets(), dst.octets(), 64),
+                (IpAddr::V6(src), IpAddr::V6(dst)) => PacketBuilder::ipv6(src.octets(), dst.octets(), 64),
+                mixed => panic!("{mixed:?}"),
+            };
+            ip.tcp(from, to, 1, 1).write(&mut packet, b"x").unwrap();
             packet
         };
         // The kernel gives one program's connections every other port, and pods have addresses that follow each other.

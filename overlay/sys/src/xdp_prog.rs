@@ -5,10 +5,8 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use overlay_wire::MacAddr;
-
-use super::bpf::{AND_IMM, EXIT, Instruction, JNE_IMM, Kind, MOV_IMM, MOV_REG, ask, call, load, op};
-use super::link::{Hook, Link};
+use crate::bpf::{AND_IMM, EXIT, Instruction, JNE_IMM, Kind, MOV_IMM, MOV_REG, ask, call, load, op};
+use crate::link::{Hook, Link};
 
 /// A program on an interface that hands packets over for as long as this lives. Then they pass; and with the last
 /// descriptor of its [`Link`] the kernel takes it away, also when the process dies.
@@ -105,7 +103,7 @@ impl Drop for Attached {
 /// As [`Link::create`].
 pub fn attach(
     interface: u32,
-    mac: MacAddr,
+    mac: [u8; 6],
     address: SocketAddrV4,
     longest: u32,
     sockets: SocketMap,
@@ -127,11 +125,11 @@ pub fn attach(
 /// The program: R1 is the context (`struct xdp_md`), R2 points to the packet, R3 behind it. Every test that
 /// fails jumps to the end, where the packet passes. So does one of a queue without a socket, since that is what
 /// the lower bits of `bpf_redirect_map`'s flags say (Linux 5.3).
-fn instructions(mac: MacAddr, address: SocketAddrV4, longest: u32, sockets: &SocketMap) -> Vec<Instruction> {
+fn instructions(mac: [u8; 6], address: SocketAddrV4, longest: u32, sockets: &SocketMap) -> Vec<Instruction> {
     // Fields are compared as they lie in memory.
     let half = |bytes: [u8; 2]| i32::from(u16::from_ne_bytes(bytes));
     let word = i32::from_ne_bytes;
-    let [m0, m1, m2, m3, m4, m5] = mac.0;
+    let [m0, m1, m2, m3, m4, m5] = mac;
     let tests = [
         (LOAD_WORD, 0, JNE32_IMM, word([m0, m1, m2, m3])),
         (LOAD_HALF, 4, JNE_IMM, half([m4, m5])),
@@ -234,7 +232,7 @@ mod tests {
     fn the_kernels_verifier_accepts_the_program() {
         let sockets = SocketMap::new(4).expect("a map (this test needs root)");
         let address = SocketAddrV4::new(Ipv4Addr::new(192, 168, 1, 12), 8472);
-        let program = instructions(MacAddr([2, 0xff, 0xff, 0xff, 0xff, 0xff]), address, 1792, &sockets);
+        let program = instructions([2, 0xff, 0xff, 0xff, 0xff, 0xff], address, 1792, &sockets);
         load(Kind::Xdp, &program, c"Apache-2.0").expect("loads");
     }
 }

@@ -170,7 +170,7 @@ pub fn set_offloads(queue: BorrowedFd<'_>, tso: bool, uso: bool) -> io::Result<(
 }
 
 /// A request about the device `name`.
-pub(super) fn request(name: &str) -> io::Result<libc::ifreq> {
+pub(crate) fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: `ifreq` is plain data for which all zeros is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.is_empty() || name.len() >= request.ifr_name.len() {
@@ -205,6 +205,6 @@ const TUN_F_USO6: libc::c_uint = 0x40;
 const TUN_F_UDP_TUNNEL_GSO: libc::c_uint = 0x80;
 const TUN_F_UDP_TUNNEL_GSO_CSUM: libc::c_uint = 0x100;
 
-pub(super) fn check(result: c_int) -> io::Result<()> {
+pub(crate) fn check(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

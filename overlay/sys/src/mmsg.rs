@@ -3,12 +3,10 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use overlay_wire::ecn::Ecn;
-
-use crate::sys::wake::Patience;
-use crate::underlay::Arrival;
+use crate::wake::Patience;
 
 /// Bytes of a message, somewhere in the batch's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +22,8 @@ pub struct Slice {
 pub struct Outgoing<'a> {
     /// Destination address and port.
     pub to: SocketAddrV4,
-    /// What its outer header says of congestion.
-    pub ecn: Ecn,
+    /// The type of service in its IP header.
+    pub tos: u8,
     /// Its bytes, in order.
     pub slices: &'a [Slice],
     /// Length of the datagrams that the kernel cuts it into; `None` if it is one.
@@ -107,6 +105,7 @@ impl SendArrays {
     }
 
     /// What full buffers may still cost the batch.
+    #[inline]
     pub fn patience(&mut self) -> &mut Patience {
         &mut self.patience
     }
@@ -144,8 +143,8 @@ impl SendArrays {
                 controls.segment.segment_len = segment_len;
                 header.msg_controllen = size_of::<SegmentControl>();
             }
-            if message.ecn != Ecn::NotEct {
-                controls.tos.tos = message.ecn as libc::c_int;
+            if message.tos != 0 {
+                controls.tos.tos = message.tos.into();
                 header.msg_control = (&raw mut *controls).cast();
                 header.msg_controllen += size_of::<TosControl>();
             }
@@ -182,6 +181,21 @@ impl SendArrays {
             }
         }
     }
+}
+
+/// A message that was received: one datagram, or several of one sender and equal length.
+#[derive(Debug)]
+pub struct Received {
+    /// The sender's address and port.
+    pub from: SocketAddrV4,
+    /// The type of service in its IP header, if [`tell_tos`] asks for it, and else 0.
+    pub tos: u8,
+    /// Where in the memory of the batch it lies.
+    pub place: Range<usize>,
+    /// The length of each datagram but the last, if there are several.
+    pub segment_len: Option<usize>,
+    /// Whether the end was lost for want of room.
+    pub truncated: bool,
 }
 
 /// Room for the control messages of `UDP_GRO`, an int, and of `IP_TOS`, a byte, and for another of that size.
@@ -248,18 +262,20 @@ impl RecvBatch {
     ///
     /// # Panics
     /// If `index` is not below the batch's capacity.
-    pub fn arrival(&self, index: usize) -> Arrival {
+    #[inline]
+    #[must_use]
+    pub fn received(&self, index: usize) -> Received {
         let header = &self.headers[index];
         let len = (header.msg_len as usize).min(self.slot_len);
         let name = &self.names[index];
         let start = index * self.slot_len;
         let (segment_len, tos) = read_controls(&self.controls[index], header.msg_hdr.msg_controllen);
-        Arrival {
+        Received {
             from: SocketAddrV4::new(
                 Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr)),
                 u16::from_be(name.sin_port),
             ),
-            ecn: Ecn::of_tos(tos),
+            tos,
             segment_len,
             place: start..start + len,
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
@@ -267,6 +283,7 @@ impl RecvBatch {
     }
 
     /// The memory that the messages lie in.
+    #[inline]
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
@@ -274,6 +291,7 @@ impl RecvBatch {
 
 /// What `UDP_GRO` and `IP_TOS` say in a control buffer of which the kernel has filled `filled` bytes; a type of
 /// service of 0 if it says none.
+#[inline]
 fn read_controls(control: &ControlBuffer, filled: usize) -> (Option<usize>, u8) {
     const HEADER_LEN: usize = size_of::<libc::cmsghdr>();
     let filled = filled.min(size_of::<ControlBuffer>());
@@ -299,6 +317,7 @@ fn read_controls(control: &ControlBuffer, filled: usize) -> (Option<usize>, u8) 
     (segment_len, tos)
 }
 
+#[inline]
 fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
     libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
@@ -351,11 +370,10 @@ pub fn force_buffers(socket: BorrowedFd<'_>, receive: usize, send: usize) -> io:
     set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send as libc::c_int)
 }
 
-/// Has `socket` send without checksums, for tests: it refuses to segment then.
+/// Has `socket` send without checksums: it refuses to segment then, which is what tests want of it.
 ///
 /// # Errors
 /// None on Linux.
-#[cfg(test)]
 pub fn set_no_check(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
 }
@@ -388,7 +406,7 @@ mod tests {
     }
 
     fn plain(to: SocketAddrV4, slices: &[Slice]) -> Outgoing<'_> {
-        Outgoing { to, ecn: Ecn::NotEct, slices, segment_len: None }
+        Outgoing { to, tos: 0, slices, segment_len: None }
     }
 
     #[test]
@@ -404,7 +422,7 @@ mod tests {
         let mut batch = RecvBatch::new(8, 1000);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 3);
         for (i, message) in messages.iter().enumerate() {
-            let received = batch.arrival(i);
+            let received = batch.received(i);
             assert_eq!(received.from, from);
             assert_eq!((received.truncated, received.segment_len), (false, None));
             let expected: Vec<u8> =
@@ -424,16 +442,16 @@ mod tests {
         let bytes: Vec<u8> = (0..2000u32).map(|i| i as u8).collect();
         let (a, b) = ([Slice { start: 0, len: 950 }], [Slice { start: 950, len: 500 }]);
         let messages = [
-            Outgoing { to, ecn: Ecn::NotEct, slices: &a, segment_len: Some(100) },
-            Outgoing { to, ecn: Ecn::Ect1, slices: &b, segment_len: Some(250) },
+            Outgoing { to, tos: 0, slices: &a, segment_len: Some(100) },
+            Outgoing { to, tos: 1, slices: &b, segment_len: Some(250) },
         ];
         let sent = SendArrays::new(8).send(sender.as_fd(), &bytes, messages.into_iter()).unwrap();
         assert_eq!(sent, 2);
         let mut batch = RecvBatch::new(8, 2000);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 2);
-        let first = batch.arrival(0);
+        let first = batch.received(0);
         assert_eq!((first.place.len(), first.segment_len), (950, Some(100)));
-        let second = batch.arrival(1);
+        let second = batch.received(1);
         assert_eq!((&batch.bytes()[second.place], second.segment_len), (&bytes[950..1450], Some(250)));
     }
 
@@ -444,17 +462,17 @@ mod tests {
         set_udp_gro(receiver.as_fd(), true).unwrap();
         tell_tos(receiver.as_fd()).unwrap();
         let slices = [Slice { start: 0, len: 300 }];
-        let all = [Ecn::Ect0, Ecn::NotEct, Ecn::Ect1, Ecn::Ce];
+        let all = [2, 0, 1, 3];
         for segment_len in [None, Some(100)] {
-            let messages = all.map(|ecn| Outgoing { to, ecn, slices: &slices, segment_len });
+            let messages = all.map(|tos| Outgoing { to, tos, slices: &slices, segment_len });
             let sent = SendArrays::new(8).send(sender.as_fd(), &[7; 300], messages.into_iter()).unwrap();
             assert_eq!(sent, 4);
             let mut batch = RecvBatch::new(8, 2000);
             assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 4);
-            for (index, ecn) in all.into_iter().enumerate() {
-                let arrival = batch.arrival(index);
-                let expected = (ecn, 300, segment_len.map(usize::from));
-                assert_eq!((arrival.ecn, arrival.place.len(), arrival.segment_len), expected);
+            for (index, tos) in all.into_iter().enumerate() {
+                let arrival = batch.received(index);
+                let expected = (tos, 300, segment_len.map(usize::from));
+                assert_eq!((arrival.tos, arrival.place.len(), arrival.segment_len), expected);
             }
         }
     }
@@ -466,7 +484,7 @@ mod tests {
         sender.send_to(&[7; 100], to).unwrap();
         let mut batch = RecvBatch::new(1, 60);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 1);
-        let received = batch.arrival(0);
+        let received = batch.received(0);
         assert!(received.truncated);
         assert_eq!(received.place.len(), 60);
     }

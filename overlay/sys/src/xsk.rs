@@ -3,7 +3,7 @@
 //!
 //! Frames are numbered. The lower ones are for receiving, the others for sending, and the two halves of a
 //! socket, [`RxSocket`] and [`TxSocket`], may be used by two threads. Which frame is where, is for
-//! [`Ledger`](crate::underlay::ledger::Ledger) to know.
+//! their user to know.
 
 use std::io;
 use std::marker::PhantomData;
@@ -123,7 +123,7 @@ impl Socket {
         let send = Ring::map(&socket, &offsets.tx, sizes.send, libc::XDP_PGOFF_TX_RING)?;
         // What it may have under way is bounded by its frames. And so many at one call; before Linux 6.17 it
         // is 32.
-        let _ = super::mmsg::force_buffers(socket.as_fd(), 0, SEND_BUFFER);
+        let _ = crate::mmsg::force_buffers(socket.as_fd(), 0, SEND_BUFFER);
         let _ = set(&socket, XDP_MAX_TX_SKB_BUDGET, &sizes.send.min(MAX_BUDGET));
         let binding = match binding {
             Binding::ZeroCopy => libc::XDP_ZEROCOPY,
@@ -167,11 +167,13 @@ impl Socket {
 impl RxSocket {
     /// Gives the frame that begins at `start` to the kernel, once [`lent`](Self::lent) is called. Whether there
     /// was room: always, for as many frames as there are for receiving.
+    #[inline]
     pub fn lend(&mut self, start: u64) -> bool {
         self.fill.push(start)
     }
 
     /// Lets the kernel see what was given to it.
+    #[inline]
     pub fn lent(&mut self) {
         self.fill.publish();
         if self.fill.needs_wakeup() {
@@ -204,22 +206,26 @@ impl RxSocket {
     }
 
     /// The next packet received. Its frame is ours again, once [`taken`](Self::taken) is called.
+    #[inline]
     pub fn receive(&mut self) -> Option<Piece> {
         let descriptor = self.received.pop()?;
         Some(Piece { start: descriptor.addr, len: descriptor.len })
     }
 
     /// Lets the kernel use the places in the ring again.
+    #[inline]
     pub fn taken(&mut self) {
         self.received.publish();
     }
 
     /// Whether there is something to receive.
+    #[inline]
     pub fn is_pending(&mut self) -> bool {
         !self.received.is_empty()
     }
 
     /// The frames for receiving. Only those that are ours are to be touched.
+    #[inline]
     pub fn memory(&mut self) -> &mut [u8] {
         let start = self.shared.memory.start.as_ptr();
         // SAFETY: the mapping lives as long as `self`. These bytes are this half's alone: `TxSocket::frame` keeps
@@ -241,6 +247,7 @@ impl TxSocket {
     ///
     /// # Panics
     /// If it lies outside the frames.
+    #[inline]
     pub fn frame(&mut self, start: u64, len: u32) -> &mut [u8] {
         let memory = &self.shared.memory;
         let (start, len) = (start as usize, len as usize);
@@ -251,6 +258,7 @@ impl TxSocket {
     }
 
     /// Hands `piece` over to be sent, once [`kick`](Self::kick) is called. Whether there was room in the ring.
+    #[inline]
     pub fn send(&mut self, piece: Piece) -> bool {
         self.send.push(libc::xdp_desc { addr: piece.start, len: piece.len, options: 0 })
     }
@@ -276,6 +284,7 @@ impl TxSocket {
     }
 
     /// Where the next frame begins that has been sent. It is ours again.
+    #[inline]
     pub fn completed(&mut self) -> Option<u64> {
         let start = self.completed.pop()?;
         self.completed.publish();
@@ -343,6 +352,7 @@ impl<T: Copy> Ring<T> {
     }
 
     /// Puts `entry` in, unless the ring is full.
+    #[inline]
     fn push(&mut self, entry: T) -> bool {
         if self.own.wrapping_sub(self.other) > self.mask {
             self.other = self.index(self.offsets.consumer).load(Ordering::Acquire);
@@ -359,6 +369,7 @@ impl<T: Copy> Ring<T> {
     }
 
     /// Takes the next entry out, if there is one.
+    #[inline]
     fn pop(&mut self) -> Option<T> {
         if self.is_empty() {
             return None;
@@ -371,6 +382,7 @@ impl<T: Copy> Ring<T> {
         Some(entry)
     }
 
+    #[inline]
     fn is_empty(&mut self) -> bool {
         if self.own == self.other {
             self.other = self.index(self.offsets.producer).load(Ordering::Acquire);
@@ -379,20 +391,24 @@ impl<T: Copy> Ring<T> {
     }
 
     /// Whether the kernel has consumed all that was published.
+    #[inline]
     fn is_drained(&self) -> bool {
         self.index(self.offsets.consumer).load(Ordering::Acquire) == self.own
     }
 
     /// Lets the kernel see our index.
+    #[inline]
     fn publish(&self) {
         let offset = if self.produces { self.offsets.producer } else { self.offsets.consumer };
         self.index(offset).store(self.own, Ordering::Release);
     }
 
+    #[inline]
     fn needs_wakeup(&self) -> bool {
         self.index(self.offsets.flags).load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
     }
 
+    #[inline]
     fn index(&self, offset: u64) -> &AtomicU32 {
         // SAFETY: the kernel says that a 32-bit word of the ring lies there, aligned; the mapping is longer than
         // that, lives as long as `self`, and both sides access the word atomically.
@@ -400,6 +416,7 @@ impl<T: Copy> Ring<T> {
             .expect("a mapping is not at null")
     }
 
+    #[inline]
     fn entry(&self, index: u32) -> *mut T {
         let first = self.mapping.start.as_ptr().wrapping_add(self.offsets.desc as usize).cast::<T>();
         first.wrapping_add((index & self.mask) as usize)

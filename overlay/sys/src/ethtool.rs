@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 
-use super::tun::{check, request};
+use crate::tun::{check, request};
 
 /// Whether all of these features of the device are on, by the names that `ethtool -k` has for them. One that
 /// the kernel does not know is off.

@@ -1,5 +1,5 @@
-//! Every `unsafe` block of the project: the system calls for which no safe wrapper does what the
-//! data plane needs. Each function here is safe to call; its blocks say why they are sound.
+//! The system calls for which no safe wrapper does what overlayd needs. Every `unsafe` block of the project is here, but
+//! for the one of `overlay-simd`. Each function is safe to call; its blocks say why they are sound.
 
 #![allow(unsafe_code)]
 
