@@ -6,9 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use overlay_wire::martian;
-
-use crate::table::Local;
 
 /// How many addresses a node says at most.
 pub const MOST: usize = 16;
@@ -21,10 +20,11 @@ pub(crate) const RENEWED: Duration = Duration::from_secs(60);
 /// What addresses begin with, before their number.
 const MARK: u8 = b'a';
 
-/// What this node says of its addresses: those by which others may know it, and not all that it may have.
-pub(crate) fn to_say(local: &Local) -> Vec<u8> {
-    let own = local.addresses.iter().filter_map(|address| match address {
-        IpAddr::V4(v4) if !local.network.contains(v4) && !martian::is_martian(*address) => Some(*v4),
+/// What a node that has these `addresses` says of them: those by which others may know it, so none in the overlay's
+/// `network`, and not all that it may have.
+pub(crate) fn to_say(addresses: &[IpAddr], network: &Ipv4Net) -> Vec<u8> {
+    let own = addresses.iter().filter_map(|address| match address {
+        IpAddr::V4(v4) if !network.contains(v4) && !martian::is_martian(*address) => Some(*v4),
         _ => None,
     });
     let own: Vec<Ipv4Addr> = own.take(MOST).collect();
@@ -82,24 +82,19 @@ impl Announced {
 
 #[cfg(test)]
 mod tests {
-    use overlay_wire::Format;
-
     use super::*;
-    use crate::table::tests::local;
 
     #[test]
     fn what_is_said_is_what_others_may_know_the_node_by() {
-        let mut local = local(Format::FlannelUdp);
-        local.addresses = ["192.168.1.12", "127.0.0.1", "10.1.9.0", "2001:db8::12", "172.16.5.1"]
-            .map(|address| address.parse().unwrap())
-            .into();
+        let network = "10.1.0.0/16".parse().unwrap();
+        let addresses: [IpAddr; 5] = ["192.168.1.12", "127.0.0.1", "10.1.9.0", "2001:db8::12", "172.16.5.1"]
+            .map(|address| address.parse().unwrap());
         let expected = ["192.168.1.12", "172.16.5.1"].map(|address| address.parse().unwrap());
-        assert_eq!(said(&to_say(&local)), Some(expected.to_vec()));
-        local.addresses = (0..40).map(|last| IpAddr::from([172, 16, 5, last])).collect();
-        let most = to_say(&local);
+        assert_eq!(said(&to_say(&addresses, &network)), Some(expected.to_vec()));
+        let addresses: Vec<_> = (0..40).map(|last| IpAddr::from([172, 16, 5, last])).collect();
+        let most = to_say(&addresses, &network);
         assert_eq!((most.len(), said(&most).unwrap().len()), (LEN, MOST));
-        local.addresses.clear();
-        assert_eq!(said(&to_say(&local)), Some(Vec::new()));
+        assert_eq!(said(&to_say(&[], &network)), Some(Vec::new()));
     }
 
     #[test]

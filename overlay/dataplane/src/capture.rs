@@ -15,7 +15,6 @@ use overlay_wire::drops::DropReason;
 use overlay_wire::glance::Glance;
 
 use crate::peer_state::Direction;
-use crate::witness::Watched;
 
 /// Which packets are wanted: those that fit everything that is said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -77,7 +76,7 @@ pub struct Tap {
 #[derive(Debug)]
 pub struct Capturing {
     /// It goes with the workers.
-    watched: Weak<Watched>,
+    tap: Weak<Tap>,
     capture: Arc<Capture>,
     /// What was captured.
     pub packets: Receiver<Captured>,
@@ -118,14 +117,13 @@ pub(crate) struct Seen<'a> {
 impl Tap {
     /// Begins a capture of what fits `filter`; `None` while there are [`MOST`] of them.
     #[must_use]
-    pub fn open(watched: &Arc<Watched>, filter: Filter) -> Option<Capturing> {
-        let tap = &watched.tap;
+    pub fn open(tap: &Arc<Self>, filter: Filter) -> Option<Capturing> {
         let begin = |count| (count < MOST).then_some(count + 1);
         tap.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, begin).ok()?;
         let (out, packets) = bounded(WAITING);
         let capture = Arc::new(Capture { filter, out, missed: AtomicU64::new(0) });
         tap.captures.rcu(|captures| [&captures[..], &[Arc::clone(&capture)]].concat());
-        Some(Capturing { watched: Arc::downgrade(watched), capture, packets })
+        Some(Capturing { tap: Arc::downgrade(tap), capture, packets })
     }
 
     /// The captures that packets are wanted for, if there are any.
@@ -139,7 +137,7 @@ impl Capturing {
     /// Whether the workers have ended: then no more will come.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.watched.strong_count() == 0
+        self.tap.strong_count() == 0
     }
 
     /// Packets that fitted and were lost, since the queue was full.
@@ -151,13 +149,13 @@ impl Capturing {
 
 impl Drop for Capturing {
     fn drop(&mut self) {
-        let Some(watched) = self.watched.upgrade() else { return };
+        let Some(tap) = self.tap.upgrade() else { return };
         let others = |captures: &Arc<Vec<Arc<Capture>>>| {
             let others = captures.iter().filter(|capture| !Arc::ptr_eq(capture, &self.capture));
             others.cloned().collect::<Vec<_>>()
         };
-        watched.tap.captures.rcu(others);
-        watched.tap.open.fetch_sub(1, Ordering::AcqRel);
+        tap.captures.rcu(others);
+        tap.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -245,9 +243,9 @@ mod tests {
     /// refused, one that is refused at once, an ingress one that arrives and cannot be read, and one that the device
     /// does not take.
     fn captured(filter: Filter) -> Vec<(u8, Option<DropReason>)> {
-        let watched = Arc::<Watched>::default();
-        let capturing = Tap::open(&watched, Filter { snaplen: 100, ..filter }).unwrap();
-        let captures = watched.tap.current().unwrap();
+        let tap = Arc::<Tap>::default();
+        let capturing = Tap::open(&tap, Filter { snaplen: 100, ..filter }).unwrap();
+        let captures = tap.current().unwrap();
         let inner = udp_packet("10.1.9.3", "10.1.63.2", 64, b"x");
         let framed = [&[8; 22][..], &inner].concat();
         let take = |direction, stage, payload: &[u8], header_len, reason| {
@@ -301,10 +299,10 @@ mod tests {
 
     #[test]
     fn what_is_not_taken_is_counted() {
-        let watched = Arc::<Watched>::default();
-        let capturing = Tap::open(&watched, Filter { snaplen: 10, ..Filter::default() }).unwrap();
+        let tap = Arc::<Tap>::default();
+        let capturing = Tap::open(&tap, Filter { snaplen: 10, ..Filter::default() }).unwrap();
         for _ in 0..WAITING + 3 {
-            watched.tap.current().unwrap()[0].take(Direction::Egress, &SEEN);
+            tap.current().unwrap()[0].take(Direction::Egress, &SEEN);
         }
         assert_eq!(capturing.missed(), 3);
         let first = capturing.packets.recv().unwrap();
@@ -313,18 +311,13 @@ mod tests {
 
     #[test]
     fn a_few_captures_go_on_side_by_side_until_they_are_dropped_or_the_workers_end() {
-        let watched = Arc::<Watched>::default();
-        let open = |snaplen| Tap::open(&watched, Filter { snaplen, ..Filter::default() });
-        assert!(watched.tap.current().is_none());
+        let tap = Arc::<Tap>::default();
+        let open = |snaplen| Tap::open(&tap, Filter { snaplen, ..Filter::default() });
+        assert!(tap.current().is_none());
         let mut all: Vec<Capturing> = (1..=MOST).map(|snaplen| open(snaplen).unwrap()).collect();
         assert!(open(9).is_none(), "not more");
         let see = || {
-            watched
-                .tap
-                .current()
-                .iter()
-                .flat_map(|c| c.iter())
-                .for_each(|c| c.take(Direction::Egress, &SEEN));
+            tap.current().iter().flat_map(|c| c.iter()).for_each(|c| c.take(Direction::Egress, &SEEN));
         };
         see();
         let lens = |all: &[Capturing]| -> Vec<usize> {
@@ -340,8 +333,8 @@ mod tests {
         assert_eq!(lens(&all).last(), Some(&9));
         all.truncate(1);
         assert!(!all[0].is_over());
-        assert_eq!(watched.tap.current().map(|captures| captures.len()), Some(1));
-        drop(watched);
+        assert_eq!(tap.current().map(|captures| captures.len()), Some(1));
+        drop(tap);
         assert!(all[0].is_over());
     }
 }

@@ -202,8 +202,11 @@ impl Echoes {
                 }
                 let answer = Echo { kind: Kind::Answer, ..echo };
                 let len = packet.bytes().len();
-                let more =
-                    if len >= LEN_WITH_ADDRESSES { announced::to_say(table.local()) } else { Vec::new() };
+                let more = if len >= LEN_WITH_ADDRESSES {
+                    announced::to_say(&table.local().addresses, &table.local().network)
+                } else {
+                    Vec::new()
+                };
                 // An answer that cannot be sent is one that is lost on the way.
                 let _ = send_saying(self.out.as_ref(), answer, &more, from, len, table);
             }

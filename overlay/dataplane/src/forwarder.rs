@@ -68,10 +68,6 @@ pub struct Config {
     pub on_answer: OnAnswer,
 }
 
-/// Source ports of each worker: enough to spread a few busy flows, and few enough that a batch is
-/// not torn into many small runs.
-const LANES: usize = 4;
-
 /// How long workers that are dropped are waited for. Each looks at the flag after every batch, and sleeps on it.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 

@@ -33,7 +33,7 @@ pub struct Offender {
 pub struct Watched {
     offenders: DashMap<(Direction, DropReason), Offender>,
     /// Where captures are asked for.
-    pub tap: Tap,
+    pub tap: Arc<Tap>,
 }
 
 impl Watched {
@@ -49,6 +49,7 @@ impl Watched {
 pub struct Witness {
     direction: Direction,
     watched: Arc<Watched>,
+    tap: Arc<Tap>,
     /// Our addresses on the underlay: the lanes' that are sent from, or the one received at.
     own: Vec<SocketAddrV4>,
     /// A bit for each reason of which a packet was looked at since `since`.
@@ -63,12 +64,13 @@ impl Witness {
     /// That of a worker which sends from `own` by lane, or receives at the only one.
     #[must_use]
     pub fn new(direction: Direction, watched: Arc<Watched>, own: Vec<SocketAddrV4>) -> Self {
-        Self { direction, watched, own, looked_at: 0, since: Instant::now(), captures: None }
+        let tap = Arc::clone(&watched.tap);
+        Self { direction, watched, tap, own, looked_at: 0, since: Instant::now(), captures: None }
     }
 
     /// A batch begins: looks whether anything is to be captured of it.
     pub fn begin(&mut self) {
-        self.captures = self.watched.tap.current();
+        self.captures = self.tap.current();
         if self.looked_at != 0 && self.since.elapsed() >= PAUSE {
             self.looked_at = 0;
         }

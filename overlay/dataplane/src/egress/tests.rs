@@ -317,7 +317,7 @@ fn who_captures_sees_what_was_sent_and_what_was_not() {
         let (watched, own) = (Arc::<Watched>::default(), "192.168.1.12:40000".parse().unwrap());
         rig.egress = rig.egress.watched_by(Witness::new(Direction::Egress, Arc::clone(&watched), vec![own]));
         let filter = Filter { layer, snaplen: 2000, ..Filter::default() };
-        let capturing = Tap::open(&watched, filter).unwrap();
+        let capturing = Tap::open(&watched.tap, filter).unwrap();
         let packet = |payload: &[u8]| udp_packet("10.1.9.3", "10.1.63.2", 64, payload);
         let gso = Some(Gso { kind: GsoKind::Udp, size: 1400 });
         rig.device.queue_with(VnetHdr { needs_csum: true, gso, ..VnetHdr::default() }, &packet(&[7; 2000]));

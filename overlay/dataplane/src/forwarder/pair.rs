@@ -7,7 +7,6 @@ use std::sync::Arc;
 use overlay_sys::wake::StopFlag;
 use socket2::Socket;
 
-use super::LANES;
 use crate::answers::{Answers, RawSockets};
 use crate::echo::{Echoes, OnAnswer, Ports};
 use crate::egress::Egress;
@@ -24,6 +23,10 @@ use crate::underlay::udp::{self, Shared, UdpReceiver, UdpTransmitter};
 use crate::underlay::whole::TapQueue;
 use crate::underlay::xdp::{Rings, XdpReceiver, XdpTransmitter};
 use crate::witness::{Watched, Witness};
+
+/// Source ports of each worker: enough to spread a few busy flows, and few enough that a batch is
+/// not torn into many small runs.
+const LANES: usize = 4;
 
 /// What all pairs have in common.
 pub(super) struct Common {

@@ -317,7 +317,7 @@ fn who_captures_sees_each_packet_and_why_it_does_not_go_on() {
     let witness = Witness::new(Direction::Ingress, Arc::clone(&watched), vec![own]);
     rig.ingress = rig.ingress.watched_by(witness);
     let filter = Filter { snaplen: 2000, ..Filter::default() };
-    let capturing = Tap::open(&watched, filter).unwrap();
+    let capturing = Tap::open(&watched.tap, filter).unwrap();
     let packet = |src| udp_packet(src, "10.1.9.3", 64, &[7; 100]);
     let run = frame(&packet("10.1.63.2")).repeat(2);
     rig.wire.arrive_segmented(MASTER, &run, vxlan::HEADER_LEN + 128);
@@ -488,7 +488,7 @@ fn what_the_device_refuses_is_counted_and_shown() {
     let listen = "192.168.1.12:8472".parse().unwrap();
     let witness = Witness::new(Direction::Ingress, Arc::clone(&watched), vec![listen]);
     rig.ingress = rig.ingress.watched_by(witness);
-    let capturing = Tap::open(&watched, Filter { snaplen: 100, ..Filter::default() }).unwrap();
+    let capturing = Tap::open(&watched.tap, Filter { snaplen: 100, ..Filter::default() }).unwrap();
     rig.device.fail(libc::EIO);
     let packet = udp_packet("10.1.63.2", "10.1.9.3", 64, b"x");
     rig.wire.arrive(MASTER, &frame(&packet));

@@ -2,8 +2,8 @@
 
 use prefix_trie::Prefix;
 
+use super::hop::{Hop, Route};
 use super::routes::{Routes, Target};
-use super::{Hop, Route};
 
 /// The owners of addresses, which are numbers here, and the way to them.
 #[derive(Debug)]

@@ -1,126 +1,22 @@
 //! Who owns which subnet: published whole by one writer, read by the workers without lock or wait.
 
 mod family;
+mod hop;
+mod node;
 mod routes;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
 use family::Family;
+pub use hop::{Hop, Route};
 use ipnet::{Ipv4Net, Ipv6Net};
-use overlay_wire::MacAddr;
-use overlay_wire::ecn::Ecn;
+pub use node::{Local, LocalV6, Peer};
 use overlay_wire::ip::Version;
-use overlay_wire::{Format, vxlan};
 
-use crate::peer_state::{PeerFlag, PeerState};
-
-/// This node, as the forwarding loops must know it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Local {
-    /// The whole overlay network.
-    pub network: Ipv4Net,
-    /// The subnet this node has leased.
-    pub subnet: Ipv4Net,
-    /// The overlay device's address: ICMP errors come from it.
-    pub overlay_address: Ipv4Addr,
-    /// What it has of IPv6. Without that, no IPv6 packet passes.
-    pub v6: Option<LocalV6>,
-    /// Every address of this host. None is a valid source of a packet from the wire.
-    pub addresses: Vec<IpAddr>,
-    /// The largest inner packet in bytes.
-    pub mtu: u32,
-    /// How inner packets stand on the wire.
-    pub format: Format,
-    /// The UDP port that every node listens on.
-    pub port: u16,
-}
-
-/// This node in a network that carries IPv6, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LocalV6 {
-    /// The subnet this node has leased.
-    pub subnet: Ipv6Net,
-    /// The overlay device's address: ICMPv6 errors come from it.
-    pub overlay_address: Ipv6Addr,
-}
-
-impl Local {
-    /// The overlay device's address of that version.
-    #[must_use]
-    pub fn overlay_address(&self, version: Version) -> Option<IpAddr> {
-        match version {
-            Version::V4 => Some(self.overlay_address.into()),
-            Version::V6 => self.v6.map(|v6| v6.overlay_address.into()),
-        }
-    }
-}
-
-/// Another node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
-    /// The subnet it has leased.
-    pub subnet: Ipv4Net,
-    /// The IPv6 subnet it has leased, if any.
-    pub subnet_v6: Option<Ipv6Net>,
-    /// Its address on the underlay. Several peers can share one, behind a NAT.
-    pub public_ip: Ipv4Addr,
-    /// What frames to it are addressed to; `None` where the format has no frames.
-    pub vtep_mac: Option<MacAddr>,
-}
-
-/// Where a packet of one version to a peer goes and what stands in front of it.
-#[derive(Debug, Clone)]
-pub struct Hop {
-    /// The peer's end of the tunnel.
-    pub to: SocketAddrV4,
-    /// What is known of the peer beside its lease.
-    pub state: Arc<PeerState>,
-    /// Whether a peer's public address lies in the subnet: the tunnel's own packets could be routed into it.
-    pub holds_tunnel_end: bool,
-    header: [u8; vxlan::HEADER_LEN],
-    header_len: usize,
-}
-
-impl Hop {
-    /// The encapsulation that goes between the outer UDP header and the inner packet.
-    #[must_use]
-    pub fn header(&self) -> &[u8] {
-        &self.header[..self.header_len]
-    }
-
-    /// What stands outside the inner packet that `bytes` begin with. flanneld, of flannel's UDP format, would lose a
-    /// mark that a router makes there: to it, congestion shows by losses (RFC 6040, section 4.1, compatibility mode).
-    #[inline]
-    #[must_use]
-    pub fn outer_ecn(&self, bytes: &[u8]) -> Ecn {
-        match Ecn::of_packet(bytes) {
-            Ecn::NotEct => Ecn::NotEct,
-            inner if self.header_len > 0 || self.state.has(PeerFlag::Answers) => inner.outside(),
-            _ => Ecn::NotEct,
-        }
-    }
-
-    /// The largest inner packet, in bytes, that the path to the peer takes in one piece.
-    #[must_use]
-    pub fn mtu(&self, local: &Local) -> u32 {
-        let path = self.state.path_mtu().map(|mtu| mtu.saturating_sub(local.format.overhead()));
-        path.map_or(local.mtu, |mtu| mtu.min(local.mtu))
-    }
-}
-
-/// What the table says about a destination.
-#[derive(Debug)]
-pub enum Route<'a> {
-    /// A peer has it.
-    Peer(&'a Hop),
-    /// It is in this node's own subnet.
-    Own,
-    /// Nobody has it.
-    None,
-}
+use crate::peer_state::PeerState;
 
 /// What the table says about where a packet comes from.
 #[derive(Debug)]
@@ -168,7 +64,8 @@ impl PeerTable {
         no_nodes: Arc<ArcSwap<BTreeSet<Ipv4Addr>>>,
         state: impl Fn(&Peer) -> Arc<PeerState>,
     ) -> Self {
-        let subnets = peers.iter().map(|peer| (peer.subnet, hop(&local, peer, Version::V4, state(peer))));
+        let subnets =
+            peers.iter().map(|peer| (peer.subnet, Hop::new(&local, peer, Version::V4, state(peer))));
         let addresses = local.addresses.iter().filter_map(|address| match address {
             IpAddr::V4(address) => Some(u32::from(*address)),
             IpAddr::V6(_) => None,
@@ -181,7 +78,7 @@ impl PeerTable {
         }
         let v6 = local.v6.map(|v6| {
             let subnets = peers.iter().zip(v4.hops()).filter_map(|(peer, v4)| {
-                Some((peer.subnet_v6?, hop(&local, peer, Version::V6, Arc::clone(&v4.state))))
+                Some((peer.subnet_v6?, Hop::new(&local, peer, Version::V6, Arc::clone(&v4.state))))
             });
             let addresses = local.addresses.iter().filter_map(|address| match address {
                 IpAddr::V6(address) => Some(u128::from(*address)),
@@ -289,17 +186,6 @@ impl PeerTable {
     }
 }
 
-fn hop(local: &Local, peer: &Peer, version: Version, state: Arc<PeerState>) -> Hop {
-    let to = SocketAddrV4::new(peer.public_ip, local.port);
-    let (header, header_len) = match (local.format, peer.vtep_mac) {
-        (Format::Vxlan { vni, vtep_mac }, Some(dst)) => {
-            (vxlan::header(version, vni, vtep_mac, dst), vxlan::HEADER_LEN)
-        }
-        _ => ([0; vxlan::HEADER_LEN], 0),
-    };
-    Hop { to, state, holds_tunnel_end: false, header, header_len }
-}
-
 /// The current table, shared by the one writer and all workers.
 #[derive(Debug, Clone)]
 pub struct SharedTable(Arc<ArcSwap<PeerTable>>);
@@ -353,7 +239,11 @@ impl TableReader {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use overlay_wire::ecn::Ecn;
+    use overlay_wire::{Format, MacAddr, vxlan};
+
     use super::*;
+    use crate::peer_state::PeerFlag;
 
     pub(crate) fn local(format: Format) -> Local {
         Local {
