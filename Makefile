@@ -28,6 +28,8 @@ SANITIZED := RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=address --cfg sanitized' C
 # Those in which the daemon does with the kernel what it does by unsafe code.
 SANITIZED_TESTS := first_light spoofing restart tunnel_gso xdp
 AARCH64 := aarch64-unknown-linux-gnu
+# Crates whose modules use each other in no circle.
+ACYCLIC := $(patsubst %/Cargo.toml,%,$(filter-out overlay/fuzz/%,$(wildcard overlay/*/Cargo.toml)))
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
@@ -43,7 +45,7 @@ help:
 	@echo 'make package                                      the Debian package, in target/debian'
 	@echo 'make image                                        a container image for docker import, in target'
 	@echo 'make manuals                                      manual pages and completions, in target/manuals'
-	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
+	@echo 'make lint                                         formatting, clippy, dependencies, modules, scripts'
 	@echo 'make fuzz-smoke                                   every fuzz target for 15 seconds'
 	@echo 'make fuzz [FUZZ_MINUTES=10]                       the same for longer, under AddressSanitizer'
 	@echo 'make sanitize                                     what is unsafe, and the daemon at work, under AddressSanitizer'
@@ -106,6 +108,7 @@ lint: setup-lint
 	        check bans licenses sources || exit; \
 	done
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) run --quiet -p module-cycles -- $(ACYCLIC)
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
 	cargo deny --locked check bans licenses sources
 	shellcheck integration/*.sh .ci/run deploy/bin/* deploy/image/*.sh
