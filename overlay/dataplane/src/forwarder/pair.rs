@@ -18,7 +18,7 @@ use crate::peer_state::Direction;
 use crate::stats::WorkerStats;
 use crate::table::SharedTable;
 use crate::tun::TunQueue;
-use crate::underlay::Way;
+use crate::underlay::Underlay;
 use crate::underlay::udp::{self, Shared, UdpReceiver, UdpTransmitter};
 use crate::underlay::whole::TapQueue;
 use crate::underlay::xdp::{Rings, XdpReceiver, XdpTransmitter};
@@ -80,8 +80,8 @@ impl Between<Shared> {
 
 /// Two workers, and what they count.
 pub(super) struct Pair {
-    pub egress: Egress<TunQueue, Way<UdpTransmitter, XdpTransmitter>>,
-    pub ingress: Ingress<TunQueue, Way<UdpReceiver, XdpReceiver>>,
+    pub egress: Egress<TunQueue, Underlay<UdpTransmitter, XdpTransmitter>>,
+    pub ingress: Ingress<TunQueue, Underlay<UdpReceiver, XdpReceiver>>,
     pub egress_stats: Arc<WorkerStats>,
     pub ingress_stats: Arc<WorkerStats>,
 }
@@ -119,7 +119,7 @@ impl Pair {
             Some(rings) => rings
                 .join(index, transmitter, receiver)
                 .map_err(common.failed("have rings beside the sockets"))?,
-            None => (Way::Sockets(transmitter), Way::Sockets(receiver)),
+            None => (Underlay::Sockets(transmitter), Underlay::Sockets(receiver)),
         };
 
         let witness = |direction, own| Witness::new(direction, Arc::clone(&common.watched), own);

@@ -88,70 +88,70 @@ pub trait Receiver: Send {
     }
 }
 
-/// One of two ways to do the same, chosen when the workers start.
-pub enum Way<S, R> {
+/// How datagrams reach the wire, chosen when the workers start.
+pub enum Underlay<S, R> {
     /// By sockets alone.
     Sockets(S),
     /// By rings, with sockets beside them.
     Rings(R),
 }
 
-impl<S: Transmitter, R: Transmitter> Transmitter for Way<S, R> {
+impl<S: Transmitter, R: Transmitter> Transmitter for Underlay<S, R> {
     fn lanes(&self) -> usize {
         match self {
-            Self::Sockets(way) => way.lanes(),
-            Self::Rings(way) => way.lanes(),
+            Self::Sockets(sockets) => sockets.lanes(),
+            Self::Rings(rings) => rings.lanes(),
         }
     }
 
     fn takes_super_packets(&self) -> bool {
         match self {
-            Self::Sockets(way) => way.takes_super_packets(),
-            Self::Rings(way) => way.takes_super_packets(),
+            Self::Sockets(sockets) => sockets.takes_super_packets(),
+            Self::Rings(rings) => rings.takes_super_packets(),
         }
     }
 
     fn transmit(&mut self, batch: &Batch, failed: impl FnMut(Unsent<'_>)) {
         match self {
-            Self::Sockets(way) => way.transmit(batch, failed),
-            Self::Rings(way) => way.transmit(batch, failed),
+            Self::Sockets(sockets) => sockets.transmit(batch, failed),
+            Self::Rings(rings) => rings.transmit(batch, failed),
         }
     }
 }
 
-impl<S: Receiver, R: Receiver> Receiver for Way<S, R> {
+impl<S: Receiver, R: Receiver> Receiver for Underlay<S, R> {
     fn receive(&mut self) -> io::Result<usize> {
         match self {
-            Self::Sockets(way) => way.receive(),
-            Self::Rings(way) => way.receive(),
+            Self::Sockets(sockets) => sockets.receive(),
+            Self::Rings(rings) => rings.receive(),
         }
     }
 
     fn arrival(&self, index: usize) -> Arrival {
         match self {
-            Self::Sockets(way) => way.arrival(index),
-            Self::Rings(way) => way.arrival(index),
+            Self::Sockets(sockets) => sockets.arrival(index),
+            Self::Rings(rings) => rings.arrival(index),
         }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
         match self {
-            Self::Sockets(way) => way.bytes(),
-            Self::Rings(way) => way.bytes(),
+            Self::Sockets(sockets) => sockets.bytes(),
+            Self::Rings(rings) => rings.bytes(),
         }
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Sockets(way) => way.readiness(),
-            Self::Rings(way) => way.readiness(),
+            Self::Sockets(sockets) => sockets.readiness(),
+            Self::Rings(rings) => rings.readiness(),
         }
     }
 
     fn is_pending(&mut self) -> bool {
         match self {
-            Self::Sockets(way) => way.is_pending(),
-            Self::Rings(way) => way.is_pending(),
+            Self::Sockets(sockets) => sockets.is_pending(),
+            Self::Rings(rings) => rings.is_pending(),
         }
     }
 }

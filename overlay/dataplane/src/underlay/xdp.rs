@@ -21,7 +21,7 @@ use overlay_wire::outer;
 use super::port::{Port, PortState};
 use super::rings::{RingCounts, RxQueue, TxQueue};
 use super::udp::{self, UdpReceiver, UdpTransmitter};
-use super::{Arrival, Receiver, Transmitter, Unsent, Way};
+use super::{Arrival, Receiver, Transmitter, Underlay, Unsent};
 use crate::batch::{Batch, Run};
 
 /// The rings of a port, dealt out to workers.
@@ -63,13 +63,13 @@ impl Rings {
         index: usize,
         transmitter: UdpTransmitter,
         receiver: UdpReceiver,
-    ) -> io::Result<(Way<UdpTransmitter, XdpTransmitter>, Way<UdpReceiver, XdpReceiver>)> {
+    ) -> io::Result<(Underlay<UdpTransmitter, XdpTransmitter>, Underlay<UdpReceiver, XdpReceiver>)> {
         let (queue, counts) = (&self.tx[index % self.tx.len()], &self.counts);
         let transmitter =
             XdpTransmitter::new(Arc::clone(queue), self.mac, self.by, Arc::clone(counts), transmitter)?;
         let rings = std::mem::take(&mut self.rx[index]);
         let receiver = XdpReceiver::new(rings, receiver, Arc::clone(&self.behind), Arc::clone(counts))?;
-        Ok((Way::Rings(transmitter), Way::Rings(receiver)))
+        Ok((Underlay::Rings(transmitter), Underlay::Rings(receiver)))
     }
 }
 
