@@ -226,7 +226,7 @@ impl Echoes {
             IpAddr::V4(src) => peer.subnet.contains(&src),
             IpAddr::V6(src) => peer.subnet_v6.is_some_and(|subnet| subnet.contains(&src)),
         };
-        if hop.state.is_to_be_told()
+        if hop.state.claim_telling()
             && let Some(peer) = table.peers().iter().find(of)
         {
             let echo = Echo { kind: Kind::Whole, token: 0 };
@@ -375,11 +375,11 @@ mod tests {
         let word = Packet::parse(&mut words[0].1).unwrap();
         assert_eq!((word.src(), word.dst()), (OURS.into(), THEIRS.into()));
 
-        assert!(hop.state.takes_whole(), "a try");
-        assert!(!hop.state.takes_whole());
+        assert!(hop.state.claim_passthrough(), "a try");
+        assert!(!hop.state.claim_passthrough());
         let mut word = Echo { kind: Kind::Whole, token: 0 }.build(THEIRS, OURS, 0);
         assert!(echoes.take(&Packet::parse(&mut word).unwrap(), &table, &Limits::default()));
-        assert!(hop.state.takes_whole() && hop.state.takes_whole());
+        assert!(hop.state.claim_passthrough() && hop.state.claim_passthrough());
         assert!(sent.lock().unwrap().is_empty() && heard.lock().unwrap().is_empty());
     }
 

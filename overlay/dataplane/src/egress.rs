@@ -256,7 +256,7 @@ fn leaves_whole(packet: &Packet<'_>, header: &VnetHdr, hop: &Hop) -> Option<Supe
         return None;
     }
     let fits = |whole: &SuperPacket| hop.state.path_mtu().is_none_or(|mtu| whole.outer_len() <= mtu as usize);
-    SuperPacket::of(packet, header).filter(fits).filter(|_| hop.state.takes_whole())
+    SuperPacket::of(packet, header).filter(fits).filter(|_| hop.state.claim_passthrough())
 }
 
 /// Why a packet does not go on, whom it was for, and what its sender is told.

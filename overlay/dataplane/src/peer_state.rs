@@ -205,10 +205,10 @@ impl PeerState {
         announced.iter().flat_map(|announced| announced.used()).collect()
     }
 
-    /// Whether a TCP super-packet to the peer is to leave whole: the way carries it as it is, or it is time to
-    /// try whether it does, with a peer that can tell.
+    /// Claims that a TCP super-packet to the peer leaves whole. It does if the way carries it as it is, or if it is time
+    /// to try whether it does, with a peer that can tell; the claim is that try then, and the next one has to wait.
     #[must_use]
-    pub fn takes_whole(&self) -> bool {
+    pub fn claim_passthrough(&self) -> bool {
         let Egress { flags, tried, told, .. } = &self.egress.0;
         let flags = flags.load(Relaxed);
         if flags & PeerFlag::Answers as u32 == 0 {
@@ -216,7 +216,7 @@ impl PeerState {
         }
         let now = now();
         let told = told.load(Relaxed);
-        (told > 0 && now.saturating_sub(told) < BELIEVED) || is_due(tried, now)
+        (told > 0 && now.saturating_sub(told) < BELIEVED) || claim_turn(tried, now)
     }
 
     /// The peer has told that super-packets arrive whole.
@@ -224,10 +224,11 @@ impl PeerState {
         self.egress.0.told.store(now(), Relaxed);
     }
 
-    /// Whether the peer, of which a super-packet has arrived whole, is to be told so now.
+    /// Claims the right to tell the peer that a super-packet of it has arrived whole; who has it must tell, and the next
+    /// claim has to wait.
     #[must_use]
-    pub fn is_to_be_told(&self) -> bool {
-        self.has(PeerFlag::Answers) && is_due(&self.ingress.0.telling, now())
+    pub fn claim_telling(&self) -> bool {
+        self.has(PeerFlag::Answers) && claim_turn(&self.ingress.0.telling, now())
     }
 
     fn counters(&self, direction: Direction) -> &Counters {
@@ -386,8 +387,8 @@ impl Entry {
     }
 }
 
-/// Whether what was last done at `last` is to be done again `now`; of several who ask, one gets to do it.
-fn is_due(last: &AtomicU64, now: u64) -> bool {
+/// Claims to do `now` what was last done at `last`, if that is long enough ago; of several who claim it, one gets it.
+fn claim_turn(last: &AtomicU64, now: u64) -> bool {
     let before = last.load(Relaxed);
     (before == 0 || now.saturating_sub(before) >= AGAIN)
         && last.compare_exchange(before, now, Relaxed, Relaxed).is_ok()
@@ -517,15 +518,15 @@ mod tests {
     #[test]
     fn of_a_peer_that_can_tell_only_its_word_counts() {
         let [peer] = peers();
-        assert!(!peer.takes_whole());
+        assert!(!peer.claim_passthrough());
         peer.set(PeerFlag::Unfinished, true);
-        assert!(peer.takes_whole() && peer.takes_whole());
+        assert!(peer.claim_passthrough() && peer.claim_passthrough());
         peer.set(PeerFlag::Answers, true);
-        assert!(peer.takes_whole(), "a try");
-        assert!(!peer.takes_whole());
+        assert!(peer.claim_passthrough(), "a try");
+        assert!(!peer.claim_passthrough());
         peer.told_of_whole();
         peer.set(PeerFlag::Unfinished, false);
-        assert!(peer.takes_whole() && peer.takes_whole());
+        assert!(peer.claim_passthrough() && peer.claim_passthrough());
     }
 
     #[test]
