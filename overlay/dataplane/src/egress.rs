@@ -24,7 +24,7 @@ use overlay_wire::{Format, vxlan};
 use crate::answers::Answers;
 use crate::batch::{Batch, Run};
 use crate::idle::Idle;
-use crate::peer_state::{Direction, Tally};
+use crate::peer_state::{Direction, PeerCounters};
 use crate::stats::WorkerStats;
 use crate::table::{Hop, PeerTable, Route, TableReader};
 use crate::tun::Device;
@@ -42,7 +42,7 @@ pub struct Egress<D, T> {
     /// Packets in the batch, as many as the wire will see, and their bytes.
     packets: u64,
     bytes: u64,
-    peers: Tally,
+    peers: PeerCounters,
     witness: Witness,
 }
 
@@ -55,7 +55,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
     #[must_use]
     pub fn new(device: D, wire: T, table: TableReader, answers: Answers, stats: Arc<WorkerStats>) -> Self {
         let batch = Batch::new(BATCH, wire.lanes());
-        let peers = Tally::new(Direction::Egress);
+        let peers = PeerCounters::new(Direction::Egress);
         let witness = Witness::new(Direction::Egress, Arc::default(), Vec::new());
         Self { device, wire, table, answers, stats, batch, packets: 0, bytes: 0, peers, witness }
     }

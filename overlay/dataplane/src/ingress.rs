@@ -27,7 +27,7 @@ use overlay_wire::{Format, vxlan};
 use crate::answers::Answers;
 use crate::idle::Idle;
 use crate::offload::{Offload, Offloads, is_super_packet_refused};
-use crate::peer_state::{Direction, Tally};
+use crate::peer_state::{Direction, PeerCounters};
 use crate::stats::WorkerStats;
 use crate::table::{Hop, Origin, PeerTable, Route, TableReader};
 use crate::tun::Device;
@@ -63,7 +63,7 @@ struct Sink<D> {
     answers: Answers,
     offloads: Arc<Offloads>,
     coalescer: Coalescer,
-    peers: Tally,
+    peers: PeerCounters,
     witness: Witness,
     outlet: Outlet<D>,
 }
@@ -81,7 +81,7 @@ impl<D: Device, R: Receiver> Ingress<D, R> {
         offloads: Arc<Offloads>,
     ) -> Self {
         let outlet = Outlet::new(device, stats);
-        let peers = Tally::new(Direction::Ingress);
+        let peers = PeerCounters::new(Direction::Ingress);
         let witness = Witness::new(Direction::Ingress, Arc::default(), Vec::new());
         let sink = Sink { check, answers, offloads, coalescer: Coalescer::default(), peers, witness, outlet };
         Self { wire, table, sink }

@@ -2,7 +2,7 @@
 //!
 //! A [`PeerState`] is shared by all workers and by the control plane, and outlives the table that it is found
 //! in: [`SharedTable::publish`](crate::table::SharedTable::publish) carries it over. Workers do not write to it
-//! packet by packet: each gathers in a [`Tally`] of its own what a batch brings, and adds it once.
+//! packet by packet: each gathers in a [`PeerCounters`] of its own what a batch brings, and adds it once.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -283,7 +283,7 @@ pub enum Direction {
 /// What a worker's batch brings to each peer, until it is settled. In a steady stream from and to the same
 /// few peers, nothing shared is written in between, not even a reference count.
 #[derive(Debug)]
-pub struct Tally {
+pub struct PeerCounters {
     direction: Direction,
     /// Those beyond `used` are kept for their peer, which the next batch is likely to meet again.
     entries: Vec<Entry>,
@@ -300,7 +300,7 @@ struct Entry {
     finished: u32,
 }
 
-impl Tally {
+impl PeerCounters {
     /// An empty one, of a worker of that direction.
     #[must_use]
     pub fn new(direction: Direction) -> Self {
@@ -427,15 +427,15 @@ mod tests {
     #[test]
     fn a_batch_is_added_when_it_is_settled() {
         let [one, two] = peers();
-        let mut tally = Tally::new(Direction::Ingress);
+        let mut counters = PeerCounters::new(Direction::Ingress);
         for _ in 0..3 {
-            tally.forwarded(&one, 2, 100);
-            tally.forwarded(&two, 1, 7);
+            counters.forwarded(&one, 2, 100);
+            counters.forwarded(&two, 1, 7);
         }
-        tally.dropped(&two);
+        counters.dropped(&two);
         assert_eq!(one.totals(), PeerTotals::default(), "not before");
-        tally.settle();
-        tally.settle();
+        counters.settle();
+        counters.settle();
         let exchanged = |packets, bytes, drops| Exchanged { packets, bytes, drops };
         assert_eq!(one.totals().ingress, exchanged(6, 300, 0));
         assert_eq!(two.totals().ingress, exchanged(3, 21, 1));
@@ -471,7 +471,8 @@ mod tests {
     #[test]
     fn only_what_was_valid_and_came_from_it_is_a_sign_of_life() {
         let [sent_to, refused] = peers();
-        let (mut egress, mut ingress) = (Tally::new(Direction::Egress), Tally::new(Direction::Ingress));
+        let (mut egress, mut ingress) =
+            (PeerCounters::new(Direction::Egress), PeerCounters::new(Direction::Ingress));
         egress.forwarded(&sent_to, 1, 1);
         ingress.dropped(&refused);
         egress.settle();
@@ -482,25 +483,25 @@ mod tests {
     #[test]
     fn what_was_lost_is_not_forwarded_whichever_is_told_first() {
         let [peer] = peers();
-        let mut tally = Tally::new(Direction::Egress);
-        tally.lost(&peer, 3, 30);
-        tally.forwarded(&peer, 10, 100);
-        tally.settle();
+        let mut counters = PeerCounters::new(Direction::Egress);
+        counters.lost(&peer, 3, 30);
+        counters.forwarded(&peer, 10, 100);
+        counters.settle();
         assert_eq!(peer.totals().egress, Exchanged { packets: 7, bytes: 70, drops: 3 });
     }
 
     #[test]
     fn more_peers_than_it_has_room_for_lose_nothing() {
         let many: Vec<Arc<PeerState>> = (0..3 * ENTRIES).map(|_| Arc::default()).collect();
-        let mut tally = Tally::new(Direction::Egress);
+        let mut counters = PeerCounters::new(Direction::Egress);
         for round in 0..2 {
             for peer in &many {
-                tally.forwarded(peer, 1, 10);
+                counters.forwarded(peer, 1, 10);
             }
-            tally.settle();
+            counters.settle();
             assert!(many.iter().all(|peer| peer.totals().egress.packets == round + 1));
         }
-        assert!(tally.entries.len() == ENTRIES);
+        assert!(counters.entries.len() == ENTRIES);
     }
 
     #[test]
@@ -532,11 +533,11 @@ mod tests {
     #[test]
     fn what_a_peer_sends_unfinished_is_learned_from_many_packets_and_unlearned() {
         let [peer] = peers();
-        let mut tally = Tally::new(Direction::Ingress);
+        let mut counters = PeerCounters::new(Direction::Ingress);
         let mut batch = |unfinished: u32, finished: u32| {
-            (0..unfinished).for_each(|_| tally.judged(&peer, true));
-            (0..finished).for_each(|_| tally.judged(&peer, false));
-            tally.settle();
+            (0..unfinished).for_each(|_| counters.judged(&peer, true));
+            (0..finished).for_each(|_| counters.judged(&peer, false));
+            counters.settle();
             peer.has(PeerFlag::Unfinished)
         };
         assert!((0..1000).all(|_| !batch(1, 2)), "by chance");
