@@ -28,6 +28,8 @@ SANITIZED := RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=address --cfg sanitized' C
 # Those in which the daemon does with the kernel what it does by unsafe code.
 SANITIZED_TESTS := first_light spoofing restart tunnel_gso xdp
 AARCH64 := aarch64-unknown-linux-gnu
+# Crates whose modules use each other in no circle.
+ACYCLIC := $(patsubst %/Cargo.toml,%,$(filter-out overlay/fuzz/%,$(wildcard overlay/*/Cargo.toml)))
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
@@ -43,7 +45,7 @@ help:
 	@echo 'make package                                      the Debian package, in target/debian'
 	@echo 'make image                                        a container image for docker import, in target'
 	@echo 'make manuals                                      manual pages and completions, in target/manuals'
-	@echo 'make lint                                         formatting, clippy, dependencies, scripts'
+	@echo 'make lint                                         formatting, clippy, dependencies, modules, scripts'
 	@echo 'make fuzz-smoke                                   every fuzz target for 15 seconds'
 	@echo 'make fuzz [FUZZ_MINUTES=10]                       the same for longer, under AddressSanitizer'
 	@echo 'make sanitize                                     what is unsafe, and the daemon at work, under AddressSanitizer'
@@ -98,7 +100,7 @@ manuals:
 # Where the standard library for aarch64 is installed (`rustup target add`), the packet path has to compile for it, too.
 lint: setup-lint
 	cargo fmt --all --check
-	[ ! -d "$$(rustc --print target-libdir --target $(AARCH64))" ] || $(CARGO) clippy -p overlay --target $(AARCH64) -- -D warnings
+	[ ! -d "$$(rustc --print target-libdir --target $(AARCH64))" ] || $(CARGO) clippy -p overlay-simd -p overlay-sys -p overlay-wire -p overlay --target $(AARCH64) -- -D warnings
 	for package in overlay control; do \
 	    cargo fmt --manifest-path $$package/fuzz/Cargo.toml --check && \
 	    $(CARGO) clippy --manifest-path $$package/fuzz/Cargo.toml --target-dir target -- -D warnings && \
@@ -106,6 +108,7 @@ lint: setup-lint
 	        check bans licenses sources || exit; \
 	done
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) run --quiet -p module-cycles -- $(ACYCLIC)
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
 	cargo deny --locked check bans licenses sources
 	shellcheck integration/*.sh .ci/run deploy/bin/* deploy/image/*.sh
@@ -124,7 +127,7 @@ fuzz: setup-fuzz
 # then, so that the heap is watched, too; what it keeps until its end is no leak.
 sanitize: setup
 	$(SANITIZED) $(CARGO) build --bins
-	$(SANITIZED) $(RUNNER) cargo nextest run --locked -p overlay -p integration --lib --test inner_ipv6 \
+	$(SANITIZED) $(RUNNER) cargo nextest run --locked -p overlay-simd -p overlay-sys -p overlay-wire -p overlay -p integration --lib --test inner_ipv6 \
 	    --test offload_round_trip $(addprefix --test ,$(SANITIZED_TESTS))
 
 bench bench-full: setup-bench

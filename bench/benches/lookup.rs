@@ -5,7 +5,7 @@ use std::hint::black_box;
 use bench::lookup::{DESTINATIONS, destinations, table, table_v6};
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use overlay::peer_state::{Direction, Tally};
+use overlay::peer_state::{Direction, PeerCounters};
 use overlay::table::{PeerTable, Route, SharedTable};
 
 fn main() {
@@ -50,15 +50,15 @@ fn origin(bencher: Bencher<'_, '_>, leases: u32) {
 
 /// What counting for each peer costs a worker and batch of 64 packets, all of so many peers.
 #[divan::bench(args = [1, 4, 64])]
-fn tally(bencher: Bencher<'_, '_>, peers: usize) {
+fn counters(bencher: Bencher<'_, '_>, peers: usize) {
     let table = table(100, |_| 24);
     let states: Vec<_> = table.hops().take(peers).map(|hop| &hop.state).collect();
-    let mut tally = Tally::new(Direction::Ingress);
+    let mut counters = PeerCounters::new(Direction::Ingress);
     bencher.counter(ItemsCount::new(64_usize)).bench_local(|| {
         for i in 0..64 {
-            tally.forwarded(states[i % peers], 1, black_box(1400));
+            counters.forwarded(states[i % peers], 1, black_box(1400));
         }
-        tally.settle();
+        counters.settle();
     });
 }
 

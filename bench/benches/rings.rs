@@ -14,9 +14,9 @@ use overlay::MacAddr;
 use overlay::batch::Batch;
 use overlay::table::Route;
 use overlay::underlay::Patience;
-use overlay::underlay::frame::Template;
 use overlay::underlay::ledger::Ledger;
 use overlay::underlay::rings::{Piece, RxFrames, RxQueue, TxFrames, TxQueue};
+use overlay::wire::frame::Template;
 use overlay::wire::outer::Outer;
 use overlay::wire::vnet;
 
@@ -46,12 +46,12 @@ fn receive(bencher: Bencher<'_, '_>, len: usize) {
     let batch = batch(len);
     let mut memory = Memory::default();
     let run = &batch.runs(0)[0];
-    let mut datagram = run.singly().next().expect("a datagram");
-    datagram.to = LOCAL;
+    let datagram = run.singly().next().expect("a datagram");
     let mut template = template();
     for frame in memory.bytes.chunks_exact_mut(FRAME as usize) {
         let frame = &mut frame[HEADROOM..];
-        memory.len = template.write(frame, MAC, batch.bytes(), datagram) as u32;
+        let slices = datagram.slices.iter().map(|slice| &batch.bytes()[slice.start..slice.start + slice.len]);
+        memory.len = template.write(frame, MAC, LOCAL, run.ecn(), slices) as u32;
     }
     let mut queue = RxQueue::new(memory, ledger(), LOCAL, Arc::default());
     bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddrV4};
 
-use overlay::drops::DropReason;
+use overlay_wire::drops::DropReason;
 use serde::{Deserialize, Serialize};
 
 use super::Show;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use overlay::drops::DropReason;
 use overlay::stats::Totals;
+use overlay_wire::drops::DropReason;
 
 use crate::reach::{Routed, Way};
 use crate::status::*;

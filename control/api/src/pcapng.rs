@@ -161,7 +161,7 @@ const MAX_PAYLOAD: usize = 65_535 - HEADERS_LEN;
 
 #[cfg(test)]
 mod tests {
-    use overlay::drops::DropReason;
+    use overlay_wire::drops::DropReason;
 
     use super::*;
 

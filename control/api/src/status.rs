@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use overlay::drops::DropReason;
 use overlay::stats::Totals;
+use overlay_wire::drops::DropReason;
 use serde::{Deserialize, Serialize};
 
 use crate::reach::{Routed, Way};

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 
 use ipnet::Ipv4Net;
-use overlay::xtables::{TableInfo, Tables};
+use overlay_sys::xtables::{TableInfo, Tables};
 use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload, NlasIterator};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use overlay::MacAddr;
+use overlay_wire::MacAddr;
 use regex::Regex;
 
 use crate::HostError;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures::FutureExt;
-use overlay::xtables::TableInfo;
+use overlay_sys::xtables::TableInfo;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 

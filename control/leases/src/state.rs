@@ -173,7 +173,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn lease(subnet: &str, last: u8) -> Lease {
-        let vtep_mac = overlay::MacAddr([2, 0, 0, 0, 0, last]);
+        let vtep_mac = overlay_wire::MacAddr([2, 0, 0, 0, 0, last]);
         let backend = LeaseBackend::Vxlan { vni: 1, vtep_mac };
         let public_ip = Ipv4Addr::new(192, 168, 1, last);
         Lease { subnet: subnet.parse().unwrap(), attrs: LeaseAttrs { public_ip, backend } }

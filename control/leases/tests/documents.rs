@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use overlay::drops::DropReason;
 use overlay_leases::netconf::NetworkConfig;
+use overlay_wire::drops::DropReason;
 
 fn document(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);

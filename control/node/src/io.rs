@@ -11,8 +11,8 @@ use overlay::underlay::port::{self, Attach, Interface, Link, Port, Wanted};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use crate::service_manager;
 use overlay_host::iface::Underlay;
-use overlay_support::service_manager;
 
 /// The values of `--io`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

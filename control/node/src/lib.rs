@@ -36,6 +36,7 @@ pub mod path_mtu;
 pub mod ping;
 pub mod plan;
 mod preflight;
+pub mod service_manager;
 pub mod takeover;
 mod tunnel;
 pub mod ways;

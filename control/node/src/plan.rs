@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
-use overlay::MacAddr;
-use overlay::wire::Format;
+use overlay_wire::Format;
+use overlay_wire::MacAddr;
 
 use overlay_host::holdings::{self, Viewpoint};
 use overlay_host::iface::Underlay;

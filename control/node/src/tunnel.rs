@@ -14,7 +14,7 @@ use overlay::peer_state::{PeerState, PeerTotals};
 use overlay::stats::Totals;
 use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
 use overlay::underlay::{port, udp, whole};
-use overlay::wire::Format;
+use overlay_wire::Format;
 use tracing::{debug, warn};
 
 use super::{NodeError, NodeOptions};

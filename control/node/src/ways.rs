@@ -281,7 +281,7 @@ mod tests {
         Plan {
             config: NetworkConfig::parse(&config).unwrap(),
             subnet: own.parse().unwrap(),
-            vtep_mac: overlay::MacAddr([2, 0, 0, 0, 0, 1]),
+            vtep_mac: overlay_wire::MacAddr([2, 0, 0, 0, 0, 1]),
             underlay: Underlay {
                 name: "eth0".to_owned(),
                 index: ETH,

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use overlay_flags::Flags;
-use overlay_support::service_manager;
+use overlay_node::service_manager;
 use overlayd::daemon;
 use overlayd::{connections, logging, privileges};
 use tokio::time::Instant;

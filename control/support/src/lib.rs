@@ -9,6 +9,5 @@ pub mod owner;
 pub mod patient;
 pub mod problem;
 pub mod reserve;
-pub mod service_manager;
 pub mod text;
 pub mod unit;

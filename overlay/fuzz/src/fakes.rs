@@ -143,7 +143,7 @@ impl Transmitter for FakeWire {
                 let slices = message.slices.iter().map(|s| &batch.bytes()[s.start..s.start + s.len]);
                 let bytes = slices.collect::<Vec<_>>().concat();
                 whole += bytes.len();
-                state.sent.push(Sent { to: message.to, ecn: message.ecn, bytes });
+                state.sent.push(Sent { to: message.to, ecn: run.ecn(), bytes });
             }
             // What the kernel takes at once (`UDP_MAX_SEGMENTS`, the longest payload over IPv4).
             assert!(run.count() == 1 || (run.count() <= 64 && whole <= 65_507), "{} of {whole}", run.count());

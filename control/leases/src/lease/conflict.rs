@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay::MacAddr;
+use overlay_wire::MacAddr;
 use tokio::time::Instant;
 
 use super::gate::MOST_CONFLICTS;
@@ -266,7 +266,7 @@ mod tests {
     const TTL: Duration = Duration::from_secs(600);
 
     fn attrs(last: u8) -> LeaseAttrs {
-        let vtep_mac = overlay::MacAddr([2, 0, 0, 0, 0, last]);
+        let vtep_mac = overlay_wire::MacAddr([2, 0, 0, 0, 0, last]);
         LeaseAttrs {
             public_ip: Ipv4Addr::new(192, 168, 1, 12),
             backend: LeaseBackend::Vxlan { vni: 1, vtep_mac },

@@ -16,7 +16,7 @@ use std::net::Ipv4Addr;
 use std::ops::Deref;
 
 use ipnet::Ipv4Net;
-use overlay::MacAddr;
+use overlay_wire::MacAddr;
 
 use super::{Conflict, Known, Lease, LeaseAttrs, LeaseBackend, LeaseSet};
 use crate::netconf::NetworkConfig;

@@ -9,7 +9,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use overlay::MacAddr;
+use overlay_wire::MacAddr;
 
 mod choose;
 mod conflict;

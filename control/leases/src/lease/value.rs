@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use overlay::MacAddr;
+use overlay_wire::MacAddr;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use overlay::MacAddr;
+use overlay_wire::MacAddr;
 
 /// The VTEP MAC of a node that has none yet. It follows from what makes the node, so that it is the
 /// same after every restart without being kept anywhere: unicast and locally administered (IEEE

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay::MacAddr;
+use overlay_wire::MacAddr;
 use tokio::time::Instant;
 
 /// Who takes the lease, and on what terms.

@@ -1,7 +1,7 @@
 //! Says once what an operator can do about dropped packets that need not be somebody's attempt.
 
-use overlay::drops::DropReason;
 use overlay::stats::Totals;
+use overlay_wire::drops::DropReason;
 use tracing::warn;
 
 /// For which reasons it has been said.

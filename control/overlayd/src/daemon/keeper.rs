@@ -34,12 +34,12 @@ use overlay_leases::netconf::NetworkConfig;
 use overlay_leases::state::SavedState;
 use overlay_leases::subnet_file::SubnetFile;
 use overlay_node::plan::{MtuProblem, Plan};
+use overlay_node::service_manager;
 use overlay_node::takeover;
 use overlay_node::{Node, NodeError, NodeOptions, Tunnel, preflight};
 use overlay_support::backoff::Backoff;
 use overlay_support::claim::{self, Claim};
 use overlay_support::problem::Problem;
-use overlay_support::service_manager;
 
 mod deadline;
 mod means;
@@ -222,14 +222,19 @@ impl Keeper {
         Some(Plan {
             vtep_mac: match view.lease.attrs.backend {
                 LeaseBackend::Vxlan { vtep_mac, .. } => vtep_mac,
-                _ => overlay::MacAddr::default(),
+                _ => overlay_wire::MacAddr::default(),
             },
             ..self.plan_of(view.config.clone(), view.lease.subnet)
         })
     }
 
     fn plan_of(&self, config: NetworkConfig, subnet: ipnet::Ipv4Net) -> Plan {
-        Plan { config, subnet, vtep_mac: overlay::MacAddr::default(), underlay: self.means.underlay.clone() }
+        Plan {
+            config,
+            subnet,
+            vtep_mac: overlay_wire::MacAddr::default(),
+            underlay: self.means.underlay.clone(),
+        }
     }
 
     /// Whether this host can run a network, in which there is no lease yet.

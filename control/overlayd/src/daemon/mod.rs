@@ -48,8 +48,8 @@ use overlay_leases::store::MAX_KEYS;
 use overlay_leases::store::{StoreAddresses, StoreError, is_same_store};
 use overlay_node::NodeOptions;
 use overlay_node::plan::HostOptions;
+use overlay_node::service_manager;
 use overlay_support::problem::Problem;
-use overlay_support::service_manager;
 
 mod earlier;
 mod hints;

@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use overlay::drops::DropReason;
 use overlay::forwarder::Forwarder;
 use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
 use overlay::priority::Scheduling;
 use overlay::underlay::ledger::Frames;
 use overlay::underlay::port::Attach;
+use overlay_wire::drops::DropReason;
 use tokio::time::Instant;
 use tracing::info;
 

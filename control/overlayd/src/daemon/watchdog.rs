@@ -7,7 +7,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::error;
 
 use overlay_node::Node;
-use overlay_support::service_manager;
+use overlay_node::service_manager;
 
 /// When it is fed, and what it has seen. Without a service manager that asks for it, never.
 pub(super) struct Watchdog {

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use overlay::drops::DropReason;
 use overlay::offload::Offload;
 use overlay::stats::{Sizes, Totals};
+use overlay_wire::drops::DropReason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;

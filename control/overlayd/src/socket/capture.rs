@@ -35,7 +35,7 @@ pub(super) async fn capture(
         Ok(filter) => filter,
         Err(error) => return (StatusCode::BAD_REQUEST, error).into_response(),
     };
-    let Some(capturing) = Tap::open(tunnel.forwarder().watched(), filter) else {
+    let Some(capturing) = Tap::open(&tunnel.forwarder().watched().tap, filter) else {
         let text = format!("{MOST} captures are running, and no more are at a time");
         return (StatusCode::CONFLICT, text).into_response();
     };

@@ -245,7 +245,7 @@ fn daemon(status: &Status) -> Vec<Finding> {
 }
 
 fn clock() -> Finding {
-    match overlay::clock::is_synchronized() {
+    match overlay_sys::clock::is_synchronized() {
         Ok(true) => Finding::ok("clock", "kept in step"),
         Ok(false) => Finding::warning(
             "clock",

@@ -2,11 +2,11 @@
 
 use std::time::UNIX_EPOCH;
 
-use overlay::drops::DropReason;
 use overlay::peer_state::Direction;
 use overlay::stats::Totals;
-use overlay::wire::glance::Glance;
 use overlay::witness::{Offender, Watched};
+use overlay_wire::drops::DropReason;
+use overlay_wire::glance::Glance;
 
 use overlay_api::drops::{Drop, Drops, Last};
 use overlay_api::status::Directions;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use overlay::drops::DropReason;
 use overlay::stats::Totals;
+use overlay_wire::drops::DropReason;
 
 use crate::threads::cpu_times;
 use overlay_api::stats::{Stats, Worker};

@@ -1,0 +1,166 @@
+//! What one process of the daemon leaves to the next: the queues of the overlay device, the sockets that share
+//! the underlay's port, the TAP by which super-packets leave whole, and the places of programs on that and on the
+//! underlay's interface. Who keeps them open in between keeps what arrives in them, too, and the devices.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsFd, OwnedFd};
+
+use overlay_sys::link::{self, Hook, Link};
+use overlay_sys::listen_fds;
+use overlay_sys::tun::has_lost_its_device;
+use socket2::Socket;
+
+use crate::tun::{self, TunQueue};
+use crate::underlay::udp;
+use crate::underlay::whole::{self, Earlier};
+
+/// Descriptors of an earlier process, recognised by what the kernel says of each.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    queues: Vec<(String, TunQueue)>,
+    sockets: Vec<(SocketAddrV4, Socket)>,
+    taps: Vec<(String, OwnedFd)>,
+    links: Vec<(Hook, u32, Link)>,
+    foreign: usize,
+}
+
+impl Inherited {
+    /// What the service manager hands over to this process; nothing when asked again.
+    ///
+    /// # Errors
+    /// `EBADF` if the environment tells of descriptors that are not open.
+    pub fn take() -> io::Result<Self> {
+        listen_fds::take().map(Self::from_iter)
+    }
+
+    /// Whether there are queues of the device `name`.
+    #[must_use]
+    pub fn has_queues(&self, name: &str) -> bool {
+        self.queues.iter().any(|(device, _)| device == name)
+    }
+
+    /// Whether there are sockets that are bound to `address`.
+    #[must_use]
+    pub fn has_sockets(&self, address: SocketAddrV4) -> bool {
+        self.sockets.iter().any(|(bound, _)| *bound == address)
+    }
+
+    /// The queues of the device `name`. Others stay, until this is dropped.
+    pub fn queues(&mut self, name: &str) -> Vec<TunQueue> {
+        self.queues.extract_if(.., |(device, _)| device == name).map(|(_, queue)| queue).collect()
+    }
+
+    /// The sockets that are bound to `address`. Others stay, until this is dropped.
+    pub fn sockets(&mut self, address: SocketAddrV4) -> Vec<Socket> {
+        self.sockets.extract_if(.., |(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
+    }
+
+    /// The place of a program on the interface of this index. All others of its kind are given up.
+    pub fn link(&mut self, interface: u32) -> Option<Link> {
+        let mut links = self.links(Hook::Xdp).into_iter();
+        links.find(|(on, _)| *on == interface).map(|(_, link)| link)
+    }
+
+    /// What there is of the TAP `name`. Other TAPs stay, until this is dropped.
+    pub fn tap(&mut self, name: &str) -> Earlier {
+        let queues = self.taps.extract_if(.., |(device, _)| device == name).map(|(_, queue)| queue).collect();
+        Earlier { queues, links: self.links(Hook::Ingress) }
+    }
+
+    fn links(&mut self, hook: Hook) -> Vec<(u32, Link)> {
+        let links = self.links.extract_if(.., |(at, ..)| *at == hook);
+        links.map(|(_, device, link)| (device, link)).collect()
+    }
+
+    /// Whether there is nothing to go on with.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queues.is_empty() && self.sockets.is_empty()
+    }
+
+    /// How many there are: queues of overlay devices, sockets, and others that are not ours, which were closed.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.queues.len(), self.sockets.len(), self.foreign)
+    }
+
+    /// Puts a descriptor to its like; one that is not ours is given back.
+    fn put(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        tun::inherit(fd)
+            .map(|queue| self.queues.push(queue))
+            .or_else(|fd| whole::inherit(fd).map(|tap| self.taps.push(tap)))
+            .or_else(|fd| udp::inherit(fd).map(|socket| self.sockets.push(socket)))
+            .or_else(|fd| link::inherit(fd).map(|link| self.links.push(link)))
+    }
+}
+
+impl FromIterator<OwnedFd> for Inherited {
+    fn from_iter<I: IntoIterator<Item = OwnedFd>>(descriptors: I) -> Self {
+        let mut inherited = Self::default();
+        for fd in descriptors {
+            // With its device somebody has taken away what it was for.
+            if !has_lost_its_device(fd.as_fd()) && inherited.put(fd).is_err() {
+                inherited.foreign += 1;
+            }
+        }
+        inherited
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+
+    use overlay_sys::redirect::Redirect;
+    use overlay_sys::tun::{bring_up_mute, open_queue, open_tunnel_tap};
+
+    use super::*;
+    use crate::offload::Offloads;
+
+    #[test]
+    fn a_tap_is_told_from_the_overlays_device_and_its_program_from_others() {
+        let (device, name) = (format!("tun{}", std::process::id()), format!("tap{}", std::process::id()));
+        let queue = open_queue(&device).expect("a TUN device (this test needs root)");
+        let tap = open_tunnel_tap(&name).expect("a TAP (this test needs root)");
+        let (index, _) = bring_up_mute(&name).unwrap();
+        let redirect = Redirect::attach(index, 1, None).unwrap();
+        let link = redirect.link().as_fd().try_clone_to_owned().unwrap();
+        let mut inherited: Inherited = [queue, tap, link].into_iter().collect();
+        assert_eq!(inherited.counts(), (1, 0, 0));
+        assert!(inherited.link(index).is_none(), "of another kind");
+        let Earlier { queues, links } = inherited.tap(&name);
+        assert_eq!((queues.len(), links.len(), links[0].0), (1, 1, index));
+        assert_eq!(inherited.queues(&device).len(), 1);
+    }
+
+    #[test]
+    fn queues_whose_device_is_gone_are_nothing_to_go_on_with_and_nobody_elses() {
+        let name = format!("gone{}", std::process::id());
+        let tap = open_tunnel_tap(&name).expect("a TAP (this test needs root)");
+        let deleted = std::process::Command::new("ip").args(["link", "del", &name]).status().unwrap();
+        assert!(deleted.success());
+        let mut inherited: Inherited = [tap].into_iter().collect();
+        assert_eq!(inherited.counts(), (0, 0, 0));
+        assert!(inherited.tap(&name).queues.is_empty());
+    }
+
+    #[test]
+    fn sockets_are_told_apart_by_what_they_are() {
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let [a, b] = [0, 1].map(|_| udp::open_shared(address, 1, &Offloads::default(), Vec::new()).unwrap());
+        let bound = a[0].socket.local_addr().unwrap().as_socket_ipv4().unwrap();
+        let unshared = UdpSocket::bind(address).unwrap();
+        let tcp = TcpListener::bind(address).unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let all = a.into_iter().chain(b).map(|shared| OwnedFd::from(shared.socket));
+        let mut inherited: Inherited =
+            all.chain([OwnedFd::from(unshared), OwnedFd::from(tcp), OwnedFd::from(file)]).collect();
+        assert_eq!(inherited.counts(), (0, 2, 3));
+        let ours = inherited.sockets(bound);
+        assert_eq!(ours.len(), 1, "of two sockets, the one with that address");
+        let more = udp::open_shared(bound, 2, &Offloads::default(), ours).unwrap();
+        assert_eq!(more.len(), 2, "another joins the one inherited");
+    }
+}

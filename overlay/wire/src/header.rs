@@ -1,0 +1,47 @@
+//! What the headers of both IP versions say, as far as packets are forwarded, cut or joined by it.
+
+/// The version of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// What stands in front of the payload, as far as it is needed to forward, cut or join packets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Header {
+    pub(crate) version: Version,
+    /// Where the payload begins: behind options and extension headers.
+    pub(crate) len: usize,
+    /// What the payload is.
+    pub(crate) protocol: u8,
+    pub(crate) fragment: Fragment,
+    /// Whether a routing header names further places to go to: the destination that checksums
+    /// cover is not the one in the header then.
+    pub(crate) routed: bool,
+}
+
+/// Which part of its packet a packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fragment {
+    /// All of it.
+    Whole,
+    /// The first, which has the transport header.
+    First,
+    /// Any other.
+    Later,
+}
+
+impl Fragment {
+    /// What `offset` and the flag for `more` fragments mean.
+    #[inline]
+    pub(crate) fn new(offset: u16, more: bool) -> Self {
+        match (offset, more) {
+            (0, false) => Self::Whole,
+            (0, true) => Self::First,
+            _ => Self::Later,
+        }
+    }
+}
