@@ -360,6 +360,10 @@ fn an_interface_with_a_program_of_somebody_elses_is_left_alone() {
     carries(&a, &b);
     assert!(has_program(&worker.ns, "eth0"), "the other one's");
     first.stop();
+    await_until(SOON, "rings of its own, now that the other's are gone", || {
+        Status::of(&worker.ns, &["--device=flannel.1"]).0["io"]["rings"].is_object()
+    });
+    await_by_ring(&worker, &a, &b);
 }
 
 #[test]

@@ -28,6 +28,23 @@ pub enum Io {
     Auto,
 }
 
+/// Why there are no rings, though they were asked for.
+#[derive(Debug, Clone)]
+pub struct Without {
+    /// For people.
+    pub reason: String,
+    /// The interface, if it is only that somebody has its queues.
+    taken: Option<Interface>,
+}
+
+impl Without {
+    /// Whether the rings can be had now, as far as can be told.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.taken.as_ref().is_some_and(port::are_queues_free)
+    }
+}
+
 /// The port that `io` asks for, if it can be had; otherwise, if it was asked for, why not. Of what is `inherited` the
 /// place of its program is used.
 pub async fn open(
@@ -35,7 +52,7 @@ pub async fn open(
     underlay: &Underlay,
     listen: SocketAddrV4,
     inherited: &mut Inherited,
-) -> (Option<Port>, Option<String>) {
+) -> (Option<Port>, Option<Without>) {
     let mut earlier = inherited.link(underlay.index);
     let (attach, zero_copy_only) = match io {
         Io::Udp => return (None, None),
@@ -44,7 +61,8 @@ pub async fn open(
         Io::Auto => (Attach::Native, true),
     };
     let Some(mac) = underlay.mac else {
-        return (None, Some(without(io, &format!("{} is no Ethernet interface", underlay.name))));
+        let reason = format!("{} is no Ethernet interface", underlay.name);
+        return (None, Some(without(io, reason, None)));
     };
     let interface = Interface {
         name: underlay.name.clone(),
@@ -70,7 +88,10 @@ pub async fn open(
             );
             (Some(port), None)
         }
-        Err(error) => (None, Some(without(io, &error.to_string()))),
+        Err(error) => {
+            let taken = port::is_taken(&error).then_some(interface);
+            (None, Some(without(io, error.to_string(), taken)))
+        }
     }
 }
 
@@ -94,15 +115,16 @@ async fn patiently(
     }
 }
 
-fn without(io: Io, reason: &str) -> String {
+fn without(io: Io, reason: String, taken: Option<Interface>) -> Without {
     if io == Io::Auto {
         info!(reason, "the overlay goes by sockets");
     } else {
         warn!(reason, "the overlay goes by sockets, not by XDP as --io asks for");
     }
-    reason.to_owned()
+    Without { reason, taken }
 }
 
-/// A third of a second at most: packets wait in the overlay device meanwhile.
+/// A third of a second at most: packets wait in the overlay device meanwhile. What takes longer is looked for by and by
+/// ([`Without::is_over`]).
 const TRIES: u32 = 30;
 const PAUSE: Duration = Duration::from_millis(10);

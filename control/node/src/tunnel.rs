@@ -18,7 +18,7 @@ use overlay_wire::Format;
 use tracing::{debug, warn};
 
 use super::{NodeError, NodeOptions};
-use crate::io;
+use crate::io::{self, Without};
 use crate::path_mtu::PathMtus;
 use crate::ping::{Ping, Pings};
 use crate::plan::Plan;
@@ -43,7 +43,7 @@ pub struct Tunnel {
     pub(super) has_tap: bool,
     next_hops: Option<NextHops>,
     /// Why there are no rings, if there were to be.
-    pub without_port: Option<String>,
+    pub without_rings: Option<Without>,
     pings: Arc<Pings>,
     /// By which the paths to the peers are asked for their MTU.
     probes: Probes,
@@ -72,11 +72,15 @@ impl Tunnel {
         self.table.current().hops().filter(|hop| hop.state.next_hop().is_some()).count()
     }
 
-    /// Whether the rings are no longer those of the interface, which has another number of queues now.
+    /// Why it should be made anew, with other rings, if it should.
     #[must_use]
-    pub fn has_outdated_rings(&self) -> bool {
-        let interface = self.forwarder.port().map(|port| &port.interface);
-        interface.is_some_and(|interface| port::receive_queues(&interface.name) != interface.queues)
+    pub fn wants_other_rings(&self) -> Option<&'static str> {
+        match self.forwarder.port().map(|port| &port.interface) {
+            Some(interface) => (port::receive_queues(&interface.name) != interface.queues)
+                .then_some("the interface has another number of queues"),
+            None => (self.without_rings.as_ref().is_some_and(Without::is_over))
+                .then_some("the interface's queues are free now"),
+        }
     }
 
     /// Asks the daemon of the node whose overlay device has the address `peer` for an echo of `len` bytes.
@@ -190,7 +194,7 @@ impl Tunnel {
         offloads.hold(Offload::TunnelGso);
         let has_tap = !taps.is_empty();
         let pings = Arc::<Pings>::default();
-        let (port, without_port) = io::open(options.io, &plan.underlay, listen, inherited).await;
+        let (port, without_rings) = io::open(options.io, &plan.underlay, listen, inherited).await;
         let next_hops = port.is_some().then(|| NextHops::follow(by(&plan.underlay), table.clone()));
         let forwarder = Forwarder::start(
             forwarder::Config {
@@ -226,7 +230,7 @@ impl Tunnel {
             forwarder,
             has_tap,
             next_hops,
-            without_port,
+            without_rings,
             pings,
             probes,
             path_mtus: OnceLock::new(),

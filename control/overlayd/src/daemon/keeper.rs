@@ -546,9 +546,11 @@ impl Keeper {
 
     /// What others have taken away is put back. A lasting problem is told once.
     async fn sync_host(&mut self, touched: Touched) {
-        let outdated = self.running.as_ref().and_then(|node| node.tunnel());
-        if !self.retry.is_pending() && outdated.is_some_and(Tunnel::has_outdated_rings) {
-            info!(interface = self.means.underlay.name, "the interface has another number of queues");
+        let tunnel = self.running.as_ref().and_then(|node| node.tunnel());
+        if !self.retry.is_pending()
+            && let Some(why) = tunnel.and_then(Tunnel::wants_other_rings)
+        {
+            info!(interface = self.means.underlay.name, why, "new rings");
             self.build().await;
         }
         let Some(node) = &self.running else { return };

@@ -276,5 +276,5 @@ fn io(tunnel: &Tunnel) -> IoStatus {
             frames: Directions { egress: frames(port.sending()), ingress: frames(port.receiving()) },
         }
     });
-    IoStatus { rings, fallback: tunnel.without_port.clone() }
+    IoStatus { rings, fallback: tunnel.without_rings.as_ref().map(|without| without.reason.clone()) }
 }

@@ -89,6 +89,22 @@ pub fn receive_queues(name: &str) -> u32 {
     ethtool::receive_queues(name).unwrap_or(1).max(1)
 }
 
+/// Whether nobody has any of the interface's queues: each takes an XDP socket, which is closed again at once.
+#[must_use]
+pub fn are_queues_free(interface: &Interface) -> bool {
+    let Ok(frame) = frame_len(interface) else { return false };
+    let sizes = Sizes { frame, receive: 8, send: 8 };
+    (0..interface.queues).all(|queue| Socket::open(interface.index, queue, sizes, Binding::Copy).is_ok())
+}
+
+/// Whether `error` of [`Port::open`] is that somebody has a queue, who may give it up.
+#[must_use]
+pub fn is_taken(error: &SetupError) -> bool {
+    error.call == OPEN_SOCKET && error.source.kind() == io::ErrorKind::ResourceBusy
+}
+
+const OPEN_SOCKET: &str = "open an XDP socket on";
+
 impl PortState {
     /// Where the frames for receiving are, of all queues, and how many there are. With nothing on its way all of
     /// them are lent.
@@ -163,7 +179,7 @@ impl Port {
                 map.put(queue, socket.rx.socket())?;
                 Ok((socket.rx.socket().try_clone_to_owned()?, socket))
             };
-            let (descriptor, socket) = open().map_err(|e| failed("open an XDP socket on", e))?;
+            let (descriptor, socket) = open().map_err(|e| failed(OPEN_SOCKET, e))?;
             zero_copy &= socket.zero_copy;
             sockets.push(descriptor);
             let ledger =
