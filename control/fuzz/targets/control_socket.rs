@@ -7,11 +7,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
+use libfuzzer_sys::fuzz_target;
+use overlay_api::status::Status;
 use overlay_leases::membership::View;
 use overlay_node::Node;
 use overlayd::socket::{ControlSocket, Facts, Source};
-use overlay_api::status::Status;
-use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;

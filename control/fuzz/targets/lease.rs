@@ -3,10 +3,10 @@
 
 use std::net::Ipv4Addr;
 
+use libfuzzer_sys::fuzz_target;
 use overlay_leases::lease::{Ground, HostFacts, LeaseAttrs, LeaseSet};
 use overlay_leases::netconf::NetworkConfig;
 use overlay_leases::store::{Entry, Event, Listing, key_of, parse_key};
-use libfuzzer_sys::fuzz_target;
 use tokio::time::Instant;
 
 fuzz_target!(|data: &[u8]| {

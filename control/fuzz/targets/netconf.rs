@@ -1,8 +1,8 @@
 //! The network configuration: whatever is accepted can be used.
 #![no_main]
 
-use overlay_leases::netconf::NetworkConfig;
 use libfuzzer_sys::fuzz_target;
+use overlay_leases::netconf::NetworkConfig;
 
 fuzz_target!(|text: &str| {
     match NetworkConfig::parse(text) {

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use overlay_leases::state::SavedState;
 use libfuzzer_sys::fuzz_target;
+use overlay_leases::state::SavedState;
 use tempfile::TempDir;
 
 // In memory: each write is waited for.

@@ -1,8 +1,8 @@
 //! `subnet.env`, as anybody may have left it.
 #![no_main]
 
-use overlay_leases::subnet_file::Previous;
 use libfuzzer_sys::fuzz_target;
+use overlay_leases::subnet_file::Previous;
 
 fuzz_target!(|data: &[u8]| {
     let previous = Previous::parse(&String::from_utf8_lossy(data));
