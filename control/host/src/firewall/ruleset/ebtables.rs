@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::packet::Holds;
-use super::walk::{Step, Verdict};
-use super::{Base, Chain, Hook, Rule, Ruleset, Table};
+use super::rules::{Base, Chain, Hook, Rule, Ruleset, Table};
+use super::step::{Step, Verdict};
 use crate::HostError;
 use crate::command::run;
 use crate::firewall::iptables::{value, words};

@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde_json::Value;
 
-use super::Lasts;
+use super::act::What;
 use super::mark::Mark;
 use super::packet::{Connection, Destinations, Holds, Packet, Protocol, Way, within};
-use super::walk::{Context, Layer, Step, Verdict, What};
+use super::rules::Lasts;
+use super::step::{Context, Layer, Step, Verdict};
 
 /// What `statement` comes to.
 pub(super) fn step(statement: &Value, context: &Context<'_>) -> Step {

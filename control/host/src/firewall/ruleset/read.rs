@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Base, Chain, Hook, Lasts, Rule, Ruleset, Set, Table, ebtables};
+use super::ebtables;
+use super::rules::{Base, Chain, Hook, Lasts, Rule, Ruleset, Set, Table};
 use crate::HostError;
 use crate::command::run;
 use crate::firewall::iptables::{self, Saved};

@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::act::What;
 use super::mark::Mark;
 use super::packet::{Holds, Packet, Protocol, Way, within};
-use super::walk::{Context, Step, Verdict, What};
+use super::step::{Context, Step, Verdict};
 use crate::firewall::iptables::{value, words};
 
 /// Whether all that `rule` asks for holds.

@@ -1,8 +1,7 @@
 use ipnet::Ipv4Net;
 
 use super::super::iptables::Saved;
-use super::walk::{Act, What, acts};
-use super::{Connection, Device, Holds, Packet, Protocol, Ruleset, Way, Which};
+use super::{Act, Connection, Device, Holds, Packet, Protocol, Ruleset, Way, What, Which, acts};
 
 /// From a pod behind docker0 to TCP port 80 of one elsewhere.
 fn forwarded() -> Packet {

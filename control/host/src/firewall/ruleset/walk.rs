@@ -4,169 +4,12 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
+use super::act::{Act, Place, What};
 use super::mark::Mark;
 use super::packet::{Destinations, Device, Holds, Packet, Way};
-use super::{Base, Chain, Hook, Rule, Ruleset, Statement, Table, ebtables, nft, saved};
-
-/// What a rule does to the packets, or may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Act {
-    /// What.
-    pub what: What,
-    /// To all of the packets, to some, or perhaps to none. Never [`Holds::Never`].
-    pub sure: Holds,
-    /// Where the rule stands.
-    pub place: Place,
-}
-
-/// What can be done to a packet beside letting it pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
-    /// It ends here.
-    Drops,
-    /// It gets another destination, or leaves by another way.
-    Diverts,
-    /// It is changed: its source, a field of its headers, its mark or its connection's.
-    Changes,
-    /// Nobody here knows.
-    Unclear,
-}
-
-/// Where a rule stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The table.
-    pub table: Table,
-    /// The chain that it is in.
-    pub chain: String,
-    /// The base chain that has led there.
-    pub base: String,
-    /// The base chain's hook.
-    pub hook: Hook,
-    /// Which rule of the chain.
-    pub rule: Which,
-}
-
-impl Place {
-    /// Whether the rule goes by what packets of any connection may have: their length, the time, chance. What drops by
-    /// that drops some of everybody's.
-    #[must_use]
-    pub fn concerns_any_connection(&self) -> bool {
-        match &self.rule {
-            Which::Text(text) => text.split_whitespace().any(|word| word == "-f"),
-            Which::Handle(_, expressions) => OF_ANY.iter().any(|asked| expressions.contains(asked)),
-            Which::Policy => false,
-        }
-    }
-}
-
-/// What such a rule asks for, as `nft` writes it in JSON.
-const OF_ANY: [&str; 7] = [
-    r#""key":"length""#,
-    r#""field":"length""#,
-    r#""key":"hour""#,
-    r#""key":"day""#,
-    r#""key":"time""#,
-    r#""key":"random""#,
-    r#""key":"cpu""#,
-];
-
-/// A rule of a chain, or its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Which {
-    /// As `iptables-save` or `ebtables` writes it, without `-A CHAIN`.
-    Text(String),
-    /// By the handle that `nft` knows it by, with its expressions as JSON.
-    Handle(u64, String),
-    /// The chain's policy.
-    Policy,
-}
-
-/// What one statement of a rule comes to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
-    /// The rule goes on if this holds.
-    Condition(Holds),
-    /// Nothing that matters for the packet's fate.
-    Nothing,
-    /// A verdict.
-    Verdict(Verdict),
-    /// One of several verdicts, or none.
-    Verdicts(Vec<(Holds, Verdict)>),
-    /// The packet's mark becomes this.
-    Mark(Mark),
-    /// The packet belongs to no connection, if conntrack has not seen it yet.
-    Untracks,
-    /// The packet is changed, and goes on.
-    Changes,
-    /// An address is translated, if only to itself, or the packet leaves by another way: no later chain of this
-    /// kind at this hook is asked.
-    Binds { does: Option<What> },
-    /// Something that nobody here knows.
-    Unclear,
-}
-
-/// How a rule, or a map's element, decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Accept,
-    Drop,
-    Return,
-    Continue,
-    Jump(String),
-    Goto(String),
-    /// As for a program in user space, which then decides.
-    Unclear,
-}
-
-/// What a statement is evaluated with.
-pub(super) struct Context<'a> {
-    pub(super) packet: &'a Packet,
-    /// The packet's destinations.
-    pub(super) to: Destinations<'a>,
-    pub(super) ruleset: &'a Ruleset,
-    /// The table that the rule is in.
-    pub(super) table: &'a Table,
-    pub(super) layer: Layer,
-    /// The device that the packet has come in by; empty where there is none.
-    pub(super) iif: &'a str,
-    /// The device that it goes out by.
-    pub(super) oif: &'a str,
-    /// Its mark, as far as it is known.
-    pub(super) mark: Mark,
-    /// Whether conntrack leaves it out.
-    pub(super) untracked: Holds,
-}
-
-/// Which part of the stack a hook belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layer {
-    /// Devices below the one that packets are routed by. Which of them a packet takes is not known.
-    Below,
-    Device,
-    Bridge,
-    Ip,
-}
-
-impl Layer {
-    /// Whether a packet that passes one of `devices` comes to this base chain.
-    fn has(self, chain: &Chain, base: &Base, devices: &[&str]) -> Holds {
-        let here = match (self, chain.table.family.as_str()) {
-            (Self::Ip, "ip" | "inet") => !base.hook.is_a_devices(),
-            (Self::Bridge, "bridge") => true,
-            (Self::Device | Self::Below, "netdev" | "inet") => base.hook.is_a_devices(),
-            _ => false,
-        };
-        let is_meant = |wanted: &String| devices.iter().any(|device| nft::is_named(wanted, device));
-        match (self, &base.devices) {
-            _ if !here => Holds::Never,
-            (Self::Ip | Self::Bridge, _) => Holds::Always,
-            (_, Some(wanted)) if !wanted.iter().any(is_meant) => Holds::Never,
-            (Self::Device, Some(_)) => Holds::Always,
-            _ => Holds::Unknown,
-        }
-    }
-}
+use super::rules::{Base, Chain, Hook, Rule, Ruleset, Statement, Which};
+use super::step::{Context, Layer, Step, Verdict};
+use super::{ebtables, nft, saved};
 
 /// One hook on a packet's way.
 struct Stage<'a> {
@@ -176,6 +19,26 @@ struct Stage<'a> {
     oif: &'a str,
     /// Whose hook it is, if it is a device's.
     devices: Vec<&'a str>,
+}
+
+impl Stage<'_> {
+    /// Whether a packet that comes here comes to this base chain.
+    fn calls(&self, chain: &Chain, base: &Base) -> Holds {
+        let here = match (self.layer, chain.table.family.as_str()) {
+            (Layer::Ip, "ip" | "inet") => !base.hook.is_a_devices(),
+            (Layer::Bridge, "bridge") => true,
+            (Layer::Device | Layer::Below, "netdev" | "inet") => base.hook.is_a_devices(),
+            _ => false,
+        };
+        let is_meant = |wanted: &String| self.devices.iter().any(|device| nft::is_named(wanted, device));
+        match (self.layer, &base.devices) {
+            _ if !here => Holds::Never,
+            (Layer::Ip | Layer::Bridge, _) => Holds::Always,
+            (_, Some(wanted)) if !wanted.iter().any(is_meant) => Holds::Never,
+            (Layer::Device, Some(_)) => Holds::Always,
+            _ => Holds::Unknown,
+        }
+    }
 }
 
 /// What `ruleset` does to `packet`, in the order in which it would meet it. What comes after a drop is there, too: each
@@ -333,7 +196,7 @@ impl Walk<'_> {
     fn hook(&mut self, stage: &Stage<'_>) {
         let mut bound = false;
         for (chain, base) in self.ruleset.base_chains(stage.hook) {
-            let mut here = stage.layer.has(chain, base, &stage.devices);
+            let mut here = stage.calls(chain, base);
             if base.translates {
                 // Addresses are a connection's, and there is none.
                 here = here.and(self.untracked.negated());
