@@ -8,7 +8,6 @@ use std::fs;
 use std::io;
 
 use ipnet::Ipv4Net;
-use overlay_sys::xtables::{TableInfo, Tables};
 use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload, NlasIterator};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
@@ -20,6 +19,7 @@ use super::firewall::TABLE_PREFIX;
 use super::forwarding;
 use super::netlink::destination;
 use overlay_support::reserve::reading;
+use overlay_sys::xtables::{TableInfo, Tables};
 
 /// What may no longer be as it should.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

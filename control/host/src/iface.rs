@@ -3,11 +3,11 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use overlay_wire::MacAddr;
 use regex::Regex;
 
 use crate::HostError;
 use crate::netlink::{Address, Link, Netlink, Way};
+use overlay_wire::MacAddr;
 
 /// What the flags say about the underlay. The first that fits is taken, in the order of the fields; with
 /// none of the first three, the interface that has `public_ip`, or else that of the default route.

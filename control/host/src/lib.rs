@@ -12,6 +12,7 @@ use std::net::Ipv4Addr;
 
 use clap::ValueEnum;
 use ipnet::Ipv4Net;
+
 use overlay::SetupError;
 
 pub mod docker;

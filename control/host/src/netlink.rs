@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
-use overlay_wire::MacAddr;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
@@ -17,6 +16,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use super::HostError;
+use overlay_wire::MacAddr;
 
 /// A netlink socket in the network namespace of the thread that opened it.
 pub struct Netlink {

@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use overlay::table::SharedTable;
-use overlay_wire::MacAddr;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::neighbour::{
@@ -26,6 +24,8 @@ use tracing::warn;
 use super::HostError;
 use super::changes::{Changes, Payload};
 use super::netlink::{Netlink, refused};
+use overlay::table::SharedTable;
+use overlay_wire::MacAddr;
 
 /// Follows the next hops of a table's peers until it is dropped.
 pub struct NextHops {

@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use futures::FutureExt;
-use overlay_sys::xtables::TableInfo;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::events::{Multicast, NETLINK_NETFILTER, NETLINK_ROUTE, NFNLGRP_NFTABLES, Polled};
 use super::firewall::generation;
+use overlay_sys::xtables::TableInfo;
 
 /// Changes from the moment of subscribing on.
 pub struct RuleEvents {

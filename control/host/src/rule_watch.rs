@@ -15,8 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay::offload::{Offload, Offloads};
-use overlay::table::{PeerTable, SharedTable};
 use rustix::process::geteuid;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -29,6 +27,8 @@ use crate::firewall::verdict::{self, Deeds, Findings, Overlay, Refusal, Traffic}
 use crate::ipsec::{self, Outgoing};
 use crate::rule_events::{RuleEvents, Version};
 use crate::{HostError, docker, policy_routing};
+use overlay::offload::{Offload, Offloads};
+use overlay::table::{PeerTable, SharedTable};
 
 /// What is watched over.
 #[derive(Debug)]

@@ -16,10 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use serde_json::Value;
+
 use namespace::{Namespace, source_seen};
 use overlay_host::firewall::{self, Firewall};
 use overlay_host::{Desired, FirewallKind, HostError, Masquerade, link};
-use serde_json::Value;
 
 const POD: Ipv4Addr = Ipv4Addr::new(10, 1, 9, 2);
 const DEVICE: Ipv4Addr = Ipv4Addr::new(10, 1, 9, 0);

@@ -6,10 +6,11 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use namespace::{Namespace, desired};
 use overlay_host::link::{self, HostChanges};
 use overlay_host::{Desired, HostError, forwarding};
-use tokio::time::timeout;
 
 fn apply(host: &Namespace, desired: &Desired) -> Result<(), HostError> {
     let desired = desired.clone();

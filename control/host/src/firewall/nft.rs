@@ -15,7 +15,6 @@ use nftables::expr::{
 use nftables::schema::{Chain, NfListObject, Nftables, Rule, Table};
 use nftables::stmt::{Counter, Match, NAT, NATFlag, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
-
 use serde_json::Value;
 
 use crate::command::run;

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
-use overlay_host::{Desired, FirewallKind, Masquerade};
 use serde_json::Value;
+
+use overlay_host::{Desired, FirewallKind, Masquerade};
 
 /// What a usual host is to have; a test changes what it is about.
 pub fn desired() -> Desired {

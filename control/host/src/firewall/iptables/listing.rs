@@ -1,7 +1,7 @@
 //! All that `iptables-save` says, for who only looks.
 
 use super::save::Table;
-use super::{LOADED, Variants, loaded_tables};
+use super::variant::{installed, legacy_in_use};
 use crate::HostError;
 
 /// What one variant has.
@@ -26,14 +26,14 @@ impl Saved {
 /// What each installed variant has that is `wanted`, which is told whether it is the legacy one. A legacy variant
 /// that has no tables is left alone: asking it would load them.
 pub(in crate::firewall) async fn saved(wanted: impl Fn(bool) -> bool) -> Result<Vec<Saved>, HostError> {
-    let variants = match Variants::find().await {
+    let variants = match installed().await {
         Ok(variants) => variants,
         Err(HostError::NoProgram { .. }) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let mut all = Vec::new();
-    for variant in variants.all.iter().filter(|variant| wanted(variant.legacy)) {
-        if variant.legacy && loaded_tables(LOADED).is_empty() {
+    for variant in variants.iter().filter(|variant| wanted(variant.legacy)) {
+        if variant.legacy && !legacy_in_use() {
             continue;
         }
         let text = variant.save(&[]).await?;

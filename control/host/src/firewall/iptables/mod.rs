@@ -9,23 +9,31 @@
 //! iptables comes in two variants over different kernel tables, both of which may drop and translate. The one
 //! called `iptables` always gets the rules. The other gets them only if it would drop or translate.
 
+mod change;
 mod listing;
 mod piecemeal;
+mod programs;
 mod repair;
 mod rules;
 mod save;
+#[cfg(test)]
+mod tests;
+mod variant;
 
 use std::collections::BTreeSet;
-use std::fs;
 
+pub(super) use self::change::Change;
 pub(super) use self::listing::{Saved, saved};
 pub(super) use self::rules::TUNNEL_IN_TUNNEL;
+pub(super) use self::save::{Table, value, words};
+pub(super) use self::variant::legacy_in_use;
+
+use self::change::script;
+use self::programs::tell;
 use self::rules::{Hook, Wanted};
 use self::save::target;
-pub(super) use self::save::{Table, value, words};
-use crate::command::run;
+use self::variant::{Variant, installed, installed_ipv6};
 use crate::{Desired, HostError};
-use overlay_support::reserve::reading;
 
 /// Which of the rules are wanted in iptables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,68 +46,11 @@ pub(super) enum Role {
     Nothing,
 }
 
-/// One transaction for one variant.
-#[derive(Debug)]
-pub(super) struct Change {
-    program: &'static str,
-    /// Rules in chains that cannot be listed, by table and chain: deleted first, as often as they are there.
-    unseen: Vec<(&'static str, Hook)>,
-    /// What its `-restore` reads.
-    script: String,
-}
-
-impl Change {
-    /// Makes it: all of a table or nothing.
-    pub(super) async fn make(&self) -> Result<(), HostError> {
-        for (table, hook) in &self.unseen {
-            while piecemeal::tell(self.program, table, "-D", hook).await? {}
-        }
-        if self.script.is_empty() {
-            return Ok(());
-        }
-        let program = format!("{}-restore", self.program);
-        run(&program, &["-w", LOCK_WAIT, "--noflush"], &self.script).await.map(drop)
-    }
-
-    /// The variant's program.
-    pub(super) fn program(&self) -> &'static str {
-        self.program
-    }
-
-    /// Each line, with the program and the table that it is for.
-    pub(super) fn describe(&self) -> Vec<String> {
-        let mut table = "";
-        let unseen = self.unseen.iter();
-        let mut lines: Vec<String> = unseen
-            .map(|(table, Hook { chain, rule, .. })| format!("{} -t {table} -D {chain} {rule}", self.program))
-            .collect();
-        for line in self.script.lines() {
-            match line.strip_prefix('*') {
-                Some(name) => table = name,
-                None if line == "COMMIT" => {}
-                None => lines.push(format!("{} -t {table} {line}", self.program)),
-            }
-        }
-        lines
-    }
-}
-
 /// The installed variants.
 pub(super) struct Variants {
     all: Vec<Variant>,
     /// Tables that a variant cannot list, as in `filter of iptables`.
     unlisted: BTreeSet<String>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Variant {
-    program: &'static str,
-    /// Whether it is the one called `iptables`.
-    default: bool,
-    legacy: bool,
-    random_fully: bool,
-    /// The file that names legacy's loaded tables.
-    loaded: &'static str,
 }
 
 impl Variants {
@@ -108,26 +59,7 @@ impl Variants {
     /// # Errors
     /// [`HostError::NoProgram`] without any.
     pub(super) async fn find() -> Result<Self, HostError> {
-        Self::of("iptables", "iptables-nft", "iptables-legacy", LOADED).await
-    }
-
-    async fn find_ipv6() -> Result<Self, HostError> {
-        Self::of("ip6tables", "ip6tables-nft", "ip6tables-legacy", LOADED_IPV6).await
-    }
-
-    async fn of(
-        default: &'static str,
-        nft: &'static str,
-        legacy: &'static str,
-        loaded: &'static str,
-    ) -> Result<Self, HostError> {
-        let version = run(default, &["--version"], "").await?;
-        let is_legacy = !version.contains("nf_tables");
-        let random_fully = has_random_fully(&version);
-        let other = if is_legacy { nft } else { legacy };
-        let variant = |program, default, legacy| Variant { program, default, legacy, random_fully, loaded };
-        let all = vec![variant(default, true, is_legacy), variant(other, false, !is_legacy)];
-        Ok(Self { all, unlisted: BTreeSet::new() })
+        Ok(Self { all: installed().await?, unlisted: BTreeSet::new() })
     }
 
     /// Tables that a variant could not list when it was last asked, as in `filter of iptables`.
@@ -184,28 +116,12 @@ impl Variants {
         }
         Ok(changes)
     }
-
-    /// What has to be changed so that nothing of flannel's is left, except what another overlayd uses.
-    async fn removal_of_flannels(&self) -> Result<Vec<Change>, HostError> {
-        let mut tables = Vec::new();
-        for variant in &self.all {
-            tables.push(variant.read(&["nat", "filter"], &rules::flannels_chains()).await?);
-        }
-        let owned: BTreeSet<String> =
-            tables.iter().flatten().flat_map(|(_, table)| repair::networks_of_all(table)).collect();
-        let mut changes = Vec::new();
-        for (variant, tables) in self.all.iter().zip(&tables) {
-            let lines = |table: &Table| repair::removal_of_flannels(table, &owned);
-            changes.extend(variant.removal(tables, rules::flannels_jumps(), lines).await?);
-        }
-        Ok(changes)
-    }
 }
 
 /// The networks that flannel's rules are about, and no overlayd's.
 pub(super) async fn flannels_networks() -> Result<BTreeSet<String>, HostError> {
     let mut tables = Vec::new();
-    for variant in &Variants::find().await?.all {
+    for variant in &installed().await? {
         tables.extend(variant.read(&["nat", "filter"], &rules::flannels_chains()).await?);
     }
     let tables = || tables.iter().map(|(_, table)| table);
@@ -217,9 +133,9 @@ pub(super) async fn flannels_networks() -> Result<BTreeSet<String>, HostError> {
 /// What has to be changed so that nothing of flannel's is left in IPv4 or IPv6.
 pub(super) async fn removal_of_flannels() -> Result<Vec<Change>, HostError> {
     let mut changes = Vec::new();
-    for variants in [Variants::find().await, Variants::find_ipv6().await] {
+    for variants in [installed().await, installed_ipv6().await] {
         match variants {
-            Ok(variants) => changes.extend(variants.removal_of_flannels().await?),
+            Ok(variants) => changes.extend(removal_of_flannels_from(&variants).await?),
             Err(HostError::NoProgram { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -227,52 +143,23 @@ pub(super) async fn removal_of_flannels() -> Result<Vec<Change>, HostError> {
     Ok(changes)
 }
 
-/// Whether the legacy variant has tables here. It tells nobody when its rules change.
-pub(super) fn legacy_in_use() -> bool {
-    !loaded_tables(LOADED).is_empty()
+/// The same for `variants`, except what another overlayd uses.
+async fn removal_of_flannels_from(variants: &[Variant]) -> Result<Vec<Change>, HostError> {
+    let mut tables = Vec::new();
+    for variant in variants {
+        tables.push(variant.read(&["nat", "filter"], &rules::flannels_chains()).await?);
+    }
+    let owned: BTreeSet<String> =
+        tables.iter().flatten().flat_map(|(_, table)| repair::networks_of_all(table)).collect();
+    let mut changes = Vec::new();
+    for (variant, tables) in variants.iter().zip(&tables) {
+        let lines = |table: &Table| repair::removal_of_flannels(table, &owned);
+        changes.extend(variant.removal(tables, rules::flannels_jumps(), lines).await?);
+    }
+    Ok(changes)
 }
 
 impl Variant {
-    /// The tables of these names; those that are not there are empty. Of one that cannot be listed, the chains that
-    /// lead on from where our rules are hooked, and those named `own`.
-    async fn read(
-        &self,
-        names: &[&'static str],
-        own: &[String],
-    ) -> Result<Vec<(&'static str, Table)>, HostError> {
-        // Merely asking iptables-legacy for a table would load its kernel module: it writes all that there are,
-        // in one go. iptables-nft is asked for each, since others may be long.
-        let saved = if self.legacy {
-            let loaded = loaded_tables(self.loaded);
-            let needed = names.iter().any(|name| loaded.iter().any(|loaded| loaded == name));
-            Some(if needed { self.save(&[]).await? } else { String::new() })
-        } else {
-            None
-        };
-        let mut tables = Vec::new();
-        for name in names {
-            let table = match &saved {
-                Some(saved) => Table::parse(name, saved),
-                None => match self.save(&["-t", name]).await? {
-                    saved if save::is_withheld(name, &saved) => {
-                        piecemeal::read(self.program, name, own).await?
-                    }
-                    saved => Table::parse(name, &saved),
-                },
-            };
-            tables.push((*name, table));
-        }
-        Ok(tables)
-    }
-
-    /// What its `-save` writes; nothing if this is not the default variant and not installed.
-    async fn save(&self, arguments: &[&str]) -> Result<String, HostError> {
-        match run(&format!("{}-save", self.program), arguments, "").await {
-            Err(HostError::NoProgram { .. }) if !self.default => Ok(String::new()),
-            saved => saved,
-        }
-    }
-
     fn change(
         &self,
         tables: &[(&'static str, Table)],
@@ -305,7 +192,7 @@ impl Variant {
             lines
         };
         let script = script(tables.iter().map(|(name, table)| (*name, lines(name, table))));
-        self.change_of(Vec::new(), script)
+        Change::of(self.program, Vec::new(), script)
     }
 
     /// What this variant's table `name` should have, if anything.
@@ -349,24 +236,14 @@ impl Variant {
             for ((name, lines), (_, table)) in all.iter().zip(tables) {
                 if table.is_unread(jump.chain)
                     && lines.contains(&goes)
-                    && piecemeal::tell(self.program, name, "-C", &jump).await?
+                    && tell(self.program, name, "-C", &jump).await?
                 {
                     unseen.push((*name, jump.clone()));
                 }
             }
         }
-        Ok(self.change_of(unseen, script(all)))
+        Ok(Change::of(self.program, unseen, script(all)))
     }
-
-    fn change_of(&self, unseen: Vec<(&'static str, Hook)>, script: String) -> Option<Change> {
-        (!unseen.is_empty() || !script.is_empty()).then_some(Change { program: self.program, unseen, script })
-    }
-}
-
-/// What a variant's `-restore` is to read, if anything.
-fn script(tables: impl IntoIterator<Item = (&'static str, Vec<String>)>) -> String {
-    let tables = tables.into_iter().filter(|(_, lines)| !lines.is_empty());
-    tables.map(|(table, lines)| format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"))).collect()
 }
 
 /// The networks that this daemon, and no other, has rules about in shared chains.
@@ -376,27 +253,5 @@ fn networks_to_remove(tables: &[(&'static str, Table)], device: &str) -> BTreeSe
     repair::networks_of(nat, device).difference(&others).cloned().collect()
 }
 
-fn loaded_tables(file: &str) -> Vec<String> {
-    reading(|| fs::read_to_string(file)).unwrap_or_default().lines().map(str::to_owned).collect()
-}
-
-/// iptables has `--random-fully` since 1.6.2, as flannel asks too.
-fn has_random_fully(version: &str) -> bool {
-    let number = version.split_once(" v").map_or("", |(_, rest)| rest);
-    let number = number.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default();
-    let parts: Vec<u32> = number.split('.').map_while(|part| part.parse().ok()).collect();
-    parts >= vec![1, 6, 2]
-}
-
 /// In the order in which they are put: sources first, so that nothing is let through that is to be rewritten.
 const TABLES: [&str; 4] = ["mangle", "nat", "filter", "raw"];
-
-// `thread-self`, since /proc/net shows the network namespace of the main thread.
-const LOADED: &str = "/proc/thread-self/net/ip_tables_names";
-const LOADED_IPV6: &str = "/proc/thread-self/net/ip6_tables_names";
-
-/// Seconds to wait for the lock that other users of iptables hold.
-const LOCK_WAIT: &str = "5";
-
-#[cfg(test)]
-mod tests;

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
+use super::programs::{list, tell};
 use super::rules::Hook;
 use super::save::{Table, target, words};
-use super::{LOCK_WAIT, run};
 use crate::HostError;
 
 /// The chain of table `name` to which our rules are hooked, the chains that it leads to, and those named `own`; of
@@ -18,7 +18,7 @@ pub(super) async fn read(program: &str, name: &str, own: &[String]) -> Result<Ta
         if !seen.insert(chain.clone()) {
             continue;
         }
-        match run(program, &["-w", LOCK_WAIT, "-t", name, "-S", &chain], "").await {
+        match list(program, name, &chain).await {
             Ok(listing) => table.take_chain(&listing),
             // Ours will be written anew, whether it is not there or holds what is not ours.
             Err(HostError::Program { .. }) if own.contains(&chain) => {}
@@ -45,22 +45,6 @@ pub(super) async fn find<'a>(
         }
     }
     Ok(())
-}
-
-/// Has `command`, which takes a rule that is there, done with `hook`; returns whether it was there.
-pub(super) async fn tell(
-    program: &str,
-    table: &str,
-    command: &str,
-    Hook { chain, rule, .. }: &Hook,
-) -> Result<bool, HostError> {
-    let mut arguments = vec!["-w", LOCK_WAIT, "-t", table, command, chain];
-    arguments.extend(words(rule));
-    match run(program, &arguments, "").await {
-        Ok(_) => Ok(true),
-        Err(HostError::Program { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// The built-in chain of a table in which our rules are.

@@ -407,33 +407,3 @@ fn only_drops_of_forwarded_packets_and_others_translations_count() {
     )));
     assert!(!translates_sources(&table("nat", "FLANNEL-POSTRTG", "-", &["-j MASQUERADE"])));
 }
-
-#[test]
-fn random_ports_are_asked_of_those_that_know_them() {
-    for (version, knows) in [
-        ("iptables v1.8.9 (nf_tables)\n", true),
-        ("iptables v1.6.2\n", true),
-        ("iptables v1.6.1\n", false),
-        ("iptables v1.4.21\n", false),
-        ("gibberish", false),
-    ] {
-        assert_eq!(has_random_fully(version), knows, "{version}");
-    }
-    assert!(!format!("{:?}", rules::nat(&desired(), false, true)).contains("random"));
-}
-
-#[test]
-fn a_change_is_told_line_by_line() {
-    let script = "*nat\n:A - [0:0]\n-A A -j RETURN\nCOMMIT\n*filter\n-F B\nCOMMIT\n".to_owned();
-    let forward = rules::jumps_of("flannel.1").find(|hook| hook.chain == "FORWARD").unwrap();
-    let change = Change { program: "iptables", unseen: vec![("filter", forward)], script };
-    assert_eq!(
-        change.describe(),
-        [
-            "iptables -t filter -D FORWARD -m comment --comment overlayd-forward -j OVERLAYD-FWD-flannel.1",
-            "iptables -t nat :A - [0:0]",
-            "iptables -t nat -A A -j RETURN",
-            "iptables -t filter -F B",
-        ]
-    );
-}
