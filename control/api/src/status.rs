@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use overlay::stats::Totals;
-use overlay_wire::drops::DropReason;
 use serde::{Deserialize, Serialize};
 
 use crate::reach::{Routed, Way};
+use overlay::stats::Totals;
 use overlay_support::text::{Align, plural, size, table};
+use overlay_wire::drops::DropReason;
 
 /// The whole state of one daemon at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -309,6 +309,9 @@ impl From<&Totals> for Counters {
     }
 }
 
+/// One line of the text: what it is about, and what there is to say.
+type Line = (&'static str, String);
+
 /// As many are named in the text.
 const NAMED_REFUSED: usize = 10;
 
@@ -323,6 +326,24 @@ impl Status {
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut out = String::new();
+        let lines = [self.node_lines(), self.tunnel_lines(), self.lease_lines(), self.host_lines()];
+        for (name, text) in lines.into_iter().flatten() {
+            let _ = writeln!(out, "{name:<13} {text}");
+        }
+        out += &self.peers_text();
+        if self.device.is_none() {
+            return out;
+        }
+        out += &self.traffic_text();
+        out += &self.drops_text();
+        if self.icmp_sent > 0 {
+            let _ = writeln!(out, "\n{} ICMP error{} sent", self.icmp_sent, plural(self.icmp_sent as usize));
+        }
+        out
+    }
+
+    /// What this node is.
+    fn node_lines(&self) -> Vec<Line> {
         let backend = match &self.backend {
             BackendStatus::Udp { port } => format!("udp, port {port}"),
             BackendStatus::Vxlan { port, vni, vtep_mac, direct_routing } => {
@@ -342,70 +363,71 @@ impl Status {
             let DeviceStatus { name, mtu, queues, address } = device;
             format!("{name}, address {address}, MTU {mtu}, {queues} queue{}", plural(*queues))
         };
-        let rows = [
+        vec![
             ("version", self.version.clone()),
             ("device", self.device.as_ref().map_or("none".to_owned(), device)),
             ("backend", backend),
             ("network", self.network.to_string()),
             ("lease", format!("{} ({lease}), public address {}", self.lease.subnet, self.lease.public_ip)),
             ("store", format!("{} {} ({store})", self.store.kind, self.store.r#where)),
-        ];
-        for (name, value) in rows {
-            let _ = writeln!(out, "{name:<13} {value}");
-        }
+        ]
+    }
+
+    /// How the tunnel works.
+    fn tunnel_lines(&self) -> Vec<Line> {
+        let mut lines = Vec::new();
         if let Some(routed) = self.routed.as_ref().filter(|routed| !routed.whole) {
-            let _ = writeln!(out, "{:<13} {}", "routed", routed.to_text());
+            lines.push(("routed", routed.to_text()));
         }
         if let Some(io) = &self.io {
-            let _ = writeln!(out, "{:<13} {}", "wire", io.to_text());
+            lines.push(("wire", io.to_text()));
         }
         if let Some(priority) = &self.priority {
-            let _ = writeln!(out, "{:<13} {}", "priority", priority.to_text());
+            lines.push(("priority", priority.to_text()));
         }
         if let Some(source_check) = &self.source_check {
-            let _ = writeln!(out, "{:<13} {}", "offloads", self.offloads_text());
-            for (name, reason) in &self.offloads_held {
-                let _ = writeln!(out, "{:<13} {name}: off, because {reason}", "");
-            }
-            let _ = writeln!(out, "{:<13} {source_check}", "source check");
+            lines.push(("offloads", self.offloads_text()));
+            let held = self.offloads_held.iter();
+            lines.extend(held.map(|(name, reason)| ("", format!("{name}: off, because {reason}"))));
+            lines.push(("source check", source_check.clone()));
         }
+        lines
+    }
+
+    /// What is wrong with leases.
+    fn lease_lines(&self) -> Vec<Line> {
+        let mut lines = Vec::new();
         if self.ignored_leases > 0 {
-            let _ = writeln!(out, "{:<13} {} of another backend type", "ignored", self.ignored_leases);
+            lines.push(("ignored", format!("{} of another backend type", self.ignored_leases)));
         }
         if self.garbage_leases > 0 {
-            let _ = writeln!(
-                out,
-                "{:<13} {} lease key{} cannot be read (see the log)",
-                "skipped",
-                self.garbage_leases,
-                plural(self.garbage_leases)
-            );
+            let (garbage, s) = (self.garbage_leases, plural(self.garbage_leases));
+            lines.push(("skipped", format!("{garbage} lease key{s} cannot be read (see the log)")));
         }
-        for refused in self.refused.iter().take(NAMED_REFUSED) {
-            let _ = writeln!(out, "{:<13} {refused}", "not used");
-        }
+        lines.extend(self.refused.iter().take(NAMED_REFUSED).map(|refused| ("not used", refused.clone())));
         let more = self.refused_leases.saturating_sub(NAMED_REFUSED);
         if more > 0 {
-            let _ = writeln!(out, "{:<13} {more} more leases (see 'overlayctl leases')", "not used");
+            lines.push(("not used", format!("{more} more leases (see 'overlayctl leases')")));
         }
-        for conflict in &self.conflicts {
-            let _ = writeln!(out, "{:<13} {conflict}", "conflict");
-        }
+        lines.extend(self.conflicts.iter().map(|conflict| ("conflict", conflict.clone())));
+        lines
+    }
 
-        if self.host.restored > 0 {
-            let _ = writeln!(
-                out,
-                "{:<13} {} time{} what others had removed or changed (see the log)",
-                "put back",
-                self.host.restored,
-                plural(usize::try_from(self.host.restored).unwrap_or(usize::MAX))
-            );
+    /// What has become of this host.
+    fn host_lines(&self) -> Vec<Line> {
+        let mut lines = Vec::new();
+        let restored = self.host.restored;
+        if restored > 0 {
+            let s = plural(usize::try_from(restored).unwrap_or(usize::MAX));
+            let text = format!("{restored} time{s} what others had removed or changed (see the log)");
+            lines.push(("put back", text));
         }
-        for problem in &self.host.problems {
-            let _ = writeln!(out, "{:<13} {problem}", "PROBLEM");
-        }
+        lines.extend(self.host.problems.iter().map(|problem| ("PROBLEM", problem.clone())));
+        lines
+    }
 
-        let _ = writeln!(out, "\n{} peer{}", self.peers.len(), plural(self.peers.len()));
+    fn peers_text(&self) -> String {
+        let mut out = format!("\n{} peer{}\n", self.peers.len(), plural(self.peers.len()));
         let peers = self.peers.iter().map(|peer| {
             let mac = peer.vtep_mac.clone().unwrap_or_else(|| "-".to_owned());
             vec![peer.subnet.to_string(), peer.public_ip.to_string(), mac, peer.way.to_string()]
@@ -417,28 +439,32 @@ impl Status {
         for (peer, problem) in self.peers.iter().filter_map(|peer| Some((peer, peer.problem.as_ref()?))) {
             let _ = writeln!(out, "\n{}: {problem}", peer.subnet);
         }
-        if self.device.is_none() {
-            return out;
-        }
+        out
+    }
 
-        let _ = writeln!(out, "\ntraffic");
-        let rings = self.io.as_ref().and_then(|io| io.rings.as_ref());
+    fn rings(&self) -> Option<&RingStatus> {
+        self.io.as_ref()?.rings.as_ref()
+    }
+
+    fn traffic_text(&self) -> String {
         let mut columns = vec![("", Align::Left), ("PACKETS", Align::Right), ("BYTES", Align::Right)];
         let mut traffic = [("egress", &self.counters.egress), ("ingress", &self.counters.ingress)].map(
             |(name, Counters { packets, bytes })| vec![name.to_owned(), packets.to_string(), size(*bytes)],
         );
-        if let Some(RingStatus { datagrams, by_sockets, .. }) = rings {
+        if let Some(RingStatus { datagrams, by_sockets, .. }) = self.rings() {
             // A packet that others cut is several, and a run that came by a socket counts as one.
             columns.extend([("BY RING", Align::Right), ("BY SOCKET", Align::Right)]);
             traffic[0].extend([datagrams.egress, by_sockets.egress].map(|count| count.to_string()));
             traffic[1].extend([datagrams.ingress, by_sockets.ingress].map(|count| count.to_string()));
         }
-        out += &table(&columns, traffic.into());
+        format!("\ntraffic\n{}", table(&columns, traffic.into()))
+    }
 
+    fn drops_text(&self) -> String {
         let drops = [("egress", &self.drops.egress), ("ingress", &self.drops.ingress)];
         let drops: Vec<_> = drops
             .into_iter()
-            .chain(rings.map(|rings| ("rings", &rings.drops)))
+            .chain(self.rings().map(|rings| ("rings", &rings.drops)))
             .flat_map(|(direction, drops)| {
                 drops.iter().map(move |(reason, count)| (direction, reason, count))
             })
@@ -446,26 +472,18 @@ impl Status {
             .map(|(direction, reason, count)| vec![direction.to_owned(), reason.clone(), count.to_string()])
             .collect();
         if drops.is_empty() {
-            let _ = writeln!(out, "\nno drops");
-        } else {
-            let _ = writeln!(out, "\ndrops");
-            let seen = |reason: &&DropReason| drops.iter().any(|row| row[1] == reason.label());
-            let hints: Vec<_> = DropReason::ALL
-                .iter()
-                .filter(seen)
-                .filter_map(|reason| Some(format!("{}: {}\n", reason.label(), reason.hint()?)))
-                .collect();
-            out += &table(&[("", Align::Left), ("REASON", Align::Left), ("PACKETS", Align::Right)], drops);
-            out += &hints.concat();
+            return "\nno drops\n".to_owned();
         }
-        if self.icmp_sent > 0 {
-            let _ = writeln!(out, "\n{} ICMP error{} sent", self.icmp_sent, plural(self.icmp_sent as usize));
-        }
-        out
+        let seen = |reason: &&DropReason| drops.iter().any(|row| row[1] == reason.label());
+        let hints: Vec<_> = DropReason::ALL
+            .iter()
+            .filter(seen)
+            .filter_map(|reason| Some(format!("{}: {}\n", reason.label(), reason.hint()?)))
+            .collect();
+        let columns = [("", Align::Left), ("REASON", Align::Left), ("PACKETS", Align::Right)];
+        format!("\ndrops\n{}{}", table(&columns, drops), hints.concat())
     }
-}
 
-impl Status {
     fn offloads_text(&self) -> String {
         let named = |wanted: bool| -> Vec<&str> {
             let those = self.offloads.iter().filter(|(_, on)| **on == wanted);
