@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::lookup_host;
 use tokio::time::{sleep, timeout};
 
-use super::Endpoint;
+use super::endpoint::Endpoint;
 
 /// What is known of them; shared by its clones.
 #[derive(Debug, Clone, Default)]

@@ -11,23 +11,22 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, Error, GetOptions, GetResponse, KeyValue, LeaseTimeToLiveOptions, PutOptions,
-    ResponseHeader, Txn, TxnOp, TxnOpResponse,
+    Client, Compare, CompareOp, Error, GetResponse, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
+    TxnOpResponse,
 };
-use futures::StreamExt;
-use futures::stream;
+use futures::{StreamExt, stream};
 use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
-use super::{
-    Entry, EventStream, LeaseStore, Listing, MAX_CONFIG, MAX_VALUE, Revision, StoreError, Written, bounded,
-    config_text,
-};
+use super::entry::{Entry, Listing, Revision, Written};
+use super::key::key_of;
+use super::lease_store::{EventStream, LeaseStore, StoreError};
 use crate::meters::StoreMeter;
-use crate::store::{key_of, parse_key};
 
 mod access;
 mod cluster;
+mod config;
+mod keys;
 mod listing;
 mod p521;
 mod tls;
@@ -35,13 +34,15 @@ mod v2;
 mod watch;
 
 pub use access::{Access, IdentityFiles, Password, User};
-use cluster::{Cluster, is_too_long};
+use cluster::Cluster;
+use config::Config;
+use keys::{NO_LEASE, Prefix, revision_of};
+use watch::Watch;
 
 /// A store in an etcd cluster.
 pub struct EtcdStore {
     cluster: Arc<Cluster>,
-    /// Without a trailing slash.
-    prefix: String,
+    prefix: Prefix,
     v2: V2,
     /// For how many seconds a lease was asked for last, and for how many it was granted.
     least: Mutex<Option<(i64, i64)>>,
@@ -71,25 +72,13 @@ impl EtcdStore {
     ) -> Result<Self, StoreError> {
         let cluster = Arc::new(Cluster::new(endpoints, access, meter).await?);
         let v2 = V2 { next: Mutex::new(Instant::now()), found: AtomicBool::new(false) };
-        Ok(Self { cluster, prefix: normalized(&prefix), v2, least: Mutex::default() })
+        Ok(Self { cluster, prefix: Prefix::of(&prefix), v2, least: Mutex::default() })
     }
 
     /// Whether the certificates can be used as they are now. A store that cannot use them fails
     /// request by request until they are put right.
     pub async fn check_files(&self) -> Result<(), StoreError> {
         self.cluster.load().await.map_err(|problem| StoreError::new("use etcd", problem))
-    }
-
-    fn config_key(&self) -> String {
-        format!("{}/config", self.prefix)
-    }
-
-    fn path_of(&self, key: &str) -> String {
-        format!("{}{key}", self.subnets_prefix())
-    }
-
-    fn subnets_prefix(&self) -> String {
-        format!("{}/subnets/", self.prefix)
     }
 
     async fn call<T, F>(&self, action: &str, request: impl Fn(Client, bool) -> F) -> Result<T, StoreError>
@@ -137,7 +126,7 @@ impl EtcdStore {
 
     /// `held`, if that is how the key stands in the store.
     async fn find_unchanged(&self, held: &Entry) -> Result<Written, StoreError> {
-        let path = self.path_of(&held.key);
+        let path = self.prefix.path_of(&held.key);
         let response = get(&self.cluster, &format!("get {path}"), &path).await?;
         let is_unchanged = response.kvs().first().is_some_and(|kv| kv.mod_revision() == held.revision);
         Ok(if is_unchanged { Written::Done(held.clone()) } else { Written::Conflict })
@@ -189,7 +178,7 @@ impl EtcdStore {
         expiry: Option<i64>,
         condition: Compare,
     ) -> Result<Written, StoreError> {
-        let path = self.path_of(&key);
+        let path = self.prefix.path_of(&key);
         let lease = expiry.unwrap_or(NO_LEASE);
         let request = |mut client: Client, repeated: bool| {
             let put = TxnOp::put(path.as_str(), value, Some(PutOptions::new().with_lease(lease)));
@@ -240,11 +229,11 @@ impl LeaseStore for EtcdStore {
 
     fn how_to_configure(&self, config: &str) -> String {
         let urls: Vec<&str> = self.cluster.urls().collect();
-        format!("etcdctl --endpoints={} put {} '{config}'", urls.join(","), self.config_key())
+        format!("etcdctl --endpoints={} put {} '{config}'", urls.join(","), self.prefix.config_key())
     }
 
     async fn config(&self) -> Result<Option<String>, StoreError> {
-        let key = self.config_key();
+        let key = self.prefix.config_key();
         let config = Config::get(&self.cluster, &format!("get {key}"), &key).await?;
         if config.text.is_none() {
             self.look_in_v2(&key).await;
@@ -253,12 +242,12 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn list(&self) -> Result<Listing, StoreError> {
-        listing::list(&self.cluster, &self.subnets_prefix()).await
+        listing::list(&self.cluster, &self.prefix.subnets()).await
     }
 
     async fn create(&self, subnet: Ipv4Net, value: &[u8], ttl: Duration) -> Result<Written, StoreError> {
         let key = key_of(subnet);
-        let path = self.path_of(&key);
+        let path = self.prefix.path_of(&key);
         let lease = self.grant(ttl).await?;
         let absent = Compare::version(path.as_str(), CompareOp::Equal, 0);
         let written =
@@ -270,7 +259,7 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn renew(&self, held: &Entry, value: &[u8], ttl: Duration) -> Result<Written, StoreError> {
-        let path = self.path_of(&held.key);
+        let path = self.prefix.path_of(&held.key);
         // The lease first: once the value is written, there must be time for it.
         let (expiry, granted) = match held.expiry {
             None => (None, None),
@@ -297,7 +286,7 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn release(&self, held: &Entry) -> Result<bool, StoreError> {
-        let path = self.path_of(&held.key);
+        let path = self.prefix.path_of(&held.key);
         let request = |mut client: Client, repeated: bool| {
             let unchanged = Compare::mod_revision(path.as_str(), CompareOp::Equal, held.revision);
             let delete = TxnOp::delete(path.as_str(), None);
@@ -320,9 +309,10 @@ impl LeaseStore for EtcdStore {
 
     async fn watch(&self, from: Revision) -> Result<EventStream, StoreError> {
         // A user may have the right to what is needed only, and not to all below the prefix.
-        let watch = match self.open_watch(from, &format!("{}/", self.prefix)).await {
+        let open = async |watched: &str| Watch::open(&self.cluster, &self.prefix, from, watched).await;
+        let watch = match open(&format!("{}/", self.prefix)).await {
             Err(error) if error.reason.contains("permission denied") => {
-                let mut watch = self.open_watch(from, &self.subnets_prefix()).await?;
+                let mut watch = open(&self.prefix.subnets()).await?;
                 watch.unwatched_config = Some(watch.config_revision.min(from));
                 watch
             }
@@ -332,89 +322,15 @@ impl LeaseStore for EtcdStore {
     }
 }
 
-/// What is known of the network configuration.
-struct Config {
-    /// The store's revision when it was read.
-    now: Revision,
-    /// Its own; 0 without a configuration.
-    revision: Revision,
-    text: Option<String>,
-}
-
-impl Config {
-    async fn get(cluster: &Cluster, action: &str, key: &str) -> Result<Self, StoreError> {
-        let request = |mut client: Client, _| async move {
-            match client.get(key, None).await {
-                Err(error) if is_too_long(&error) => {
-                    let name = client.get(key, Some(GetOptions::new().with_keys_only())).await?;
-                    Ok(Self::of(&name, |_| config_text(&[0; MAX_CONFIG + 1])))
-                }
-                found => Ok(Self::of(&found?, |kv| config_text(kv.value()))),
-            }
-        };
-        cluster.call(action, request).await
-    }
-
-    fn of(found: &GetResponse, text: impl Fn(&KeyValue) -> String) -> Self {
-        let kv = found.kvs().first();
-        let revision = kv.map_or(0, KeyValue::mod_revision);
-        Self { now: revision_of(found.header()), revision, text: kv.map(text) }
-    }
-}
-
 async fn get(cluster: &Cluster, action: &str, key: &str) -> Result<GetResponse, StoreError> {
     cluster.call(action, |mut client: Client, _| async move { client.get(key, None).await }).await
-}
-
-/// `prefix` as flannel joins it to what follows: without a trailing slash or a repeated one.
-fn normalized(prefix: &str) -> String {
-    let inner: Vec<&str> = prefix.split('/').filter(|part| !part.is_empty()).collect();
-    let root = if prefix.starts_with('/') && !inner.is_empty() { "/" } else { "" };
-    format!("{root}{}", inner.join("/"))
-}
-
-/// The key without its prefix, and the subnet that it names.
-fn name_of(kv: &KeyValue, subnets_prefix: &str) -> Option<(String, Ipv4Net)> {
-    let name = std::str::from_utf8(kv.key().strip_prefix(subnets_prefix.as_bytes())?).ok()?;
-    Some((name.to_owned(), parse_key(name).ok()?))
-}
-
-fn entry((key, subnet): (String, Ipv4Net), kv: &KeyValue) -> Entry {
-    Entry {
-        key,
-        subnet,
-        value: bounded(kv.value(), MAX_VALUE),
-        revision: kv.mod_revision(),
-        created: kv.create_revision(),
-        expiry: Some(kv.lease()).filter(|lease| *lease != NO_LEASE),
-    }
 }
 
 fn seconds(ttl: Duration) -> i64 {
     i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX)
 }
 
-fn revision_of(header: Option<&ResponseHeader>) -> Revision {
-    header.map_or(0, ResponseHeader::revision)
-}
-
-/// etcd's word for a key that never expires.
-const NO_LEASE: i64 = 0;
 /// What etcd says to writes once its quota is used up.
 const NO_SPACE: &str = "database space exceeded";
 /// How often a missing configuration is looked for in the v2 store.
 const V2_INTERVAL: Duration = Duration::from_secs(10);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefix_has_no_trailing_slash() {
-        for prefix in ["/coreos.com/network", "/coreos.com/network/", "//coreos.com//network//"] {
-            assert_eq!(normalized(prefix), "/coreos.com/network", "{prefix}");
-        }
-        assert_eq!(normalized("kube-centos/network/"), "kube-centos/network");
-        assert_eq!(normalized("/"), "");
-    }
-}

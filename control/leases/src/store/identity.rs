@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::Endpoint;
+use super::endpoint::Endpoint;
 
 /// Whether what was `saved` is of the store that is described as `ours` ([`describe`](super::LeaseStore::describe)).
 #[must_use]

@@ -47,8 +47,9 @@ fn names_ipv6_subnet(half: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn flannels_keys_are_read() {

@@ -9,9 +9,12 @@ use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use super::{DirStore, Snapshot, entry};
-use crate::store::parse_key;
-use crate::store::{Event, MAX_CONFIG, MAX_VALUE, Revision, StoreError, config_text};
+use super::directory::DirStore;
+use super::snapshot::{Snapshot, entry};
+use crate::store::entry::{Event, Revision};
+use crate::store::key::parse_key;
+use crate::store::lease_store::StoreError;
+use crate::store::limits::{MAX_CONFIG, MAX_VALUE, config_text};
 
 /// The state of one watch: what has been told so far, and what is yet to be looked at.
 pub(super) struct Watch {

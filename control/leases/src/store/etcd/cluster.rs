@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::access::{Access, Material};
 use super::tls::{self, LastWord};
 use crate::meters::StoreMeter;
-use crate::store::StoreError;
+use crate::store::lease_store::StoreError;
 use overlay_support::patient::{PATIENCE, Patient};
 
 /// The endpoints of one cluster.

@@ -4,8 +4,10 @@
 use etcd_client::{Client, GetOptions, GetResponse, KeyValue};
 
 use super::cluster::{Cluster, is_too_long};
-use super::{entry, name_of, revision_of};
-use crate::store::{Listing, MAX_VALUE, Revision, Room, StoreError};
+use super::keys::{entry, name_of, revision_of};
+use crate::store::entry::{Listing, Revision};
+use crate::store::lease_store::StoreError;
+use crate::store::limits::{MAX_VALUE, Room};
 
 /// All keys that begin with `prefix`, as they are at one moment.
 pub(super) async fn list(cluster: &Cluster, prefix: &str) -> Result<Listing, StoreError> {

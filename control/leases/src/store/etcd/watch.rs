@@ -11,55 +11,11 @@ use futures::stream::{self, BoxStream};
 use tokio::time::sleep;
 
 use super::cluster::{Cluster, is_too_long};
-use super::{Config, EtcdStore, entry, name_of, revision_of};
-use crate::store::{Event, Revision, StoreError, config_text};
-
-impl EtcdStore {
-    /// A watch of all keys that begin with `prefix`.
-    pub(super) async fn open_watch(&self, from: Revision, prefix: &str) -> Result<Watch, StoreError> {
-        let action = format!("watch {prefix}");
-        let config_key = self.config_key();
-        let request = |mut client: Client, _| {
-            let options = WatchOptions::new().with_prefix().with_fragment().with_start_revision(from + 1);
-            let config_key = config_key.as_str();
-            async move {
-                // Asked of the same server first: it has now seen all that any has, and our token is good.
-                let newest = client.get(config_key, Some(GetOptions::new().with_keys_only())).await?;
-                let mut stream = client.watch(prefix, Some(options)).await?;
-                // A watch that is refused is told by a message, and is no watch that came to an end.
-                let first =
-                    stream.message().await?.ok_or(Error::WatchError("the connection ended".into()))?;
-                if first.canceled() && first.compact_revision() == 0 {
-                    return Err(Error::WatchError(first.cancel_reason().to_owned()));
-                }
-                Ok((client, stream, first, newest))
-            }
-        };
-        let (client, stream, first, newest) = self.call(&action, request).await?;
-        let seen = Arc::new(AtomicI64::new(from));
-        let mut watch = Watch {
-            stream,
-            _client: client,
-            checks: checks(Arc::clone(&self.cluster), config_key.clone(), Arc::clone(&seen)),
-            endpoint: self.cluster.current(),
-            cluster: Arc::clone(&self.cluster),
-            action,
-            config_key,
-            config_revision: newest.kvs().first().map_or(0, KeyValue::mod_revision),
-            unwatched_config: None,
-            subnets_prefix: self.subnets_prefix(),
-            seen,
-            queue: VecDeque::new(),
-            ended: false,
-        };
-        if revision_of(newest.header()) < from {
-            watch.relist();
-        } else {
-            watch.take(&first);
-        }
-        Ok(watch)
-    }
-}
+use super::config::Config;
+use super::keys::{Prefix, entry, name_of, revision_of};
+use crate::store::entry::{Event, Revision};
+use crate::store::lease_store::StoreError;
+use crate::store::limits::config_text;
 
 /// One watch and what of its last message is yet to be told.
 pub(super) struct Watch {
@@ -90,6 +46,56 @@ struct Checked {
 }
 
 impl Watch {
+    /// A watch of the keys of the network `prefix` that begin with `watched`.
+    pub(super) async fn open(
+        cluster: &Arc<Cluster>,
+        prefix: &Prefix,
+        from: Revision,
+        watched: &str,
+    ) -> Result<Self, StoreError> {
+        let action = format!("watch {watched}");
+        let config_key = prefix.config_key();
+        let request = |mut client: Client, _| {
+            let options = WatchOptions::new().with_prefix().with_fragment().with_start_revision(from + 1);
+            let config_key = config_key.as_str();
+            async move {
+                // Asked of the same server first: it has now seen all that any has, and our token is good.
+                let newest = client.get(config_key, Some(GetOptions::new().with_keys_only())).await?;
+                let mut stream = client.watch(watched, Some(options)).await?;
+                // A watch that is refused is told by a message, and is no watch that came to an end.
+                let first =
+                    stream.message().await?.ok_or(Error::WatchError("the connection ended".into()))?;
+                if first.canceled() && first.compact_revision() == 0 {
+                    return Err(Error::WatchError(first.cancel_reason().to_owned()));
+                }
+                Ok((client, stream, first, newest))
+            }
+        };
+        let (client, stream, first, newest) = cluster.call(&action, request).await?;
+        let seen = Arc::new(AtomicI64::new(from));
+        let mut watch = Self {
+            stream,
+            _client: client,
+            checks: checks(Arc::clone(cluster), config_key.clone(), Arc::clone(&seen)),
+            endpoint: cluster.current(),
+            cluster: Arc::clone(cluster),
+            action,
+            config_key,
+            config_revision: newest.kvs().first().map_or(0, KeyValue::mod_revision),
+            unwatched_config: None,
+            subnets_prefix: prefix.subnets(),
+            seen,
+            queue: VecDeque::new(),
+            ended: false,
+        };
+        if revision_of(newest.header()) < from {
+            watch.relist();
+        } else {
+            watch.take(&first);
+        }
+        Ok(watch)
+    }
+
     pub(super) async fn next(&mut self) -> Option<Result<(Revision, Event), StoreError>> {
         while self.queue.is_empty() && !self.ended {
             tokio::select! {
