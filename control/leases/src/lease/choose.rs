@@ -8,7 +8,9 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use rand::Rng;
 
-use super::{Ground, HostFacts, LeaseAttrs, LeaseSet};
+use super::attrs::LeaseAttrs;
+use super::gate::{Ground, HostFacts};
+use super::set::LeaseSet;
 use crate::netconf::NetworkConfig;
 use crate::store::Entry;
 use overlay_support::overlap::overlap;
@@ -171,13 +173,14 @@ const CANDIDATES: usize = 100;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
     use super::*;
     use crate::lease::Gateway;
     use crate::store::key_of;
     use crate::store::{Event, Listing};
-    use proptest::prelude::*;
-    use rand::SeedableRng;
-    use rand::rngs::StdRng;
 
     const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 12);
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
-use super::{Judgement, Lease, LeaseAttrs};
+use super::attrs::{Lease, LeaseAttrs};
+use super::judgement::Judgement;
 use crate::store::{Entry, Event, Listing, MAX_KEYS, Revision, key_of, parse_key};
 use overlay_support::json::{JsonError, shorten};
 

@@ -3,14 +3,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use overlay_wire::MacAddr;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::{LeaseAttrs, LeaseBackend};
+use super::attrs::{LeaseAttrs, LeaseBackend};
 use crate::backend::{DEFAULT_VNI, MAX_VNI};
 use crate::store::MAX_VALUE;
 use overlay_support::json::{self, JsonError, Object, cut};
+use overlay_wire::MacAddr;
 
 impl LeaseAttrs {
     /// The value as flannel writes it: one line, fields in flannel's order, no spaces.
@@ -128,8 +128,9 @@ const LONGEST_TYPE: usize = 40;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     const UDP: &str = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null}"#;
     const VXLAN: &str = r#"{"PublicIP":"192.168.1.12","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"de:6e:e0:72:d6:e8"}}"#;
