@@ -1,13 +1,15 @@
 //! Our own lease: taken, kept, given up, and made to say what is so.
 
+use std::future::pending;
 use std::mem;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
 use super::told::{NAMED, shorten};
-use super::{HARMLESS_CONFLICTS, Held, Interrupted, Membership, MembershipError, PAUSES, Refusal};
+use super::{Held, Interrupted, Membership, MembershipError, PAUSES, Question, Refusal};
 use crate::lease::{Choice, Known, LeaseAttrs, LeaseBackend, NetworkFull, choose, derive_vtep_mac};
 use crate::netconf::{Backend, NetworkConfig};
 use crate::store::{Entry, Event, StoreError, Written};
@@ -62,6 +64,18 @@ impl Membership {
             }
         }
         Ok(())
+    }
+
+    /// Whether this host can run `config`.
+    pub(super) async fn ask_host(&self, config: &NetworkConfig) -> Result<(), Refusal> {
+        let Some(host) = &self.can_run else { return Ok(()) };
+        let (answer, answered) = oneshot::channel();
+        let sent = host.send(Question { config: config.clone(), answer }).await;
+        match (sent, answered.await) {
+            (Ok(()), Ok(answer)) => answer,
+            // Nobody is there to answer: the daemon is about to end.
+            _ => pending().await,
+        }
     }
 
     /// What lease there is to be had as `config` wants it. Those of ours that it does not allow are in nobody's way.
@@ -284,3 +298,5 @@ impl Membership {
 
 /// What comes before the next look at what has changed may take so long.
 const A_MOMENT: Duration = Duration::from_millis(100);
+/// Lost races that nodes starting together may see; more have another cause.
+const HARMLESS_CONFLICTS: u32 = 4;

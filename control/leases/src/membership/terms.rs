@@ -4,8 +4,9 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay_wire::MacAddr;
 use tokio::time::Instant;
+
+use overlay_wire::MacAddr;
 
 /// Who takes the lease, and on what terms.
 #[derive(Debug, Clone)]
