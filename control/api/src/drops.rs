@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddrV4};
 
-use overlay_wire::drops::DropReason;
 use serde::{Deserialize, Serialize};
 
 use super::Show;
 use crate::status::Directions;
 use overlay_support::text::{Align, ago, size, table};
+use overlay_wire::drops::DropReason;
 
 /// The answer: every reason, in both directions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

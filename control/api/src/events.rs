@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
-use overlay_support::text::printable;
 use serde::{Deserialize, Serialize};
+
+use overlay_support::text::printable;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use overlay::stats::Totals;
-use overlay_wire::drops::DropReason;
-
 use crate::reach::{Routed, Way};
 use crate::status::*;
+use overlay::stats::Totals;
+use overlay_wire::drops::DropReason;
 
 /// A VXLAN node with a peer, rings, drops and things to complain of.
 #[must_use]

@@ -1,9 +1,9 @@
 //! What the kernel does for the data plane: `GET /v1/offloads`.
 
-use overlay::offload::Offload;
 use serde::{Deserialize, Serialize};
 
 use super::Show;
+use overlay::offload::Offload;
 use overlay_support::text::{Align, table};
 
 /// The answer; none without a tunnel.

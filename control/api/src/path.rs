@@ -130,8 +130,9 @@ pub fn devices(directory: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
     use std::os::unix::net::UnixListener;
+
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
     use super::*;
 

@@ -6,6 +6,7 @@ use std::net::SocketAddrV4;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use etherparse::PacketBuilder;
+
 use overlay::capture::Captured;
 use overlay::peer_state::Direction;
 
@@ -161,9 +162,8 @@ const MAX_PAYLOAD: usize = 65_535 - HEADERS_LEN;
 
 #[cfg(test)]
 mod tests {
-    use overlay_wire::drops::DropReason;
-
     use super::*;
+    use overlay_wire::drops::DropReason;
 
     #[test]
     fn blocks_are_whole_words_that_name_their_length_at_both_ends() {

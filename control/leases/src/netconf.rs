@@ -371,8 +371,9 @@ const MAX_MTU: u32 = 65_535;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn parse(text: &str) -> NetworkConfig {
         NetworkConfig::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))

@@ -167,10 +167,10 @@ const VERSION: u64 = 1;
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
     use crate::lease::LeaseBackend;
-    use std::os::unix::fs::PermissionsExt;
 
     fn lease(subnet: &str, last: u8) -> Lease {
         let vtep_mac = overlay_wire::MacAddr([2, 0, 0, 0, 0, last]);

@@ -141,10 +141,10 @@ const ANYONE: u32 = 0o004;
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::process::Command;
+
+    use super::*;
 
     fn net(text: &str) -> Option<Ipv4Net> {
         Some(text.parse().unwrap())

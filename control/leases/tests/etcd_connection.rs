@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Permission};
 use ipnet::Ipv4Net;
+
 use overlay_leases::meters::StoreMeter;
 use overlay_leases::store::{Access, EtcdStore, Event, LeaseStore, Password, User};
 use stores::{Etcd, PATIENCE, PREFIX, next, put_of};

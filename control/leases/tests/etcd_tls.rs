@@ -8,11 +8,12 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+
 use overlay_leases::meters::StoreMeter;
 use overlay_leases::store::{Access, EtcdStore, IdentityFiles, LeaseStore};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use stores::{Etcd, PATIENCE, PREFIX};
-use tempfile::TempDir;
 
 /// Certificates in files.
 struct Files(TempDir);

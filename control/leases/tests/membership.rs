@@ -13,15 +13,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
 use memory::Memory;
 use overlay_leases::lease::HostFacts;
 use overlay_leases::membership::{Membership, Standing, Terms, View};
 use overlay_leases::store::{
     DirStore, Entry, EventStream, LeaseStore, Listing, Revision, StoreError, Written,
 };
-use tempfile::TempDir;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
 
 const CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const TTL: Duration = Duration::from_secs(3600);

@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::timeout;
+
 use overlay_leases::membership::{Membership, Terms, View};
 use overlay_leases::store::DirStore;
 use overlay_leases::store::key_of;
-use tokio::sync::watch;
-use tokio::time::timeout;
 
 const CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const BEFORE: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 12);

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use etcd_client::TxnOp;
 use ipnet::Ipv4Net;
-use overlay_leases::store::{DirStore, Entry, EtcdStore, Event, LeaseStore, Listing, MAX_VALUE, Written};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use overlay_leases::store::{DirStore, Entry, EtcdStore, Event, LeaseStore, Listing, MAX_VALUE, Written};
 use stores::{DirSite, Etcd, EtcdSite, PREFIX, Site, next, put_of};
 
 const TTL: Duration = Duration::from_secs(3600);

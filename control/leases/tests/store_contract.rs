@@ -12,10 +12,10 @@ use std::time::Duration;
 use etcd_client::{CompactionOptions, PutOptions};
 use futures::StreamExt;
 use ipnet::Ipv4Net;
-use overlay_leases::membership::{Membership, Terms, View};
-use overlay_leases::store::{DirStore, Entry, EtcdStore, Event, LeaseStore, Written};
 use tokio::sync::watch;
 
+use overlay_leases::membership::{Membership, Terms, View};
+use overlay_leases::store::{DirStore, Entry, EtcdStore, Event, LeaseStore, Written};
 use stores::{DirSite, Etcd, EtcdSite, PATIENCE, PREFIX, Site, deaf_after, next, put_of};
 
 const TTL: Duration = Duration::from_secs(3600);

@@ -132,11 +132,12 @@ fn sync(directory: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs;
     use std::os::unix::fs::symlink;
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
 
     #[test]
     fn only_regular_files_that_are_not_too_long_are_read() {

@@ -8,9 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use ipnet::Ipv4Net;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
 use overlay_leases::store::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError, Written};
 use overlay_leases::store::{key_of, parse_key};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 type Told = Result<(Revision, Event), StoreError>;
 

@@ -4,17 +4,17 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::memory::Memory;
 use overlay_leases::membership::{
     Membership, MembershipError, Question, Refusal, Running, Standing, Terms, View,
 };
 use overlay_leases::netconf::NetworkConfig;
 use overlay_leases::store::LeaseStore;
 use overlay_support::problem::Problem;
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
-
-use crate::memory::Memory;
 
 const CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const ONE_SUBNET: &str =

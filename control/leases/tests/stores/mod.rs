@@ -9,10 +9,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use etcd_client::{Client, PutOptions};
 use futures::StreamExt;
-use overlay_leases::store::{DirStore, Entry, EtcdStore, Event, EventStream, LeaseStore, Revision};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use overlay_leases::store::{DirStore, Entry, EtcdStore, Event, EventStream, LeaseStore, Revision};
 
 /// Under which the tests keep their keys.
 pub const PREFIX: &str = "/test/network";
