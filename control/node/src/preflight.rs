@@ -6,7 +6,8 @@ use overlay::tun;
 use overlay::underlay::udp;
 use tokio::time::Instant;
 
-use super::{NodeError, NodeOptions};
+use crate::error::NodeError;
+use crate::options::NodeOptions;
 use crate::plan::Plan;
 use crate::takeover;
 use overlay_host::{forwarding, link};

@@ -17,8 +17,9 @@ use overlay::underlay::{port, udp, whole};
 use overlay_wire::Format;
 use tracing::{debug, warn};
 
-use super::{NodeError, NodeOptions};
+use crate::error::NodeError;
 use crate::io::{self, Without};
+use crate::options::NodeOptions;
 use crate::path_mtu::PathMtus;
 use crate::ping::{Ping, Pings};
 use crate::plan::Plan;
