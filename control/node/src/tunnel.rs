@@ -13,7 +13,9 @@ use overlay::path_mtu::Prober;
 use overlay::peer_state::{PeerState, PeerTotals};
 use overlay::stats::Totals;
 use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
-use overlay::underlay::{port, udp, whole};
+use overlay::tun::{self, TunQueue};
+use overlay::underlay::whole::{self, TapQueue};
+use overlay::underlay::{port, udp};
 use overlay_wire::Format;
 use tracing::{debug, warn};
 
@@ -161,13 +163,7 @@ impl Tunnel {
         let queues = inherited.queues(&desired.device);
         // Then address and route are there, and what has arrived meanwhile is not to wait for a look at them.
         let goes_on = !queues.is_empty();
-        if !goes_on && link::is_open(&desired.device).await? {
-            return Err(NodeError::DeviceTaken(desired.device.clone()));
-        }
-        let queues = overlay::tun::open(&desired.device, options.queues, &offloads, queues)?;
-        if let Err(error) = overlay::tun::steer_by_flow(&queues) {
-            warn!(device = desired.device, %error, "flows cannot be tied to queues: one may be reordered when it begins");
-        }
+        let queues = open_device(&desired.device, options.queues, &offloads, queues).await?;
         let mut lacking = Vec::new();
         if !goes_on {
             lacking.extend(configure(desired).await.err());
@@ -177,22 +173,9 @@ impl Tunnel {
         let peers = leases.beyond(&addresses);
         let (local, peers) = network(plan, wire, &peers, addresses);
         let table = SharedTable::new(PeerTable::new(local, peers));
-        let taps = match plan.tap() {
-            Some(name) => {
-                let earlier = inherited.tap(&name);
-                let underlay = (plan.underlay.name.as_str(), plan.underlay.index);
-                whole::open(&name, options.queues, underlay, &offloads, earlier)
-            }
-            None => Vec::new(),
-        };
-        if taps.is_empty() {
-            // Also where the backend has no use for one.
-            offloads.switch_off(Offload::TunnelGso);
-        }
+        let taps = open_taps(plan, options.queues, &offloads, inherited);
         let spread_source_ports =
             options.spread_source_ports.unwrap_or(matches!(wire.0, Format::Vxlan { .. }));
-        // Until it is known that no rule of the host would see what goes past it.
-        offloads.hold(Offload::TunnelGso);
         let has_tap = !taps.is_empty();
         let pings = Arc::<Pings>::default();
         let (port, without_rings) = io::open(options.io, &plan.underlay, listen, inherited).await;
@@ -239,6 +222,41 @@ impl Tunnel {
         lacking.extend(tunnel.watch_paths().err());
         Ok((tunnel, lacking))
     }
+}
+
+/// Opens the device with as many queues, or goes on with those that an earlier node had open.
+async fn open_device(
+    device: &str,
+    count: usize,
+    offloads: &Offloads,
+    earlier: Vec<TunQueue>,
+) -> Result<Vec<TunQueue>, NodeError> {
+    if earlier.is_empty() && link::is_open(device).await? {
+        return Err(NodeError::DeviceTaken(device.to_owned()));
+    }
+    let queues = tun::open(device, count, offloads, earlier)?;
+    if let Err(error) = tun::steer_by_flow(&queues) {
+        warn!(device, %error, "flows cannot be tied to queues: one may be reordered when it begins");
+    }
+    Ok(queues)
+}
+
+/// Opens the TAP by which super-packets leave whole, where the backend has a use for one; none if they do not.
+fn open_taps(plan: &Plan, count: usize, offloads: &Offloads, inherited: &mut Inherited) -> Vec<TapQueue> {
+    let taps = match plan.tap() {
+        Some(name) => {
+            let earlier = inherited.tap(&name);
+            let underlay = (plan.underlay.name.as_str(), plan.underlay.index);
+            whole::open(&name, count, underlay, offloads, earlier)
+        }
+        None => Vec::new(),
+    };
+    if taps.is_empty() {
+        offloads.switch_off(Offload::TunnelGso);
+    }
+    // Until it is known that no rule of the host would see what goes past it.
+    offloads.hold(Offload::TunnelGso);
+    taps
 }
 
 fn by(underlay: &Underlay) -> By {
