@@ -1,12 +1,19 @@
 //! The store that the flags name.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::task::{JoinError, spawn_blocking};
 
-use super::{FlagError, Flags, StoreKind};
+use crate::endpoints::endpoints;
+use crate::flags::Flags;
+use crate::go::FlagError;
+use crate::values::StoreKind;
+use overlay_api::config::Setting;
 use overlay_leases::meters::StoreMeter;
-use overlay_leases::store::{DirStore, EtcdStore, LeaseStore, StoreAddresses, StoreError};
+use overlay_leases::store::{
+    Access, DirStore, EtcdStore, IdentityFiles, LeaseStore, StoreAddresses, StoreError, User,
+};
 
 /// A store cannot be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +30,25 @@ pub enum ConnectError {
 }
 
 impl Flags {
+    /// What the connection to etcd is secured with.
+    ///
+    /// # Errors
+    /// A flag without the one that belongs to it.
+    pub fn etcd_access(&self) -> Result<Access, FlagError> {
+        // Given as nothing, as units made from templates do, is not given.
+        let file = |flag: &Option<PathBuf>| flag.clone().filter(|path| !path.as_os_str().is_empty());
+        let name = self.etcd_username.clone().filter(|name| !name.is_empty());
+        let password = self.etcd_password.clone().filter(|password| !password.0.is_empty());
+        let certificate = ("etcd-certfile", file(&self.etcd_certfile));
+        let identity = together(certificate, ("etcd-keyfile", file(&self.etcd_keyfile)))?;
+        let user = together(("etcd-username", name), ("etcd-password", password))?;
+        Ok(Access {
+            ca: file(&self.etcd_cafile),
+            identity: identity.map(|(certificate, key)| IdentityFiles { certificate, key }),
+            user: user.map(|(name, password)| User { name, password }),
+        })
+    }
+
     /// The store that the flags name, measured by `meter`.
     ///
     /// Also says whether its certificates can be used as they are now; they may be put right later.
@@ -54,6 +80,100 @@ impl Flags {
         match &self.store {
             StoreKind::Etcd => StoreAddresses::follow(&self.etcd_endpoints.0).await,
             StoreKind::Dir(_) => StoreAddresses::default(),
+        }
+    }
+
+    /// The same with the store that is described as `store` ([`describe`](overlay_leases::store::LeaseStore::describe)); nothing
+    /// if they name one themselves.
+    #[must_use]
+    pub fn with_store(&self, store: &str) -> Option<Self> {
+        let names_store = |setting: &Setting| {
+            setting.given && matches!(setting.name.as_str(), "store" | "etcd-endpoints" | "etcd-prefix")
+        };
+        if self.settings.iter().any(names_store) {
+            return None;
+        }
+        let mut flags = self.clone();
+        match store.split_once(' ')? {
+            ("dir", path) => flags.store = StoreKind::Dir(path.into()),
+            ("etcd", place) => {
+                let (urls, prefix) = place.split_once(' ')?;
+                flags.etcd_endpoints = endpoints(urls).ok()?;
+                prefix.clone_into(&mut flags.etcd_prefix);
+            }
+            _ => return None,
+        }
+        Some(flags)
+    }
+}
+
+/// Both or neither of two flags.
+fn together<A, B>(
+    (one, a): (&str, Option<A>),
+    (other, b): (&str, Option<B>),
+) -> Result<Option<(A, B)>, FlagError> {
+    let alone = |given: &str, missing: &str| {
+        FlagError::Syntax(format!("the flag --{given} is given without --{missing}: they belong together"))
+    };
+    match (a, b) {
+        (Some(a), Some(b)) => Ok(Some((a, b))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(alone(one, other)),
+        (None, Some(_)) => Err(alone(other, one)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reading::tests::parse;
+
+    #[test]
+    fn etcd_is_reached_by_certificates_and_a_user() {
+        let flags = parse(
+            &[
+                "-etcd-endpoints=https://a:2379,http://b:2379",
+                "-etcd-cafile=/ca.pem",
+                "-etcd-certfile",
+                "/cert.pem",
+            ],
+            &[
+                ("FLANNELD_ETCD_KEYFILE", "/key.pem"),
+                ("FLANNELD_ETCD_USERNAME", "flannel"),
+                ("FLANNELD_ETCD_PASSWORD", "secret"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(flags.etcd_endpoints.0, ["https://a:2379", "http://b:2379"]);
+        let access = flags.etcd_access().unwrap();
+        assert_eq!(access.ca, Some("/ca.pem".into()));
+        let identity = IdentityFiles { certificate: "/cert.pem".into(), key: "/key.pem".into() };
+        assert_eq!(access.identity, Some(identity));
+        let user = access.user.unwrap();
+        assert_eq!((user.name.as_str(), user.password.0.as_str()), ("flannel", "secret"));
+        assert!(!format!("{flags:?}").contains("secret"), "{flags:?}");
+        let nothing =
+            ["-etcd-cafile=", "-etcd-certfile=", "-etcd-keyfile=", "-etcd-username=", "-etcd-password="];
+        assert_eq!(parse(&nothing, &[]).unwrap().etcd_access().unwrap(), Access::default());
+    }
+
+    #[test]
+    fn a_store_that_no_flag_names_may_be_that_of_an_earlier_run() {
+        let with = |args: &[&str], store: &str| {
+            let flags = parse(args, &[]).unwrap().with_store(store)?;
+            Some((flags.store, flags.etcd_endpoints.0.join(","), flags.etcd_prefix))
+        };
+        let dir = |path: &str| StoreKind::Dir(path.into());
+        assert_eq!(with(&[], "dir /var/lib/my overlay").unwrap().0, dir("/var/lib/my overlay"));
+        let etcd = "etcd https://a:2379,http://b:2379 /my/net";
+        let (kind, urls, prefix) = with(&["-iface=eth0"], etcd).unwrap();
+        assert_eq!(kind, StoreKind::Etcd);
+        assert_eq!((urls.as_str(), prefix.as_str()), ("https://a:2379,http://b:2379", "/my/net"));
+        for args in [["--store=etcd"], ["-etcd-endpoints=http://c:2379"], ["-etcd-prefix=/other"]] {
+            assert_eq!(with(&args, etcd), None, "{args:?}");
+        }
+        for unreadable in ["", "etcd", "consul http://a"] {
+            assert_eq!(with(&[], unreadable), None, "{unreadable}");
         }
     }
 }

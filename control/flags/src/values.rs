@@ -9,7 +9,7 @@ use nix::unistd::Group;
 use overlay::offload::Offload;
 use regex::Regex;
 
-use super::parse_bool;
+use crate::go::parse_bool;
 use overlay_leases::lease::is_one_host;
 use overlay_leases::store::Password;
 
