@@ -13,13 +13,14 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
-use super::DaemonError;
 use super::earlier::Earlier;
+use super::error::DaemonError;
 use super::hints::Hints;
-use super::options;
+use super::options::options;
 use super::report::Shared;
 use super::rules::problem as of_host;
 use super::saving::Files;
+use super::underlay;
 use crate::metrics::Repaired;
 use crate::problems::Part;
 use overlay_api::status::LeaseState;
@@ -497,10 +498,8 @@ impl Keeper {
                 }
             }
             Err(error) => {
-                let Underlay { name, address, .. } = &self.means.underlay;
-                let text =
-                    format!("the interface {name} with the address {address} is not as it was: {error}");
-                self.means.problems.report(Part::Underlay, Some(Problem::new("underlay", text)));
+                let problem = underlay::problem(&self.means.underlay, &error);
+                self.means.problems.report(Part::Underlay, Some(problem));
             }
         }
         self.retry.hasten();
@@ -527,7 +526,7 @@ impl Keeper {
 
     /// Makes `underlay` the interface to the other nodes. They learn of it by our lease, which keeps its subnet.
     async fn move_to(&mut self, underlay: Underlay) {
-        super::tell_underlay(&underlay, "the interface to the other nodes has changed");
+        underlay::tell(&underlay, "the interface to the other nodes has changed");
         self.means.underlay = underlay;
         self.means.public_ip.send_replace(self.means.underlay.public_ip);
         self.build().await;

@@ -18,10 +18,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use overlay::confine::Confinement;
 use overlay::handover::Inherited;
-use overlay::ingress::SourceCheck;
-use overlay::priority::Priority;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -35,65 +32,40 @@ use crate::page::Page;
 use crate::privileges;
 use crate::problems::{Part, Problems};
 use crate::socket::Facts;
-use overlay_flags::{ConnectError, Flags, SourceCheckFlag};
-use overlay_host::iface::{self, IfaceError, IfaceSpec, Underlay};
+use overlay_flags::Flags;
+use overlay_host::iface::{self, IfaceSpec};
 use overlay_host::link::HostChanges;
 use overlay_host::reconcile::Reconcile;
-use overlay_host::{HostError, Masquerade};
 use overlay_leases::lease::{Ground, HostFacts, LeaseBackend};
 use overlay_leases::membership::{Membership, MembershipError, Standing, Terms, View};
 use overlay_leases::meters::Meters;
 use overlay_leases::netconf::NetworkConfig;
 use overlay_leases::store::MAX_KEYS;
-use overlay_leases::store::{StoreAddresses, StoreError, is_same_store};
-use overlay_node::NodeOptions;
-use overlay_node::plan::HostOptions;
+use overlay_leases::store::is_same_store;
 use overlay_node::service_manager;
 use overlay_support::problem::Problem;
 
 mod earlier;
+mod error;
 mod hints;
 mod host_facts;
 mod keeper;
+mod options;
 mod report;
 mod rules;
 mod saving;
 mod serving;
+mod underlay;
 mod watchdog;
 
 use earlier::Earlier;
+pub use error::DaemonError;
 use keeper::{Inbox, Keeper, Means};
 use report::{Restored, Shared};
 use rules::Rules;
 use saving::{Files, Left};
 use serving::Serving;
 use watchdog::Watchdog;
-
-/// Why the daemon cannot start, or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// No interface to the other nodes.
-    #[error(transparent)]
-    Iface(#[from] IfaceError),
-    /// The store cannot be used at all.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// Nor can it with the certificates that there are.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// There is no network that this host could run, and none that it runs.
-    #[error(transparent)]
-    Membership(#[from] MembershipError),
-    /// The host cannot be watched.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// Signals cannot be received.
-    #[error("cannot wait for signals: {0}")]
-    Signals(std::io::Error),
-    /// A worker has given up.
-    #[error("{0}")]
-    Worker(String),
-}
 
 /// Runs the daemon until SIGTERM or SIGINT. SIGHUP has it apply the network configuration as it is then.
 ///
@@ -196,7 +168,7 @@ impl Daemon {
         let earlier = left.state.as_ref().map(|(saved, _)| saved.public_ip);
         let spec = IfaceSpec { earlier, ..flags.iface_spec() };
         let underlay = iface::choose(&spec).await?;
-        tell_underlay(&underlay, "interface chosen");
+        underlay::tell(&underlay, "interface chosen");
         let (store, usable) = flags.connect_store(&meters.store).await?;
         let store_name = store.describe();
         let addresses = flags.store_addresses().await;
@@ -369,42 +341,6 @@ fn terms(flags: &Flags, left: &Left, saved: Option<&View>, public_ip: Ipv4Addr) 
     }
 }
 
-/// What nodes are made by, as `flags` ask.
-fn options(
-    flags: &Flags,
-    confinement: Confinement,
-    priority: Priority,
-    stores: StoreAddresses,
-) -> NodeOptions {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    NodeOptions {
-        host: HostOptions {
-            masquerade: Masquerade {
-                return_path: flags.return_path_masq,
-                ip_masq: flags.ip_masq,
-                fully_random: !flags.ip_masq_fully_random_disable,
-            },
-            forward_rules: flags.iptables_forward_rules,
-            firewall: flags.firewall,
-            blackhole: flags.ip_blackhole_route,
-        },
-        source_check: match flags.source_check {
-            SourceCheckFlag::Strict => SourceCheck::Strict,
-            SourceCheckFlag::Loose => SourceCheck::Loose,
-            SourceCheckFlag::Off => SourceCheck::Off,
-        },
-        queues: flags.queues.map_or(cpus.min(MAX_DEFAULT_QUEUES), usize::from),
-        offloads: flags.offload.0.clone(),
-        spread_source_ports: flags.source_port_spread,
-        stay_awake: Duration::from_micros(u64::from(flags.spin)),
-        pin: flags.pin,
-        io: flags.io,
-        confinement,
-        priority,
-        stores,
-    }
-}
-
 /// What an earlier process has left to us by way of the service manager.
 async fn inherit() -> Inherited {
     let inherited = Inherited::take().unwrap_or_else(|error| {
@@ -423,19 +359,6 @@ async fn inherit() -> Inherited {
     inherited
 }
 
-fn tell_underlay(underlay: &Underlay, what: &str) {
-    info!(
-        interface = underlay.name,
-        address = %underlay.address,
-        public_ip = %underlay.public_ip,
-        mtu = underlay.mtu,
-        reason = underlay.reason,
-        "{what}"
-    );
-}
-
-/// Queues by default: what the busiest node of a cluster has use for; more cost memory and wake-ups.
-const MAX_DEFAULT_QUEUES: usize = 8;
 /// How often it is looked whether the lease has outlived its time.
 const LEASE_LOOKS: Duration = Duration::from_secs(1);
 /// From the word to stop to the end of the process, at most.

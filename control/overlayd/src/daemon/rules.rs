@@ -10,7 +10,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::warn;
 
-use super::earlier;
 use super::report::Restored;
 use crate::metrics::Repaired;
 use crate::problems::{Part, Problems};
@@ -18,6 +17,8 @@ use overlay_host::firewall::{self, Firewall};
 use overlay_host::{Desired, HostError};
 use overlay_support::backoff::Backoff;
 use overlay_support::problem::Problem;
+
+mod stale;
 
 /// The task, as others see it.
 pub(super) struct Rules {
@@ -174,7 +175,7 @@ impl Task {
                     warn!(%error, device, "rules of the earlier device stay behind");
                 }
             }
-            Errand::Tidy(device) => earlier::remove_stale_rules(device).await,
+            Errand::Tidy(device) => stale::remove(device).await,
         }
     }
 }

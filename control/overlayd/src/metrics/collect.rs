@@ -10,30 +10,13 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
-use super::SampleSource;
-use super::peers::{PeerSample, Slots};
+use super::peers::Slots;
 use super::process::{unix, workers};
+use super::sample::{Sample, SampleSource};
 use super::writer::{About, Distribution, Writer};
 use overlay_api::reach::Way;
 use overlay_api::status::{BackendStatus, LeaseState, Status};
 use overlay_leases::meters::LeaseMeter;
-
-/// What there is to tell at one moment.
-#[derive(Debug, Clone, Default)]
-pub struct Sample {
-    /// The node's state; none while there is no node.
-    pub status: Option<Status>,
-    /// The counters of all egress workers together, and of all ingress workers.
-    pub totals: Option<(Totals, Totals)>,
-    /// The peers of the tunnel.
-    pub peers: Vec<PeerSample>,
-    /// What the operator wants the kernel to do.
-    pub offloads: Vec<Offload>,
-    /// What keeps the node from being ready; unknown before the first look.
-    pub problems: Option<Vec<String>>,
-    /// Whether the store's changes are being followed.
-    pub store_connected: bool,
-}
 
 pub(super) struct State {
     source: SampleSource,

@@ -7,6 +7,7 @@ mod collect;
 mod host;
 mod peers;
 mod process;
+mod sample;
 mod writer;
 
 use std::sync::Arc;
@@ -21,12 +22,9 @@ use prometheus_client::registry::Registry;
 
 use overlay_leases::meters::Meters;
 
-pub use collect::Sample;
 pub use host::{HostMeter, Repaired};
 pub use peers::PeerSample;
-
-/// Where a scrape finds what there is to tell at that moment.
-pub type SampleSource = Arc<dyn Fn() -> Sample + Send + Sync>;
+pub use sample::{Sample, SampleSource};
 
 /// All metrics of this daemon.
 #[derive(Debug, Clone)]

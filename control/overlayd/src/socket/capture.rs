@@ -12,7 +12,7 @@ use overlay::capture::{Capturing, Filter, Layer, MOST, Tap};
 use overlay::peer_state::Direction;
 use tokio::sync::mpsc;
 
-use super::{Source, not_yet};
+use super::source::{Source, not_yet};
 use overlay_api::capture::Question;
 use overlay_api::pcapng;
 

@@ -5,58 +5,20 @@
 mod answers;
 pub mod capture;
 pub mod ping;
+mod source;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use overlay::offload::Offload;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use crate::connections::{self, Limits};
-use overlay_api::config::Setting;
-use overlay_api::status::Status;
-use overlay_leases::membership::View;
-use overlay_leases::store::LeaseStore;
-use overlay_node::Node;
 
-/// Where the answers come from: `None` while the data plane is being rebuilt.
-pub trait Source: Send + Sync {
-    /// All there is to tell at this moment.
-    fn status(&self) -> Option<Status>;
-
-    /// The running node, for what takes longer than a look.
-    fn node(&self) -> Option<Arc<Node>>;
-
-    /// What the store said last.
-    fn view(&self) -> Option<View>;
-
-    /// What does not change while the daemon runs.
-    fn facts(&self) -> Option<Arc<Facts>>;
-
-    /// Why there is no answer, if there is none.
-    fn excuse(&self) -> String {
-        "the data plane is being rebuilt".to_owned()
-    }
-}
-
-/// What a daemon was started with.
-pub struct Facts {
-    /// When it started.
-    pub started: Instant,
-    /// Where leases live.
-    pub store: Arc<dyn LeaseStore>,
-    /// Its flags.
-    pub settings: Vec<Setting>,
-    /// The offloads that were asked for.
-    pub offloads: Vec<Offload>,
-}
+pub use source::{Facts, Source};
 
 /// A control socket being served. Dropping it ends the service and removes the file.
 #[derive(Debug)]
@@ -111,13 +73,12 @@ impl Drop for ControlSocket {
     }
 }
 
-fn not_yet(source: &dyn Source) -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, source.excuse()).into_response()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use overlay_api::status::Status;
+    use overlay_leases::membership::View;
+    use overlay_node::Node;
 
     struct Nothing;
 

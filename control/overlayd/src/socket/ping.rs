@@ -13,7 +13,7 @@ use overlay::echo;
 use overlay::peer_state::PeerFlag;
 use serde::Deserialize;
 
-use super::{Source, not_yet};
+use super::source::{Source, not_yet};
 use overlay_api::ping::Answer;
 
 /// What is asked.

@@ -16,7 +16,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 
-use super::{Facts, Source, capture, not_yet, ping};
+use super::source::{Facts, Source, not_yet};
+use super::{capture, ping};
 use overlay_api::config::Config;
 use overlay_node::Node;
 
