@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Finding;
+use super::finding::Finding;
 use crate::cleanup;
 use overlay_api::path;
 use overlay_host::HostError;
@@ -66,7 +66,7 @@ const WANTED: &str = "/etc/systemd/system/multi-user.target.wants/overlayd.servi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnose::check::Level;
+    use crate::diagnose::check::finding::Level;
 
     #[test]
     fn a_daemon_that_should_run_and_does_not_is_an_error() {

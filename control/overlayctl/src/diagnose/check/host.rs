@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{Finding, Level};
+use super::finding::{Finding, Level};
 use crate::diagnose::kernel::{Kernel, rp_filter, sysctl};
 use overlay_api::reach::Way;
 use overlay_api::status::{BackendStatus, DeviceStatus, Status};

@@ -2,7 +2,7 @@
 
 use ipnet::Ipv4Net;
 
-use super::Finding;
+use super::finding::Finding;
 use overlay_api::reach::Routed;
 
 /// What it means that so much of `network` is routed.
@@ -22,7 +22,7 @@ pub(super) fn finding(network: Ipv4Net, routed: &Routed) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnose::check::Level;
+    use crate::diagnose::check::finding::Level;
 
     #[test]
     fn what_may_leave_in_the_clear_is_a_warning_and_names_the_cause() {

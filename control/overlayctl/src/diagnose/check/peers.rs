@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
-use super::{Finding, Level};
+use super::finding::{Finding, Level};
 use crate::diagnose::trace::{Question, trace};
 use crate::diagnose::{icmp, ping};
 use overlay_api::reach::Way;

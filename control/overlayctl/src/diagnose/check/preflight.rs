@@ -5,7 +5,8 @@ use std::path::Path;
 
 use overlay::underlay::udp;
 
-use super::{Finding, network};
+use super::finding::Finding;
+use super::network;
 use crate::diagnose::kernel::Kernel;
 use overlay_flags::Flags;
 use overlay_host::HostError;
