@@ -6,11 +6,9 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use overlay::forwarder::OnFailure;
 use overlay::handover::Inherited;
-use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use super::earlier::Earlier;
@@ -43,11 +41,15 @@ use overlay_support::claim::{self, Claim};
 use overlay_support::problem::Problem;
 
 mod deadline;
+mod failures;
 mod means;
+mod ready;
 mod retry;
 
 use deadline::Deadline;
+use failures::{Failure, Failures};
 pub(super) use means::{Inbox, Means};
+use ready::Ready;
 use retry::Retry;
 
 /// The task.
@@ -59,10 +61,7 @@ pub(super) struct Keeper {
     good: Option<(Plan, Admitted)>,
     /// What there is to be: the latest view.
     view: Option<(View, LeaseState)>,
-    /// How many nodes have been built: a worker's last words concern the node that it belonged to.
-    generation: u64,
-    failed: mpsc::UnboundedSender<Failure>,
-    failures: mpsc::UnboundedReceiver<Failure>,
+    failures: Failures,
     retry: Retry,
     /// Until when a process before this one may be about to end.
     predecessor: Option<Instant>,
@@ -72,17 +71,7 @@ pub(super) struct Keeper {
     saved: Option<SavedState>,
     /// What has been said about dropped packets.
     hints: Hints,
-    /// Tells the service manager that we are ready.
-    ready: Option<JoinHandle<()>>,
-    /// Whether the store has had its say.
-    confirmed: watch::Sender<bool>,
-}
-
-/// A worker has given up.
-struct Failure {
-    generation: u64,
-    worker: String,
-    error: std::io::Error,
+    ready: Ready,
 }
 
 /// Has the claim to `device` among `claims`, if nobody else has it.
@@ -95,7 +84,6 @@ fn take_claim(claims: &mut Vec<Claim>, device: &str) -> Result<(), NodeError> {
 
 impl Keeper {
     pub(super) fn new(means: Means) -> Self {
-        let (failed, failures) = mpsc::unbounded_channel();
         means.problems.note(Part::Node, Some(Problem::of("nothing is forwarded yet")));
         Self {
             options: options(
@@ -108,16 +96,13 @@ impl Keeper {
             running: None,
             good: None,
             view: None,
-            generation: 0,
-            failed,
-            failures,
+            failures: Failures::new(),
             retry: Retry::new(),
             predecessor: None,
             claims: Vec::new(),
             saved: None,
             hints: Hints::default(),
-            ready: None,
-            confirmed: watch::channel(false).0,
+            ready: Ready::new(),
         }
     }
 
@@ -143,7 +128,7 @@ impl Keeper {
                     }
                 }
                 Some(question) = inbox.questions.recv() => self.answer(question).await,
-                Some(failure) = self.failures.recv() => {
+                failure = self.failures.next() => {
                     if let Err(error) = self.worker_failed(failure).await {
                         break Err(error);
                     }
@@ -179,7 +164,7 @@ impl Keeper {
             self.save();
         }
         if state != LeaseState::Saved {
-            self.confirmed.send_replace(true);
+            self.ready.confirm();
         }
     }
 
@@ -382,12 +367,7 @@ impl Keeper {
 
     /// Starts a node with `peers`; none runs.
     async fn start(&mut self, plan: Plan, peers: Admitted) -> Result<(), NodeError> {
-        self.generation += 1;
-        let (generation, failed) = (self.generation, self.failed.clone());
-        let on_failure: OnFailure = Arc::new(move |worker: &str, error: std::io::Error| {
-            // The receiver is gone only when the daemon is stopping anyway.
-            let _ = failed.send(Failure { generation, worker: worker.to_owned(), error });
-        });
+        let on_failure = self.failures.of_next_node();
         let started = Node::start(plan, &self.options, &peers, &on_failure, &mut self.means.inherited).await;
         let (node, lacking) = match started {
             Ok((node, lacking)) => (Arc::new(node), lacking),
@@ -422,23 +402,9 @@ impl Keeper {
         self.means.running.send_replace(Some((plan.config.clone(), plan.subnet)));
         self.shared().node = Arc::downgrade(&node);
         self.running = Some(node);
-        self.tell_ready();
-        Ok(())
-    }
-
-    /// Tells the service manager that we are ready, once the subnet file says what it is to say, or cannot: who waits
-    /// for us reads it, docker's options above all. So the store is to have its say before, if it answers soon.
-    fn tell_ready(&mut self) {
-        let mut confirmed = self.confirmed.subscribe();
         let (written, served) = (self.means.files.subnet_file_tried(), self.means.serving.socket_tried());
-        let ready = tokio::spawn(async move {
-            let _ = timeout(STORE_PATIENCE, confirmed.wait_for(|confirmed| *confirmed)).await;
-            tokio::join!(written, served);
-            service_manager::ready();
-        });
-        if let Some(before) = self.ready.replace(ready) {
-            before.abort();
-        }
+        self.ready.tell_after(written, served);
+        Ok(())
     }
 
     /// Stops the node that runs, if one does, early enough for the next one to be built by `deadline`. That one goes on
@@ -463,11 +429,11 @@ impl Keeper {
 
     /// A worker that has lost its device is no reason to end; any other is.
     async fn worker_failed(&mut self, failure: Failure) -> Result<(), DaemonError> {
-        let Failure { generation, worker, error } = failure;
-        if generation != self.generation || self.running.is_none() {
+        if self.running.is_none() {
             return Ok(());
         }
-        if error.raw_os_error() != Some(EBADFD) {
+        if !failure.is_for_its_device() {
+            let Failure { worker, error } = failure;
             return Err(DaemonError::Worker(format!("worker {worker} cannot go on: {error}")));
         }
         if let Some(node) = &self.running {
@@ -596,10 +562,6 @@ async fn subscribed() -> HostChanges {
     }
 }
 
-/// A store that answers does so by then.
-const STORE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a process before this one may take to end.
 const PREDECESSOR: Duration = Duration::from_secs(5);
 const TAKEN_AGAIN: Duration = Duration::from_millis(20);
-/// What a TUN says once its device is gone (`drivers/net/tun.c`).
-const EBADFD: i32 = 77;

@@ -33,7 +33,6 @@ use crate::privileges;
 use crate::problems::{Part, Problems};
 use crate::socket::Facts;
 use overlay_flags::Flags;
-use overlay_host::iface::{self, IfaceSpec};
 use overlay_host::link::HostChanges;
 use overlay_host::reconcile::Reconcile;
 use overlay_leases::lease::{Ground, HostFacts, LeaseBackend};
@@ -41,7 +40,7 @@ use overlay_leases::membership::{Membership, MembershipError, Standing, Terms, V
 use overlay_leases::meters::Meters;
 use overlay_leases::netconf::NetworkConfig;
 use overlay_leases::store::MAX_KEYS;
-use overlay_leases::store::is_same_store;
+use overlay_leases::store::{LeaseStore, is_same_store};
 use overlay_node::service_manager;
 use overlay_support::problem::Problem;
 
@@ -166,20 +165,12 @@ impl Daemon {
         let left = Left::read(&flags.subnet_file).await;
         let changes = HostChanges::subscribe()?;
         let earlier = left.state.as_ref().map(|(saved, _)| saved.public_ip);
-        let spec = IfaceSpec { earlier, ..flags.iface_spec() };
-        let underlay = iface::choose(&spec).await?;
-        underlay::tell(&underlay, "interface chosen");
+        let (spec, underlay) = underlay::choose(&flags, earlier).await?;
         let (store, usable) = flags.connect_store(&meters.store).await?;
         let store_name = store.describe();
         let addresses = flags.store_addresses().await;
         let host = host_facts::follow(spec.clone(), underlay.clone(), addresses.clone()).await?;
-        let facts = Facts {
-            started: std::time::Instant::now(),
-            store: Arc::clone(&store),
-            settings: flags.settings.clone(),
-            offloads: flags.offload.0.clone(),
-        };
-        lock(&shared).set_facts(Arc::new(facts), store_name.clone());
+        lock(&shared).set_facts(facts(&flags, &store), store_name.clone());
         let saved = saved_view(&left, &store_name, underlay.public_ip, host.borrow().clone());
         // With a saved state, the node forwards while somebody puts the certificates right.
         if saved.is_none() {
@@ -298,6 +289,16 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 /// A task has panicked, which ends the process where it is built for use.
 fn task_failed(error: tokio::task::JoinError) -> DaemonError {
     DaemonError::Worker(format!("a task of the daemon has failed: {error}"))
+}
+
+/// What does not change while the daemon runs.
+fn facts(flags: &Flags, store: &Arc<dyn LeaseStore>) -> Arc<Facts> {
+    Arc::new(Facts {
+        started: std::time::Instant::now(),
+        store: Arc::clone(store),
+        settings: flags.settings.clone(),
+        offloads: flags.offload.0.clone(),
+    })
 }
 
 /// The state of an earlier run, if it is of this node and this network and still makes sense.

@@ -26,6 +26,7 @@ use overlay_api::status::{
 use overlay_leases::lease::{Lease, LeaseBackend};
 use overlay_leases::membership::View;
 use overlay_leases::netconf::Backend;
+use overlay_node::plan::Plan;
 use overlay_node::ways::Reached;
 use overlay_node::{Node, Tunnel};
 use overlay_support::problem::Problem;
@@ -167,14 +168,7 @@ impl Shared {
                 queues: tunnel.queues,
                 address: plan.overlay_address(),
             }),
-            backend: match plan.config.backend {
-                Backend::Udp { port } => BackendStatus::Udp { port },
-                Backend::Vxlan { vni, port, direct_routing, .. } => {
-                    BackendStatus::Vxlan { port, vni, vtep_mac: plan.vtep_mac.to_string(), direct_routing }
-                }
-                Backend::HostGw => BackendStatus::HostGw { interface: plan.underlay.name.clone() },
-                Backend::Alloc => BackendStatus::Alloc,
-            },
+            backend: backend(plan),
             network: plan.config.network,
             lease: LeaseStatus { subnet: plan.subnet, public_ip: plan.underlay.public_ip, state: *state },
             store: StoreStatus {
@@ -201,14 +195,7 @@ impl Shared {
                 .collect(),
             io: node.tunnel().map(io),
             priority: node.tunnel().map(|tunnel| priority(tunnel.forwarder())),
-            source_check: node.tunnel().map(|tunnel| {
-                match tunnel.source_check {
-                    SourceCheck::Strict => "strict",
-                    SourceCheck::Loose => "loose",
-                    SourceCheck::Off => "off",
-                }
-                .to_owned()
-            }),
+            source_check: node.tunnel().map(|tunnel| source_check(tunnel.source_check).to_owned()),
             return_path_masq: node.masquerades_return_path(),
             forward_rules: node.accepts_forwarding(),
             counters: Directions { egress: Counters::from(&egress), ingress: Counters::from(&ingress) },
@@ -220,6 +207,26 @@ impl Shared {
             icmp_sent: egress.icmp_sent + ingress.icmp_sent,
             host: HostStatus { restored: self.restored.count.load(Relaxed), problems: self.problems.texts() },
         })
+    }
+}
+
+fn backend(plan: &Plan) -> BackendStatus {
+    match plan.config.backend {
+        Backend::Udp { port } => BackendStatus::Udp { port },
+        Backend::Vxlan { vni, port, direct_routing, .. } => {
+            BackendStatus::Vxlan { port, vni, vtep_mac: plan.vtep_mac.to_string(), direct_routing }
+        }
+        Backend::HostGw => BackendStatus::HostGw { interface: plan.underlay.name.clone() },
+        Backend::Alloc => BackendStatus::Alloc,
+    }
+}
+
+/// As its flag names it.
+fn source_check(check: SourceCheck) -> &'static str {
+    match check {
+        SourceCheck::Strict => "strict",
+        SourceCheck::Loose => "loose",
+        SourceCheck::Off => "off",
     }
 }
 

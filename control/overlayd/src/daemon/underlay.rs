@@ -1,9 +1,26 @@
-//! The interface to the other nodes, for people.
+//! The interface to the other nodes: chosen, and told of.
+
+use std::net::Ipv4Addr;
 
 use tracing::info;
 
-use overlay_host::iface::{IfaceError, Underlay};
+use overlay_flags::Flags;
+use overlay_host::iface::{self, IfaceError, IfaceSpec, Underlay};
 use overlay_support::problem::Problem;
+
+/// The one that `flags` ask for, with what they ask; an `earlier` run may have had this address.
+///
+/// # Errors
+/// There is none.
+pub(super) async fn choose(
+    flags: &Flags,
+    earlier: Option<Ipv4Addr>,
+) -> Result<(IfaceSpec, Underlay), IfaceError> {
+    let spec = IfaceSpec { earlier, ..flags.iface_spec() };
+    let underlay = iface::choose(&spec).await?;
+    tell(&underlay, "interface chosen");
+    Ok((spec, underlay))
+}
 
 /// Says which it is, and why.
 pub(super) fn tell(underlay: &Underlay, what: &str) {
