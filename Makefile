@@ -29,7 +29,7 @@ SANITIZED := RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=address --cfg sanitized' C
 SANITIZED_TESTS := first_light spoofing restart tunnel_gso xdp
 AARCH64 := aarch64-unknown-linux-gnu
 # Crates whose modules use each other in no circle.
-ACYCLIC := $(patsubst %/Cargo.toml,%,$(filter-out %/fuzz/Cargo.toml,$(wildcard overlay/*/Cargo.toml control/*/Cargo.toml)))
+ACYCLIC := $(patsubst %/src/lib.rs,%,$(filter-out %/fuzz/src/lib.rs,$(wildcard overlay/*/src/lib.rs control/*/src/lib.rs)))
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
