@@ -241,7 +241,7 @@ async fn open_device(
     Ok(queues)
 }
 
-/// Opens the TAP by which super-packets leave whole, where the backend has a use for one; none if they do not.
+/// Opens the TAP by which super-packets leave whole; none where it cannot be had, or the backend has no use for one.
 fn open_taps(plan: &Plan, count: usize, offloads: &Offloads, inherited: &mut Inherited) -> Vec<TapQueue> {
     let taps = match plan.tap() {
         Some(name) => {
