@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use overlay::SetupError;
 use overlay::handover::Inherited;
 use overlay::underlay::port::{self, Attach, Interface, Link, Port, Wanted};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -33,15 +34,21 @@ pub enum Io {
 pub struct Without {
     /// For people.
     pub reason: String,
-    /// The interface, if it is only that somebody has its queues.
-    taken: Option<Interface>,
+    /// What was wanted, if it is only that somebody has the queues.
+    taken: Option<(Interface, Wanted)>,
 }
 
 impl Without {
-    /// Whether the rings can be had now, as far as can be told.
+    /// Whether somebody has the queues, who may give them up.
     #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.taken.as_ref().is_some_and(port::are_queues_free)
+    pub fn is_for_now(&self) -> bool {
+        self.taken.is_some()
+    }
+
+    /// Whether the queues are free now. Looking takes them for a moment: rings are to be opened some time later.
+    pub async fn is_over(&self) -> bool {
+        let Some((interface, wanted)) = self.taken.clone() else { return false };
+        spawn_blocking(move || port::are_queues_free(&interface, wanted)).await.unwrap_or(false)
     }
 }
 
@@ -75,7 +82,8 @@ pub async fn open(
         // It is in the driver, and to go first.
         service_manager::forget().await;
     }
-    match patiently(&interface, listen, Wanted { attach, zero_copy_only }, &mut earlier).await {
+    let wanted = Wanted { attach, zero_copy_only };
+    match patiently(&interface, listen, wanted, &mut earlier).await {
         Ok(port) => {
             let state = port.state();
             let (interface, queues) = (&state.interface.name, state.interface.queues);
@@ -89,7 +97,7 @@ pub async fn open(
             (Some(port), None)
         }
         Err(error) => {
-            let taken = port::is_taken(&error).then_some(interface);
+            let taken = port::is_taken(&error).then_some((interface, wanted));
             (None, Some(without(io, error.to_string(), taken)))
         }
     }
@@ -115,7 +123,7 @@ async fn patiently(
     }
 }
 
-fn without(io: Io, reason: String, taken: Option<Interface>) -> Without {
+fn without(io: Io, reason: String, taken: Option<(Interface, Wanted)>) -> Without {
     if io == Io::Auto {
         info!(reason, "the overlay goes by sockets");
     } else {

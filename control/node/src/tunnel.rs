@@ -75,15 +75,11 @@ impl Tunnel {
         self.table.current().hops().filter(|hop| hop.state.next_hop().is_some()).count()
     }
 
-    /// Why it should be made anew, with other rings, if it should.
+    /// Whether the rings are no longer those of the interface, which has another number of queues now.
     #[must_use]
-    pub fn wants_other_rings(&self) -> Option<&'static str> {
-        match self.forwarder.port().map(|port| &port.interface) {
-            Some(interface) => (port::receive_queues(&interface.name) != interface.queues)
-                .then_some("the interface has another number of queues"),
-            None => (self.without_rings.as_ref().is_some_and(Without::is_over))
-                .then_some("the interface's queues are free now"),
-        }
+    pub fn has_outdated_rings(&self) -> bool {
+        let interface = self.forwarder.port().map(|port| &port.interface);
+        interface.is_some_and(|interface| port::receive_queues(&interface.name) != interface.queues)
     }
 
     /// Asks the daemon of the node whose overlay device has the address `peer` for an echo of `len` bytes.
@@ -263,7 +259,7 @@ fn by(underlay: &Underlay) -> By {
     By { interface: underlay.index, mtu: underlay.mtu, source: underlay.address }
 }
 
-/// Brings the tunnel's device, its route and the host's settings for it to the wanted state. Returns what was
+/// Brings the tunnel's device, its address and the host's settings for it to the wanted state. Returns what was
 /// not so, for people.
 pub(super) async fn configure(desired: &Desired) -> Result<Vec<String>, HostError> {
     let applied = link::apply(desired).await;

@@ -45,12 +45,14 @@ mod failures;
 mod means;
 mod ready;
 mod retry;
+mod rings;
 
 use deadline::Deadline;
 use failures::{Failure, Failures};
 pub(super) use means::{Inbox, Means};
 use ready::Ready;
 use retry::Retry;
+use rings::Rings;
 
 /// The task.
 pub(super) struct Keeper {
@@ -63,6 +65,7 @@ pub(super) struct Keeper {
     view: Option<(View, LeaseState)>,
     failures: Failures,
     retry: Retry,
+    rings: Rings,
     /// Until when a process before this one may be about to end.
     predecessor: Option<Instant>,
     /// What no other daemon of this host may keep meanwhile: that of the node, and of those that were thought of.
@@ -98,6 +101,7 @@ impl Keeper {
             view: None,
             failures: Failures::new(),
             retry: Retry::new(),
+            rings: Rings::new(),
             predecessor: None,
             claims: Vec::new(),
             saved: None,
@@ -511,9 +515,9 @@ impl Keeper {
 
     /// What others have taken away is put back. A lasting problem is told once.
     async fn sync_host(&mut self, touched: Touched) {
-        let tunnel = self.running.as_ref().and_then(|node| node.tunnel());
         if !self.retry.is_pending()
-            && let Some(why) = tunnel.and_then(Tunnel::wants_other_rings)
+            && let Some(tunnel) = self.running.as_ref().and_then(|node| node.tunnel())
+            && let Some(why) = self.rings.why_others(tunnel).await
         {
             info!(interface = self.means.underlay.name, why, "new rings");
             self.build().await;

@@ -53,6 +53,16 @@ pub struct Wanted {
     pub zero_copy_only: bool,
 }
 
+impl Wanted {
+    fn binding(self) -> Binding {
+        match self {
+            Self { attach: Attach::Generic, .. } => Binding::Copy,
+            Self { zero_copy_only: true, .. } => Binding::ZeroCopy,
+            _ => Binding::Best,
+        }
+    }
+}
+
 /// An interface whose packets for us come by rings.
 pub struct Port {
     pub(crate) mtu: u32,
@@ -89,12 +99,14 @@ pub fn receive_queues(name: &str) -> u32 {
     ethtool::receive_queues(name).unwrap_or(1).max(1)
 }
 
-/// Whether nobody has any of the interface's queues: each takes an XDP socket, which is closed again at once.
+/// Whether nobody has any of the interface's queues: each takes an XDP socket, which is closed again. The kernel may take
+/// a moment for that.
 #[must_use]
-pub fn are_queues_free(interface: &Interface) -> bool {
+pub fn are_queues_free(interface: &Interface, wanted: Wanted) -> bool {
     let Ok(frame) = frame_len(interface) else { return false };
     let sizes = Sizes { frame, receive: 8, send: 8 };
-    (0..interface.queues).all(|queue| Socket::open(interface.index, queue, sizes, Binding::Copy).is_ok())
+    let opens = |queue| Socket::open(interface.index, queue, sizes, wanted.binding()).is_ok();
+    (0..interface.queues).all(opens)
 }
 
 /// Whether `error` of [`Port::open`] is that somebody has a queue, who may give it up.
@@ -164,11 +176,7 @@ impl Port {
             source,
         };
         let map = SocketMap::new(queues).map_err(|e| failed("make a map of XDP sockets for", e))?;
-        let binding = match wanted {
-            Wanted { attach: Attach::Generic, .. } => Binding::Copy,
-            Wanted { zero_copy_only: true, .. } => Binding::ZeroCopy,
-            _ => Binding::Best,
-        };
+        let binding = wanted.binding();
         let counts = Arc::<RingCounts>::default();
         let (mut rx, mut tx, mut sockets) = (Vec::new(), Vec::new(), Vec::new());
         let (mut receiving, mut sending) = (Vec::new(), Vec::new());
