@@ -50,6 +50,9 @@ impl LeaseStore for Counting {
     async fn list(&self) -> Result<Listing, StoreError> {
         self.inner.list().await
     }
+    async fn entry_of(&self, subnet: Ipv4Net) -> Result<Option<Entry>, StoreError> {
+        self.inner.entry_of(subnet).await
+    }
     async fn create(&self, subnet: Ipv4Net, value: &[u8], ttl: Duration) -> Result<Written, StoreError> {
         self.creates.fetch_add(1, Relaxed);
         self.inner.create(subnet, value, ttl).await
@@ -356,6 +359,24 @@ async fn keys_for_which_there_is_no_room_are_told_and_cost_nobody_a_lease() {
         let view = views.borrow().clone().unwrap();
         assert_eq!((view.held, &view.lease, &view.peers), (true, &before.lease, &before.peers), "{beyond}");
     }
+    assert_eq!(store.count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_key_a_listing_has_no_room_for_gets_its_lease_back_and_keeps_its_saved_peers() {
+    let store = Arc::new(Memory::new(CONFIG));
+    store.put("10.1.2.0-24", &vxlan("192.168.1.13", 3), Some(3));
+    let mut views = join(&store, Some("10.1.9.0/24"));
+    let before = connected(&mut views).await;
+    drop(views);
+    // Both keys: the other's, and the last one, ours.
+    store.have_beyond(2);
+    let mut views = join_again(&store, Some("10.1.9.0/24"), Some(before.clone()));
+    connected(&mut views).await;
+    // Longer than what is missing is waited for, and than a lease lasts.
+    sleep(2 * TTL).await;
+    let view = views.borrow().clone().unwrap();
+    assert_eq!((view.held, &view.lease, &view.peers), (true, &before.lease, &before.peers));
     assert_eq!(store.count(), 2);
 }
 

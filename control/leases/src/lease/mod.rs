@@ -1,6 +1,6 @@
 //! What flannel calls a lease: a subnet, who owns it, and how its owner is reached.
 //!
-//! The shapes here are flannel's own, byte for byte: the key `10.1.86.0-24` (`key`) and the JSON
+//! The shapes here are flannel's own, byte for byte: the key `10.1.86.0-24` (`store::key`) and the JSON
 //! value `{"PublicIP":…,"PublicIPv6":null,…}` (`value`), as flannel 0.28 has them in
 //! `pkg/subnet/etcd` and `pkg/lease`. `LeaseSet` is all leases as the store has them, `gate`
 //! says which of them are used, `choose` picks the subnet to ask for, `Rivals` notices a second node that takes

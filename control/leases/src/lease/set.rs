@@ -78,6 +78,10 @@ impl LeaseSet {
         let listed: BTreeSet<&str> = listing.entries.iter().map(|entry| entry.key.as_str()).collect();
         let mut changes = Changes::default();
         self.beyond = listing.beyond;
+        if self.beyond > 0 {
+            // Their time begins once it can be told again what the store lacks.
+            self.missing.values_mut().for_each(|since| *since = now);
+        }
         // What else there is, nobody can tell from a listing that has no room for all.
         let lacks = |key: &str| listing.beyond == 0 && !listed.contains(key);
         for slot in self.known.keys().filter(|(_, key)| lacks(key)) {
@@ -130,7 +134,7 @@ impl LeaseSet {
         let over: Vec<Slot> = self
             .missing
             .iter()
-            .filter(|(_, since)| now.duration_since(**since) >= GRACE)
+            .filter(|(_, since)| self.beyond == 0 && now.duration_since(**since) >= GRACE)
             .map(|(slot, _)| slot.clone())
             .collect();
         for slot in over {
@@ -142,7 +146,7 @@ impl LeaseSet {
     /// When `forget_missing` has something to do; `None` while nothing is missing.
     #[must_use]
     pub fn forgets_at(&self) -> Option<Instant> {
-        self.missing.values().min().map(|since| *since + GRACE)
+        self.missing.values().min().filter(|_| self.beyond == 0).map(|since| *since + GRACE)
     }
 
     /// The lease under exactly this key, if the store has it.
@@ -221,15 +225,27 @@ impl LeaseSet {
         }
     }
 
+    /// Takes in what concerns this node itself, for which there is always room.
+    pub fn put_own(&mut self, entry: &Entry) -> Changes {
+        let mut changes = Changes::default();
+        self.take_in(entry, &mut changes);
+        changes
+    }
+
     fn put(&mut self, entry: &Entry, changes: &mut Changes) {
-        let subnet = entry.subnet;
-        let slot = (subnet, entry.key.clone());
-        self.missing.remove(&slot);
+        let slot = (entry.subnet, entry.key.clone());
         let is_known = self.known.contains_key(&slot) || self.garbage.contains_key(&slot);
         if !is_known && self.known.len() + self.garbage.len() >= MAX_KEYS {
             self.beyond += 1;
             return;
         }
+        self.take_in(entry, changes);
+    }
+
+    fn take_in(&mut self, entry: &Entry, changes: &mut Changes) {
+        let subnet = entry.subnet;
+        let slot = (subnet, entry.key.clone());
+        self.missing.remove(&slot);
         match LeaseAttrs::from_json(&entry.value) {
             Ok(attrs) => {
                 self.garbage.remove(&slot);

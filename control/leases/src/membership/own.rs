@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
-use super::told::{NAMED, shorten};
+use super::told::{NAMED, shorten, tell};
 use super::{Held, Interrupted, Membership, MembershipError, PAUSES, Question, Refusal};
 use crate::lease::{Choice, Known, LeaseAttrs, LeaseBackend, NetworkFull, choose, derive_vtep_mac};
 use crate::netconf::{Backend, NetworkConfig};
@@ -129,7 +129,7 @@ impl Membership {
                     self.rivals.wrote(entry.revision);
                     self.rivals.moved();
                     self.meters.lease.taken(self.lasts(&entry));
-                    self.leases.apply_event(&Event::Put(entry.clone()));
+                    self.leases.put_own(&entry);
                     self.held = Some(Held { entry, attrs, renew_at: self.terms.next_renewal() });
                     self.taken = true;
                     return Ok(Ok(()));
@@ -147,6 +147,12 @@ impl Membership {
                         sleep(wait).await;
                     }
                     self.list().await?;
+                    if self.leases.beyond() > 0
+                        && let Some(entry) = self.store.entry_of(subnet).await?
+                    {
+                        // It may be ours, and in a listing there is no room for it.
+                        tell(&self.leases.put_own(&entry));
+                    }
                 }
             }
         }

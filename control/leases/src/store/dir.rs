@@ -64,6 +64,14 @@ impl LeaseStore for DirStore {
         .await
     }
 
+    async fn entry_of(&self, subnet: Ipv4Net) -> Result<Option<Entry>, StoreError> {
+        let key = key_of(subnet);
+        let file = self.file_of(&key);
+        let action = format!("read {}", file.display());
+        self.blocking(action, move |_| Ok(read_one(file, MAX_VALUE)?.map(|value| entry(key, subnet, value))))
+            .await
+    }
+
     async fn create(&self, subnet: Ipv4Net, value: &[u8], _ttl: Duration) -> Result<Written, StoreError> {
         let key = key_of(subnet);
         let file = self.file_of(&key);

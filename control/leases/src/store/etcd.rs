@@ -36,7 +36,7 @@ mod watch;
 pub use access::{Access, IdentityFiles, Password, User};
 use cluster::Cluster;
 use config::Config;
-use keys::{NO_LEASE, Prefix, revision_of};
+use keys::{NO_LEASE, Prefix, entry, revision_of};
 use watch::Watch;
 
 /// A store in an etcd cluster.
@@ -256,6 +256,17 @@ impl LeaseStore for EtcdStore {
             self.revoke(lease).await;
         }
         Ok(written)
+    }
+
+    async fn entry_of(&self, subnet: Ipv4Net) -> Result<Option<Entry>, StoreError> {
+        let key = key_of(subnet);
+        let path = self.prefix.path_of(&key);
+        let request = |mut client: Client, _| {
+            let path = path.clone();
+            async move { client.get(path, None).await }
+        };
+        let found = self.call(&format!("get {path}"), request).await?;
+        Ok(found.kvs().first().map(|kv| entry((key, subnet), kv)))
     }
 
     async fn renew(&self, held: &Entry, value: &[u8], ttl: Duration) -> Result<Written, StoreError> {

@@ -40,6 +40,9 @@ pub trait LeaseStore: Send + Sync {
     /// All leases.
     async fn list(&self) -> Result<Listing, StoreError>;
 
+    /// What is under the key of `subnet`, which a listing may have no room for.
+    async fn entry_of(&self, subnet: Ipv4Net) -> Result<Option<Entry>, StoreError>;
+
     /// Creates the key of `subnet` if there is none, to expire after `ttl` unless renewed
     /// (in a store that knows expiry).
     async fn create(&self, subnet: Ipv4Net, value: &[u8], ttl: Duration) -> Result<Written, StoreError>;

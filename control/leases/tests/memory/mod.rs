@@ -198,6 +198,10 @@ impl LeaseStore for Memory {
         })
     }
 
+    async fn entry_of(&self, subnet: Ipv4Net) -> Result<Option<Entry>, StoreError> {
+        Ok(self.up()?.entries.get(&key_of(subnet)).cloned())
+    }
+
     async fn create(&self, subnet: Ipv4Net, value: &[u8], _ttl: Duration) -> Result<Written, StoreError> {
         let mut state = self.up()?;
         let key = key_of(subnet);

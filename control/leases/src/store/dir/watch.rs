@@ -130,8 +130,9 @@ impl Watch {
     /// Tells in what `now` differs from what has been told.
     fn catch_up(&mut self, now: Snapshot) {
         self.tell_config(now.config);
-        let gone: Vec<String> =
-            self.told.leases.keys().filter(|key| !now.leases.contains_key(*key)).cloned().collect();
+        // What a directory without end lacks in a look may be there all the same.
+        let is_gone = |key: &&String| now.beyond == 0 && !now.leases.contains_key(*key);
+        let gone: Vec<String> = self.told.leases.keys().filter(is_gone).cloned().collect();
         for key in gone {
             self.tell_lease(&key, None);
         }

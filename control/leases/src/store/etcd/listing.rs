@@ -45,16 +45,16 @@ async fn pages(cluster: &Cluster, prefix: &str) -> Result<Listing, StoreError> {
         listing.revision = page.revision;
         for (number, kv) in page.answer.kvs().iter().enumerate() {
             match name_of(kv, prefix) {
-                Some(_) if !room.take(kv.key(), kv.value()) => {
-                    // How many keys there are from this page's beginning on.
-                    let count = usize::try_from(page.answer.count()).unwrap_or_default();
-                    listing.beyond = count.saturating_sub(number).max(1);
-                    return Ok(listing);
-                }
                 Some(name) => {
                     let mut entry = entry(name, kv);
                     if page.part == Part::Keys {
                         entry.value = vec![b' '; MAX_VALUE + 1];
+                    }
+                    if !room.take(kv.key(), &entry.value) {
+                        // How many keys there are from this page's beginning on.
+                        let count = usize::try_from(page.answer.count()).unwrap_or_default();
+                        listing.beyond = count.saturating_sub(number).max(1);
+                        return Ok(listing);
                     }
                     listing.entries.push(entry);
                 }
