@@ -1,8 +1,7 @@
 //! Our routes: into the overlay's device, by plain ways to the nodes on our own link, and those that end here.
 //!
 //! They lie inside the network and carry our protocol. Several daemons of one host tell their routes apart by their
-//! networks; where one of these lies in another, by the device, which only one of them claims, and by who has put them:
-//! the first to lead to a subnet that both have leased keeps it.
+//! networks; where one of these lies in another, by the device, which only one of them claims, and by who has put them.
 //! A route of somebody else is never replaced: ours is added beside it or not at all, and a bent one of ours goes when
 //! the right one stands behind it.
 
@@ -146,15 +145,6 @@ pub async fn sync(
         there.entry((route.destination, route.metric)).or_default().push(route);
     }
     let (right, had) = (by_place(wanted), by_place(before.into_iter().flatten()));
-    if !there.is_empty() && claim::is_anybody_else() {
-        // What leads elsewhere than ours does, or did, to a subnet that both have leased is the other daemon's. Bending
-        // it back and forth would never end.
-        let is_own = |place: &(Ipv4Net, u32), route: &Route| {
-            let mut ours = [right.get(place), had.get(place)].into_iter().flatten();
-            route.gateway.is_none() || !right.contains_key(place) || ours.any(|ours| ours.is_at(route))
-        };
-        there.iter_mut().for_each(|(place, routes)| routes.retain(|route| is_own(place, route)));
-    }
     let mut synced = put(&netlink, &there, wanted).await?;
     let is_stale = |place: &(Ipv4Net, u32), route: &Route| match right.get(place) {
         Some(right) => !right.is_at(route),
@@ -178,7 +168,7 @@ pub async fn sync(
         info!(destination = %route.destination, gateway = ?route.gateway, "removing a route of ours that nobody needs any more");
     }
     if let Some(more) = stale.len().checked_sub(NAMED + 1) {
-        info!(more = more + 1, "removing more routes of ours that nobody needs any more than are named");
+        info!(more = more + 1, "removing further routes of ours that nobody needs any more");
     }
     let removals = stale
         .iter()
@@ -249,8 +239,8 @@ async fn routes_in(netlink: &Netlink, network: Ipv4Net) -> Result<Marked, HostEr
     Ok(Marked { ours: routes, overlays })
 }
 
-/// Takes out of `routes` with our protocol those by other daemons' devices, and those that end here in their place if
-/// such a device is deleted.
+/// Leaves of `routes`, which all have our protocol, this daemon's only: those that lead into another daemon's device go, and
+/// the unreachable ones that stand behind them.
 pub fn leave_to_others(routes: &mut Vec<Route>, links: &[Link]) {
     let others = of_others(routes, links);
     let through = |route: &Route| route.device.is_some_and(|device| others.contains(&device));

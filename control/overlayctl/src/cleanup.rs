@@ -7,6 +7,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use ipnet::Ipv4Net;
 use rtnetlink::packet_route::route::RouteMessage;
 
 use overlay_api::path;
@@ -103,14 +104,21 @@ pub async fn find(device: Option<&str>, subnet_file: &Path) -> Result<Vec<Leftov
     let mut routes = netlink.routes_of(ROUTE_PROTOCOL).await?;
     // Another that runs may have its network in this one.
     leave_to_others(&mut routes, &links);
+    let is_through_wanted = |index: u32| links.iter().any(|link| link.index == index && wanted(&link.name));
+    let led_to: BTreeSet<Ipv4Net> = routes
+        .iter()
+        .filter(|route| route.device.is_some_and(is_through_wanted))
+        .map(|route| route.destination)
+        .collect();
     for route in routes {
-        // Those of a blackhole, or by the underlay, name no device of ours: they go with their network, or when
-        // all devices' leftovers go.
+        // Those of a blackhole, or by the underlay, name no device of ours: they go with their network, with the route
+        // that they stand behind, or when all devices' leftovers go.
         routed.extend(route.device);
         let through = route.device.and_then(|index| links.iter().find(|link| link.index == index));
         let to = route.destination;
         let in_saved = saved.as_ref().is_some_and(|config| config.network.contains(&to));
-        if device.is_none() || in_saved || through.is_some_and(|link| wanted(&link.name)) {
+        let stands_behind = route.device.is_none() && led_to.contains(&to);
+        if device.is_none() || in_saved || stands_behind || route.device.is_some_and(is_through_wanted) {
             let text = through.map_or_else(|| to.to_string(), |link| format!("{to} dev {}", link.name));
             found.push(Leftover::Route { text, message: Box::new(route.message) });
         }

@@ -96,15 +96,6 @@ pub fn is_anothers(device: &str) -> bool {
     !held().contains(device) && taken().lines().any(|line| line.ends_with(&name))
 }
 
-/// Whether another process keeps anything.
-pub fn is_anybody_else() -> bool {
-    let taken = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
-    let begin = format!(" @{PREFIX}");
-    let mut devices = taken.lines().filter_map(|line| line.split_once(&begin)).map(|(_, device)| device);
-    let held = held();
-    devices.any(|device| !held.contains(device))
-}
-
 /// What this process has claimed.
 fn held() -> MutexGuard<'static, BTreeSet<String>> {
     static HELD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());

@@ -69,7 +69,8 @@ pub fn name_of(pid: u32) -> Option<String> {
     Some(name.trim_end().to_owned())
 }
 
-/// The first process with a descriptor of which `has_it` says so, by what it links to and the file that tells of it.
+/// The first process with a descriptor for which `has_it` holds. It gets the target of the link in `/proc/PID/fd`, and the
+/// path of its `fdinfo`.
 fn find(has_it: impl Fn(&Path, &Path) -> bool) -> Option<Owner> {
     let has = |pid: &u32| {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok().into_iter().flatten().flatten();

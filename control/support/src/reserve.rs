@@ -2,8 +2,7 @@
 
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-/// Reading what is somebody else's alone, as keys of etcd often are root's or etcd's, and what iptables looks at is
-/// root's. It is in effect only while that is read ([`reading`]).
+/// The right to read files that only their owner may read: etcd's keys are often root's or etcd's, iptables' tables root's. It is in effect only while that is read ([`reading`]).
 pub const IN_RESERVE: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
 
 /// Runs `read`, which may need what only root may read.

@@ -112,7 +112,7 @@ pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Want
     let (network, bound) = (desired.network.trunc(), desired.bound());
     let target = if masquerade.fully_random && random_fully { MASQUERADE_RANDOMLY } else { "MASQUERADE" };
 
-    // As in nftables (`nft.rs`), which explains how these agree with flannel's six. A packet that is accepted
+    // As in nftables (`../nft.rs`), which explains how these agree with flannel's six. A packet that is accepted
     // goes through no further rule of this variant's nat table.
     let mut own = vec![
         format!("-m mark --mark {KUBE_PROXY_MARK} -m comment --comment marked-by-kube-proxy -j RETURN"),
@@ -140,12 +140,13 @@ pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Want
     wanted
 }
 
-/// What others send to the tunnel's port of a host keeps its source, as in nftables (`nft.rs`, which explains it).
+/// What others send to the tunnel's port of a host keeps its source, as in nftables (`../nft.rs`, which explains it). What
+/// kube-proxy has marked is to be translated.
 fn from_others_to_a_tunnel(desired: &Desired) -> Option<String> {
     let (device, port) = (&desired.device, desired.tunnel_port.filter(|_| desired.forward_rules)?);
     let comment = tunnel_in_tunnel(device);
     Some(format!(
-        "! -o {device} -p udp -m udp --dport {port} -m addrtype ! --src-type LOCAL -m comment --comment {comment} -j ACCEPT"
+        "! -o {device} -p udp -m udp --dport {port} -m mark ! --mark {KUBE_PROXY_MARK} -m addrtype ! --src-type LOCAL -m comment --comment {comment} -j ACCEPT"
     ))
 }
 
@@ -214,7 +215,7 @@ pub(super) fn raw(desired: &Desired) -> Wanted {
     }
 }
 
-/// What pods send to the tunnel's port of a host is dropped, as in nftables (`nft.rs`, which says what is not). In
+/// What pods send to the tunnel's port of a host is dropped, as in nftables (`../nft.rs`, which says what is not). In
 /// mangle, since no accept in filter comes before it.
 pub(super) fn mangle(desired: &Desired) -> Wanted {
     let hooks = desired.tunnel_port.map_or_else(Vec::new, |port| from_pods_to_a_tunnel(desired, port));
