@@ -34,7 +34,8 @@ pub struct Routed {
     pub whole: bool,
     /// What of this host's lies in the network, for people: the reason why not all of it is.
     pub overlaps: Vec<String>,
-    /// What ends here as long as nobody has leased it, in place of the default route's taking it.
+    /// Parts of the network that nobody has leased. They are unreachable here, so that the default route does not carry
+    /// their packets off.
     pub rejected: Vec<Ipv4Net>,
 }
 

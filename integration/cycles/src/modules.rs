@@ -168,7 +168,7 @@ impl<'ast> Visit<'ast> for Paths<'_> {
         self.tree(&item.tree, &[]);
     }
 
-    /// Who may use something is not what it uses.
+    /// Visibility names who may use an item, and is no use itself.
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 
     fn visit_path(&mut self, path: &'ast syn::Path) {

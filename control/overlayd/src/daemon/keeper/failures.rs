@@ -13,7 +13,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Whether it is since its device is gone.
+    /// Whether the cause is that its device is gone.
     pub(super) fn is_for_its_device(&self) -> bool {
         self.error.raw_os_error() == Some(EBADFD)
     }
