@@ -100,7 +100,7 @@ fn rules_in_iptables_are_flannels_to_the_byte() {
         rest,
         [
             "-A POSTROUTING -o flannel.1 -m comment --comment overlayd-nat -j OVERLAYD-NAT-flannel.1",
-            "-A POSTROUTING ! -o flannel.1 -p udp -m udp --dport 8472 -m addrtype ! --src-type LOCAL -m comment --comment \"overlayd-tunnel-in-tunnel-flannel.1\" -j ACCEPT",
+            "-A POSTROUTING ! -o flannel.1 -p udp -m udp --dport 8472 -m mark ! --mark 0x4000/0x4000 -m addrtype ! --src-type LOCAL -m comment --comment \"overlayd-tunnel-in-tunnel-flannel.1\" -j ACCEPT",
             "-A OVERLAYD-NAT-flannel.1 -m mark --mark 0x4000/0x4000 -m comment --comment marked-by-kube-proxy -j RETURN",
             "-A OVERLAYD-NAT-flannel.1 -s 10.1.9.0/24 -d 10.1.0.0/16 -m comment --comment pod-to-pod -j ACCEPT",
             "-A OVERLAYD-NAT-flannel.1 ! -s 10.1.0.0/16 -m comment --comment from-outside-into-the-overlay -j MASQUERADE",
