@@ -210,7 +210,7 @@ mod tests {
             "use super::b::c;",
             "use crate::{b::c::{self, D}};",
             "use super::b::c::*;",
-            "fn f() -> crate::b::c::D { todo!() }",
+            "fn f() -> Option<crate::b::c::D> { None }",
             "fn f() { super::b::c::g::<u8>(); }",
             "fn f() { assert!(x && crate::b::c::g(1)); }",
             "mod d { fn f() { super::g() } } use crate::b::c as d;",

@@ -1,7 +1,6 @@
 //! When a tunnel is made anew to get other rings, or rings at all.
 
 use overlay_node::Tunnel;
-use overlay_node::io::Without;
 use overlay_support::backoff::Backoff;
 use tokio::time::Instant;
 
@@ -34,7 +33,7 @@ impl Rings {
         }
         let were_free = std::mem::replace(&mut self.are_free, false);
         if !were_free {
-            self.are_free = Without::is_over(without).await;
+            self.are_free = without.is_over().await;
         }
         self.rests_until = Some(Instant::now() + self.pauses.pause());
         were_free.then_some("the interface's queues are free now")
