@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod coalesce;
 pub mod drops;
 pub mod ecn;
+mod families;
 mod format;
 pub mod frame;
 pub mod glance;
@@ -25,5 +26,6 @@ pub mod tunnel;
 pub mod vnet;
 pub mod vxlan;
 
+pub use families::{Addresses, Families, Subnets};
 pub use format::Format;
 pub use mac::MacAddr;
