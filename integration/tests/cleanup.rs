@@ -57,6 +57,54 @@ fn all_that_is_ours_goes_and_nothing_else() {
 }
 
 #[test]
+fn tables_that_were_made_for_our_rules_go_with_the_last_daemons() {
+    for firewall in ["nftables", "iptables"] {
+        let (site, worker, _master) = Site::two_hosts();
+        let rules = || worker.ns.ok("nft -s list ruleset");
+        assert_eq!(rules(), "", "a host that has never had a rule");
+        let daemon = |name, network, kind| {
+            let config = format!(r#"{{"Network":"{network}","Backend":{{"Type":"{kind}"}}}}"#);
+            let store = Store::dir_with(&site, name, &config);
+            let firewall = format!("--firewall={firewall}");
+            let daemon = worker.overlayd(&store).named(name).flag(&firewall).flag("--ip-masq").start();
+            let file = daemon.subnet_file().to_owned();
+            (daemon, file)
+        };
+        let (one, first) = daemon("one", "10.1.0.0/16", "vxlan");
+        let (two, second) = daemon("two", "10.2.0.0/16", "udp");
+        let accepted = |network: &str| {
+            let accepts = format!("ip daddr {network}");
+            await_until(SOON, &format!("{network} to be forwarded"), || {
+                text(&worker.ns.run("nft list table ip filter")).contains(&accepts)
+            });
+        };
+        accepted("10.1.0.0/16");
+        accepted("10.2.0.0/16");
+        let clean = |file: &Path, device: &str| {
+            let done = cleanup_by(&worker, file, &format!("--device={device}"));
+            assert!(done.status.success(), "{firewall}: {}", text(&done));
+        };
+        one.stop();
+        clean(&first, "flannel.1");
+        assert!(rules().contains("table ip filter") && !rules().contains("10.1.0.0"), "{}", rules());
+        two.stop();
+        // What somebody has put into such a table keeps it.
+        worker.ns.ok("iptables -A FORWARD -s 192.0.2.1/32 -j DROP");
+        clean(&second, "flannel0");
+        let left = rules();
+        assert!(left.contains("192.0.2.1") && left.matches("table ").count() == 1, "{firewall}: {left}");
+        assert!(!left.to_lowercase().contains("overlayd"), "{firewall}: {left}");
+
+        worker.ns.ok("nft flush ruleset");
+        let (one, first) = daemon("one", "10.1.0.0/16", "vxlan");
+        accepted("10.1.0.0/16");
+        one.stop();
+        clean(&first, "flannel.1");
+        assert_eq!(rules(), "", "{firewall}");
+    }
+}
+
+#[test]
 fn one_of_two_networks_is_cleaned_up_while_the_other_runs() {
     let around = r#""10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.10.0.0","SubnetMax":"10.11.0.0""#;
     for network in [r#""10.1.0.0/16""#, around] {
@@ -90,6 +138,20 @@ fn cleanup_finds_a_device_that_has_lost_rules_and_routes() {
     let done = text(&cleanup_by(&worker, &file, ""));
     assert!(done.contains("removed the device flannel.1"), "{done}");
     assert!(!worker.ns.ok("ip -o link").contains("flannel.1"));
+}
+
+#[test]
+fn what_stands_behind_a_route_goes_with_it_although_nothing_tells_whose_it_is() {
+    let (site, worker, _master) = Site::two_hosts();
+    let store = Store::dir(&site, Backend::Vxlan);
+    let mut w = worker.overlayd(&store).start();
+    let behind = || worker.ns.ok("ip route show type unreachable proto 222");
+    await_until(SOON, "the route behind the device", || behind().contains("10.1.0.0/16"));
+    w.process().kill();
+    // Without the saved state, which lies beside another subnet file.
+    let done =
+        text(&cleanup_by(&worker, &site.directory("another").join("subnet.env"), "--device=flannel.1"));
+    assert_eq!(behind(), "", "{done}");
 }
 
 #[test]

@@ -89,6 +89,47 @@ pub(super) async fn remove(tables: &[String]) -> Result<(), HostError> {
     run("nft", &["-f", "-"], &script).await.map(|_| ())
 }
 
+/// Whether iptables' nft variant has no table `name` yet. Without `nft` that cannot be told.
+pub(super) async fn is_missing(name: &str) -> Result<bool, HostError> {
+    match run("nft", &["list", "tables", "ip"], "").await {
+        Err(HostError::NoProgram { .. } | HostError::Program { .. }) => Ok(false),
+        listing => Ok(!listing?.lines().any(|line| line.trim() == format!("table ip {name}"))),
+    }
+}
+
+/// Removes the table `name` of iptables' nft variant if all that it holds are empty chains that accept. Without `nft` it
+/// stays, and does nothing there.
+pub(super) async fn remove_if_empty(name: &str) -> Result<(), HostError> {
+    let listing = match run("nft", &["-j", "list", "table", "ip", name], "").await {
+        // Somebody else has removed it.
+        Err(HostError::NoProgram { .. } | HostError::Program { .. }) => return Ok(()),
+        listing => listing?,
+    };
+    let Some(chains) = chains_of_empty(&listing) else { return Ok(()) };
+    // A chain that has got a rule since cannot be deleted, and the whole transaction fails.
+    let mut script: String = chains.iter().map(|chain| format!("delete chain ip {name} {chain}\n")).collect();
+    script.push_str(&format!("delete table ip {name}\n"));
+    match run("nft", &["-f", "-"], &script).await {
+        Err(HostError::Program { .. }) => Ok(()),
+        removed => removed.map(|_| ()),
+    }
+}
+
+/// The chains of a listed table, if each is a built-in one that accepts and there is nothing else.
+fn chains_of_empty(listing: &str) -> Option<Vec<String>> {
+    let listing: Value = serde_json::from_str(listing).ok()?;
+    let mut chains = Vec::new();
+    for object in listing["nftables"].as_array()? {
+        let (kind, object) = object.as_object()?.iter().next()?;
+        match kind.as_str() {
+            "metainfo" | "table" => {}
+            "chain" if object["policy"] == "accept" => chains.push(object["name"].as_str()?.to_owned()),
+            _ => return None,
+        }
+    }
+    Some(chains)
+}
+
 async fn commit(ruleset: &Nftables<'_>) -> Result<(), HostError> {
     let text = serde_json::to_string(ruleset).expect("nft's objects have string keys only");
     run("nft", &["-j", "-f", "-"], &text).await.map(|_| ())

@@ -77,10 +77,11 @@ pub(super) struct Keeper {
     ready: Ready,
 }
 
-/// Has the claim to `device` among `claims`, if nobody else has it.
-fn take_claim(claims: &mut Vec<Claim>, device: &str) -> Result<(), NodeError> {
+/// Has the claim to `device` among `claims`, if nobody else has it. Whose it is may take a look at all processes.
+async fn take_claim(claims: &mut Vec<Claim>, device: String) -> Result<(), NodeError> {
     if !claims.iter().any(|claim| claim.device() == device) {
-        claims.push(Claim::take(device)?);
+        let take = move || Claim::take(&device);
+        claims.push(spawn_blocking(take).await.expect("taking a claim does not panic")?);
     }
     Ok(())
 }
@@ -261,7 +262,7 @@ impl Keeper {
             // Whose it is need be asked once only.
             let taken = match claimed.take().filter(|_| claim::is_anothers(&plan.device())) {
                 Some(still) => Err(NodeError::Claimed(still)),
-                None => take_claim(&mut self.claims, &plan.device()),
+                None => take_claim(&mut self.claims, plan.device()).await,
             };
             let result = match taken {
                 Ok(()) => {

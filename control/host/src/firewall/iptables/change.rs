@@ -1,8 +1,10 @@
 //! What is to be changed in a variant of iptables.
 
 use super::programs::{restore, tell};
+use super::repair;
 use super::rules::Hook;
 use crate::HostError;
+use crate::firewall::nft;
 
 /// One transaction for one variant.
 #[derive(Debug)]
@@ -12,16 +14,21 @@ pub(in crate::firewall) struct Change {
     unseen: Vec<(&'static str, Hook)>,
     /// What its `-restore` reads.
     script: String,
+    /// Tables that go if nothing is left in them, since this daemon has made them.
+    made: Vec<&'static str>,
 }
 
 impl Change {
-    /// One for `program`, if there is anything to do.
+    /// One for `program` that has `lines` restored in each table, if there is anything to do.
     pub(super) fn of(
         program: &'static str,
         unseen: Vec<(&'static str, Hook)>,
-        script: String,
+        lines: Vec<(&'static str, Vec<String>)>,
     ) -> Option<Self> {
-        (!unseen.is_empty() || !script.is_empty()).then_some(Self { program, unseen, script })
+        let unmark = repair::unmark();
+        let made = lines.iter().filter(|(_, lines)| lines.contains(&unmark)).map(|(name, _)| *name).collect();
+        let script = script(lines);
+        (!unseen.is_empty() || !script.is_empty()).then_some(Self { program, unseen, script, made })
     }
 
     /// Makes it: all of a table or nothing.
@@ -29,7 +36,13 @@ impl Change {
         for (table, hook) in &self.unseen {
             while tell(self.program, table, "-D", hook).await? {}
         }
-        if self.script.is_empty() { Ok(()) } else { restore(self.program, &self.script).await }
+        if !self.script.is_empty() {
+            restore(self.program, &self.script).await?;
+        }
+        for table in &self.made {
+            nft::remove_if_empty(table).await?;
+        }
+        Ok(())
     }
 
     /// The variant's program.
@@ -51,12 +64,13 @@ impl Change {
                 None => lines.push(format!("{} -t {table} {line}", self.program)),
             }
         }
+        lines.extend(self.made.iter().map(|table| format!("nft delete table ip {table} if it is empty")));
         lines
     }
 }
 
 /// What a variant's `-restore` is to read, if anything.
-pub(super) fn script(tables: impl IntoIterator<Item = (&'static str, Vec<String>)>) -> String {
+fn script(tables: impl IntoIterator<Item = (&'static str, Vec<String>)>) -> String {
     let tables = tables.into_iter().filter(|(_, lines)| !lines.is_empty());
     tables.map(|(table, lines)| format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"))).collect()
 }
@@ -68,16 +82,19 @@ mod tests {
 
     #[test]
     fn a_change_is_told_line_by_line() {
-        let script = "*nat\n:A - [0:0]\n-A A -j RETURN\nCOMMIT\n*filter\n-F B\nCOMMIT\n".to_owned();
         let forward = rules::jumps_of("flannel.1").find(|hook| hook.chain == "FORWARD").unwrap();
-        let change = Change { program: "iptables", unseen: vec![("filter", forward)], script };
+        let nat = [":A - [0:0]", "-A A -j RETURN", "-X OVERLAYD-MADE"].map(str::to_owned).into();
+        let lines = vec![("nat", nat), ("filter", vec!["-F B".to_owned()]), ("raw", Vec::new())];
+        let change = Change::of("iptables", vec![("filter", forward)], lines).unwrap();
         assert_eq!(
             change.describe(),
             [
                 "iptables -t filter -D FORWARD -m comment --comment overlayd-forward -j OVERLAYD-FWD-flannel.1",
                 "iptables -t nat :A - [0:0]",
                 "iptables -t nat -A A -j RETURN",
+                "iptables -t nat -X OVERLAYD-MADE",
                 "iptables -t filter -F B",
+                "nft delete table ip nat if it is empty",
             ]
         );
     }

@@ -28,11 +28,11 @@ pub(super) use self::rules::TUNNEL_IN_TUNNEL;
 pub(super) use self::save::{Table, value, words};
 pub(super) use self::variant::legacy_in_use;
 
-use self::change::script;
 use self::programs::tell;
 use self::rules::{Hook, Wanted};
 use self::save::target;
 use self::variant::{Variant, installed, installed_ipv6};
+use super::nft;
 use crate::{Desired, HostError};
 
 /// Which of the rules are wanted in iptables.
@@ -100,7 +100,7 @@ impl Variants {
                     piecemeal::find(variant.program, name, table, hooks).await?;
                 }
             }
-            changes.extend(variant.change(&tables, &wanted, desired, tidy));
+            changes.extend(variant.change(&tables, &wanted, desired, tidy).await?);
         }
         Ok(changes)
     }
@@ -111,7 +111,11 @@ impl Variants {
         for variant in &self.all {
             let tables = variant.read(&TABLES, &rules::chains_of(device)).await?;
             let networks = networks_to_remove(&tables, device);
-            let lines = |table: &Table| repair::removal(table, device, &networks, &[]);
+            let lines = |table: &Table| {
+                let mut lines = repair::removal(table, device, &networks, &[]);
+                lines.extend(repair::unmark_if_last(table, &lines));
+                lines
+            };
             changes.extend(variant.removal(&tables, rules::jumps_of(device), lines).await?);
         }
         Ok(changes)
@@ -160,13 +164,14 @@ async fn removal_of_flannels_from(variants: &[Variant]) -> Result<Vec<Change>, H
 }
 
 impl Variant {
-    fn change(
+    /// What has to be changed so that `tables` are as `wanted`.
+    async fn change(
         &self,
         tables: &[(&'static str, Table)],
         wanted: &[Wanted],
         desired: &Desired,
         tidy: bool,
-    ) -> Option<Change> {
+    ) -> Result<Option<Change>, HostError> {
         let device = &desired.device;
         let networks = networks_to_remove(tables, device);
         let mut keep: Vec<String> =
@@ -189,10 +194,19 @@ impl Variant {
             if tidy {
                 lines.extend(repair::removal(table, device, &networks, &keep));
             }
+            if tidy && !wanted.iter().any(|wanted| wanted.table == name) {
+                lines.extend(repair::unmark_if_last(table, &lines));
+            }
             lines
         };
-        let script = script(tables.iter().map(|(name, table)| (*name, lines(name, table))));
-        Change::of(self.program, Vec::new(), script)
+        let mut all: Vec<(&'static str, Vec<String>)> =
+            tables.iter().map(|(name, table)| (*name, lines(name, table))).collect();
+        for ((name, lines), (_, table)) in all.iter_mut().zip(tables) {
+            if !lines.is_empty() && !self.legacy && table.is_empty() && nft::is_missing(name).await? {
+                lines.insert(0, repair::mark());
+            }
+        }
+        Ok(Change::of(self.program, Vec::new(), all))
     }
 
     /// What this variant's table `name` should have, if anything.
@@ -242,7 +256,7 @@ impl Variant {
                 }
             }
         }
-        Ok(Change::of(self.program, unseen, script(all)))
+        Ok(Change::of(self.program, unseen, all))
     }
 }
 

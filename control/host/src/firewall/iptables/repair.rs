@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::rules::{
-    Chain, DIRECT, FORWARD, FWD, Hook, MASQ, NAT_PREFIX, POSTRTG, Place, Shared, Traffic, Wanted,
-    direct_by_underlay, forward_chain, nat_chain, tunnel_in_tunnel,
+    COMMENT_PREFIX, Chain, DIRECT, FORWARD, FWD, Hook, MADE, MASQ, NAT_PREFIX, POSTRTG, Place, Shared,
+    Traffic, Wanted, direct_by_underlay, forward_chain, nat_chain, tunnel_in_tunnel,
 };
 use super::save::{Table, negated, same, target, value, words};
 
@@ -29,6 +29,33 @@ pub(super) fn repair(table: &Table, wanted: &Wanted, former: &BTreeSet<String>) 
         }
     }
     lines
+}
+
+/// What marks a table as one that was not there before.
+pub(super) fn mark() -> String {
+    format!(":{MADE} - [0:0]")
+}
+
+/// What removes the mark that the table was made for us, once `lines` have removed all rules of all daemons.
+pub(super) fn unmark_if_last(table: &Table, lines: &[String]) -> Option<String> {
+    let goes = |chain: &str, rule: &str| {
+        lines.iter().any(|line| {
+            line.strip_prefix("-X ") == Some(chain)
+                || line.strip_prefix("-D ").and_then(|line| line.split_once(' ')) == Some((chain, rule))
+        })
+    };
+    let is_a_daemons = |rule: &str| {
+        let words = words(rule);
+        let comment = value(&words, "--comment").unwrap_or_default();
+        comment.starts_with(COMMENT_PREFIX) || matches!(comment, MASQ | FORWARD)
+    };
+    let last = !table.all_rules().any(|(chain, rule)| is_a_daemons(rule) && !goes(chain, rule));
+    (table.has(MADE) && last).then(unmark)
+}
+
+/// What removes the mark.
+pub(super) fn unmark() -> String {
+    format!("-X {MADE}")
 }
 
 /// Empties or creates a chain of our own, and fills it.

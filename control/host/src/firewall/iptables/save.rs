@@ -67,6 +67,11 @@ impl Table {
         self.rules.push((chain.to_owned(), rule.to_owned()));
     }
 
+    /// Whether nothing is in it. `iptables-save` says the same of a table that is not there.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.piecemeal && self.rules.is_empty() && self.chains.iter().all(|(_, policy)| policy == "ACCEPT")
+    }
+
     /// Whether there is a chain of this name.
     pub(super) fn has(&self, chain: &str) -> bool {
         self.chains.iter().any(|(name, _)| name == chain)
