@@ -11,5 +11,5 @@ mod values;
 pub use endpoints::Endpoints;
 pub use flags::Flags;
 pub use go::{FlagError, parse_bool};
-pub use store::ConnectError;
+pub use store::{ConnectError, Connected};
 pub use values::{LogFormat, OffloadFlag, PriorityFlag, SeccompFlag, SourceCheckFlag, StoreKind};

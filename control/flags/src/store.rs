@@ -10,9 +10,10 @@ use crate::flags::Flags;
 use crate::go::FlagError;
 use crate::values::StoreKind;
 use overlay_api::config::Setting;
+use overlay_leases::manager::{KeyValueManager, LeaseManager};
 use overlay_leases::meters::StoreMeter;
 use overlay_leases::store::{
-    Access, DirStore, EtcdStore, IdentityFiles, LeaseStore, StoreAddresses, StoreError, User,
+    Access, DirStore, EtcdStore, IdentityFiles, LeaseStore, StoreAddresses, StoreError, StoreId, User,
 };
 
 /// A store cannot be used at all.
@@ -28,6 +29,10 @@ pub enum ConnectError {
     #[error("the store cannot be opened: {0}")]
     Task(#[from] JoinError),
 }
+
+/// A lease manager, and whether what it needs (certificates, for one) can be used as it is now: it may be put right
+/// later.
+pub type Connected = (Arc<dyn LeaseManager>, Result<(), StoreError>);
 
 impl Flags {
     /// What the connection to etcd is secured with.
@@ -49,17 +54,12 @@ impl Flags {
         })
     }
 
-    /// The store that the flags name, measured by `meter`.
-    ///
-    /// Also says whether its certificates can be used as they are now; they may be put right later.
+    /// The leases of the network that the flags name, measured by `meter`.
     ///
     /// # Errors
-    /// It cannot be used at all.
-    pub async fn connect_store(
-        &self,
-        meter: &StoreMeter,
-    ) -> Result<(Arc<dyn LeaseStore>, Result<(), StoreError>), ConnectError> {
-        Ok(match &self.store {
+    /// They cannot be had at all.
+    pub async fn lease_manager(&self, meter: &StoreMeter) -> Result<Connected, ConnectError> {
+        let (store, usable): (Arc<dyn LeaseStore>, _) = match &self.store {
             StoreKind::Etcd => {
                 let (endpoints, prefix) = (self.etcd_endpoints.0.clone(), self.etcd_prefix.clone());
                 let access = self.etcd_access()?;
@@ -72,7 +72,8 @@ impl Flags {
                 let store = spawn_blocking(move || DirStore::open(path)).await??;
                 (Arc::new(store.measured(meter.clone())), Ok(()))
             }
-        })
+        };
+        Ok((Arc::new(KeyValueManager::new(store)), usable))
     }
 
     /// Where that store is on the network.
@@ -83,10 +84,9 @@ impl Flags {
         }
     }
 
-    /// The same with the store that is described as `store` ([`describe`](overlay_leases::store::LeaseStore::describe)); nothing
-    /// if they name one themselves.
+    /// The same with that `store`; nothing if they name one themselves.
     #[must_use]
-    pub fn with_store(&self, store: &str) -> Option<Self> {
+    pub fn with_store(&self, store: &StoreId) -> Option<Self> {
         let names_store = |setting: &Setting| {
             setting.given && matches!(setting.name.as_str(), "store" | "etcd-endpoints" | "etcd-prefix")
         };
@@ -94,14 +94,13 @@ impl Flags {
             return None;
         }
         let mut flags = self.clone();
-        match store.split_once(' ')? {
-            ("dir", path) => flags.store = StoreKind::Dir(path.into()),
-            ("etcd", place) => {
-                let (urls, prefix) = place.split_once(' ')?;
-                flags.etcd_endpoints = endpoints(urls).ok()?;
+        match store {
+            StoreId::Dir(path) => flags.store = StoreKind::Dir(path.clone()),
+            StoreId::Etcd { endpoints: urls, prefix } if !prefix.is_empty() => {
+                flags.etcd_endpoints = endpoints(&urls.join(",")).ok()?;
                 prefix.clone_into(&mut flags.etcd_prefix);
             }
-            _ => return None,
+            StoreId::Etcd { .. } | StoreId::Other { .. } => return None,
         }
         Some(flags)
     }
@@ -160,7 +159,7 @@ mod tests {
     #[test]
     fn a_store_that_no_flag_names_may_be_that_of_an_earlier_run() {
         let with = |args: &[&str], store: &str| {
-            let flags = parse(args, &[]).unwrap().with_store(store)?;
+            let flags = parse(args, &[]).unwrap().with_store(&StoreId::read(store))?;
             Some((flags.store, flags.etcd_endpoints.0.join(","), flags.etcd_prefix))
         };
         let dir = |path: &str| StoreKind::Dir(path.into());

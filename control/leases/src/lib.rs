@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod lease;
+pub mod manager;
 pub mod membership;
 pub mod meters;
 pub mod netconf;

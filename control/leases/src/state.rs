@@ -11,15 +11,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::lease::{Lease, LeaseAttrs};
+use crate::store::StoreId;
 use overlay_support::files;
 use overlay_support::json::JsonError;
 
 /// One node's knowledge of the overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedState {
-    /// The store it came from, as `LeaseStore::describe` has it. Another store's leases are not ours to use
-    /// ([`is_same_store`](crate::store::is_same_store)).
-    pub store: String,
+    /// The store it came from. Another store's leases are not ours to use ([`StoreId::is_same_store`]).
+    pub store: StoreId,
     /// Our own address in the underlay at that time.
     pub public_ip: Ipv4Addr,
     /// The network configuration, as the store had it.
@@ -119,7 +119,7 @@ struct Version {
 #[derive(Serialize, Deserialize)]
 struct Saved {
     version: u64,
-    store: String,
+    store: StoreId,
     public_ip: Ipv4Addr,
     config: String,
     lease: SavedLease,
@@ -181,7 +181,7 @@ mod tests {
 
     fn state() -> SavedState {
         SavedState {
-            store: "etcd http://127.0.0.1:2379 /coreos.com/network".to_owned(),
+            store: StoreId::read("etcd http://127.0.0.1:2379 /coreos.com/network"),
             public_ip: Ipv4Addr::new(192, 168, 1, 12),
             config: "{ \"Network\": \"10.1.0.0/16\" }\n".to_owned(),
             lease: lease("10.1.86.0/24", 12),

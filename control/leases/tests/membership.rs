@@ -21,7 +21,7 @@ use memory::Memory;
 use overlay_leases::lease::HostFacts;
 use overlay_leases::membership::{Membership, Standing, Terms, View};
 use overlay_leases::store::{
-    DirStore, Entry, EventStream, LeaseStore, Listing, Revision, StoreError, Written,
+    DirStore, Entry, EventStream, LeaseStore, Listing, Revision, StoreError, StoreId, Written,
 };
 
 const CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -40,8 +40,8 @@ impl LeaseStore for Counting {
     fn how_to_configure(&self, config: &str) -> String {
         self.inner.how_to_configure(config)
     }
-    fn describe(&self) -> String {
-        self.inner.describe()
+    fn id(&self) -> StoreId {
+        self.inner.id()
     }
     async fn config(&self) -> Result<Option<String>, StoreError> {
         self.configs.fetch_add(1, Relaxed);

@@ -368,7 +368,7 @@ async fn etcd_a_dead_endpoint_among_two_costs_no_call() {
     let mut dead = Etcd::start().await;
     dead.kill();
     let store = EtcdStore::connect(vec![dead.url(), site.etcd.url()], PREFIX.to_owned()).await.unwrap();
-    assert_eq!(store.describe(), format!("etcd {},{} {PREFIX}", dead.url(), site.etcd.url()));
+    assert_eq!(store.id().to_string(), format!("etcd {},{} {PREFIX}", dead.url(), site.etcd.url()));
     for third in 1..=20 {
         let held = done(store.create(net(third), ONE.as_bytes(), TTL).await.unwrap());
         done(store.renew(&held, ONE.as_bytes(), TTL).await.unwrap());

@@ -11,17 +11,16 @@ use ipnet::Ipv4Net;
 use rtnetlink::packet_route::route::RouteMessage;
 
 use overlay_api::path;
-use overlay_flags::{Flags, StoreKind};
+use overlay_flags::Flags;
 use overlay_host::leftovers::devices_with_rules;
 use overlay_host::link::{self, ROUTE_PROTOCOL};
 use overlay_host::netlink::{Link, Netlink, refused};
 use overlay_host::routes::leave_to_others;
 use overlay_host::{HostError, firewall};
-use overlay_leases::lease::LeaseAttrs;
+use overlay_leases::manager::Released;
 use overlay_leases::meters::StoreMeter;
 use overlay_leases::netconf::NetworkConfig;
 use overlay_leases::state::{LASTING, SavedState};
-use overlay_leases::store::is_same_store;
 use overlay_node::takeover::process_here;
 
 /// The host cannot be cleaned up.
@@ -191,30 +190,25 @@ pub async fn release_lease(
             "the saved state is of {served}, not of {device}: name the subnet file of {device} (cleanup --release-lease -- --subnet-file=FILE)"
         ));
     }
-    let (store, usable) =
-        flags.connect_store(&StoreMeter::default()).await.map_err(|error| error.to_string())?;
+    let (manager, usable) =
+        flags.lease_manager(&StoreMeter::default()).await.map_err(|error| error.to_string())?;
     usable.map_err(|error| error.to_string())?;
-    if !is_same_store(&state.store, &store.describe()) {
+    if !state.store.is_same_store(&manager.id()) {
         return Err(format!(
             "the lease is in {}, not in {}: give overlayd's flags for its store after '--'",
             state.store,
-            store.describe()
+            manager.id()
         ));
     }
-    let listing = store.list().await.map_err(|error| error.to_string())?;
-    let ours = listing.entries.into_iter().find(|entry| {
-        let attrs = LeaseAttrs::from_json(&entry.value);
-        entry.subnet == state.lease.subnet && attrs.is_ok_and(|attrs| attrs.public_ip == state.public_ip)
-    });
-    let Some(entry) = ours else { return Ok(None) };
-    if entry.expiry.is_none() && matches!(flags.store, StoreKind::Etcd) {
-        return Ok(None);
+    let mut ours = state.lease.clone();
+    // It may have been given another address just before the end.
+    ours.attrs.public_ip = state.public_ip;
+    let lease = format!("the lease of {} in {}", state.lease.subnet, state.store);
+    match manager.release(&ours, dry_run).await.map_err(|error| error.to_string())? {
+        Released::Done => Ok(Some(lease)),
+        Released::Nothing => Ok(None),
+        Released::Changed => Err(format!("{lease} has just been changed by somebody else: see who uses it")),
     }
-    let lease = format!("the lease of {} in {}", entry.subnet, state.store);
-    if dry_run || store.release(&entry).await.map_err(|error| error.to_string())? {
-        return Ok(Some(lease));
-    }
-    Err(format!("{lease} has just been changed by somebody else: see who uses it"))
 }
 
 /// What tells whoever asks, root or not, that a daemon has run in this network namespace, or with this subnet file.

@@ -24,8 +24,8 @@ impl Membership {
                 None => {}
             }
             if !said {
-                let (store, remedy) = (self.store.describe(), self.store.how_to_configure(EXAMPLE_CONFIG));
-                info!(store, %remedy, "waiting for the network configuration");
+                let (store, remedy) = (self.store.id(), self.store.how_to_configure(EXAMPLE_CONFIG));
+                info!(%store, %remedy, "waiting for the network configuration");
                 self.wait_for(format!("its network configuration in {store}: put one, as by {remedy}"));
                 said = true;
             }
@@ -87,7 +87,7 @@ impl Membership {
                 self.refuse(&text, &error);
                 self.complained = Some(text);
             }
-            Err(error) => return Err(MembershipError::BadConfig { store: self.store.describe(), error }),
+            Err(error) => return Err(MembershipError::BadConfig { store: self.store.id(), error }),
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 
 use crate::lease::{Admitted, Conflict, HostFacts, Lease, Refused};
 use crate::netconf::NetworkConfig;
+use crate::store::StoreId;
 use overlay_support::json::JsonError;
 use overlay_support::problem::Problem;
 
@@ -44,7 +45,7 @@ pub enum MembershipError {
     #[error("the network configuration in {store} cannot be used: {error}")]
     BadConfig {
         /// Where it stands.
-        store: String,
+        store: StoreId,
         /// What is wrong with it.
         error: JsonError,
     },

@@ -21,6 +21,7 @@ use futures::{StreamExt, stream};
 use ipnet::Ipv4Net;
 
 use super::entry::{Entry, Listing, Revision, Written};
+use super::identity::StoreId;
 use super::key::key_of;
 use super::lease_store::{EventStream, LeaseStore, StoreError};
 use super::limits::{MAX_CONFIG, MAX_VALUE, config_text};
@@ -37,8 +38,8 @@ use watch::Watch;
 
 #[async_trait]
 impl LeaseStore for DirStore {
-    fn describe(&self) -> String {
-        format!("dir {}", self.path.display())
+    fn id(&self) -> StoreId {
+        StoreId::Dir(self.path.clone())
     }
 
     fn how_to_configure(&self, config: &str) -> String {

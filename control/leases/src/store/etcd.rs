@@ -19,6 +19,7 @@ use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
 use super::entry::{Entry, Listing, Revision, Written};
+use super::identity::StoreId;
 use super::key::key_of;
 use super::lease_store::{EventStream, LeaseStore, StoreError};
 use crate::meters::StoreMeter;
@@ -222,9 +223,9 @@ impl LeaseStore for EtcdStore {
         true
     }
 
-    fn describe(&self) -> String {
-        let urls: Vec<&str> = self.cluster.urls().collect();
-        format!("etcd {} {}", urls.join(","), self.prefix)
+    fn id(&self) -> StoreId {
+        let endpoints = self.cluster.urls().map(str::to_owned).collect();
+        StoreId::Etcd { endpoints, prefix: self.prefix.to_string() }
     }
 
     fn how_to_configure(&self, config: &str) -> String {

@@ -1,44 +1,117 @@
-//! Whether two descriptions are of one store: endpoints may have been given in another order, with another scheme, or
-//! a member may have come or gone.
+//! Which store it is that a lease is in.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::endpoint::Endpoint;
 
-/// Whether what was `saved` is of the store that is described as `ours` ([`describe`](super::LeaseStore::describe)).
-#[must_use]
-pub fn is_same_store(saved: &str, ours: &str) -> bool {
-    match (Identity::of(saved), Identity::of(ours)) {
-        (Identity::Etcd(members, prefix), Identity::Etcd(others, other)) => {
-            prefix == other && !members.is_disjoint(&others)
-        }
-        (saved, ours) => saved == ours,
-    }
-}
-
-#[derive(PartialEq, Eq)]
-enum Identity {
-    /// The members that are named, and the prefix. One member in common is enough: it is of one cluster only.
-    Etcd(BTreeSet<String>, String),
+/// Which store it is. Written, also in the saved state, as its kind and its place: `etcd http://127.0.0.1:2379
+/// /coreos.com/network`, `dir /var/lib/overlay`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum StoreId {
+    /// What etcd has below a prefix.
+    Etcd {
+        /// The members as they were named.
+        endpoints: Vec<String>,
+        /// What all keys begin with.
+        prefix: String,
+    },
+    /// A directory.
     Dir(PathBuf),
-    Other(String),
+    /// One that only its own implementation knows, or another version of the daemon.
+    Other {
+        /// What it is.
+        kind: String,
+        /// Where it is; empty if there is only one.
+        place: String,
+    },
 }
 
-impl Identity {
-    fn of(description: &str) -> Self {
-        let other = || Self::Other(description.to_owned());
-        match description.split_once(' ') {
+impl StoreId {
+    /// Reads what was written.
+    #[must_use]
+    pub fn read(text: &str) -> Self {
+        match text.split_once(' ') {
             Some(("etcd", place)) => {
                 let (urls, prefix) = place.split_once(' ').unwrap_or((place, ""));
-                let members = urls.split(',').map(member).filter(|member| !member.is_empty());
-                Self::Etcd(members.collect(), prefix.trim_end_matches('/').to_owned())
+                let endpoints = urls.split(',').map(str::to_owned).collect();
+                Self::Etcd { endpoints, prefix: prefix.to_owned() }
             }
-            // The components leave out what makes no difference.
-            Some(("dir", path)) => Self::Dir(Path::new(path).components().collect()),
-            _ => other(),
+            Some(("dir", path)) => Self::Dir(path.into()),
+            Some((kind, place)) => Self::Other { kind: kind.to_owned(), place: place.to_owned() },
+            None => Self::Other { kind: text.to_owned(), place: String::new() },
         }
     }
+
+    /// What it is, in one word.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        match self {
+            Self::Etcd { .. } => "etcd",
+            Self::Dir(_) => "dir",
+            Self::Other { kind, .. } => kind,
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self {
+            Self::Etcd { endpoints, prefix } => format!("{} {prefix}", endpoints.join(",")),
+            Self::Dir(path) => path.display().to_string(),
+            Self::Other { place, .. } => place.clone(),
+        }
+    }
+
+    /// Whether both are one store: endpoints may have been given in another order, with another scheme, or a member may
+    /// have come or gone.
+    #[must_use]
+    pub fn is_same_store(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Etcd { endpoints, prefix }, Self::Etcd { endpoints: others, prefix: other }) => {
+                // One member in common is enough: it is of one cluster only.
+                let is_prefix = prefix.trim_end_matches('/') == other.trim_end_matches('/');
+                is_prefix && !members(endpoints).is_disjoint(&members(others))
+            }
+            // The components leave out what makes no difference.
+            (Self::Dir(path), Self::Dir(other)) => components(path) == components(other),
+            (one, other) => one == other,
+        }
+    }
+}
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind())?;
+        match self.place() {
+            place if place.is_empty() => Ok(()),
+            place => write!(f, " {place}"),
+        }
+    }
+}
+
+impl From<String> for StoreId {
+    fn from(text: String) -> Self {
+        Self::read(&text)
+    }
+}
+
+impl From<StoreId> for String {
+    fn from(id: StoreId) -> Self {
+        id.to_string()
+    }
+}
+
+fn components(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+fn members(endpoints: &[String]) -> BTreeSet<String> {
+    endpoints.iter().map(|url| member(url)).filter(|member| !member.is_empty()).collect()
 }
 
 /// Host and port of an endpoint, without what tells how it is spoken to.
@@ -56,6 +129,10 @@ fn member(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn is_same_store(one: &str, other: &str) -> bool {
+        StoreId::read(one).is_same_store(&StoreId::read(other))
+    }
 
     #[test]
     fn one_store_is_known_however_it_is_written() {
@@ -84,5 +161,22 @@ mod tests {
         assert!(is_same_store("dir /var/lib//overlay/", "dir /var/lib/./overlay"));
         assert!(!is_same_store("dir /var/lib/overlay", "dir /var/lib/overlay2"));
         assert!(is_same_store("memory", "memory"));
+    }
+
+    #[test]
+    fn an_identity_is_written_as_it_is_read() {
+        for (text, kind, place) in [
+            (
+                "etcd http://b:2379,http://a:2379 /coreos.com/network",
+                "etcd",
+                "http://b:2379,http://a:2379 /coreos.com/network",
+            ),
+            ("dir /var/lib/my overlay", "dir", "/var/lib/my overlay"),
+            ("consul http://a", "consul", "http://a"),
+            ("memory", "memory", ""),
+        ] {
+            let id = StoreId::read(text);
+            assert_eq!((id.to_string().as_str(), id.kind(), id.place().as_str()), (text, kind, place));
+        }
     }
 }

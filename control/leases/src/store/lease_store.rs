@@ -8,6 +8,7 @@ use futures::stream::BoxStream;
 use ipnet::Ipv4Net;
 
 use super::entry::{Entry, Event, Listing, Revision, Written};
+use super::identity::StoreId;
 
 /// A store failed: what was tried, where, and why it did not work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,8 +29,8 @@ impl StoreError {
 /// A place that keeps the network configuration and the leases of all nodes.
 #[async_trait]
 pub trait LeaseStore: Send + Sync {
-    /// What and where it is, for people: `etcd http://127.0.0.1:2379 /coreos.com/network`, `dir /var/lib/overlay`.
-    fn describe(&self) -> String;
+    /// What and where it is.
+    fn id(&self) -> StoreId;
 
     /// What an operator does to put a network configuration there, as a command.
     fn how_to_configure(&self, config: &str) -> String;

@@ -18,7 +18,7 @@ pub use dir::DirStore;
 pub use endpoint::Endpoint;
 pub use entry::{Entry, Event, Listing, Revision, Written};
 pub use etcd::{Access, EtcdStore, IdentityFiles, Password, User};
-pub use identity::is_same_store;
+pub use identity::StoreId;
 pub use key::{KeyError, key_of, parse_key};
 pub use lease_store::{EventStream, LeaseStore, StoreError};
 pub use limits::{MAX_KEYS, MAX_VALUE, Room};

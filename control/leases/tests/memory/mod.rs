@@ -10,7 +10,9 @@ use futures::{StreamExt, stream};
 use ipnet::Ipv4Net;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use overlay_leases::store::{Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError, Written};
+use overlay_leases::store::{
+    Entry, Event, EventStream, LeaseStore, Listing, Revision, StoreError, StoreId, Written,
+};
 use overlay_leases::store::{key_of, parse_key};
 
 type Told = Result<(Revision, Event), StoreError>;
@@ -179,8 +181,8 @@ impl LeaseStore for Memory {
         format!("put {config}")
     }
 
-    fn describe(&self) -> String {
-        "memory".to_owned()
+    fn id(&self) -> StoreId {
+        StoreId::read("memory")
     }
 
     async fn config(&self) -> Result<Option<String>, StoreError> {

@@ -4,7 +4,7 @@
 //!
 //! | task | what it owns |
 //! | --- | --- |
-//! | [`overlay_leases::membership`] | our lease, and what the store says |
+//! | a [`LeaseManager`] | our lease, and what the store says |
 //! | [`host_facts`] | what leases are judged by of this host |
 //! | [`keeper`] | the node: builds it, replaces it, looks after it |
 //! | [`rules`] | the firewall's rules, with the programs that these take |
@@ -32,15 +32,15 @@ use crate::page::Page;
 use crate::privileges;
 use crate::problems::{Part, Problems};
 use crate::socket::Facts;
-use overlay_flags::Flags;
+use overlay_flags::{ConnectError, Connected, Flags};
 use overlay_host::link::HostChanges;
 use overlay_host::reconcile::Reconcile;
 use overlay_leases::lease::{Ground, HostFacts, LeaseBackend};
-use overlay_leases::membership::{Membership, MembershipError, Standing, Terms, View};
-use overlay_leases::meters::Meters;
+use overlay_leases::manager::{LeaseManager, Links};
+use overlay_leases::membership::{MembershipError, Standing, Terms, View};
+use overlay_leases::meters::{Meters, StoreMeter};
 use overlay_leases::netconf::NetworkConfig;
-use overlay_leases::store::MAX_KEYS;
-use overlay_leases::store::{LeaseStore, is_same_store};
+use overlay_leases::store::{MAX_KEYS, StoreId};
 use overlay_node::service_manager;
 use overlay_support::problem::Problem;
 
@@ -72,11 +72,23 @@ use watchdog::Watchdog;
 /// What keeps it from starting or from going on. The host's rules and files stay in place, so that
 /// the next start disturbs as little as it can.
 pub async fn run(flags: Flags, events: Events) -> Result<(), DaemonError> {
+    run_with(flags, events, Flags::lease_manager).await
+}
+
+/// The same with the lease manager that `connect` gives for the flags.
+///
+/// # Errors
+/// As of [`run`].
+pub async fn run_with(
+    flags: Flags,
+    events: Events,
+    connect: impl AsyncFnOnce(&Flags, &StoreMeter) -> Result<Connected, ConnectError>,
+) -> Result<(), DaemonError> {
     if !flags.without_effect.is_empty() {
         debug!(flags = flags.without_effect.join(", "), "these flags of flanneld's have no effect here");
     }
     let mut signals = Signals::new().map_err(DaemonError::Signals)?;
-    let starting = Daemon::start(flags, events, Arc::clone(&signals.reload));
+    let starting = Daemon::start(flags, events, Arc::clone(&signals.reload), connect);
     tokio::pin!(starting);
     let mut daemon = tokio::select! {
         started = &mut starting => started?,
@@ -151,7 +163,12 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(flags: Flags, events: Events, reload: Arc<Notify>) -> Result<Self, DaemonError> {
+    async fn start(
+        flags: Flags,
+        events: Events,
+        reload: Arc<Notify>,
+        connect: impl AsyncFnOnce(&Flags, &StoreMeter) -> Result<Connected, ConnectError>,
+    ) -> Result<Self, DaemonError> {
         let flags = Arc::new(flags);
         let (health, meters, host_meter) = (Health::default(), Meters::default(), HostMeter::default());
         let problems = Problems::told_to(health.clone());
@@ -166,31 +183,34 @@ impl Daemon {
         let changes = HostChanges::subscribe()?;
         let earlier = left.state.as_ref().map(|(saved, _)| saved.public_ip);
         let (spec, underlay) = underlay::choose(&flags, earlier).await?;
-        let (store, usable) = flags.connect_store(&meters.store).await?;
-        let store_name = store.describe();
+        let (manager, usable) = connect(&flags, &meters.store).await?;
         let addresses = flags.store_addresses().await;
         let host = host_facts::follow(spec.clone(), underlay.clone(), addresses.clone()).await?;
-        lock(&shared).set_facts(facts(&flags, &store), store_name.clone());
-        let saved = saved_view(&left, &store_name, underlay.public_ip, host.borrow().clone());
+        lock(&shared).set_facts(facts(&flags, &manager), manager.id());
+        let saved = saved_view(&left, &manager.id(), underlay.public_ip, host.borrow().clone());
         // With a saved state, the node forwards while somebody puts the certificates right.
         if saved.is_none() {
             usable?;
         }
 
         let (public_ip, lease_address) = watch::channel(underlay.public_ip);
-        let (out, views) = watch::channel(None);
+        let (publish, views) = watch::channel(None);
         let (ask, questions) = mpsc::channel(1);
         let (running, runs) = watch::channel(None);
         let (stand, standing) = watch::channel(Standing::default());
         let terms = terms(&flags, &left, saved.as_ref(), underlay.public_ip);
-        let membership = Membership::new(store, terms, saved.clone(), out)
-            .following(lease_address)
-            .reloading(reload)
-            .minding(host)
-            .asking(ask)
-            .once_it_runs(runs)
-            .telling(stand)
-            .measured(meters);
+        let links = Links {
+            terms,
+            earlier: saved.clone(),
+            public_ip: lease_address,
+            reload,
+            host,
+            questions: ask,
+            runs,
+            views: publish,
+            standing: stand,
+            meters,
+        };
 
         let (stop, stopped) = watch::channel(false);
         let ttl = Duration::from_secs(u64::from(flags.subnet_lease_ttl));
@@ -205,7 +225,7 @@ impl Daemon {
             inherited: inherit().await,
             earlier: left.of_last_run.as_ref().and_then(Earlier::of),
             networks: left.previous.network.into_iter().collect(),
-            store: store_name,
+            store: manager.id(),
             flags,
             spec,
             underlay,
@@ -218,7 +238,7 @@ impl Daemon {
             shared: Arc::clone(&shared),
         });
         Ok(Self {
-            lease: tokio::spawn(membership.run()),
+            lease: tokio::spawn(async move { manager.take_part(links).await }),
             keeper: tokio::spawn(keeper.run(saved, inbox)),
             files: None,
             stop,
@@ -292,19 +312,19 @@ fn task_failed(error: tokio::task::JoinError) -> DaemonError {
 }
 
 /// What does not change while the daemon runs.
-fn facts(flags: &Flags, store: &Arc<dyn LeaseStore>) -> Arc<Facts> {
+fn facts(flags: &Flags, leases: &Arc<dyn LeaseManager>) -> Arc<Facts> {
     Arc::new(Facts {
         started: std::time::Instant::now(),
-        store: Arc::clone(store),
+        leases: Arc::clone(leases),
         settings: flags.settings.clone(),
         offloads: flags.offload.0.clone(),
     })
 }
 
 /// The state of an earlier run, if it is of this node and this network and still makes sense.
-fn saved_view(left: &Left, store: &str, public_ip: Ipv4Addr, host: HostFacts) -> Option<View> {
+fn saved_view(left: &Left, store: &StoreId, public_ip: Ipv4Addr, host: HostFacts) -> Option<View> {
     let (saved, path) = left.state.as_ref()?;
-    if !is_same_store(&saved.store, store) || saved.public_ip != public_ip {
+    if !saved.store.is_same_store(store) || saved.public_ip != public_ip {
         info!(path = %path.display(), "the saved state is of another network or address: starting without");
         return None;
     }

@@ -26,6 +26,7 @@ use overlay_api::status::{
 use overlay_leases::lease::{Lease, LeaseBackend};
 use overlay_leases::membership::View;
 use overlay_leases::netconf::Backend;
+use overlay_leases::store::StoreId;
 use overlay_node::plan::Plan;
 use overlay_node::ways::Reached;
 use overlay_node::{Node, Tunnel};
@@ -57,7 +58,7 @@ pub(super) struct Shared {
     pub(super) facts: Option<Arc<Facts>>,
     pub(super) node: Weak<Node>,
     pub(super) view: Option<(View, LeaseState)>,
-    pub(super) store: String,
+    pub(super) store: Option<StoreId>,
     pub(super) problems: Problems,
     pub(super) restored: Restored,
     /// Since when the store has not confirmed the lease.
@@ -92,9 +93,9 @@ impl Shared {
     }
 
     /// Notes what does not change any more.
-    pub(super) fn set_facts(&mut self, facts: Arc<Facts>, store: String) {
+    pub(super) fn set_facts(&mut self, facts: Arc<Facts>, store: StoreId) {
         self.facts = Some(facts);
-        self.store = store;
+        self.store = Some(store);
     }
 
     /// The running node, and the rounds of its workers.
@@ -140,10 +141,9 @@ impl Shared {
 
     fn status(&self) -> Option<Status> {
         let node = self.node.upgrade()?;
-        let (view, state) = self.view.as_ref()?;
+        let ((view, state), store) = (self.view.as_ref()?, self.store.as_ref()?);
         let plan = node.plan();
         let (egress, ingress) = node.tunnel().map(Tunnel::totals).unwrap_or_default();
-        let (kind, place) = self.store.split_once(' ').unwrap_or((&self.store, ""));
         let mtu = |lease: &Lease| {
             let path = node.tunnel()?.state(lease)?.path_mtu()?;
             let (format, _) = plan.wire()?;
@@ -172,8 +172,8 @@ impl Shared {
             network: plan.config.network,
             lease: LeaseStatus { subnet: plan.subnet, public_ip: plan.underlay.public_ip, state: *state },
             store: StoreStatus {
-                kind: kind.to_owned(),
-                r#where: place.to_owned(),
+                kind: store.kind().to_owned(),
+                r#where: store.place(),
                 connected: view.connected,
             },
             peers: node.peers().into_iter().map(peer).collect(),

@@ -9,8 +9,8 @@ use overlay::offload::Offload;
 
 use overlay_api::config::Setting;
 use overlay_api::status::Status;
+use overlay_leases::manager::LeaseManager;
 use overlay_leases::membership::View;
-use overlay_leases::store::LeaseStore;
 use overlay_node::Node;
 
 /// Where the answers come from: `None` while the data plane is being rebuilt.
@@ -38,7 +38,7 @@ pub struct Facts {
     /// When it started.
     pub started: Instant,
     /// Where leases live.
-    pub store: Arc<dyn LeaseStore>,
+    pub leases: Arc<dyn LeaseManager>,
     /// Its flags.
     pub settings: Vec<Setting>,
     /// The offloads that were asked for.

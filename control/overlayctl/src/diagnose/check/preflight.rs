@@ -12,7 +12,6 @@ use overlay_flags::Flags;
 use overlay_host::HostError;
 use overlay_host::holdings::{self, Viewpoint};
 use overlay_host::iface::{self, Underlay};
-use overlay_leases::lease::LeaseAttrs;
 use overlay_leases::membership::EXAMPLE_CONFIG;
 use overlay_leases::meters::StoreMeter;
 use overlay_leases::netconf::{Backend, NetworkConfig};
@@ -126,16 +125,16 @@ fn programs() -> Finding {
 async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4Addr>)>) {
     let wrong = |error: String, remedy: &str| (vec![Finding::error("store", error, remedy)], None);
     let flags_say = "see --etcd-endpoints, --etcd-prefix, --etcd-cafile and the others; or --store=dir:PATH";
-    let store = match flags.connect_store(&StoreMeter::default()).await {
-        Ok((store, Ok(()))) => store,
+    let manager = match flags.lease_manager(&StoreMeter::default()).await {
+        Ok((manager, Ok(()))) => manager,
         Ok((_, Err(error))) => return wrong(error.to_string(), flags_say),
         Err(error) => return wrong(error.to_string(), flags_say),
     };
-    let place = store.describe();
-    let text = match store.config().await {
+    let place = manager.id();
+    let text = match manager.config().await {
         Ok(Some(text)) => text,
         Ok(None) => {
-            let command = store.how_to_configure(EXAMPLE_CONFIG);
+            let command = manager.how_to_configure(EXAMPLE_CONFIG);
             let remedy = format!("overlayd waits for it. Put it there, for instance: {command}");
             let finding = Finding::warning(
                 "store",
@@ -146,13 +145,13 @@ async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4A
         }
         Err(error) => return wrong(error.to_string(), flags_say),
     };
-    let leases = match store.list().await {
-        Ok(listing) => listing.entries,
+    let nodes = match manager.nodes().await {
+        Ok(nodes) => nodes,
         Err(error) => {
             return wrong(error.to_string(), "the user needs to read and write all keys below the prefix");
         }
     };
-    let count = format!("{} lease{}", leases.len(), plural(leases.len()));
+    let count = format!("{} lease{}", nodes.leases, plural(nodes.leases));
     let mut findings = vec![Finding::ok("store", format!("{place} answers, {count}"))];
     match NetworkConfig::parse(&text) {
         Ok(config) => {
@@ -160,8 +159,7 @@ async fn store(flags: &Flags) -> (Vec<Finding>, Option<(NetworkConfig, Vec<Ipv4A
             let device = device.map_or("no device".to_owned(), |device| format!("device {device}"));
             findings.push(Finding::ok("config", format!("network {}, {device}", config.network)));
             findings.extend(unknown_keys(&text));
-            let nodes = leases.iter().filter_map(|entry| LeaseAttrs::public_ip_of(&entry.value)).collect();
-            (findings, Some((config, nodes)))
+            (findings, Some((config, nodes.public_ips)))
         }
         Err(error) => {
             findings.push(Finding::error(

@@ -22,6 +22,7 @@ use overlay_host::link::HostChanges;
 use overlay_host::reconcile::Reconcile;
 use overlay_leases::membership::{Question, Running, View};
 use overlay_leases::store::StoreAddresses;
+use overlay_leases::store::StoreId;
 
 /// What the node is made by, and whom it is told to.
 pub(in crate::daemon) struct Means {
@@ -29,7 +30,7 @@ pub(in crate::daemon) struct Means {
     pub(in crate::daemon) spec: IfaceSpec,
     pub(in crate::daemon) underlay: Underlay,
     /// The store, as the saved state names it.
-    pub(in crate::daemon) store: String,
+    pub(in crate::daemon) store: StoreId,
     /// What our lease is to say of the underlay.
     pub(in crate::daemon) public_ip: watch::Sender<Ipv4Addr>,
     /// Which network runs.

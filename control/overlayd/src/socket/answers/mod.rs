@@ -49,7 +49,7 @@ async fn peers(State(source): Asked) -> Response {
 
 async fn leases(State(source): Asked) -> Response {
     let (Some(view), Some(facts)) = (source.view(), source.facts()) else { return not_yet(source.as_ref()) };
-    or_bad_gateway(leases::leases(facts.store.as_ref(), &view).await)
+    or_bad_gateway(leases::leases(facts.leases.as_ref(), &view).await)
 }
 
 async fn routes(State(source): Asked) -> Response {
