@@ -2,61 +2,67 @@
 //!
 //! A comment on each packet says which way it went, and why it was dropped if it was.
 
+use std::mem;
 use std::net::SocketAddrV4;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use byteorder::LittleEndian;
 use etherparse::PacketBuilder;
+use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
+use pcap_file::pcapng::blocks::interface_description::{
+    InterfaceDescriptionBlock, InterfaceDescriptionOption,
+};
+use pcap_file::pcapng::blocks::interface_statistics::{InterfaceStatisticsBlock, InterfaceStatisticsOption};
+use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
+use pcap_file::pcapng::{Block, PcapNgBlock, PcapNgWriter};
+use pcap_file::{DataLink, Endianness};
 
 use overlay::capture::Captured;
 use overlay::peer_state::Direction;
 
 /// Makes the blocks of one file.
-#[derive(Debug, Default)]
 pub struct Writer {
+    file: PcapNgWriter<Vec<u8>>,
     last: Option<SystemTime>,
 }
 
 impl Writer {
-    /// The blocks that a file begins with: the section, and the interface by its name. (libpcap 1.10 reads no second
-    /// interface of this type.)
+    /// One whose first [`blocks`](Self::blocks) are those that a file begins with: the section, and the interface by its
+    /// name. (libpcap 1.10 reads no second interface of this type.)
     #[must_use]
-    pub fn head(&self, interface: &str) -> Vec<u8> {
-        let mut body = Vec::new();
-        body.extend(BYTE_ORDER.to_le_bytes());
-        // Version 1.0, and no word about the section's length.
-        body.extend([1, 0, 0, 0]);
-        body.extend(u64::MAX.to_le_bytes());
+    pub fn new(interface: &str) -> Self {
         let application = concat!("overlayd ", env!("CARGO_PKG_VERSION"));
-        option(&mut body, SHB_USERAPPL, application.as_bytes());
-        end_of_options(&mut body);
-        let mut out = block(SECTION, &body);
-        body.clear();
-        body.extend(LINKTYPE_RAW.to_le_bytes());
-        body.extend([0; 2]);
-        // No limit that would hold for all packets.
-        body.extend(0_u32.to_le_bytes());
-        option(&mut body, IF_NAME, interface.as_bytes());
-        option(&mut body, IF_TSRESOL, &[NANOSECONDS]);
-        end_of_options(&mut body);
-        out.extend(block(INTERFACE, &body));
-        out
+        let section = SectionHeaderBlock {
+            endianness: Endianness::Little,
+            options: vec![SectionHeaderOption::UserApplication(application.into())],
+            ..SectionHeaderBlock::default()
+        };
+        let file = PcapNgWriter::with_section_header(Vec::new(), section).expect(IN_MEMORY);
+        let mut writer = Self { file, last: None };
+        writer.write(InterfaceDescriptionBlock {
+            linktype: DataLink::RAW,
+            // No limit that would hold for all packets.
+            snaplen: 0,
+            options: vec![
+                InterfaceDescriptionOption::IfName(interface.into()),
+                InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
+            ],
+        });
+        writer
     }
 
-    /// The block of one packet.
-    #[must_use]
-    pub fn packet(&mut self, packet: &Captured) -> Vec<u8> {
+    /// What has been written since this was asked last: whole blocks.
+    pub fn blocks(&mut self) -> Vec<u8> {
+        mem::take(self.file.get_mut())
+    }
+
+    /// Writes the block of one packet.
+    pub fn packet(&mut self, packet: &Captured) {
         let Captured { when, direction, reason, outer, bytes, len } = packet;
         self.last = Some(*when);
-        let header = outer.map_or_else(Vec::new, |(from, to)| outer_header(from, to, *len));
-        let (captured, original) = (header.len() + bytes.len(), header.len() + len);
-        let mut body = Vec::with_capacity(captured + 96);
-        body.extend(INTERFACE_NUMBER.to_le_bytes());
-        body.extend(timestamp(*when));
-        body.extend(u32::try_from(captured).unwrap_or(u32::MAX).to_le_bytes());
-        body.extend(u32::try_from(original).unwrap_or(u32::MAX).to_le_bytes());
-        body.extend(header);
-        body.extend(bytes);
-        pad(&mut body);
+        let mut data = outer.map_or_else(Vec::new, |(from, to)| outer_header(from, to, *len));
+        let original = data.len() + len;
+        data.extend(bytes);
         let (way, flags) = match direction {
             Direction::Egress => ("egress", OUTBOUND),
             Direction::Ingress => ("ingress", INBOUND),
@@ -66,23 +72,32 @@ impl Writer {
             Some(reason) => format!("{way}, {layer}, dropped: {}", reason.label()),
             None => format!("{way}, {layer}"),
         };
-        option(&mut body, COMMENT, comment.as_bytes());
-        option(&mut body, EPB_FLAGS, &flags.to_le_bytes());
-        end_of_options(&mut body);
-        block(PACKET, &body)
+        self.write(EnhancedPacketBlock {
+            interface_id: INTERFACE_NUMBER,
+            timestamp: since_epoch(*when),
+            original_len: u32::try_from(original).unwrap_or(u32::MAX),
+            data: data.into(),
+            options: vec![EnhancedPacketOption::Comment(comment.into()), EnhancedPacketOption::Flags(flags)],
+        });
     }
 
-    /// The block that ends a file: how many packets it has, and how many it lacks.
-    #[must_use]
+    /// Writes the block that ends a file: how many packets it has, and how many it lacks.
     #[expect(clippy::disallowed_methods, reason = "captured packets have dates")]
-    pub fn tail(&self, count: u64, missed: u64) -> Vec<u8> {
-        let mut body = Vec::new();
-        body.extend(INTERFACE_NUMBER.to_le_bytes());
-        body.extend(timestamp(self.last.unwrap_or_else(SystemTime::now)));
-        option(&mut body, ISB_IFRECV, &(count + missed).to_le_bytes());
-        option(&mut body, ISB_IFDROP, &missed.to_le_bytes());
-        end_of_options(&mut body);
-        block(STATISTICS, &body)
+    pub fn end(&mut self, count: u64, missed: u64) {
+        let last = since_epoch(self.last.unwrap_or_else(SystemTime::now)).as_nanos() as u64;
+        self.write(InterfaceStatisticsBlock {
+            interface_id: INTERFACE_NUMBER,
+            // The format has the upper half first; the crate writes the number as one.
+            timestamp: last.rotate_left(32),
+            options: vec![
+                InterfaceStatisticsOption::IsbIfRecv(count + missed),
+                InterfaceStatisticsOption::IsbIfDrop(missed),
+            ],
+        });
+    }
+
+    fn write<'a>(&mut self, block: impl PcapNgBlock<'a>) {
+        self.file.write_pcapng_block(block).expect(IN_MEMORY);
     }
 }
 
@@ -90,11 +105,14 @@ impl Writer {
 #[must_use]
 pub fn missed(file: &[u8]) -> Option<u64> {
     let len = usize::try_from(u32::from_le_bytes(*file.last_chunk()?)).ok()?;
-    let block = file.get(file.len().checked_sub(len)?..)?;
-    let is_statistics = u32::from_le_bytes(*block.first_chunk()?) == STATISTICS;
-    // Type and length, then interface and time, then each option's code and length before its value.
-    let value = block.get(8 + 12 + 4 + 8 + 4..)?.first_chunk()?;
-    is_statistics.then(|| u64::from_le_bytes(*value))
+    let last = file.get(file.len().checked_sub(len)?..)?;
+    let (_, Block::InterfaceStatistics(statistics)) = Block::from_slice::<LittleEndian>(last).ok()? else {
+        return None;
+    };
+    statistics.options.iter().find_map(|option| match option {
+        InterfaceStatisticsOption::IsbIfDrop(missed) => Some(*missed),
+        _ => None,
+    })
 }
 
 /// The IP and UDP header that the kernel puts in front of `len` bytes of payload, as far as is known of it.
@@ -110,53 +128,17 @@ fn outer_header(from: SocketAddrV4, to: SocketAddrV4, len: usize) -> Vec<u8> {
     header
 }
 
-fn timestamp(when: SystemTime) -> [u8; 8] {
-    let nanos = when.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-    let [high, low] = [(nanos >> 32) as u32, nanos as u32].map(u32::to_le_bytes);
-    let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&high);
-    bytes[4..].copy_from_slice(&low);
-    bytes
+fn since_epoch(when: SystemTime) -> Duration {
+    when.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-fn block(kind: u32, body: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(body.len() + 12).unwrap_or(u32::MAX).to_le_bytes();
-    [&kind.to_le_bytes(), &len, body, &len].concat()
-}
-
-fn option(body: &mut Vec<u8>, code: u16, value: &[u8]) {
-    body.extend(code.to_le_bytes());
-    body.extend(u16::try_from(value.len()).unwrap_or(u16::MAX).to_le_bytes());
-    body.extend(value);
-    pad(body);
-}
-
-fn end_of_options(body: &mut Vec<u8>) {
-    body.extend([0; 4]);
-}
-
-fn pad(body: &mut Vec<u8>) {
-    body.resize(body.len().next_multiple_of(4), 0);
-}
-
+const IN_MEMORY: &str = "a file in memory takes every block of its one interface";
 const INTERFACE_NUMBER: u32 = 0;
-const SECTION: u32 = 0x0a0d_0d0a;
-const INTERFACE: u32 = 1;
-const STATISTICS: u32 = 5;
-const PACKET: u32 = 6;
-const BYTE_ORDER: u32 = 0x1a2b_3c4d;
-/// IPv4 or IPv6, as its first half-byte says.
-const LINKTYPE_RAW: u16 = 101;
-const COMMENT: u16 = 1;
-const SHB_USERAPPL: u16 = 4;
-const IF_NAME: u16 = 2;
-const IF_TSRESOL: u16 = 9;
+/// Of the timestamps, as a power of ten.
 const NANOSECONDS: u8 = 9;
-const EPB_FLAGS: u16 = 2;
+/// The direction in a packet's flags.
 const INBOUND: u32 = 1;
 const OUTBOUND: u32 = 2;
-const ISB_IFRECV: u16 = 4;
-const ISB_IFDROP: u16 = 5;
 const HEADERS_LEN: usize = 20 + 8;
 const MAX_PAYLOAD: usize = 65_535 - HEADERS_LEN;
 
@@ -167,9 +149,9 @@ mod tests {
 
     #[test]
     fn blocks_are_whole_words_that_name_their_length_at_both_ends() {
-        let mut writer = Writer::default();
+        let mut writer = Writer::new("flannel.1");
         let packet = |outer, bytes: &[u8]| Captured {
-            when: UNIX_EPOCH,
+            when: UNIX_EPOCH + Duration::from_nanos((1 << 32) + 7),
             direction: Direction::Ingress,
             reason: Some(DropReason::WrongVni),
             outer,
@@ -177,11 +159,13 @@ mod tests {
             len: 100,
         };
         let ends = ("192.168.1.12:40000".parse().unwrap(), "192.168.199.238:8472".parse().unwrap());
-        let outer = writer.packet(&packet(Some(ends), &[8; 7]));
-        let mut file = writer.head("flannel.1");
+        let mut file = writer.blocks();
+        writer.packet(&packet(Some(ends), &[8; 7]));
+        let outer = writer.blocks();
+        writer.packet(&packet(None, &[0x45; 21]));
+        writer.end(2, 3);
         file.extend(&outer);
-        file.extend(writer.packet(&packet(None, &[0x45; 21])));
-        file.extend(writer.tail(2, 3));
+        file.extend(writer.blocks());
         let (mut rest, mut kinds) = (&file[..], Vec::new());
         while let Some((kind, after)) = rest.split_first_chunk() {
             let len = u32::from_le_bytes(*after.first_chunk().unwrap()) as usize;
@@ -190,7 +174,10 @@ mod tests {
             kinds.push(u32::from_le_bytes(*kind));
             rest = &rest[len..];
         }
-        assert_eq!(kinds, [SECTION, INTERFACE, PACKET, PACKET, STATISTICS]);
+        // Section, interface, packet, packet, statistics.
+        assert_eq!(kinds, [0x0a0d_0d0a, 1, 6, 6, 5]);
+        let statistics = &file[file.len() - 52..];
+        assert_eq!(statistics[12..20], [1, 0, 0, 0, 7, 0, 0, 0], "the time of the last packet");
         assert_eq!(missed(&file), Some(3));
         assert_eq!(missed(&file[..file.len() - 4]), None);
 

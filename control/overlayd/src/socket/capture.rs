@@ -74,8 +74,8 @@ fn filter(question: &Question) -> Result<Filter, String> {
 
 /// Writes blocks until there are enough, or nobody reads any more, or the data plane is gone.
 fn write(capturing: Capturing, question: &Question, interface: &str, out: &mpsc::Sender<Bytes>) {
-    let mut writer = pcapng::Writer::default();
-    let head = writer.head(interface);
+    let mut writer = pcapng::Writer::new(interface);
+    let head = writer.blocks();
     let mut written = head.len() as u64;
     let mut count = 0;
     let end = question.millis.map(|millis| Instant::now() + Duration::from_millis(millis));
@@ -97,7 +97,8 @@ fn write(capturing: Capturing, question: &Question, interface: &str, out: &mpsc:
         let mut blocks = Vec::new();
         let mut full = false;
         for packet in std::iter::once(packet).chain(capturing.packets.try_iter()) {
-            let block = writer.packet(&packet);
+            writer.packet(&packet);
+            let block = writer.blocks();
             full = question.bytes.is_some_and(|most| written + block.len() as u64 > most);
             if full {
                 break;
@@ -113,9 +114,9 @@ fn write(capturing: Capturing, question: &Question, interface: &str, out: &mpsc:
             break;
         }
     }
-    let tail = writer.tail(count, capturing.missed());
+    writer.end(count, capturing.missed());
     // Who reads the last block may begin another capture in its place.
     drop(capturing);
     // Who has gone does not want to know.
-    let _ = out.blocking_send(tail.into());
+    let _ = out.blocking_send(writer.blocks().into());
 }
