@@ -12,12 +12,13 @@
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown, sockopt};
 use serde::{Deserialize, Serialize};
 
@@ -216,7 +217,7 @@ fn count(socket: &UdpSocket, tally: &Mutex<Tally>, stopped: &AtomicBool) {
                 continue;
             };
             let now = Instant::now();
-            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tally = tally.lock();
             if run > tally.run {
                 *tally = Tally { run, ..Tally::default() };
                 first = now;
@@ -236,7 +237,7 @@ fn count(socket: &UdpSocket, tally: &Mutex<Tally>, stopped: &AtomicBool) {
 fn answer(stream: &TcpStream, tally: &Mutex<Tally>) {
     let reply = |line: &str| -> io::Result<()> {
         let run = line.trim().parse().map_err(|_| ErrorKind::InvalidData)?;
-        let tally = *tally.lock().unwrap_or_else(PoisonError::into_inner);
+        let tally = *tally.lock();
         let tally = if tally.run == run { tally } else { Tally { run, ..Tally::default() } };
         let mut text = serde_json::to_string(&tally)?;
         text.push('\n');

@@ -8,10 +8,11 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::cmsg_space;
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -57,13 +58,13 @@ impl ServiceManager {
 
     /// Keeps descriptors for the next process, as if an earlier one had stored them under this name.
     pub fn keep(&mut self, name: &str, descriptors: impl IntoIterator<Item = OwnedFd>) {
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut store = self.store.lock();
         store.extend(descriptors.into_iter().map(|fd| (name.to_owned(), fd)));
     }
 
     /// How many descriptors it keeps.
     pub fn stored(&self) -> usize {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.store.lock().len()
     }
 
     /// A manager for the next process, with what this one keeps of a process that has ended.
@@ -71,10 +72,7 @@ impl ServiceManager {
     pub fn next_process(mut self) -> Self {
         self.settle();
         let next = Self::new(&self.path);
-        std::mem::swap(
-            &mut *next.store.lock().unwrap_or_else(PoisonError::into_inner),
-            &mut *self.store.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        std::mem::swap(&mut *next.store.lock(), &mut *self.store.lock());
         next
     }
 
@@ -89,8 +87,7 @@ impl ServiceManager {
             fcntl_setfd(&copy, FdFlags::empty()).expect("let a descriptor be inherited");
             copy
         };
-        let inheritable: Vec<OwnedFd> =
-            self.store.lock().unwrap_or_else(PoisonError::into_inner).iter().map(copy).collect();
+        let inheritable: Vec<OwnedFd> = self.store.lock().iter().map(copy).collect();
         let mut command = if inheritable.is_empty() {
             ns.command(&program)
         } else {
@@ -153,7 +150,7 @@ fn receive(socket: &UnixDatagram, store: &Store) -> Option<Vec<String>> {
     let text = String::from_utf8_lossy(&buffer[..message.bytes]);
     let lines: Vec<String> = text.lines().map(str::to_owned).collect();
     let name = lines.iter().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
-    let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut store = store.lock();
     if lines.iter().any(|line| line == "FDSTOREREMOVE=1") {
         store.retain(|(stored, _)| stored != name);
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use crate::netns::{Namespace, directory_prefix};
@@ -172,7 +172,7 @@ impl Site {
             .ip("address add 192.168.1.13/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.1.12");
         site.router
             .ip("address add 192.168.9.1/24 dev lan9\nlink set lan9 up\nroute add default via 192.168.9.12");
-        site.lans.lock().unwrap().insert(Ipv4Addr::new(192, 168, 9, 1));
+        site.lans.lock().insert(Ipv4Addr::new(192, 168, 9, 1));
         if wire == Wire::Plain {
             make_plain(&worker.ns, "eth0");
             make_plain(&master.ns, "eth0");
@@ -206,7 +206,7 @@ impl Site {
     /// The router's address on its first LAN, which every host reaches.
     #[track_caller]
     pub fn router_address(&self) -> Ipv4Addr {
-        *self.lans.lock().unwrap().first().expect("a site with a LAN")
+        *self.lans.lock().first().expect("a site with a LAN")
     }
 
     /// The name of the router's leg on the LAN of this address.
@@ -221,7 +221,7 @@ impl Site {
     fn plug(&self, ns: &Namespace, address: Ipv4Addr) -> Ipv4Addr {
         let [a, b, c, d] = address.octets();
         let (lan, name) = (Self::lan_device(address), ns.name());
-        let mut lans = self.lans.lock().unwrap();
+        let mut lans = self.lans.lock();
         let gateway = match lans.iter().find(|gateway| gateway.octets()[..3] == [a, b, c]) {
             Some(&gateway) => {
                 let port = format!("port{c}-{d}");
@@ -251,7 +251,7 @@ impl Site {
         self.router.ip(&format!(
             "link add {bridge} type bridge\naddress add {gateway}/24 dev {bridge}\nlink set {bridge} up"
         ));
-        self.lans.lock().unwrap().insert(gateway);
+        self.lans.lock().insert(gateway);
     }
 }
 

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use parking_lot::Mutex;
 use rtnetlink::packet_route::route::{RouteProtocol, RouteType};
 
 use super::HostError;
@@ -52,7 +52,7 @@ impl Surveyor {
     /// # Errors
     /// [`HostError::Netlink`] if the kernel cannot be asked.
     pub async fn look(&self, from: Viewpoint<'_>) -> Result<Holdings, HostError> {
-        let lock = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.last.lock();
         if let Some(last) = lock().as_ref().filter(|last| last.routes > MANY && last.at.elapsed() < SELDOM) {
             return Ok(last.holdings.clone());
         }
@@ -173,7 +173,7 @@ impl Resolvers {
     /// What the files say; as long as they cannot be read, what they said before.
     async fn look(&self) -> BTreeSet<Ipv4Addr> {
         let read = self.files.read(|| in_files(&RESOLVERS)).await;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if let Some(read) = read {
             *known = read;
         }

@@ -2,9 +2,10 @@
 //!
 //! A handle is cheap to clone; all clones count together. One that nobody has registered counts for nobody.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -168,11 +169,11 @@ impl LeaseMeter {
     /// Its moments; nothing while it is not held.
     #[must_use]
     pub fn times(&self) -> Option<LeaseTimes> {
-        *self.times.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.times.lock()
     }
 
     fn set(&self, times: Option<LeaseTimes>) {
-        *self.times.lock().unwrap_or_else(PoisonError::into_inner) = times;
+        *self.times.lock() = times;
     }
 }
 

@@ -3,13 +3,14 @@
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use overlay::forwarder::OnFailure;
 use overlay::handover::Inherited;
 use overlay::offload::Offload;
 use overlay::underlay::whole;
+use parking_lot::Mutex;
 use tracing::info;
 
 use crate::plan::Plan;
@@ -154,13 +155,13 @@ impl Node {
     /// The other nodes.
     #[must_use]
     pub fn peers(&self) -> Vec<Reached> {
-        lock(&self.peers).clone()
+        self.peers.lock().clone()
     }
 
     /// What of the network leads into the tunnel; `None` without one.
     #[must_use]
     pub fn routed(&self) -> Option<Routed> {
-        lock(&self.routed).clone()
+        self.routed.lock().clone()
     }
 
     /// Puts back all that the kernel has lost of this node: of the device its MTU and address, as by being set down
@@ -255,13 +256,13 @@ impl Node {
             blackhole: self.desired.blackhole,
         };
         let mut ways = Ways::find(terms, holdings, leases, on_link);
-        let before = lock(&self.wanted).clone();
+        let before = self.wanted.lock().clone();
         let put = ways.put(config.network, before.as_ref()).await;
-        *lock(&self.wanted) = Some(ways.wanted.drain(..).collect());
-        let mut peers = lock(&self.peers);
+        *self.wanted.lock() = Some(ways.wanted.drain(..).collect());
+        let mut peers = self.peers.lock();
         ways::tell(&peers, &ways.reached);
         *peers = ways.reached;
-        let mut routed = lock(&self.routed);
+        let mut routed = self.routed.lock();
         ways::tell_routed(routed.as_ref(), ways.routed.as_ref());
         *routed = ways.routed;
         put
@@ -289,8 +290,4 @@ fn watched(plan: &Plan, desired: &Desired, tunnel: Option<&Tunnel>) -> Watched {
             offloads: Arc::clone(&tunnel.offloads),
         }),
     }
-}
-
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,8 +12,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -23,6 +23,7 @@ use overlay::echo::{self, Answer};
 use overlay::path_mtu::Prober;
 use overlay::peer_state::PeerFlag;
 use overlay::table::{Hop, PeerTable, Route, SharedTable};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
@@ -184,7 +185,7 @@ impl Watcher {
     }
 
     fn holders(&self) -> MutexGuard<'_, Holders> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+        self.holders.lock()
     }
 
     /// Those whose narrow path the kernel has forgotten. What is known of nodes that are gone is forgotten here.

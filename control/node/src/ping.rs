@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use overlay::echo::{Answer, OnAnswer};
 use overlay::forwarder::Forwarder;
 use overlay::table::PeerTable;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 /// Questions that have not been answered yet, by token.
@@ -72,7 +73,7 @@ impl Pings {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waiting>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

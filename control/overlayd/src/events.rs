@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::extract::{Query, State};
 use axum::routing::get;
 use axum::{Json, Router};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tracing::field::{Field, Visit};
 use tracing::{Level, Subscriber};
@@ -50,7 +51,7 @@ impl Events {
     /// Those with a number higher than `after`, oldest first.
     #[must_use]
     pub fn after(&self, after: u64) -> EventList {
-        let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = self.0.lock();
         let events = ring.events.iter().filter(|event| event.number > after).cloned().collect();
         EventList { since: ring.since, events }
     }
@@ -65,7 +66,7 @@ impl Events {
 
     #[expect(clippy::disallowed_methods, reason = "events have dates")]
     fn push(&self, level: Level, message: String, fields: BTreeMap<String, String>) {
-        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = self.0.lock();
         ring.count += 1;
         if ring.events.len() == KEPT {
             ring.events.pop_front();

@@ -1,12 +1,13 @@
 //! `/healthz` and `/readyz`, with flannel's codes and words (0.28, `main.go`), for what watches over the
 //! host's services.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use parking_lot::Mutex;
 
 /// The daemon's own judgement of its state.
 #[derive(Debug, Clone, Default)]
@@ -18,13 +19,13 @@ pub struct Health {
 impl Health {
     /// What keeps the node from being ready; nothing makes it ready.
     pub fn set(&self, problems: Vec<String>) {
-        *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = Some(problems);
+        *self.problems.lock() = Some(problems);
     }
 
     /// Those; `None` before the first judgement.
     #[must_use]
     pub fn problems(&self) -> Option<Vec<String>> {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.problems.lock().clone()
     }
 
     /// Serves `/healthz` and `/readyz`.
@@ -37,7 +38,7 @@ impl Health {
 }
 
 async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
-    let problems = health.problems.lock().unwrap_or_else(PoisonError::into_inner);
+    let problems = health.problems.lock();
     match problems.as_deref() {
         Some([]) => (StatusCode::OK, "flanneld is ready".to_owned()),
         None => (StatusCode::SERVICE_UNAVAILABLE, NOT_READY.to_owned()),

@@ -2,8 +2,9 @@
 //! status, `/readyz` and the metrics for as long as it lasts.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tracing::{debug, error, info, warn};
 
 use crate::health::Health;
@@ -109,7 +110,7 @@ impl Problems {
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<Part, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::net::sockopt::socket_peercred;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::warn;
@@ -99,7 +99,7 @@ pub fn is_anothers(device: &str) -> bool {
 /// What this process has claimed.
 fn held() -> MutexGuard<'static, BTreeSet<String>> {
     static HELD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+    HELD.lock()
 }
 
 fn address(device: &str) -> io::Result<SockAddr> {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::lookup_host;
 use tokio::time::{sleep, timeout};
 
@@ -42,7 +43,7 @@ impl StoreAddresses {
     /// As they are known now.
     #[must_use]
     pub fn now(&self) -> BTreeSet<Ipv4Addr> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 }
 
@@ -60,7 +61,7 @@ async fn resolve(named: &[String], literal: &BTreeSet<Ipv4Addr>, known: &Weak<Kn
         }
     }
     let Some(known) = known.upgrade() else { return };
-    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = known.lock();
     if all {
         *known = found;
     } else {

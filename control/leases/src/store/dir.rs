@@ -13,7 +13,6 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -59,7 +58,7 @@ impl LeaseStore for DirStore {
         let action = format!("list {}", self.subnets().display());
         self.blocking(action, |store| {
             let snapshot = store.snapshot()?;
-            *store.listed.lock().unwrap_or_else(PoisonError::into_inner) = snapshot.clone();
+            *store.listed.lock() = snapshot.clone();
             Ok(snapshot.listing())
         })
         .await

@@ -5,8 +5,8 @@
 //! and value. A watch is checked every few seconds by a question of its own, since a watch alone
 //! cannot tell that nothing happens from that nothing arrives.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use etcd_client::{
 };
 use futures::{StreamExt, stream};
 use ipnet::Ipv4Net;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::entry::{Entry, Listing, Revision, Written};
@@ -92,7 +93,7 @@ impl EtcdStore {
     /// While there is no configuration: says once if there is one that only v2 clients see.
     async fn look_in_v2(&self, key: &str) {
         {
-            let mut next = self.v2.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = self.v2.next.lock();
             if self.v2.found.load(Ordering::Relaxed) || Instant::now() < *next {
                 return;
             }
@@ -114,14 +115,14 @@ impl EtcdStore {
         let seconds = seconds(ttl);
         let grant = |mut client: Client, _| async move { client.lease_grant(seconds, None).await };
         let granted = self.call(&format!("grant a lease of {seconds} s"), grant).await?;
-        *self.least.lock().unwrap_or_else(PoisonError::into_inner) = Some((seconds, granted.ttl()));
+        *self.least.lock() = Some((seconds, granted.ttl()));
         Ok(granted.id())
     }
 
     /// Whether an etcd lease that was granted for `granted` seconds is what we get when we ask for `ttl`. A
     /// server grants no less than some of its elections take.
     fn is_granted_for(&self, granted: i64, ttl: Duration) -> bool {
-        let least = *self.least.lock().unwrap_or_else(PoisonError::into_inner);
+        let least = *self.least.lock();
         granted == seconds(ttl) || least == Some((seconds(ttl), granted))
     }
 

@@ -2,12 +2,12 @@
 //! in which hours pass at once.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use ipnet::Ipv4Net;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use overlay_leases::store::{
@@ -132,7 +132,7 @@ impl Memory {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test panics with the lock held")
+        self.state.lock()
     }
 
     fn up(&self) -> Result<MutexGuard<'_, State>, StoreError> {

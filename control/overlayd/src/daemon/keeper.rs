@@ -3,10 +3,11 @@
 //!
 //! What cannot be had leaves the node as it runs, and is tried again, later and later.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use overlay::handover::Inherited;
+use parking_lot::MutexGuard;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
@@ -544,7 +545,7 @@ impl Keeper {
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.means.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.means.shared.lock()
     }
 }
 

@@ -15,10 +15,11 @@
 //! messages. All of it runs on one thread, and what may block on others: packets are the workers' business.
 
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use overlay::handover::Inherited;
+use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -186,7 +187,7 @@ impl Daemon {
         let (manager, usable) = connect(&flags, &meters.store).await?;
         let addresses = flags.store_addresses().await;
         let host = host_facts::follow(spec.clone(), underlay.clone(), addresses.clone()).await?;
-        lock(&shared).set_facts(facts(&flags, &manager), manager.id());
+        shared.lock().set_facts(facts(&flags, &manager), manager.id());
         let saved = saved_view(&left, &manager.id(), underlay.public_ip, host.borrow().clone());
         // With a saved state, the node forwards while somebody puts the certificates right.
         if saved.is_none() {
@@ -265,10 +266,10 @@ impl Daemon {
                 }
                 Ok(()) = self.standing.changed() => self.tell_standing(),
                 _ = lease_looks.tick() => {
-                    let problem = lock(&self.shared).lease_problem(self.ttl);
+                    let problem = self.shared.lock().lease_problem(self.ttl);
                     self.problems.note(Part::Lease, problem);
                 }
-                () = self.watchdog.due() => self.watchdog.feed(lock(&self.shared).rounds()),
+                () = self.watchdog.due() => self.watchdog.feed(self.shared.lock().rounds()),
             }
         }
     }
@@ -300,10 +301,6 @@ impl Daemon {
             None => warn!("the node is not stopped in time: it is left as it is"),
         }
     }
-}
-
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A task has panicked, which ends the process where it is built for use.

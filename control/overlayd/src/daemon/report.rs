@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use overlay::forwarder::Forwarder;
@@ -13,6 +13,7 @@ use overlay::priority::Scheduling;
 use overlay::underlay::ledger::Frames;
 use overlay::underlay::port::Attach;
 use overlay_wire::drops::DropReason;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -67,23 +68,23 @@ pub(super) struct Shared {
 
 impl Source for Mutex<Shared> {
     fn status(&self) -> Option<Status> {
-        self.lock().unwrap_or_else(PoisonError::into_inner).status()
+        self.lock().status()
     }
 
     fn node(&self) -> Option<Arc<Node>> {
-        self.lock().unwrap_or_else(PoisonError::into_inner).node.upgrade()
+        self.lock().node.upgrade()
     }
 
     fn view(&self) -> Option<View> {
-        self.lock().unwrap_or_else(PoisonError::into_inner).view.as_ref().map(|(view, _)| view.clone())
+        self.lock().view.as_ref().map(|(view, _)| view.clone())
     }
 
     fn facts(&self) -> Option<Arc<Facts>> {
-        self.lock().unwrap_or_else(PoisonError::into_inner).facts.clone()
+        self.lock().facts.clone()
     }
 
     fn excuse(&self) -> String {
-        self.lock().unwrap_or_else(PoisonError::into_inner).excuse()
+        self.lock().excuse()
     }
 }
 

@@ -1,9 +1,10 @@
 //! What the daemon serves: over TCP, and on its control socket. Without them it forwards all the same, and tries again.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
@@ -35,7 +36,7 @@ pub(super) fn source(
     Arc::new(move || Sample {
         problems: health.problems(),
         store_connected: store.is_connected(),
-        ..shared.lock().unwrap_or_else(PoisonError::into_inner).sample(offloads.clone())
+        ..shared.lock().sample(offloads.clone())
     })
 }
 

@@ -1,11 +1,11 @@
 //! The state of the node, read when somebody asks.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 use overlay::offload::Offload;
 use overlay::stats::{Sizes, Totals};
 use overlay_wire::drops::DropReason;
+use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
@@ -58,7 +58,7 @@ impl Collector for State {
         }
         if let Some((egress, ingress)) = &totals {
             traffic(&mut out, egress, ingress)?;
-            let shown = self.slots.lock().unwrap_or_else(PoisonError::into_inner).show(peers);
+            let shown = self.slots.lock().show(peers);
             shown.encode(&mut out)?;
             let offload = |offload: &Offload| ([("offload", offload.label())], i64::from(true));
             out.gauges(

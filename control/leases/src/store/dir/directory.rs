@@ -5,10 +5,11 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::OFlags;
 use tokio::sync::{Semaphore, oneshot};
 use tracing::warn;
@@ -206,7 +207,7 @@ impl DirStore {
     }
 
     fn said(&self) -> MutexGuard<'_, BTreeMap<PathBuf, String>> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+        self.said.lock()
     }
 }
 

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
-use std::sync::PoisonError;
 
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -46,7 +45,7 @@ impl Watch {
         }
 
         let now = store.snapshot()?;
-        let listed = store.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let listed = store.listed.lock().clone();
         let told = if listed.revision() == from { listed } else { now.clone() };
         let mut watch =
             Self { store, told, queue: VecDeque::new(), ended: false, changes, _watcher: watcher };

@@ -6,11 +6,12 @@
 //! logs its user in; it is made anew when its token is refused or the certificates have changed.
 
 use std::error::Error as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error};
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tonic::transport::Endpoint as Transport;
 use tracing::{info, warn};
@@ -233,7 +234,7 @@ impl Cluster {
 
     /// The certificates in use, read now if they have not been yet.
     async fn tls(&self) -> Result<Arc<ClientConfig>, String> {
-        let in_use = || self.material.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use = || self.material.lock();
         if let Some((_, config)) = &*in_use() {
             return Ok(Arc::clone(config));
         }
@@ -259,7 +260,7 @@ impl Cluster {
             return Ok(false);
         }
         let new = self.read().await?;
-        let in_use = || self.material.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use = || self.material.lock();
         if in_use().as_ref().is_some_and(|(material, _)| *material == new) {
             return Ok(false);
         }
@@ -290,11 +291,11 @@ impl Cluster {
 
 impl Endpoint {
     fn client(&self) -> Option<Client> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.client.lock().clone()
     }
 
     fn set_client(&self, client: Option<Client>) {
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        *self.client.lock() = client;
     }
 }
 

@@ -1,12 +1,13 @@
 //! What the keeper works with.
 
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use overlay::confine::Confinement;
 use overlay::handover::Inherited;
 use overlay::priority::Priority;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use crate::daemon::earlier::Earlier;
