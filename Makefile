@@ -33,7 +33,7 @@ ACYCLIC := $(patsubst %/src/lib.rs,%,$(filter-out %/fuzz/src/lib.rs,$(wildcard o
 BENCH_bench      := --preset short
 BENCH_bench-full := --preset full --goals
 
-.PHONY: help demo test test-full soak e2e package image manuals lint fmt fuzz-smoke fuzz sanitize bench bench-full \
+.PHONY: help demo test test-full soak e2e package image manuals reference lint fmt fuzz-smoke fuzz sanitize bench bench-full \
     bench-micro doc install uninstall setup setup-full setup-demo setup-bench setup-fuzz setup-lint setup-e2e setup-package setup-image clean
 
 help:
@@ -45,6 +45,7 @@ help:
 	@echo 'make package                                      the Debian package, in target/debian'
 	@echo 'make image                                        a container image for docker import, in target'
 	@echo 'make manuals                                      manual pages and completions, in target/manuals'
+	@echo 'make reference                                    docs/reference, written anew from the code'
 	@echo 'make lint                                         formatting, clippy, dependencies, modules, scripts'
 	@echo 'make fuzz-smoke                                   every fuzz target for 15 seconds'
 	@echo 'make fuzz [FUZZ_MINUTES=10]                       the same for longer, under AddressSanitizer'
@@ -96,6 +97,10 @@ manuals:
 	$(CARGO) build --release --bin overlay-manuals
 	rm -rf target/manuals
 	target/release/overlay-manuals target/manuals
+
+# A test says when it has to be written anew.
+reference:
+	$(CARGO) run --quiet -p overlay-manuals -- --reference docs/reference
 
 # Where the standard library for aarch64 is installed (`rustup target add`), the packet path has to compile for it, too.
 lint: setup-lint

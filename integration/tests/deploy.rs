@@ -489,7 +489,7 @@ fn what_the_packages_documents_name_is_in_the_package() {
         let listed = String::from_utf8(listed.expect("list files").stdout).expect("names");
         shipped.extend(listed.lines().map(|file| format!("{directory}{}", &file[prefix..])));
     }
-    assert!(shipped.contains("control/DIAGNOSIS.md") && shipped.contains("README.md"), "{shipped:?}");
+    assert!(shipped.contains("docs/diagnose.md") && shipped.contains("README.md"), "{shipped:?}");
     for document in shipped.iter().filter(|file| file.ends_with(".md")) {
         let text = fs::read_to_string(root.join(document)).expect("read a document");
         let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());

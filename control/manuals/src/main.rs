@@ -1,5 +1,8 @@
 //! Writes the manual pages and the shells' completions of `overlayd` and `overlayctl` into a directory that is
-//! laid out as /usr/share is: `overlay-manuals DIRECTORY`.
+//! laid out as /usr/share is: `overlay-manuals DIRECTORY`. `overlay-manuals --reference DIRECTORY` writes the documents
+//! of `docs/reference` instead.
+
+mod reference;
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -20,8 +23,9 @@ const FILES: &str = "The subnet file, by default /run/flannel/subnet.env; /etc/d
 fn main() -> ExitCode {
     let arguments: Vec<_> = env::args_os().skip(1).collect();
     let result = match arguments.as_slice() {
+        [option, directory] if option == "--reference" => reference::write(Path::new(directory)),
         [directory] => write(Path::new(directory)),
-        _ => Err("give it one argument, the directory to write into".to_owned()),
+        _ => Err("give it the directory to write into, behind --reference for the reference".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -49,16 +49,28 @@ impl Metrics {
         Router::new().route(path, get(async move |headers: HeaderMap| metrics.respond(&headers)))
     }
 
+    /// All of them, as OpenMetrics text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = text::encode(&mut text, &self.0);
+        text
+    }
+
+    fn older_text(&self) -> String {
+        let mut text = String::new();
+        let _ = prometheus_text::encode(&mut text, &self.0);
+        text
+    }
+
     fn respond(&self, headers: &HeaderMap) -> Response {
         let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
         let older = accepted.contains("text/plain") && !accepted.contains("application/openmetrics-text");
-        let mut text = String::new();
-        // Writing to a string does not fail.
-        let (kind, _) = match older {
-            true => (prometheus_text::CONTENT_TYPE, prometheus_text::encode(&mut text, &self.0)),
-            false => (OPENMETRICS, text::encode(&mut text, &self.0)),
-        };
-        ([(CONTENT_TYPE, kind)], text).into_response()
+        match older {
+            true => ([(CONTENT_TYPE, prometheus_text::CONTENT_TYPE)], self.older_text()).into_response(),
+            false => ([(CONTENT_TYPE, OPENMETRICS)], self.text()).into_response(),
+        }
     }
 }
 

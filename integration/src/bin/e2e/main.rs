@@ -1,6 +1,6 @@
 //! Whole hosts: two booted by systemd, each with docker, behind a router with etcd. They are set up by the very
-//! lines that README gives for it, one of them from flanneld. Says what was checked, and for each way to replace
-//! the daemon how long nothing arrived and what was lost.
+//! lines that docs/install.md gives for it, one of them from flanneld. Says what was checked, and for each way to
+//! replace the daemon how long nothing arrived and what was lost.
 //! `overlay-e2e ROOT PACKAGE NEXT-PACKAGE IMAGE`; needs root. Leaves nothing behind.
 
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ mod docker;
 mod failure;
 mod flanneld;
 mod image;
+mod installation;
 mod make_install;
-mod readme;
 mod replace;
 
 use flanneld::Flanneld;
-use readme::Readme;
+use installation::Installation;
 
 fn main() -> ExitCode {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -42,12 +42,12 @@ fn main() -> ExitCode {
 }
 
 fn run(base: &Path, package: &Path, next: &Path, image: &Path) {
-    let readme = Readme::install();
+    let installation = Installation::documented();
     let (site, worker, master) = Site::two_hosts();
     prepare(&site, [&worker, &master]);
     let mut etcd = Etcd::start(&site);
     // On the host of etcd.
-    site.router.feed("sh -eu", readme.network);
+    site.router.feed("sh -eu", installation.network);
 
     let deliver = |root: &Path| {
         let name = package.file_name().expect("a package's file");
@@ -64,9 +64,9 @@ fn run(base: &Path, package: &Path, next: &Path, image: &Path) {
         "two hosts are booted by systemd: on one flanneld serves docker, on the other docker knows no overlay",
     );
 
-    worker.ok(&format!("cd /root\n{}", readme.install));
+    worker.ok(&format!("cd /root\n{}", installation.install));
     // What there is to see is there.
-    let seen = worker.ok(readme.look);
+    let seen = worker.ok(installation.look);
     let env = worker.env();
     assert!(seen.contains(&format!("FLANNEL_SUBNET={}", env.subnet)), "{seen}");
     assert!(seen.contains(&format!("inet {}", env.subnet)), "docker0 is elsewhere: {seen}");
@@ -76,15 +76,19 @@ fn run(base: &Path, package: &Path, next: &Path, image: &Path) {
     let b = container(&master);
     flanneld.follow(&etcd);
     check_traffic(&a, &b);
-    said("README's lines install overlayd before docker; its containers reach those of the flanneld node");
+    said(
+        "the lines of docs/install.md install overlayd before docker; its containers reach those of the flanneld node",
+    );
     confined::check(&worker);
 
     replace::heading();
-    replace::flanneld(&master, &a, &b, &format!("cd /root\n{}", readme.replace));
+    replace::flanneld(&master, &a, &b, &format!("cd /root\n{}", installation.replace));
     assert_eq!(master.env().base_with_length(), flanneld::SUBNET, "another subnet than flanneld's");
     check_traffic(&a, &b);
     check_traffic(&b, &a);
-    said("README's lines replace flanneld on the other, whose containers and their connections go on");
+    said(
+        "the lines of docs/install.md replace flanneld on the other, whose containers and their connections go on",
+    );
     let web = Server::http(&b.ns, 8080);
     service::install(worker.host(), &b);
     let host = &worker.host().ns;
@@ -144,16 +148,16 @@ fn run(base: &Path, package: &Path, next: &Path, image: &Path) {
     flanneld::unit_runs_overlayd(&worker);
     check_traffic(&a, &b);
     said("the unit of a flannel package runs overlayd as it is");
-    master.ok(readme.back);
+    master.ok(installation.back);
     flanneld.goes_on(&etcd);
     check_traffic(&a, &b);
-    said("README's lines give the node back to flanneld");
+    said("the lines of docs/install.md give the node back to flanneld");
     worker
         .ok("systemctl stop flanneld && rm /etc/systemd/system/flanneld.service && systemctl daemon-reload");
     confined::check_exceptions(&worker);
 }
 
-/// Gives the site the addresses and the interface that README speaks of.
+/// Gives the site the addresses and the interface that docs/install.md speaks of.
 fn prepare(site: &Site, hosts: [&Host; 2]) {
     site.router.ip(&format!("address add {ETCD}/32 dev lo"));
     for host in hosts {
@@ -196,7 +200,7 @@ fn said(what: &str) {
     println!("ok  {what}");
 }
 
-/// Where etcd is, under which prefix, and the interface to the other nodes, as in README.
+/// Where etcd is, under which prefix, and the interface to the other nodes, as in docs/install.md.
 const ETCD: &str = "172.17.8.101";
 const PREFIX: &str = "/kube-centos/network";
 const INTERFACE: &str = "eth2";

@@ -1,7 +1,7 @@
-//! The lines that README gives an operator, so that they are run here as they stand there.
+//! The lines that docs/install.md gives an operator, run here as they stand there.
 
 /// The section on installation, by its blocks of shell.
-pub struct Readme {
+pub struct Installation {
     /// Puts the network's configuration into etcd.
     pub network: &'static str,
     /// Installs the package on a host.
@@ -14,17 +14,17 @@ pub struct Readme {
     pub back: &'static str,
 }
 
-impl Readme {
+impl Installation {
     /// Finds them, and panics if the section is not built like that.
-    pub fn install() -> Self {
-        let section = README.split("\n## ").find(|section| section.starts_with("Install on your hosts\n"));
-        let section = section.expect("a section 'Install on your hosts' in README");
+    pub fn documented() -> Self {
+        let section = DOCUMENT.split("\n## ").find(|section| section.starts_with("Install on your hosts\n"));
+        let section = section.expect("a section 'Install on your hosts' in docs/install.md");
         let mut blocks = section.split("\n```").skip(1).step_by(2).map(|block| {
             block.strip_prefix("sh\n").unwrap_or_else(|| panic!("a block that is not of shell: {block}"))
         });
         let mut next = |holds: &str| {
-            let block = blocks.next().unwrap_or_else(|| panic!("README has no block with {holds}"));
-            assert!(block.contains(holds), "no {holds} in this block of README:\n{block}");
+            let block = blocks.next().unwrap_or_else(|| panic!("docs/install.md has no block with {holds}"));
+            assert!(block.contains(holds), "no {holds} in this block of docs/install.md:\n{block}");
             block
         };
         let found = Self {
@@ -35,21 +35,21 @@ impl Readme {
             back: next("overlayctl cleanup"),
         };
         let more = blocks.next();
-        assert!(more.is_none(), "README has a block that nobody tries: {more:?}");
+        assert!(more.is_none(), "docs/install.md has a block that nobody tries: {more:?}");
         found
     }
 }
 
-const README: &str = include_str!("../../../../README.md");
+const DOCUMENT: &str = include_str!("../../../../docs/install.md");
 
 #[cfg(test)]
 mod tests {
-    use super::Readme;
+    use super::Installation;
 
     #[test]
     fn the_section_is_there_with_all_its_blocks() {
-        let readme = Readme::install();
-        assert!(readme.network.contains(crate::ETCD) && readme.network.contains(crate::PREFIX));
-        assert!(readme.install.contains(crate::INTERFACE));
+        let installation = Installation::documented();
+        assert!(installation.network.contains(crate::ETCD) && installation.network.contains(crate::PREFIX));
+        assert!(installation.install.contains(crate::INTERFACE));
     }
 }
