@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nftables::batch::Batch;
 use nftables::expr::{
     BinaryOperation, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload,
@@ -17,6 +17,7 @@ use nftables::stmt::{Counter, Match, NAT, NATFlag, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde_json::Value;
 
+use super::policy::{self, Action, Is};
 use crate::command::run;
 use crate::{Desired, HostError};
 
@@ -157,7 +158,7 @@ fn ruleset(desired: &Desired) -> Nftables<'static> {
     let mut batch = Batch::new();
     clear(&mut batch, &desired.device);
     batch.add(table(&desired.device));
-    let mut chain = |name: &'static str, kind, hook, priority, rules: Rules| {
+    let mut chain = |name: &'static str, kind, hook, priority, rules: Vec<policy::Rule>| {
         batch.add(NfListObject::Chain(Chain {
             family: NfFamily::IP,
             table: table_name(&desired.device).into(),
@@ -168,202 +169,102 @@ fn ruleset(desired: &Desired) -> Nftables<'static> {
             policy: Some(NfChainPolicy::Accept),
             ..Chain::default()
         }));
-        for (expr, comment) in rules {
+        for rule in rules {
             batch.add(NfListObject::Rule(Rule {
                 family: NfFamily::IP,
                 table: table_name(&desired.device).into(),
                 chain: name.into(),
-                expr: expr.into(),
-                comment: Some(comment.into()),
+                expr: statements(&rule, desired.masquerade.fully_random).into(),
+                comment: Some(rule.why.into()),
                 ..Rule::default()
             }));
         }
     };
-    chain("postrouting", NfChainType::NAT, NfHook::Postrouting, BEFORE_IPTABLES, rules(desired));
-    let refused = from_pods_to_a_tunnel(desired);
+    chain("postrouting", NfChainType::NAT, NfHook::Postrouting, BEFORE_IPTABLES, sources(desired));
+    let refused = policy::from_pods_to_a_tunnel(desired);
     if !refused.is_empty() {
         chain("forward", NfChainType::Filter, NfHook::Forward, FILTER, refused);
     }
     batch.to_nftables()
 }
 
-/// Each rule with its comment.
-type Rules = Vec<(Vec<Statement<'static>>, &'static str)>;
-
-/// The rules in their order, each with the comment that `nft list` shows.
+/// Which sources are kept and which translated, in this order.
 ///
 /// A connection's first packet goes through them. `return` leaves the say to the NAT chains that come later,
 /// docker's among them; a translation, also one to the same address, ends it.
-fn rules(desired: &Desired) -> Rules {
-    let Desired { network, pod_subnet: pods, masquerade: wanted, .. } = desired;
-    let out = || leaves(Operator::EQ, &desired.device);
-    let masquerade = || masquerade(wanted.fully_random);
-
-    // flannel's rule 1, before everything of ours.
-    let mut rules = vec![(
-        vec![kube_proxy_mark(Operator::EQ), Statement::Return(None)],
-        "marked by kube-proxy, which masquerades it itself: twice would stall the connection",
-    )];
-
-    rules.extend(from_others_to_a_tunnel(desired));
-
-    // How binding agrees with the six rules below: 1 comes first. 2 returns the same packets, without keeping
-    // docker's later rule from them. 3 concerns what leaves for a pod of ours, through docker0 and not through
-    // this device. 4 and 6 concern sources outside the network, which are not bound. 5 masquerades what comes
-    // from elsewhere in the network than from our pods (containers of a former subnet, say, whose replies
-    // would go to its new owner): with `ip_masq` that is left to it, and only our own pods are bound.
-    let bound = desired.bound();
-    rules.push((
-        vec![out(), source(Operator::EQ, &bound), destination(Operator::EQ, network), keep_source()],
-        "pod to pod: bound to its own source, else docker's MASQUERADE would rewrite it",
-    ));
-
-    // The same for what needs no tunnel. Nothing else that leaves by the underlay is touched.
-    if let Some(direct) = &desired.direct {
-        let out = leaves(Operator::EQ, direct);
-        rules.push((
-            vec![out, source(Operator::EQ, &bound), destination(Operator::EQ, network), keep_source()],
-            "pod to pod on the underlay's own link: bound to its own source likewise",
-        ));
-    }
-
-    // Rule 4 would return what goes to our own pods; through this device nothing does, they are not behind it.
-    if wanted.return_path {
-        rules.push((
-            vec![out(), source(Operator::NEQ, network), masquerade()],
-            "from outside the network into the overlay: replies come back through the overlay too",
-        ));
-    }
-
-    if wanted.ip_masq {
-        rules.extend([
-            (
-                vec![source(Operator::EQ, pods), destination(Operator::EQ, network), Statement::Return(None)],
-                "our pods to the network: as they are",
-            ),
-            (
-                vec![source(Operator::EQ, network), destination(Operator::EQ, pods), Statement::Return(None)],
-                "the network to our pods: as it is",
-            ),
-            (
-                vec![
-                    source(Operator::NEQ, network),
-                    destination(Operator::EQ, pods),
-                    Statement::Return(None),
-                ],
-                "from outside to our pods: this node owns them, so replies come this way anyhow",
-            ),
-            (
-                vec![source(Operator::EQ, network), destination(Operator::NEQ, &MULTICAST), masquerade()],
-                "pods to the outside, but not multicast: nobody outside has a route back to them",
-            ),
-            (
-                vec![source(Operator::NEQ, network), destination(Operator::EQ, network), masquerade()],
-                "from outside to pods of other nodes: replies come back through this node",
-            ),
-        ]);
-    }
+fn sources(desired: &Desired) -> Vec<policy::Rule> {
+    let mut rules = vec![policy::left_to_kube_proxy()];
+    rules.extend(policy::from_others_to_a_tunnel(desired));
+    rules.push(policy::pod_to_pod(desired));
+    rules.extend(policy::pod_to_pod_directly(desired));
+    rules.extend(policy::return_path(desired));
+    rules.extend(policy::flannels_masquerade(desired));
     rules
 }
 
-/// What pods send to the tunnel's port of a host is dropped, wherever that host is, in the network or not: masqueraded,
-/// by whomever, it would have this node's address, and be taken for a packet of the overlay. Another pod may have that
-/// port: what goes into the overlay, or stays here, is not masqueraded into a packet of this node's.
-fn from_pods_to_a_tunnel(desired: &Desired) -> Rules {
-    let Desired { device, network, pod_subnet: pods, .. } = desired;
-    let Some(port) = desired.tunnel_port.filter(|_| desired.forward_rules) else { return Vec::new() };
-    let mut rules = Vec::new();
-    if let Some(direct) = &desired.direct {
-        // Nodes in the network get it, too; from a pod's address none takes it for the overlay's.
-        let expr = vec![
-            leaves(Operator::EQ, direct),
-            source(Operator::EQ, &desired.bound()),
-            destination(Operator::EQ, network),
-            to_port(port),
-            kube_proxy_mark(Operator::NEQ),
-            Statement::Accept(None),
-        ];
-        rules.push((
-            expr,
-            "pod to pod on the underlay's own link: bound to its own source, so it passes as nobody else's",
-        ));
+/// A rule in the words of nftables.
+fn statements(rule: &policy::Rule, fully_random: bool) -> Vec<Statement<'static>> {
+    let policy::Match { source, destination, arrives, leaves, udp_port, marked, from_this_host } =
+        rule.when.clone();
+    let interface = |key, is: Is<String>| {
+        let (op, name) = operator(is);
+        matches(named(NamedExpression::Meta(Meta { key })), op, Expression::String(name.into()))
+    };
+    let mut statements: Vec<Statement<'static>> = Vec::new();
+    statements.extend(arrives.map(|is| interface(MetaKey::Iifname, is)));
+    statements.extend(leaves.map(|is| interface(MetaKey::Oifname, is)));
+    statements.extend(source.map(|is| address("saddr", is)));
+    statements.extend(destination.map(|is| address("daddr", is)));
+    statements.extend(
+        udp_port.map(|port| matches(field("udp", "dport"), Operator::EQ, Expression::Number(port.into()))),
+    );
+    statements.extend(marked.map(kube_proxy_mark));
+    statements.extend(from_this_host.map(|is| {
+        let kind = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Saddr]) };
+        matches(named(NamedExpression::Fib(kind)), is_or_not(is), Expression::String("local".into()))
+    }));
+    match rule.then {
+        Action::Return => statements.push(Statement::Return(None)),
+        Action::KeepSource => statements.push(keep_source()),
+        Action::Masquerade => statements.push(masquerade(fully_random)),
+        Action::Accept => statements.push(Statement::Accept(None)),
+        Action::Drop => {
+            statements.extend([Statement::Counter(Counter::Anonymous(None)), Statement::Drop(None)]);
+        }
     }
-    let expr = vec![
-        source(Operator::EQ, network),
-        destination(Operator::NEQ, pods),
-        leaves(Operator::NEQ, device),
-        to_port(port),
-        Statement::Counter(Counter::Anonymous(None)),
-        Statement::Drop(None),
-    ];
-    rules
-        .push((expr, "from pods to the tunnel's port of a host: translated, it would pass as the overlay's"));
-    rules
+    statements
 }
 
-/// What others than this node send to the tunnel's port of a host, by whatever bridge they are on, keeps its source:
-/// masqueraded, by docker for one, it would have this node's address, and be taken for a packet of the overlay. A drop
-/// would also hit the tunnels of nodes for which this host is a router, and before translation nothing tells these apart.
-fn from_others_to_a_tunnel(desired: &Desired) -> Option<(Vec<Statement<'static>>, &'static str)> {
-    let port = desired.tunnel_port.filter(|_| desired.forward_rules)?;
-    let kind =
-        named(NamedExpression::Fib(Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Saddr]) }));
-    let expr = vec![
-        leaves(Operator::NEQ, &desired.device),
-        to_port(port),
-        Statement::Match(Match { left: kind, right: Expression::String("local".into()), op: Operator::NEQ }),
-        keep_source(),
-    ];
-    Some((
-        expr,
-        "from others to the tunnel's port of a host: bound to its own source, so it passes as nobody else's",
-    ))
+fn matches(left: Expression<'static>, op: Operator, right: Expression<'static>) -> Statement<'static> {
+    Statement::Match(Match { left, right, op })
 }
 
-fn to_port(port: u16) -> Statement<'static> {
-    Statement::Match(Match {
-        left: field("udp", "dport"),
-        right: Expression::Number(port.into()),
-        op: Operator::EQ,
-    })
+fn operator<T>(is: Is<T>) -> (Operator, T) {
+    match is {
+        Is::This(value) => (Operator::EQ, value),
+        Is::Not(value) => (Operator::NEQ, value),
+    }
 }
 
-fn kube_proxy_mark(op: Operator) -> Statement<'static> {
+fn is_or_not(is: bool) -> Operator {
+    if is { Operator::EQ } else { Operator::NEQ }
+}
+
+fn kube_proxy_mark(marked: bool) -> Statement<'static> {
     let mark = named(NamedExpression::Meta(Meta { key: MetaKey::Mark }));
-    Statement::Match(Match {
-        left: Expression::BinaryOperation(Box::new(BinaryOperation::AND(
-            mark,
-            Expression::Number(KUBE_PROXY_MARK),
-        ))),
-        right: Expression::Number(KUBE_PROXY_MARK),
-        op,
-    })
+    let bit = || Expression::Number(policy::KUBE_PROXY_MARK);
+    let masked = Expression::BinaryOperation(Box::new(BinaryOperation::AND(mark, bit())));
+    matches(masked, is_or_not(marked), bit())
 }
 
-/// Whether it leaves by `device`.
-fn leaves(op: Operator, device: &str) -> Statement<'static> {
-    Statement::Match(Match {
-        left: named(NamedExpression::Meta(Meta { key: MetaKey::Oifname })),
-        right: Expression::String(device.to_owned().into()),
-        op,
-    })
-}
-
-fn source(op: Operator, net: &Ipv4Net) -> Statement<'static> {
-    address("saddr", op, net)
-}
-
-fn destination(op: Operator, net: &Ipv4Net) -> Statement<'static> {
-    address("daddr", op, net)
-}
-
-fn address(name: &'static str, op: Operator, net: &Ipv4Net) -> Statement<'static> {
-    let net = net.trunc();
+fn address(name: &'static str, is: Is<IpNet>) -> Statement<'static> {
+    let (op, net) = operator(is);
     let prefix = Prefix {
         addr: Box::new(Expression::String(net.addr().to_string().into())),
         len: u32::from(net.prefix_len()),
     };
-    Statement::Match(Match { left: field("ip", name), right: named(NamedExpression::Prefix(prefix)), op })
+    let protocol = if net.addr().is_ipv4() { "ip" } else { "ip6" };
+    matches(field(protocol, name), op, named(NamedExpression::Prefix(prefix)))
 }
 
 fn keep_source() -> Statement<'static> {
@@ -392,12 +293,6 @@ const BEFORE_IPTABLES: i32 = 90;
 /// Where filters stand, whose order does not matter to a drop.
 const FILTER: i32 = 0;
 
-/// Set by kube-proxy on what it will masquerade (its `--iptables-masquerade-bit`, 14 by default).
-const KUBE_PROXY_MARK: u32 = 0x4000;
-
-/// RFC 5771.
-const MULTICAST: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0, 0), 4);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -413,11 +308,11 @@ mod tests {
             [(false, false, 3), (true, false, 4), (false, true, 8), (true, true, 9)]
         {
             let desired = desired(Masquerade { return_path, ip_masq, fully_random: true });
-            let rules = rules(&desired);
+            let rules = sources(&desired);
             assert_eq!(rules.len(), count);
-            assert_eq!(rules[0].0[0], kube_proxy_mark(Operator::EQ));
+            assert_eq!(statements(&rules[0], true)[0], kube_proxy_mark(true));
             let direct = Some("eth0".to_owned());
-            assert_eq!(super::rules(&Desired { direct, ..desired.clone() }).len(), count + 1);
+            assert_eq!(sources(&Desired { direct, ..desired.clone() }).len(), count + 1);
         }
     }
 
@@ -433,27 +328,13 @@ mod tests {
     }
 
     #[test]
-    fn only_a_tunnel_has_a_port_to_be_kept_from_pods() {
-        assert_eq!(from_pods_to_a_tunnel(&Desired::example()).len(), 1);
-        let direct = Some("eth0".to_owned());
-        assert_eq!(from_pods_to_a_tunnel(&Desired { direct, ..Desired::example() }).len(), 2);
-        for without in [
-            Desired { tunnel_port: None, ..Desired::example() },
-            Desired { forward_rules: false, ..Desired::example() },
-        ] {
-            assert!(from_pods_to_a_tunnel(&without).is_empty());
-            assert!(from_others_to_a_tunnel(&without).is_none());
-        }
-    }
-
-    #[test]
     fn comments_fit() {
         let all = Masquerade { return_path: true, ip_masq: true, fully_random: true };
         let direct = Some("eth0".to_owned());
         let desired = Desired { direct, ..desired(all) };
-        for (_, comment) in rules(&desired).into_iter().chain(from_pods_to_a_tunnel(&desired)) {
+        for rule in sources(&desired).into_iter().chain(policy::from_pods_to_a_tunnel(&desired)) {
             // NFTNL_UDATA_COMMENT_MAXLEN, less the final zero.
-            assert!(comment.len() < 128, "{comment}");
+            assert!(rule.why.len() < 128, "{}", rule.why);
         }
     }
 }

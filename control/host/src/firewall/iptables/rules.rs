@@ -9,12 +9,14 @@
 //!
 //! nftables keeps sources in a table of its own, and needs of iptables only what it cannot overrule: the drops.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
 use super::save::{negated, value};
 use crate::Desired;
+use crate::firewall::policy::{self, Action, Is, KUBE_PROXY_MARK as MARK, Match};
 
 /// What one table should have.
 #[derive(Debug)]
@@ -108,95 +110,61 @@ impl Traffic {
 /// Sources, as `--firewall=iptables` has them. flannel's rules are only for the default variant, where flannel
 /// has them; ours are for each variant that translates.
 pub(super) fn nat(desired: &Desired, random_fully: bool, flannels: bool) -> Wanted {
-    let Desired { device, masquerade, .. } = desired;
-    let (network, bound) = (desired.network.trunc(), desired.bound());
-    let target = if masquerade.fully_random && random_fully { MASQUERADE_RANDOMLY } else { "MASQUERADE" };
-
-    // As in nftables (`../nft.rs`), which explains how these agree with flannel's six. A packet that is accepted
-    // goes through no further rule of this variant's nat table.
-    let mut own = vec![
-        format!("-m mark --mark {KUBE_PROXY_MARK} -m comment --comment marked-by-kube-proxy -j RETURN"),
-        format!("-s {bound} -d {network} -m comment --comment pod-to-pod -j ACCEPT"),
-    ];
-    if masquerade.return_path {
-        own.push(format!("! -s {network} -m comment --comment from-outside-into-the-overlay -j {target}"));
-    }
-    let name = nat_chain(device);
-    let jump = jump_to_nat(device);
+    let device = &desired.device;
+    let masquerade =
+        if desired.masquerade.fully_random && random_fully { MASQUERADE_RANDOMLY } else { "MASQUERADE" };
+    // A packet that is accepted goes through no further rule of this variant's nat table. The jump says by which
+    // interface it leaves.
+    let rules =
+        [Some(policy::left_to_kube_proxy()), Some(policy::pod_to_pod(desired)), policy::return_path(desired)];
+    let inside = |rule: policy::Rule| policy::Rule { when: Match { leaves: None, ..rule.when }, ..rule };
+    let rules = rules.into_iter().flatten().map(inside).map(|rule| line(&rule, rule.word, masquerade));
+    let (name, jump) = (nat_chain(device), jump_to_nat(device));
     // By the underlay only what goes from pod to pod is ours to say.
-    let mut hooks = vec![format!("-o {device} {jump}")];
-    hooks.extend(desired.direct.as_ref().map(|direct| format!("-s {bound} -d {network} -o {direct} {jump}")));
-    hooks.extend(from_others_to_a_tunnel(desired));
+    let by_device = Match { leaves: Some(Is::This(device.clone())), ..Match::default() };
+    let mut hooks = vec![format!("{} {jump}", condition(&by_device))];
+    hooks
+        .extend(policy::pod_to_pod_directly(desired).map(|rule| format!("{} {jump}", condition(&rule.when))));
+    let comment = tunnel_in_tunnel(device);
+    hooks.extend(policy::from_others_to_a_tunnel(desired).map(|rule| line(&rule, &comment, masquerade)));
     let hook = |rule| Hook { chain: "POSTROUTING", rule, place: Place::BeforeTranslation };
     let mut wanted = Wanted {
         table: "nat",
         hooks: hooks.into_iter().map(hook).collect(),
-        chains: vec![Chain { name, rules: own, shared: None }],
+        chains: vec![Chain { name, rules: rules.collect(), shared: None }],
     };
-    if masquerade.ip_masq && flannels {
-        wanted.chains.push(flannels_masquerade(network, desired.pod_subnet.trunc(), target));
+    let of_flannel = policy::flannels_masquerade(desired);
+    if flannels && !of_flannel.is_empty() {
+        wanted.chains.push(Chain {
+            name: POSTRTG.to_owned(),
+            rules: of_flannel.iter().map(|rule| line(rule, MASQ, masquerade)).collect(),
+            shared: Some(Shared {
+                network: desired.network.trunc().to_string(),
+                comment: MASQ,
+                first: Some(line(&policy::left_to_kube_proxy(), MASQ, masquerade)),
+            }),
+        });
         wanted.hooks.push(Hook { chain: "POSTROUTING", rule: jump_to_postrtg(), place: Place::Anywhere });
     }
     wanted
 }
 
-/// What others send to the tunnel's port of a host keeps its source, as in nftables (`../nft.rs`, which explains it). What
-/// kube-proxy has marked is to be translated.
-fn from_others_to_a_tunnel(desired: &Desired) -> Option<String> {
-    let (device, port) = (&desired.device, desired.tunnel_port.filter(|_| desired.forward_rules)?);
-    let comment = tunnel_in_tunnel(device);
-    Some(format!(
-        "! -o {device} -p udp -m udp --dport {port} -m mark ! --mark {KUBE_PROXY_MARK} -m addrtype ! --src-type LOCAL -m comment --comment {comment} -j ACCEPT"
-    ))
-}
-
-/// flannel's six rules of `--ip-masq`.
-fn flannels_masquerade(network: Ipv4Net, pods: Ipv4Net, target: &str) -> Chain {
-    let comment = format!("-m comment --comment \"{MASQ}\"");
-    Chain {
-        name: POSTRTG.to_owned(),
-        rules: vec![
-            format!("-s {pods} -d {network} {comment} -j RETURN"),
-            format!("-s {network} -d {pods} {comment} -j RETURN"),
-            format!("! -s {network} -d {pods} {comment} -j RETURN"),
-            format!("-s {network} ! -d {MULTICAST} {comment} -j {target}"),
-            format!("! -s {network} -d {network} {comment} -j {target}"),
-        ],
-        shared: Some(Shared {
-            network: network.to_string(),
-            comment: MASQ,
-            first: Some(format!("-m mark --mark {KUBE_PROXY_MARK} {comment} -j RETURN")),
-        }),
-    }
-}
-
 /// Forwarding under `--firewall=iptables`: flannel's rules, and what docker 28 makes necessary.
 pub(super) fn forward_as_flannel(desired: &Desired) -> Wanted {
-    let network = desired.network.trunc();
-    let comment = format!("-m comment --comment \"{FORWARD}\"");
     let chain = Chain {
         name: FWD.to_owned(),
-        rules: vec![format!("-s {network} {comment} -j ACCEPT"), format!("-d {network} {comment} -j ACCEPT")],
-        shared: Some(Shared { network: network.to_string(), comment: FORWARD, first: None }),
+        rules: policy::forwarded(desired).iter().map(|rule| filter_line(rule, FORWARD)).collect(),
+        shared: Some(Shared { network: desired.network.trunc().to_string(), comment: FORWARD, first: None }),
     };
     forward(desired, chain, jump_to_fwd())
 }
 
 /// Forwarding under `--firewall=nftables`: the same in a chain of our own.
 pub(super) fn forward_beside_nftables(desired: &Desired) -> Wanted {
-    let network = desired.network.trunc();
     let name = forward_chain(&desired.device);
     let jump = jump_to_forward(&desired.device);
-    let chain = Chain {
-        name,
-        // Single words, which every version of iptables lists without quotes.
-        rules: vec![
-            format!("-s {network} -m comment --comment from-the-overlay-network -j ACCEPT"),
-            format!("-d {network} -m comment --comment to-the-overlay-network -j ACCEPT"),
-        ],
-        shared: None,
-    };
-    forward(desired, chain, jump)
+    let rules = policy::forwarded(desired).iter().map(|rule| filter_line(rule, rule.word)).collect();
+    forward(desired, Chain { name, rules, shared: None }, jump)
 }
 
 fn forward(desired: &Desired, chain: Chain, jump: String) -> Wanted {
@@ -215,29 +183,19 @@ pub(super) fn raw(desired: &Desired) -> Wanted {
     }
 }
 
-/// What pods send to the tunnel's port of a host is dropped, as in nftables (`../nft.rs`, which says what is not). In
-/// mangle, since no accept in filter comes before it.
+/// What pods send to the tunnel's port of a host is dropped. In mangle, since no accept in filter comes before it.
 pub(super) fn mangle(desired: &Desired) -> Wanted {
-    let hooks = desired.tunnel_port.map_or_else(Vec::new, |port| from_pods_to_a_tunnel(desired, port));
-    Wanted { table: "mangle", chains: Vec::new(), hooks }
-}
-
-fn from_pods_to_a_tunnel(desired: &Desired, port: u16) -> Vec<Hook> {
-    let Desired { device, direct, .. } = desired;
-    let (network, pods, bound) = (desired.network.trunc(), desired.pod_subnet.trunc(), desired.bound());
-    let (to_port, comment) = (format!("-p udp -m udp --dport {port}"), tunnel_in_tunnel(device));
+    let comment = tunnel_in_tunnel(&desired.device);
+    let rules = policy::from_pods_to_a_tunnel(desired);
+    let mut lines: Vec<String> = rules.iter().map(|rule| filter_line(rule, &comment)).collect();
     let hook = |rule, place| Hook { chain: "FORWARD", rule, place };
-    let drop =
-        format!("-s {network} ! -d {pods} ! -o {device} {to_port} -m comment --comment {comment} -j DROP");
-    let exception = direct.as_ref().map(|direct| {
-        let unmarked = format!("-m mark ! --mark {KUBE_PROXY_MARK}");
-        let rule = format!(
-            "-s {bound} -d {network} -o {direct} {to_port} {unmarked} -m comment --comment {comment} -j ACCEPT"
-        );
-        hook(rule, Place::Before(drop.clone()))
+    // The drop first, so that the exception comes before it also where a chain cannot be listed and all is put at its
+    // head.
+    let hooks = lines.pop().map_or_else(Vec::new, |drop| {
+        let exceptions = lines.into_iter().map(|rule| hook(rule, Place::Before(drop.clone())));
+        std::iter::once(hook(drop.clone(), Place::Anywhere)).chain(exceptions).collect()
     });
-    // In this order, so that the exception comes first also where a chain cannot be listed and all is put at its head.
-    std::iter::once(hook(drop, Place::Anywhere)).chain(exception).collect()
+    Wanted { table: "mangle", chains: Vec::new(), hooks }
 }
 
 fn before_dockers_refusal(chain: &'static str, desired: &Desired) -> impl Iterator<Item = Hook> {
@@ -248,13 +206,52 @@ fn before_dockers_refusal(chain: &'static str, desired: &Desired) -> impl Iterat
 /// Only what comes by the overlay for our own pods, or from pods by the underlay: docker's word on all else
 /// stands.
 pub(super) fn direct(desired: &Desired) -> Vec<String> {
-    let (Desired { device, direct, .. }, pods) = (desired, desired.pod_subnet.trunc());
-    let mut rules = vec![format!("-d {pods} -i {device} -m comment --comment {DIRECT} -j ACCEPT")];
-    rules.extend(direct.as_ref().map(|underlay| {
-        let (network, comment) = (desired.network.trunc(), direct_by_underlay(device));
-        format!("-s {network} -d {pods} -i {underlay} -m comment --comment {comment} -j ACCEPT")
-    }));
-    rules
+    let comments = [DIRECT.to_owned(), direct_by_underlay(&desired.device)];
+    let rules = policy::for_our_pods(desired).into_iter().zip(comments);
+    rules.map(|(rule, comment)| filter_line(&rule, &comment)).collect()
+}
+
+/// A rule in the words of iptables, in the order in which `iptables-save` has them, with this comment. `masquerade` is the
+/// target that gives packets this host's address.
+fn line(rule: &policy::Rule, comment: &str, masquerade: &str) -> String {
+    let target = match rule.then {
+        Action::Return => "RETURN",
+        Action::KeepSource | Action::Accept => "ACCEPT",
+        Action::Masquerade => masquerade,
+        Action::Drop => "DROP",
+    };
+    let quote = if comment.contains(' ') { "\"" } else { "" };
+    let condition = condition(&rule.when);
+    let space = if condition.is_empty() { "" } else { " " };
+    format!("{condition}{space}-m comment --comment {quote}{comment}{quote} -j {target}")
+}
+
+/// One that translates nothing.
+fn filter_line(rule: &policy::Rule, comment: &str) -> String {
+    line(rule, comment, "MASQUERADE")
+}
+
+/// Which packets, in the words of iptables.
+fn condition(when: &Match) -> String {
+    let Match { source, destination, arrives, leaves, udp_port, marked, from_this_host } = when;
+    let not = |is: bool| if is { "" } else { "! " };
+    let words = [
+        source.as_ref().map(|is| option("-s", is)),
+        destination.as_ref().map(|is| option("-d", is)),
+        arrives.as_ref().map(|is| option("-i", is)),
+        leaves.as_ref().map(|is| option("-o", is)),
+        udp_port.map(|port| format!("-p udp -m udp --dport {port}")),
+        marked.map(|is| format!("-m mark {}--mark {MARK:#x}/{MARK:#x}", not(is))),
+        from_this_host.map(|is| format!("-m addrtype {}--src-type LOCAL", not(is))),
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+fn option<T: fmt::Display>(name: &str, is: &Is<T>) -> String {
+    match is {
+        Is::This(value) => format!("{name} {value}"),
+        Is::Not(value) => format!("! {name} {value}"),
+    }
 }
 
 /// The comment of the rule for what comes by the underlay, whose name does not say whose rule it is.
@@ -342,12 +339,6 @@ pub(super) const FORWARD: &str = "flanneld forward";
 
 /// The comment of the rules that stand before docker's refusal.
 pub(super) const DIRECT: &str = "overlayd-direct";
-
-/// Set by kube-proxy on what it will masquerade (its `--iptables-masquerade-bit`, 14 by default).
-const KUBE_PROXY_MARK: &str = "0x4000/0x4000";
-
-/// RFC 5771.
-const MULTICAST: &str = "224.0.0.0/4";
 
 const MASQUERADE_RANDOMLY: &str = "MASQUERADE --random-fully";
 
