@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
+use overlay::admit::SourceCheck;
 use overlay::forwarder::{self, Forwarder, OnFailure};
 use overlay::handover::Inherited;
-use overlay::ingress::SourceCheck;
 use overlay::offload::{Offload, Offloads};
 use overlay::path_mtu::Prober;
 use overlay::peer_state::{PeerState, PeerTotals};
