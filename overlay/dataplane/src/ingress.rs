@@ -28,7 +28,7 @@ use crate::idle::Idle;
 use crate::offload::{Offload, Offloads, is_super_packet_refused};
 use crate::peer_state::{Direction, PeerCounters};
 use crate::stats::WorkerStats;
-use crate::table::{PeerTable, TableReader};
+use crate::table::{Hop, PeerTable, TableReader};
 use crate::tun::Device;
 use crate::underlay::{Arrival, Receiver};
 use crate::witness::Witness;
@@ -169,7 +169,8 @@ impl<D: Device> Sink<D> {
         let local = table.local();
         let start = place.start + admit::check_encapsulation(&bytes[place.clone()], local.format)?;
         let mut packet = Packet::parse(&mut bytes[start..place.end])?;
-        let peer = match admit::inward(&packet, (outer, ecn), table, self.check) {
+        let announced = |hop: &Hop, src| hop.state.sends_from(src);
+        let peer = match admit::inward(&packet, (outer, ecn), table, self.check, announced) {
             Ok(peer) => peer,
             Err((reason, tell)) => {
                 if let Some(error) = tell {

@@ -25,6 +25,7 @@ pub mod peer_state;
 pub mod priority;
 pub mod stats;
 pub mod table;
+pub mod trace;
 pub mod tun;
 pub mod underlay;
 pub mod warden;

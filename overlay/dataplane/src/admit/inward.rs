@@ -40,7 +40,8 @@ pub fn check_encapsulation(payload: &[u8], format: Format) -> Result<usize, Drop
 }
 
 /// Decides whether `packet` goes to the device, having arrived from `outer` with `ecn` outside. Returns the peer that
-/// it is from, if it is one.
+/// it is from, if it is one. Where a peer's word decides, `announced` says whether the peer has announced that address as
+/// its own.
 ///
 /// # Errors
 /// It does not go on; with what its sender is told, if it may be told.
@@ -50,9 +51,10 @@ pub fn inward<'a>(
     (outer, ecn): (Ipv4Addr, Ecn),
     table: &'a PeerTable,
     check: SourceCheck,
+    announced: impl FnOnce(&Hop, Ipv4Addr) -> bool,
 ) -> Result<Option<&'a Hop>, (DropReason, Option<IcmpError>)> {
     let silently = |reason| (reason, None);
-    let peer = check_source(packet, outer, table, check).map_err(silently)?;
+    let peer = check_source(packet, outer, table, check, announced).map_err(silently)?;
     check_destination(packet, table).map_err(silently)?;
     if ecn != Ecn::NotEct {
         packet.ecn().received(ecn).map_err(silently)?;
@@ -69,6 +71,7 @@ fn check_source<'a>(
     outer: Ipv4Addr,
     table: &'a PeerTable,
     check: SourceCheck,
+    announced: impl FnOnce(&Hop, Ipv4Addr) -> bool,
 ) -> Result<Option<&'a Hop>, DropReason> {
     if !table.carries(packet.version()) {
         return Err(DropReason::NotIp);
@@ -89,7 +92,7 @@ fn check_source<'a>(
                 (_, IpAddr::V4(src)) if table.local().network.contains(&src) => Err(DropReason::StaleSource),
                 // An address of another node's, or of none, cannot be this one's, whatever it says.
                 (_, IpAddr::V4(src))
-                    if table.at(src).is_none() && !table.is_no_nodes(src) && hop.state.has_announced(src) =>
+                    if table.at(src).is_none() && !table.is_no_nodes(src) && announced(hop, src) =>
                 {
                     Ok(Some(hop))
                 }
