@@ -96,6 +96,12 @@ impl Tunnel {
         self.table.current().state(lease.subnet, lease.attrs.public_ip).cloned()
     }
 
+    /// What the workers know of the network at this moment.
+    #[must_use]
+    pub fn table(&self) -> Arc<PeerTable> {
+        self.table.current()
+    }
+
     /// What was exchanged with each peer, by subnet and public address.
     #[must_use]
     pub fn exchanged(&self) -> Vec<(Ipv4Net, Ipv4Addr, PeerTotals)> {
