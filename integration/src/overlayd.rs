@@ -1,8 +1,10 @@
 //! The built daemon, started on a host, and what its operator's tool says about it.
 
 use std::fs::{self, Permissions};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -206,6 +208,20 @@ impl Overlayd<'_> {
     #[track_caller]
     pub fn status(&self) -> Status {
         Status::of(self.ns, &[])
+    }
+
+    /// What its control socket answers to a POST of `resource`, without a body; it must be the only daemon of its namespace.
+    #[track_caller]
+    pub fn post(&self, resource: &str) -> Value {
+        let directory = format!("/run/overlayd/netns-{}", self.ns.inode());
+        let mut sockets = fs::read_dir(directory).expect("the sockets' directory").filter_map(Result::ok);
+        let socket = sockets.next().expect("a control socket").path();
+        let mut stream = UnixStream::connect(&socket).expect("the daemon to listen");
+        write!(stream, "POST {resource} HTTP/1.0\r\n\r\n").expect("a question");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("POST {resource}: {error}\n{answer}"))
     }
 
     /// Waits until it has exactly these peers' subnets in its table, in any order.

@@ -93,6 +93,17 @@ fn a_peer_answers_in_both_formats_and_a_packet_is_followed() {
         let from_host = format!("trace {} {}", worker.public_ip, b.address);
         says(here, &from_host, true, &["source       192.168.1.12 becomes", "the source is this host's own"]);
         says(here, &format!("trace {} 10.1.200.1", a.address), false, &["DROPPED (no_route)"]);
+        let large = format!("trace {} {} -s {}", a.address, b.address, mtu + 1);
+        says(
+            here,
+            &large,
+            false,
+            &["encapsulate  DROPPED (too_big)", "Larger than the overlay's MTU", "remedy: "],
+        );
+        let strange = format!("trace {} {} --from 192.168.1.99", a.address, b.address);
+        says(&master.ns, &strange, false, &["from         DROPPED (unknown_address)", "remedy: "]);
+        let forged = format!("trace 10.1.200.1 {}", b.address);
+        says(here, &forged, false, &["far end      DROPPED (stale_source)", "10.1.200.1 is its source"]);
         says(here, &format!("ping {}", "10.1.200.1"), false, &["no node has 10.1.200.1"]);
         for own in [worker.public_ip, a.address] {
             says(here, &format!("ping {own}"), false, &[&format!("{own} is this node itself")]);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex};
 
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use integration::capture::Capture;
 use integration::overlayd::await_mesh;
 use integration::packets::{Injector, mac, source_routed, udp_packet, vxlan_frame};
@@ -18,8 +19,16 @@ const MULTICAST: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 /// An address of the overlay that belongs to no peer.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 1, 254, 2);
 
+/// A host of the underlay that is no peer.
+const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 168, 66, 6);
+
 /// A subnet of nobody.
 const LOOP: &str = "10.1.250.0/24";
+
+/// The headers of VXLAN and Ethernet.
+const VXLAN_LEN: usize = 22;
+/// No node's, and everybody's.
+const FALSE_MACS: [[u8; 6]; 2] = [[0x02, 0, 0, 0, 0, 0x13], [0xff; 6]];
 
 /// What somebody sends to the worker, and what must come of it.
 struct Attempt {
@@ -62,7 +71,7 @@ fn off_asks_only_for_the_form() {
 
 fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: usize) {
     let (site, worker, master) = Site::two_hosts();
-    let stranger = site.host("stranger", "192.168.66.6");
+    let stranger = site.host("stranger", &STRANGER.to_string());
     let store = Store::dir_with_free_subnets(&site, "store", backend);
     let w = worker.overlayd(&store).flag(&format!("--source-check={check}")).start();
     let m = master.overlayd(&store).start();
@@ -93,6 +102,16 @@ fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: us
                 Sender::Stranger => &from_stranger,
                 Sender::Peer => &from_peer,
             };
+            if let Some(question) = described(backend, &payload) {
+                let outer = match sender {
+                    Sender::Stranger => STRANGER,
+                    Sender::Peer => master.public_ip,
+                };
+                let answer = w.post(&format!("/v1/trace?direction=ingress&outer={outer}&{question}"));
+                assert!(answer["verdict"].is_object(), "{answer}");
+                let said = answer["verdict"]["dropped"]["reason"].as_str();
+                assert_eq!(said, expected[column], "what trace says of `{label}`: {answer}");
+            }
             let (before, seen) = (w.status(), recorded.lock().unwrap().len());
             injector.send(&payload);
             let Some(reason) = expected[column] else {
@@ -116,6 +135,28 @@ fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: us
     from_peer.send(&encapsulate(backend, &w, &udp_packet(b.address, a.address, RECORDER, b"genuine")));
     await_until(SOON, "the genuine packet", || recorded.lock().unwrap().len() > seen);
     assert_eq!(recorded.lock().unwrap().last(), Some(&(IpAddr::V4(b.address), b"genuine".to_vec())));
+}
+
+/// The inner packet of `payload` as trace is asked about it; `None` if its form is false, which trace does not look at.
+fn described(backend: Backend, payload: &[u8]) -> Option<String> {
+    let (in_front, packet) = match backend {
+        Backend::Vxlan => payload.split_at(VXLAN_LEN),
+        _ => payload.split_at(0),
+    };
+    let packet = SlicedPacket::from_ip(packet).ok()?;
+    let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Udp(udp))) = (&packet.net, &packet.transport) else {
+        return None;
+    };
+    let header = ip.header().to_header();
+    let is_whole = header.options.is_empty() && header.calc_header_checksum() == header.header_checksum;
+    let is_ours = in_front.is_empty()
+        || in_front[0] != 0 && in_front[6] == 1 && FALSE_MACS.iter().all(|mac| mac[..] != in_front[8..14]);
+    (is_whole && is_ours).then(|| {
+        let [src, dst] = [header.source, header.destination].map(Ipv4Addr::from);
+        let (source_port, port) = (udp.source_port(), udp.destination_port());
+        let (len, ttl) = (header.total_len, header.time_to_live);
+        format!("src={src}&dst={dst}&protocol=17&source_port={source_port}&port={port}&len={len}&ttl={ttl}")
+    })
 }
 
 /// All that can be false about a packet in this wire format.
@@ -182,14 +223,14 @@ fn attempts(
     ];
     if backend == Backend::Vxlan {
         let own_mac = own_mac(w);
-        let other_mac = [0x02, 0, 0, 0, 0, 0x13];
+        let [other_mac, broadcast] = FALSE_MACS;
         let packet = packet(peers_pod);
         let mut no_vni = vxlan_frame(1, own_mac, &packet);
         no_vni[0] = 0;
         attempts.extend([
             attempt("another VNI", Peer, vxlan_frame(2, own_mac, &packet), always("wrong_vni")),
             attempt("another MAC", Peer, vxlan_frame(1, other_mac, &packet), always("wrong_mac")),
-            attempt("the broadcast MAC", Peer, vxlan_frame(1, [0xff; 6], &packet), always("wrong_mac")),
+            attempt("the broadcast MAC", Peer, vxlan_frame(1, broadcast, &packet), always("wrong_mac")),
             attempt("no VNI at all", Peer, no_vni, always("bad_vxlan_header")),
         ]);
     }

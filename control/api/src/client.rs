@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::Request;
 use hyper::body::Incoming;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -87,14 +87,32 @@ async fn within<T>(
     timeout(patience, answer).await.unwrap_or(Err(ClientError::Silent(patience)))
 }
 
+/// What the body says that `POST resource`, without a body of its own, gets from the daemon at `path`.
+///
+/// # Errors
+/// As [`get_json`].
+pub async fn post_json<T: DeserializeOwned>(path: &Path, resource: &str) -> Result<T, ClientError> {
+    let body = async {
+        let answer = request(path, Method::POST, resource).await?;
+        Ok::<_, ClientError>(answer.collect().await?.to_bytes())
+    };
+    Ok(serde_json::from_slice(&within(PATIENCE, body).await?)?)
+}
+
 async fn ask(path: &Path, resource: &str) -> Result<Incoming, ClientError> {
+    request(path, Method::GET, resource).await
+}
+
+async fn request(path: &Path, method: Method, resource: &str) -> Result<Incoming, ClientError> {
     let stream = UnixStream::connect(path)
         .await
         .map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Its end shows in the body too, where it is reported.
     tokio::spawn(connection);
-    let request = Request::get(resource)
+    let request = Request::builder()
+        .method(method)
+        .uri(resource)
         .header(hyper::header::HOST, "localhost")
         .body(Empty::<Bytes>::new())
         .expect("a resource of this project is a valid path");

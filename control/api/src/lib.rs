@@ -21,6 +21,7 @@ pub mod reach;
 pub mod routes;
 pub mod stats;
 pub mod status;
+pub mod trace;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

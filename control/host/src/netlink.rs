@@ -9,6 +9,9 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMe
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
@@ -121,16 +124,51 @@ impl Netlink {
         source: Option<Ipv4Addr>,
         address: Ipv4Addr,
     ) -> Result<Option<Way>, HostError> {
-        let mut query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32);
-        if let Some(source) = source {
-            query = query.source_prefix(source, 32);
-        }
-        match self.handle.route().get(query.build()).execute().try_next().await {
-            Ok(route) => Ok(route.as_ref().and_then(Way::from_message)),
+        match self.look_up(address, source, None).await {
+            Ok(way) => Ok(way),
             // Unreachable, prohibited, or no route at all.
             Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
             Err(error) => Err(failed(&format!("look up the route to {address}"), &error)),
         }
+    }
+
+    /// Which way the kernel sends a packet to `address`: one of this host's own, or, as `from` says, one with another's
+    /// source that comes in by a device.
+    ///
+    /// # Errors
+    /// The kernel's word if it goes nowhere.
+    pub async fn decide(&self, address: Ipv4Addr, from: Option<(Ipv4Addr, u32)>) -> Result<Way, String> {
+        let (source, device) = from.unzip();
+        match self.look_up(address, source, device).await {
+            Ok(way) => way.ok_or_else(|| "no answer".to_owned()),
+            Err(error) => Err(reason(&error)),
+        }
+    }
+
+    /// Looks up the way to `address`, of what has this source and comes in by this device, if any.
+    async fn look_up(
+        &self,
+        address: Ipv4Addr,
+        source: Option<Ipv4Addr>,
+        device: Option<u32>,
+    ) -> Result<Option<Way>, rtnetlink::Error> {
+        let mut query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32);
+        if let Some(source) = source {
+            query = query.source_prefix(source, 32);
+        }
+        if let Some(device) = device {
+            query = query.input_interface(device);
+        }
+        let route = self.handle.route().get(query.build()).execute().try_next().await?;
+        Ok(route.as_ref().and_then(Way::from_message))
+    }
+
+    /// What is known of all IPv4 neighbours.
+    pub async fn neighbours(&self) -> Result<Vec<Neighbour>, HostError> {
+        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
+        let messages: Vec<NeighbourMessage> =
+            request.execute().try_collect().await.map_err(|error| refused("list the neighbours", &error))?;
+        Ok(messages.iter().filter_map(Neighbour::from_message).collect())
     }
 }
 
@@ -367,6 +405,34 @@ impl Way {
     }
 }
 
+/// What the kernel knows of a neighbour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The device by whose link it is reached.
+    pub device: u32,
+    pub address: Ipv4Addr,
+    /// Its address there, if it has answered and the link is an Ethernet.
+    pub mac: Option<MacAddr>,
+    pub state: NeighbourState,
+}
+
+impl Neighbour {
+    pub(super) fn from_message(message: &NeighbourMessage) -> Option<Self> {
+        let (mut address, mut mac) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(*v4),
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    mac = bytes.as_slice().try_into().ok().map(MacAddr);
+                }
+                _ => {}
+            }
+        }
+        let (device, state) = (message.header.ifindex, message.header.state);
+        Some(Self { device, address: address?, mac, state })
+    }
+}
+
 /// Where a route leads to; `None` for a default route.
 pub fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
     route.attributes.iter().find_map(|attribute| match attribute {
@@ -379,11 +445,14 @@ pub fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
 
 /// What a failed request says: the kernel's reason without the library's preamble.
 pub fn refused(action: impl Into<String>, error: &rtnetlink::Error) -> HostError {
-    let reason = match error {
+    HostError::Netlink { action: action.into(), reason: reason(error) }
+}
+
+fn reason(error: &rtnetlink::Error) -> String {
+    match error {
         rtnetlink::Error::NetlinkError(message) => message.to_string(),
         other => other.to_string(),
-    };
-    HostError::Netlink { action: action.into(), reason }
+    }
 }
 
 fn failed(action: &str, error: &dyn std::error::Error) -> HostError {

@@ -9,13 +9,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -23,7 +20,7 @@ use tracing::warn;
 
 use super::HostError;
 use super::changes::{Changes, Payload};
-use super::netlink::{Netlink, refused};
+use super::netlink::{self, Netlink};
 use overlay::table::SharedTable;
 use overlay_wire::MacAddr;
 
@@ -180,27 +177,14 @@ async fn way(netlink: &Netlink, by: By, peer: Ipv4Addr) -> Result<Option<Ipv4Add
 }
 
 async fn neighbours(netlink: &Netlink, interface: u32) -> Result<HashMap<Ipv4Addr, Neighbour>, HostError> {
-    let request = netlink.handle.neighbours().get().set_address_family(AddressFamily::Inet);
-    let all: Vec<NeighbourMessage> =
-        request.execute().try_collect().await.map_err(|error| refused("list the neighbours", &error))?;
-    Ok(all.iter().filter(|message| message.header.ifindex == interface).filter_map(neighbour).collect())
+    let all = netlink.neighbours().await?;
+    Ok(all.into_iter().filter(|known| known.device == interface).filter_map(neighbour).collect())
 }
 
-fn neighbour(message: &NeighbourMessage) -> Option<(Ipv4Addr, Neighbour)> {
+fn neighbour(known: netlink::Neighbour) -> Option<(Ipv4Addr, Neighbour)> {
     use NeighbourState::{Delay, Permanent, Probe, Reachable, Stale};
-    let state = message.header.state;
-    let usable = matches!(state, Reachable | Stale | Delay | Probe | Permanent);
-    let (mut address, mut mac) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(*v4),
-            NeighbourAttribute::LinkLayerAddress(bytes) => {
-                mac = bytes.as_slice().try_into().ok().map(MacAddr);
-            }
-            _ => {}
-        }
-    }
-    usable.then_some((address?, Neighbour { mac: mac?, stale: state == Stale }))
+    let usable = matches!(known.state, Reachable | Stale | Delay | Probe | Permanent);
+    usable.then_some((known.address, Neighbour { mac: known.mac?, stale: known.state == Stale }))
 }
 
 /// What has to be looked at again.
@@ -234,6 +218,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+
     use super::*;
 
     fn message(state: NeighbourState, mac: &[u8]) -> NeighbourMessage {
@@ -245,17 +231,22 @@ mod tests {
         message
     }
 
+    /// The next hop that a message tells of.
+    fn judged(message: &NeighbourMessage) -> Option<(Ipv4Addr, Neighbour)> {
+        netlink::Neighbour::from_message(message).and_then(neighbour)
+    }
+
     #[test]
     fn only_who_has_an_address_is_a_next_hop() {
         use NeighbourState::{Failed, Incomplete, Permanent, Reachable, Stale};
         let mac = [2, 0, 0, 0, 0, 7];
         for (state, stale) in [(Reachable, false), (Stale, true), (Permanent, false)] {
             let expected = Neighbour { mac: MacAddr(mac), stale };
-            assert_eq!(neighbour(&message(state, &mac)), Some(([192, 168, 1, 1].into(), expected)));
+            assert_eq!(judged(&message(state, &mac)), Some(([192, 168, 1, 1].into(), expected)));
         }
-        assert_eq!(neighbour(&message(Failed, &mac)), None);
-        assert_eq!(neighbour(&message(Incomplete, &mac)), None);
-        assert_eq!(neighbour(&message(Reachable, &mac[..4])), None, "of another kind of link");
+        assert_eq!(judged(&message(Failed, &mac)), None);
+        assert_eq!(judged(&message(Incomplete, &mac)), None);
+        assert_eq!(judged(&message(Reachable, &mac[..4])), None, "of another kind of link");
     }
 
     #[test]

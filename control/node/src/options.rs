@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use overlay::admit::SourceCheck;
 use overlay::confine::Confinement;
-use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
 use overlay::priority::Priority;
 

@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
+use overlay::admit::SourceCheck;
 use overlay::forwarder::{self, Forwarder, OnFailure};
 use overlay::handover::Inherited;
-use overlay::ingress::SourceCheck;
 use overlay::offload::{Offload, Offloads};
 use overlay::path_mtu::Prober;
 use overlay::peer_state::{PeerState, PeerTotals};
@@ -94,6 +94,12 @@ impl Tunnel {
     #[must_use]
     pub fn state(&self, lease: &Lease) -> Option<Arc<PeerState>> {
         self.table.current().state(lease.subnet, lease.attrs.public_ip).cloned()
+    }
+
+    /// What the workers know of the network at this moment.
+    #[must_use]
+    pub fn table(&self) -> Arc<PeerTable> {
+        self.table.current()
     }
 
     /// What was exchanged with each peer, by subnet and public address.

@@ -246,6 +246,14 @@ pub struct Trace {
     /// What it carries: tcp/PORT, udp/PORT or icmp.
     pub carries: Option<Carries>,
 
+    /// Its length in bytes; no router may cut it.
+    #[arg(short, long, value_name = "BYTES")]
+    pub size: Option<usize>,
+
+    /// The address that it arrives from, if it comes from another node; by default that of the node that may send it.
+    #[arg(long, value_name = "ADDRESS")]
+    pub from: Option<Ipv4Addr>,
+
     /// As JSON.
     #[arg(long)]
     pub json: bool,

@@ -192,10 +192,11 @@ async fn events(arguments: &Events, socket: &Path) -> Result<String, String> {
 }
 
 async fn trace(arguments: Trace, socket: &Path) -> Result<Answer, String> {
-    let Trace { src, dst, carries, json: as_json } = arguments;
+    let Trace { src, dst, carries, size, from, json: as_json } = arguments;
     let status: Status = client::get_json(socket, "/v1/status").await.map_err(|error| error.to_string())?;
-    let question = Question { src, dst, carries };
-    let trace = diagnose::trace::trace(&question, &status).await.map_err(|error| error.to_string())?;
+    let question = Question { src, dst, carries, size, outer: from };
+    let trace =
+        diagnose::trace::trace(&question, &status, socket).await.map_err(|error| error.to_string())?;
     let text = if as_json { json(&trace)? } else { trace.to_text() };
     Ok(Answer::hoped_for(text, trace.passes()))
 }

@@ -2,7 +2,7 @@
 //!
 //! 1. read a packet from the device, until there is none or the batch is full
 //! 2. parse its header
-//! 3. find the node that owns its destination
+//! 3. find the node that owns its destination, if it is to go on (`admit`)
 //! 4. encapsulate it; a super-packet is cut into segments on the way, a checksum left for later filled
 //! 5. send the batch with one system call a lane
 //!
@@ -14,19 +14,19 @@ use std::sync::Arc;
 
 use overlay_sys::wake::{StopFlag, Woken};
 use overlay_wire::drops::DropReason;
-use overlay_wire::icmp::IcmpError;
-use overlay_wire::ip::{Packet, Version, protocol};
-use overlay_wire::segment::{self, fill_checksum};
+use overlay_wire::ip::{Packet, protocol};
+use overlay_wire::segment::fill_checksum;
 use overlay_wire::tunnel::SuperPacket;
 use overlay_wire::vnet::{self, VnetHdr};
-use overlay_wire::{Format, vxlan};
+use overlay_wire::vxlan;
 
+use crate::admit;
 use crate::answers::Answers;
 use crate::batch::{Batch, Run};
 use crate::idle::Idle;
 use crate::peer_state::{Direction, PeerCounters};
 use crate::stats::WorkerStats;
-use crate::table::{Hop, PeerTable, Route, TableReader};
+use crate::table::{Hop, TableReader};
 use crate::tun::Device;
 use crate::underlay::{Transmitter, Unsent};
 use crate::witness::Witness;
@@ -96,6 +96,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
 
     fn fill(&mut self) -> io::Result<usize> {
         let table = self.table.load();
+        let counts_hops = admit::counts_hops(table.local());
         let lanes = self.batch.lanes();
         let takes_super_packets = self.wire.takes_super_packets();
         let mut read = 0;
@@ -123,7 +124,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                     continue;
                 }
             };
-            let hop = match admit(&mut packet, &header, table) {
+            let hop = match admit::outward(&packet, &header, table) {
                 Ok(hop) => hop,
                 Err(refusal) => {
                     self.stats.dropped(refusal.reason);
@@ -137,6 +138,9 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                     continue;
                 }
             };
+            if counts_hops {
+                packet.decrement_ttl();
+            }
             let len = packet.bytes().len();
             let lane = flow_hash(&packet) as usize % lanes;
             let whole = if takes_super_packets { leaves_whole(&packet, &header, hop) } else { None };
@@ -216,10 +220,6 @@ fn show(witness: &mut Witness, batch: &Batch, run: &Run, index: usize, reason: O
     witness.sent(lane.unwrap_or(0), run.to(), &slices.collect::<Vec<_>>().concat(), run.header_len(), reason);
 }
 
-/// No path is narrower (RFC 791: 576 bytes with the encapsulation), and small packets need not look at what is
-/// known of theirs. To a device of a smaller MTU the kernel gives nothing larger.
-const ALWAYS_FITS: usize = 512;
-
 /// A number that all packets of a flow share, and that differs between flows: addresses and, for
 /// TCP and UDP outside fragments, ports.
 fn flow_hash(packet: &Packet<'_>) -> u32 {
@@ -257,74 +257,6 @@ fn leaves_whole(packet: &Packet<'_>, header: &VnetHdr, hop: &Hop) -> Option<Supe
     }
     let fits = |whole: &SuperPacket| hop.state.path_mtu().is_none_or(|mtu| whole.outer_len() <= mtu as usize);
     SuperPacket::of(packet, header).filter(fits).filter(|_| hop.state.claim_passthrough())
-}
-
-/// Why a packet does not go on, whom it was for, and what its sender is told.
-#[derive(Debug)]
-struct Refusal<'a> {
-    reason: DropReason,
-    hop: Option<&'a Hop>,
-    tell: Option<IcmpError>,
-}
-
-/// Decides where `packet` goes, and makes it ready to go there.
-fn admit<'a>(
-    packet: &mut Packet<'_>,
-    header: &VnetHdr,
-    table: &'a PeerTable,
-) -> Result<&'a Hop, Refusal<'a>> {
-    let local = table.local();
-    let refuse = |reason, tell| Err(Refusal { reason, hop: None, tell });
-    if !table.carries(packet.version()) {
-        return refuse(DropReason::NotIp, None);
-    }
-    let hop = match table.route(packet.dst()) {
-        Route::Peer(hop) => hop,
-        Route::Own => return refuse(DropReason::OwnSubnet, None),
-        // Nobody is told about a broadcast (RFC 1122, section 3.2.2).
-        Route::None if packet.dst() == local.network.broadcast() => {
-            return refuse(DropReason::NoRoute, None);
-        }
-        Route::None => return refuse(DropReason::NoRoute, Some(IcmpError::NetUnreachable)),
-    };
-    if hop.holds_tunnel_end && is_tunnel(packet, table) {
-        return Err(Refusal { reason: DropReason::Recursion, hop: Some(hop), tell: None });
-    }
-    let refuse = |reason, tell| Err(Refusal { reason, hop: Some(hop), tell: Some(tell) });
-    // Without DF the packet may be cut, and the kernel cuts the outer one where it must.
-    let on_the_wire = match header.gso {
-        Some(gso) => segment::headers_len(packet, gso.kind) + usize::from(gso.size),
-        None => packet.bytes().len(),
-    };
-    if on_the_wire > ALWAYS_FITS && packet.dont_fragment() {
-        let mtu = hop.mtu(local).max(least_mtu(packet.version()));
-        if on_the_wire > mtu as usize {
-            let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-            return refuse(DropReason::TooBig, IcmpError::FragmentationNeeded { mtu });
-        }
-    }
-    if local.format == Format::FlannelUdp {
-        if packet.ttl() <= 1 {
-            return refuse(DropReason::TtlExpired, IcmpError::TimeExceeded);
-        }
-        packet.decrement_ttl();
-    }
-    Ok(hop)
-}
-
-/// Whether `packet` is one that this node has encapsulated itself. (Of fragments, the first one tells, and
-/// without it the others are nothing.)
-fn is_tunnel(packet: &Packet<'_>, table: &PeerTable) -> bool {
-    packet.is_udp_to(table.local().port) && table.is_tunnel(packet.src(), packet.dst())
-}
-
-/// What every link carries, if need be in pieces (RFC 791, section 3.2; RFC 8200, section 5): the kernel cuts
-/// the outer packet then.
-const fn least_mtu(version: Version) -> u32 {
-    match version {
-        Version::V4 => 68,
-        Version::V6 => 1280,
-    }
 }
 
 #[cfg(test)]

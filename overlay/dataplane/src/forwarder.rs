@@ -12,13 +12,13 @@ use overlay_sys::wake::StopFlag;
 use overlay_sys::xdp_prog::Attached;
 use socket2::Socket;
 
+use crate::admit::SourceCheck;
 use crate::answers::RawSockets;
 use crate::confine::Confinement;
 use crate::echo::{self, Echo, OnAnswer, Ports};
 use crate::error::SetupError;
 use crate::handover::Inherited;
 use crate::idle::Idle;
-use crate::ingress::SourceCheck;
 use crate::offload::Offloads;
 use crate::priority::Priority;
 use crate::stats::{Totals, WorkerStats};

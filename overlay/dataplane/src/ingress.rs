@@ -10,7 +10,7 @@
 //! What cannot go on is dropped, counted, and where the rules say so, its sender is told.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -18,18 +18,17 @@ use overlay_sys::wake::{StopFlag, Woken};
 use overlay_wire::coalesce::{Coalescer, MAX_SEGMENTS};
 use overlay_wire::drops::DropReason;
 use overlay_wire::ecn::Ecn;
-use overlay_wire::icmp::IcmpError;
 use overlay_wire::ip::{Packet, announced_len, protocol};
-use overlay_wire::martian;
 use overlay_wire::vnet::{Gso, GsoKind, VnetHdr};
 use overlay_wire::{Format, vxlan};
 
+use crate::admit::{self, SourceCheck};
 use crate::answers::Answers;
 use crate::idle::Idle;
 use crate::offload::{Offload, Offloads, is_super_packet_refused};
 use crate::peer_state::{Direction, PeerCounters};
 use crate::stats::WorkerStats;
-use crate::table::{Hop, Origin, PeerTable, Route, TableReader};
+use crate::table::{Hop, PeerTable, TableReader};
 use crate::tun::Device;
 use crate::underlay::{Arrival, Receiver};
 use crate::witness::Witness;
@@ -37,18 +36,6 @@ use crate::witness::Witness;
 mod outlet;
 
 use outlet::Outlet;
-
-/// How much is asked of the source of a packet from the wire. The form of a packet, its VNI and
-/// its MAC are always checked, and an address of this host is never a valid inner source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SourceCheck {
-    /// The outer source is a known peer, and the inner source belongs to that peer.
-    Strict,
-    /// The outer source is a known peer.
-    Loose,
-    /// Nothing more.
-    Off,
-}
 
 /// One worker from the wire to the device.
 pub struct Ingress<D, R> {
@@ -180,17 +167,21 @@ impl<D: Device> Sink<D> {
         table: &PeerTable,
     ) -> Result<(), DropReason> {
         let local = table.local();
-        let start = place.start + check_encapsulation(&bytes[place.clone()], local.format)?;
+        let start = place.start + admit::check_encapsulation(&bytes[place.clone()], local.format)?;
         let mut packet = Packet::parse(&mut bytes[start..place.end])?;
-        let peer = admit(&packet, outer, table, self.check)?;
-        if ecn != Ecn::NotEct {
-            packet.set_ecn(packet.ecn().received(ecn)?);
-        }
-        if local.format == Format::FlannelUdp {
-            if packet.ttl() <= 1 {
-                self.answers.tell(IcmpError::TimeExceeded, local, &packet, &self.outlet.stats);
-                return Err(DropReason::TtlExpired);
+        let announced = |hop: &Hop, src| hop.state.sends_from(src);
+        let peer = match admit::inward(&packet, (outer, ecn), table, self.check, announced) {
+            Ok(peer) => peer,
+            Err((reason, tell)) => {
+                if let Some(error) = tell {
+                    mark(&mut packet, ecn);
+                    self.answers.tell(error, local, &packet, &self.outlet.stats);
+                }
+                return Err(reason);
             }
+        };
+        mark(&mut packet, ecn);
+        if admit::counts_hops(local) {
             packet.decrement_ttl();
         }
         if let Some(hop) = peer {
@@ -271,6 +262,16 @@ impl<D: Device> Sink<D> {
     }
 }
 
+/// Brings a router's mark `outside` to the inner packet, if it takes marks.
+#[inline]
+fn mark(packet: &mut Packet<'_>, outside: Ecn) {
+    if outside != Ecn::NotEct
+        && let Ok(inside) = packet.ecn().received(outside)
+    {
+        packet.set_ecn(inside);
+    }
+}
+
 /// The header for a packet that has been parsed before and fits the MTU.
 fn arrival(bytes: &mut [u8]) -> VnetHdr {
     let packet = Packet::parse(bytes);
@@ -289,67 +290,6 @@ fn unsegmented(bytes: &[u8], segment_len: Option<usize>, format: Format) -> Opti
     let frame_len = vxlan::HEADER_LEN + announced_len(bytes.get(vxlan::HEADER_LEN..)?)?;
     let uncut = frame_len > segment_len && frame_len == bytes.len();
     uncut.then_some(Gso { kind: GsoKind::Udp, size: u16::try_from(segment_len).ok()? })
-}
-
-/// Checks what stands in front of the inner packet and returns how long that is.
-fn check_encapsulation(payload: &[u8], format: Format) -> Result<usize, DropReason> {
-    match format {
-        Format::FlannelUdp => Ok(0),
-        Format::Vxlan { vni, vtep_mac } => {
-            vxlan::check(payload, vni, vtep_mac)?;
-            Ok(vxlan::HEADER_LEN)
-        }
-    }
-}
-
-/// Checks where `packet` claims to come from, having arrived from `outer`. Returns the peer that it is from, if
-/// it is one.
-fn admit<'a>(
-    packet: &Packet<'_>,
-    outer: Ipv4Addr,
-    table: &'a PeerTable,
-    check: SourceCheck,
-) -> Result<Option<&'a Hop>, DropReason> {
-    if !table.carries(packet.version()) {
-        return Err(DropReason::NotIp);
-    }
-    let origin = table.origin(outer, packet.src());
-    match origin {
-        Origin::Unknown if check != SourceCheck::Off => Err(match table.route(packet.src()) {
-            Route::Peer(_) => DropReason::UnknownAddress,
-            _ => DropReason::UnknownPeer,
-        }),
-        Origin::Peer(_) | Origin::Unknown if martian::is_martian(packet.src()) => {
-            Err(DropReason::MartianSource)
-        }
-        _ if table.is_own(packet.src()) => Err(DropReason::OwnSource),
-        Origin::Peer(hop) if check == SourceCheck::Strict => {
-            match (table.route(packet.src()), packet.src()) {
-                (Route::Peer(_), _) => Err(DropReason::OtherPeersSource),
-                (_, IpAddr::V4(src)) if table.local().network.contains(&src) => Err(DropReason::StaleSource),
-                // An address of another node's, or of none, cannot be this one's, whatever it says.
-                (_, IpAddr::V4(src))
-                    if table.at(src).is_none() && !table.is_no_nodes(src) && hop.state.has_announced(src) =>
-                {
-                    check_destination(packet, table).map(|()| Some(hop))
-                }
-                _ => Err(DropReason::WrongSource),
-            }
-        }
-        Origin::Owner(hop) | Origin::Peer(hop) => check_destination(packet, table).map(|()| Some(hop)),
-        Origin::Unknown => check_destination(packet, table).map(|()| None),
-    }
-}
-
-/// Checks that `packet` goes where a packet of the overlay may go.
-fn check_destination(packet: &Packet<'_>, table: &PeerTable) -> Result<(), DropReason> {
-    martian::check(packet)?;
-    // Of fragments the first one tells, and without it the kernel joins the others to nothing. A node that would
-    // send it on, to another's tunnel, would lend it its own address by masquerading.
-    if packet.is_udp_to(table.local().port) && table.is_tunnel_end(packet.dst()) {
-        return Err(DropReason::Nested);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! The data plane of `overlayd`: knows packets, peers and devices; nothing of etcd, JSON or systemd.
 //!
-//! [`egress`] and [`ingress`] are the packet's way, top to bottom. [`forwarder`] starts them.
+//! [`egress`] and [`ingress`] are the packet's way, top to bottom; [`admit`] says which packets go it. [`forwarder`]
+//! starts them.
 
 #![forbid(unsafe_code)]
 
+pub mod admit;
 pub mod announced;
 pub mod answers;
 pub mod batch;
@@ -23,6 +25,7 @@ pub mod peer_state;
 pub mod priority;
 pub mod stats;
 pub mod table;
+pub mod trace;
 pub mod tun;
 pub mod underlay;
 pub mod warden;

@@ -179,9 +179,17 @@ impl PeerState {
         self.set(PeerFlag::Unexplained, false);
     }
 
-    /// Whether the peer has said of late that `address` is its own. If not, or if that was a while ago, it is to be asked.
+    /// Whether the peer has said of late that `address` is its own.
     #[must_use]
     pub fn has_announced(&self, address: Ipv4Addr) -> bool {
+        let announced = self.ingress.0.announced.load();
+        announced.as_deref().is_some_and(|announced| announced.has(address, Duration::from_millis(now())))
+    }
+
+    /// As [`has_announced`](Self::has_announced), for a packet that has come with this source, which is noted. If it has
+    /// not said so, or if that was a while ago, it is to be asked.
+    #[must_use]
+    pub fn sends_from(&self, address: Ipv4Addr) -> bool {
         let (announced, now) = (self.ingress.0.announced.load(), Duration::from_millis(now()));
         let announced = announced.as_deref();
         let own = announced.is_some_and(|announced| announced.has(address, now));
@@ -447,13 +455,14 @@ mod tests {
     fn a_peer_has_the_addresses_that_it_has_said_last_and_is_asked_for_others() {
         let state = PeerState::default();
         let [one, other] = [1, 2].map(|last| Ipv4Addr::new(172, 16, 5, last));
-        assert!(!state.has(PeerFlag::Unexplained) && !state.has_announced(one));
+        assert!(!state.has_announced(one), "a question");
+        assert!(!state.has(PeerFlag::Unexplained) && !state.sends_from(one));
         assert!(state.has(PeerFlag::Unexplained));
         state.announce(vec![one]);
-        assert!(state.has_announced(one) && !state.has(PeerFlag::Unexplained));
-        assert!(!state.has_announced(other) && state.has(PeerFlag::Unexplained));
+        assert!(state.sends_from(one) && !state.has(PeerFlag::Unexplained));
+        assert!(!state.sends_from(other) && state.has(PeerFlag::Unexplained));
         state.announce(vec![other]);
-        assert!(state.has_announced(other) && !state.has_announced(one));
+        assert!(state.sends_from(other) && !state.sends_from(one));
     }
 
     #[test]
@@ -463,7 +472,8 @@ mod tests {
         state.announce(vec![one, other]);
         assert_eq!(state.explained(), [] as [Ipv4Addr; 0]);
         for (used, expected) in [(one, vec![one]), (one, vec![]), (other, vec![one, other])] {
-            assert!(state.has_announced(used));
+            assert!(state.has_announced(used) && state.explained().is_empty(), "a question");
+            assert!(state.sends_from(used));
             assert_eq!(state.explained(), expected);
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use overlay::ingress::SourceCheck;
+use overlay::admit::SourceCheck;
 use overlay::wire::ecn::Ecn;
 use overlay::wire::ip::{Packet, Version};
 use overlay::wire::vnet::{self, GsoKind, VnetHdr};

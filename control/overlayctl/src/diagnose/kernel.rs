@@ -2,23 +2,18 @@
 
 use std::fmt;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use futures::TryStreamExt;
-use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
+use rtnetlink::packet_route::neighbour::NeighbourState;
 
 use overlay_host::HostError;
-use overlay_host::netlink::{Link, Netlink, refused};
+use overlay_host::netlink::{self, Link, Netlink, Way};
 
 /// The kernel of this network namespace, as it was when it was opened.
 pub(super) struct Kernel {
     netlink: Netlink,
     pub(super) links: Vec<Link>,
-    neighbours: Vec<NeighbourMessage>,
+    neighbours: Vec<netlink::Neighbour>,
 }
 
 /// Which way the kernel sends a packet.
@@ -51,8 +46,7 @@ impl Kernel {
     pub(super) async fn open() -> Result<Self, HostError> {
         let netlink = Netlink::open()?;
         let links = netlink.links().await?;
-        let neighbours = netlink.handle.neighbours().get().execute().try_collect().await;
-        let neighbours = neighbours.map_err(|error| refused("list the neighbours", &error))?;
+        let neighbours = netlink.neighbours().await?;
         Ok(Self { netlink, links, neighbours })
     }
 
@@ -78,40 +72,14 @@ impl Kernel {
         dst: Ipv4Addr,
         from: Option<(Ipv4Addr, &str)>,
     ) -> Result<Decision, String> {
-        let mut query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(dst, 32);
-        if let Some((src, device)) = from {
-            let index = self.link(device).ok_or_else(|| format!("there is no device {device}"))?.index;
-            query = query.source_prefix(src, 32).input_interface(index);
-        }
-        let answer = self.netlink.handle.route().get(query.build()).execute().try_next().await;
-        match answer {
-            Ok(Some(message)) => self.decision(&message).ok_or_else(|| "no answer".to_owned()),
-            Ok(None) => Err("no answer".to_owned()),
-            Err(error) => Err(match refused("", &error) {
-                HostError::Netlink { reason, .. } => reason,
-                other => other.to_string(),
-            }),
-        }
-    }
-
-    fn decision(&self, message: &RouteMessage) -> Option<Decision> {
-        let local = message.header.kind == RouteType::Local;
-        let (mut device, mut gateway, mut source, mut mtu) = (None, None, None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Oif(index) => device = Some(self.name(*index)),
-                RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
-                RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
-                RouteAttribute::Metrics(metrics) => {
-                    mtu = metrics.iter().find_map(|metric| match metric {
-                        RouteMetric::Mtu(mtu) => Some(*mtu),
-                        _ => None,
-                    });
-                }
-                _ => {}
+        let from = match from {
+            Some((src, device)) => {
+                Some((src, self.link(device).ok_or_else(|| format!("there is no device {device}"))?.index))
             }
-        }
-        Some(Decision { device: device?, gateway, source, mtu, local })
+            None => None,
+        };
+        let Way { device, gateway, source, mtu, local, .. } = self.netlink.decide(dst, from).await?;
+        Ok(Decision { device: self.name(device), gateway, source, mtu, local })
     }
 
     /// The device that `address` is reached through, as that of a container is by its bridge.
@@ -122,11 +90,10 @@ impl Kernel {
     /// What is known of the neighbour `address` on `device`.
     pub(super) fn neighbour(&self, device: &str, address: Ipv4Addr) -> Neighbour {
         let index = self.link(device).map(|link| link.index);
-        let found = self.neighbours.iter().find(|message| {
-            Some(message.header.ifindex) == index && destination(message) == Some(IpAddr::V4(address))
-        });
-        let Some(message) = found else { return Neighbour::Unknown };
-        match message.header.state {
+        let found =
+            self.neighbours.iter().find(|known| Some(known.device) == index && known.address == address);
+        let Some(known) = found else { return Neighbour::Unknown };
+        match known.state {
             NeighbourState::Failed => Neighbour::Silent,
             NeighbourState::Incomplete => Neighbour::Asked,
             _ => Neighbour::Known,
@@ -145,13 +112,6 @@ pub(super) enum Neighbour {
     Asked,
     /// It does not answer.
     Silent,
-}
-
-fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
-        _ => None,
-    })
 }
 
 /// The value of a setting below /proc/sys; `None` if it cannot be read.

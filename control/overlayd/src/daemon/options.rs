@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use overlay::admit::SourceCheck;
 use overlay::confine::Confinement;
-use overlay::ingress::SourceCheck;
 use overlay::priority::Priority;
 
 use overlay_flags::{Flags, SourceCheckFlag};

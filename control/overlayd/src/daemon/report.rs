@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use overlay::admit::SourceCheck;
 use overlay::forwarder::Forwarder;
-use overlay::ingress::SourceCheck;
 use overlay::offload::Offload;
 use overlay::priority::Scheduling;
 use overlay::underlay::ledger::Frames;

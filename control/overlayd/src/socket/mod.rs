@@ -6,6 +6,7 @@ mod answers;
 pub mod capture;
 pub mod ping;
 mod source;
+pub mod trace;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -126,5 +127,8 @@ mod tests {
                 overlay_api::client::get(&path, &format!("/v1/{noun}")).await.unwrap_err().to_string();
             assert!(error.contains("503") && error.contains("rebuilt"), "{noun}: {error}");
         }
+        let asked = overlay_api::client::post_json::<overlay_api::trace::Answer>;
+        let error = asked(&path, "/v1/trace?direction=egress&src=10.1.9.3&dst=10.1.63.2").await.unwrap_err();
+        assert!(error.to_string().contains("503"), "{error}");
     }
 }

@@ -1,10 +1,10 @@
 use std::net::Ipv4Addr;
 
-use overlay_wire::MacAddr;
 use overlay_wire::ecn::Ecn;
 use overlay_wire::samples::{builder, udp_packet};
 use overlay_wire::samples::{super_packet, super_packet_header};
 use overlay_wire::vnet::{Gso, GsoKind};
+use overlay_wire::{Format, MacAddr};
 
 use super::*;
 use crate::answers::tests::Sent;
@@ -13,7 +13,7 @@ use crate::fake::{FakeDevice, FakeWire};
 use crate::peer_state::Exchanged;
 use crate::peer_state::PeerFlag;
 use crate::table::tests::{local, peer};
-use crate::table::{Local, SharedTable};
+use crate::table::{Local, PeerTable, SharedTable};
 use crate::witness::Watched;
 
 struct Rig {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use overlay_sys::wake::StopFlag;
 use socket2::Socket;
 
+use crate::admit::SourceCheck;
 use crate::answers::{Answers, RawSockets};
 use crate::echo::{Echoes, OnAnswer, Ports};
 use crate::egress::Egress;
 use crate::error::SetupError;
-use crate::ingress::{Ingress, SourceCheck};
+use crate::ingress::Ingress;
 use crate::limits::Limits;
 use crate::offload::Offloads;
 use crate::peer_state::Direction;

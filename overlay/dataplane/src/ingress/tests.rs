@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use overlay_wire::MacAddr;
 use overlay_wire::ip::Version;
 use overlay_wire::samples;

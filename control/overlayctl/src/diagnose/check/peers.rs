@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use super::finding::{Finding, Level};
-use crate::diagnose::trace::{Question, trace};
+use crate::diagnose::trace::{Question, TraceError, trace};
 use crate::diagnose::{icmp, ping};
 use overlay_api::reach::Way;
 use overlay_api::status::{BackendStatus, PeerStatus, Status};
@@ -29,7 +29,14 @@ pub(super) async fn findings(status: &Status, socket: &Path) -> Result<Vec<Findi
     }
     let asked = status.peers.iter().take(MOST);
     for peer in asked.clone() {
-        findings.extend(way(status, peer).await?);
+        match way(status, peer, socket).await {
+            Ok(finding) => findings.extend(finding),
+            Err(TraceError::Host(error)) => return Err(error),
+            Err(error @ (TraceError::Daemon(_) | TraceError::OlderDaemon)) => {
+                findings.push(Finding::warning("way", error.to_string(), "see 'overlayctl trace'"));
+                break;
+            }
+        }
     }
     let answers = asked.filter(|peer| peer.way == Way::Tunnel).map(|peer| answers(status, peer, socket));
     findings.extend(join_all(answers).await);
@@ -40,7 +47,7 @@ pub(super) async fn findings(status: &Status, socket: &Path) -> Result<Vec<Findi
 }
 
 /// What would keep a packet of a pod here from leaving for a pod there; nothing if nothing does.
-async fn way(status: &Status, peer: &PeerStatus) -> Result<Option<Finding>, HostError> {
+async fn way(status: &Status, peer: &PeerStatus, socket: &Path) -> Result<Option<Finding>, TraceError> {
     let pod = |subnet: ipnet::Ipv4Net| (u32::from(subnet.network()) + 2).into();
     let device = status.device.as_ref().map_or("", |device| device.name.as_str());
     let bridge = docker::bridge(&[status.network], status.lease.subnet, device).await?;
@@ -50,8 +57,8 @@ async fn way(status: &Status, peer: &PeerStatus) -> Result<Option<Finding>, Host
         _ => vec![status.lease.public_ip],
     };
     for src in sources {
-        let question = Question { src, dst: pod(peer.subnet), carries: None };
-        let steps = trace(&question, status).await?.steps;
+        let question = Question { src, dst: pod(peer.subnet), carries: None, size: None, outer: None };
+        let steps = trace(&question, status, socket).await?.steps;
         // The firewall has findings of its own.
         let mut stops =
             steps.into_iter().filter(|step| src == status.lease.public_ip || step.step == "route");

@@ -2,44 +2,26 @@
 
 use std::net::Ipv4Addr;
 
+use super::TraceError;
 use super::steps::Question;
 use super::tracer::Tracer;
 use crate::diagnose::kernel::{Decision, Neighbour, rp_filter};
+use overlay::drops::DropReason;
 use overlay_api::reach::Way;
-use overlay_api::status::PeerStatus;
-use overlay_host::HostError;
+use overlay_api::trace::{Answer, Direction, Peer};
 use overlay_host::firewall::ruleset::{Device, Way as Hooks};
 
 impl Tracer<'_> {
     /// From another node to a pod here.
-    pub(super) async fn inwards(&mut self) -> Result<(), HostError> {
+    pub(super) async fn inwards(&mut self) -> Result<(), TraceError> {
         let Question { src, dst, .. } = *self.question;
-        let strict = self.status.source_check.as_deref() == Some("strict");
-        let sender =
-            self.peer_of(src).or_else(|| self.status.peers.iter().find(|peer| peer.public_ip == src));
-        let sender = sender.cloned();
-        match &sender {
-            Some(peer) => {
-                self.trace.pass("from", format!("{}, the lease of {}", peer.subnet, peer.public_ip));
-            }
-            None if !self.status.network.contains(&src) && !strict => {
-                self.trace.pass("from", format!("{src}, not in {}", self.status.network));
-            }
-            None => {
-                let stale = self.status.network.contains(&src);
-                self.trace.drop(
-                    "from",
-                    Some(if stale { "stale_source" } else { "wrong_source" }),
-                    format!("no node has a lease for {src}, nor is it a node's public address"),
-                    "the sending host should masquerade it (--return-path-masq), or its lease is missing: see 'overlayctl leases'",
-                );
-                return Ok(());
-            }
+        let answer = self.data_plane(Direction::Ingress, src).await?;
+        if !self.from(&answer) {
+            return Ok(());
         }
+        let sender = answer.peer;
         let way_in = match (&sender, &self.status.device) {
-            (Some(PeerStatus { way: Way::Direct, public_ip, .. }), _) => {
-                self.kernel.device_of(*public_ip).await
-            }
+            (Some(Peer { way: Way::Direct, public_ip, .. }), _) => self.kernel.device_of(*public_ip).await,
             (_, device) => device.as_ref().map(|device| device.name.clone()),
         };
         let Some(way_in) = way_in else { return Ok(()) };
@@ -68,7 +50,7 @@ impl Tracer<'_> {
         if way.device == way_in {
             self.trace.drop(
                 "route",
-                Some("own_subnet"),
+                Some(DropReason::OwnSubnet.label()),
                 format!(
                     "the kernel sends {dst} back into the overlay: no bridge has {}",
                     self.status.lease.subnet
@@ -87,6 +69,28 @@ impl Tracer<'_> {
         }
         self.pod(&way, dst);
         Ok(())
+    }
+
+    /// Whether the data plane takes it from where it comes from.
+    fn from(&mut self, answer: &Answer) -> bool {
+        let (src, network) = (self.question.src, self.status.network);
+        let is_its = |peer: &&Peer| peer.subnet.contains(&src) || peer.public_ip == src;
+        let owner = answer.peer.as_ref().filter(is_its);
+        let who = match owner {
+            Some(peer) => format!("{}, the lease of {}", peer.subnet, peer.public_ip),
+            None => format!("no node has a lease for {src}, nor is it a node's public address"),
+        };
+        match answer.verdict.as_ref().map(|verdict| &verdict.dropped) {
+            Some(Some(dropped)) => self.trace.dropped("from", &who, dropped),
+            // Without a tunnel nothing of ours looks at it.
+            None if owner.is_none() && network.contains(&src) => {
+                self.trace.drop("from", None, who, DropReason::StaleSource.remedy());
+            }
+            _ if owner.is_some() => self.trace.pass("from", who),
+            _ if network.contains(&src) => self.trace.pass("from", format!("{src}, whosever it is")),
+            _ => self.trace.pass("from", format!("{src}, not in {network}")),
+        }
+        self.trace.passes()
     }
 
     /// Whether the pod is there.

@@ -2,17 +2,19 @@
 
 use std::net::Ipv4Addr;
 
+use super::TraceError;
 use super::steps::Question;
 use super::tracer::Tracer;
 use crate::diagnose::kernel::Decision;
+use overlay::drops::DropReason;
 use overlay_api::reach::Way;
-use overlay_api::status::{BackendStatus, DeviceStatus, PeerStatus, Status};
-use overlay_host::HostError;
+use overlay_api::status::{BackendStatus, DeviceStatus, Status};
+use overlay_api::trace::{Answer, Direction, Peer, Verdict};
 use overlay_host::firewall::ruleset::{Device, Way as Hooks};
 
 impl Tracer<'_> {
     /// From a pod or from this host to another node.
-    pub(super) async fn outwards(&mut self) -> Result<(), HostError> {
+    pub(super) async fn outwards(&mut self) -> Result<(), TraceError> {
         let Question { src, dst, .. } = *self.question;
         let network = self.status.network;
         if !network.contains(&dst) {
@@ -26,8 +28,9 @@ impl Tracer<'_> {
             return Ok(());
         }
         let way = self.kernel.decide(dst, bridge.as_deref().map(|bridge| (src, bridge))).await;
-        let peer = self.peer_of(dst).cloned();
-        let Some(way) = self.route_out(way, peer.as_ref()) else { return Ok(()) };
+        let seen_as = self.source_in_overlay();
+        let answer = self.data_plane(Direction::Egress, seen_as).await?;
+        let Some(way) = self.route_out(way, &answer) else { return Ok(()) };
         let passes = match &bridge {
             Some(bridge) => self.forwards(bridge, &way.device).await,
             None => self.passes_here(Hooks::Sent { by: Device::named(&way.device), user: None }).await,
@@ -35,24 +38,24 @@ impl Tracer<'_> {
         if !passes {
             return Ok(());
         }
-        let Some(peer) = peer else { return Ok(()) };
-        self.source(src);
+        let Some(peer) = &answer.peer else { return Ok(()) };
+        self.source(seen_as);
         if peer.way == Way::Direct {
             self.next_hop(&way, peer.public_ip);
             return Ok(());
         }
         self.trace.pass("lookup", format!("{}, the lease of {}", peer.subnet, peer.public_ip));
-        self.encapsulate(&peer).await;
+        self.encapsulate(peer, &answer).await;
         if self.trace.passes() {
-            self.far_end(src);
+            self.far_end(seen_as, &answer);
         }
         Ok(())
     }
 
     /// The kernel's decision, if it is the right one for a packet to `peer`.
-    fn route_out(&mut self, way: Result<Decision, String>, peer: Option<&PeerStatus>) -> Option<Decision> {
+    fn route_out(&mut self, way: Result<Decision, String>, answer: &Answer) -> Option<Decision> {
         let Question { src, dst, .. } = *self.question;
-        let Status { network, lease, device, .. } = self.status;
+        let Status { network, device, .. } = self.status;
         let way = match way {
             Ok(way) => way,
             Err(reason) => {
@@ -69,15 +72,12 @@ impl Tracer<'_> {
             self.trace.pass("route", format!("{dst} is this host's own address"));
             return None;
         }
-        let Some(peer) = peer else {
-            let reason = if lease.subnet.contains(&dst) { "own_subnet" } else { "no_route" };
+        let Some(peer) = &answer.peer else {
+            let dropped = answer.verdict.as_ref().and_then(|verdict| verdict.dropped.as_ref());
+            let reason = dropped.map(|dropped| dropped.reason.as_str());
+            let remedy = dropped.map_or(DropReason::NoRoute.remedy(), |dropped| &dropped.remedy);
             self.trace.pass("route", way.to_string());
-            self.trace.drop(
-                "lookup",
-                Some(reason),
-                format!("no node has a lease for {dst}"),
-                "is the daemon of that node running, with the same store and prefix? See 'overlayctl leases'",
-            );
+            self.trace.drop("lookup", reason, format!("no node has a lease for {dst}"), remedy);
             return None;
         };
         let expected = match (peer.way, device) {
@@ -106,25 +106,29 @@ impl Tracer<'_> {
         Some(way)
     }
 
-    /// Whether a rule of ours gives the packet another source.
-    fn source(&mut self, src: Ipv4Addr) {
+    /// The source that it enters the overlay with: a rule of ours may give it another.
+    fn source_in_overlay(&self) -> Ipv4Addr {
         let Status { network, device, return_path_masq, .. } = self.status;
-        let text = match device {
-            _ if network.contains(&src) => {
-                format!("{src} is kept: what goes from {network} to {network} is bound to its source")
-            }
-            Some(device) if *return_path_masq && src != device.address => {
-                format!(
-                    "{src} becomes {}: it is not in {network}, and is masqueraded so that replies come back this way",
-                    device.address
-                )
-            }
-            _ => format!("{src} is kept: no rule rewrites it"),
+        let src = self.question.src;
+        let device = device.as_ref().filter(|_| *return_path_masq && !network.contains(&src));
+        device.map_or(src, |device| device.address)
+    }
+
+    fn source(&mut self, seen_as: Ipv4Addr) {
+        let (src, network) = (self.question.src, self.status.network);
+        let text = if seen_as != src {
+            format!(
+                "{src} becomes {seen_as}: it is not in {network}, and is masqueraded so that replies come back this way"
+            )
+        } else if network.contains(&src) {
+            format!("{src} is kept: what goes from {network} to {network} is bound to its source")
+        } else {
+            format!("{src} is kept: no rule rewrites it")
         };
         self.trace.pass("source", text);
     }
 
-    async fn encapsulate(&mut self, peer: &PeerStatus) {
+    async fn encapsulate(&mut self, peer: &Peer, answer: &Answer) {
         let Some(DeviceStatus { mtu, .. }) = self.status.device else { return };
         let how = match &self.status.backend {
             BackendStatus::Vxlan { vni, port, .. } => {
@@ -134,9 +138,12 @@ impl Tracer<'_> {
             BackendStatus::Udp { port } => format!("flannel's UDP format, port {port}"),
             BackendStatus::HostGw { .. } | BackendStatus::Alloc => return,
         };
-        let fits = match peer.mtu {
-            Some(less) => format!("{less} bytes, as the path takes no more"),
-            None => format!("{mtu} bytes"),
+        if let Some(Verdict { dropped: Some(dropped), .. }) = &answer.verdict {
+            return self.trace.dropped("encapsulate", &how, dropped);
+        }
+        let fits = match answer.mtu {
+            Some(less) if less < mtu => format!("{less} bytes, as the path takes no more"),
+            _ => format!("{mtu} bytes"),
         };
         self.trace.pass("encapsulate", format!("{how}; inner packets of up to {fits}"));
         match self.kernel.decide(peer.public_ip, None).await {
@@ -147,41 +154,24 @@ impl Tracer<'_> {
             }
             Err(reason) => self.trace.drop(
                 "underlay",
-                Some("send_failed"),
+                Some(DropReason::SendFailed.label()),
                 format!("the kernel has no way to {}: {reason}", peer.public_ip),
                 "repair the underlay's routes: the overlay only uses them",
             ),
         }
     }
 
-    /// What the peer asks of the source.
-    fn far_end(&mut self, src: Ipv4Addr) {
-        let Status { lease, network, return_path_masq, .. } = self.status;
-        let (text, remedy) = if *return_path_masq && !network.contains(&src) {
-            self.trace.pass("far end", "the source is this host's own, as the peer's source check asks");
-            return;
-        } else if lease.subnet.contains(&src) || src == lease.public_ip {
-            self.trace.pass("far end", format!("{src} is ours, as the peer's source check asks"));
-            return;
-        } else if network.contains(&src) {
-            (
-                format!("{src} is in {network}, but not in our lease {}", lease.subnet),
-                "a container of an earlier subnet, or one with an address of its own choice: start it again",
-            )
-        } else {
-            (
-                format!(
-                    "{src} is not in our lease {}, nor our public address, and not masqueraded",
-                    lease.subnet
-                ),
-                "switch --return-path-masq on",
-            )
-        };
-        let reason = match (self.peer_of(src), network.contains(&src)) {
-            (Some(_), _) => "other_peers_source",
-            (None, true) => "stale_source",
-            (None, false) => "wrong_source",
-        };
-        self.trace.drop("far end", Some(reason), text, remedy);
+    /// What the peer does with it.
+    fn far_end(&mut self, seen_as: Ipv4Addr, answer: &Answer) {
+        let Some(Verdict { dropped, .. }) = &answer.far_end else { return };
+        match dropped {
+            Some(dropped) => self.trace.dropped("far end", &format!("{seen_as} is its source"), dropped),
+            None if seen_as != self.question.src => {
+                self.trace.pass("far end", "the source is this host's own, as the peer's source check asks");
+            }
+            None => {
+                self.trace.pass("far end", format!("{seen_as} is ours, as the peer's source check asks"));
+            }
+        }
     }
 }

@@ -53,7 +53,7 @@ impl Tracer<'_> {
     }
 
     fn packet(&self, way: Hooks) -> Packet {
-        let Question { src, dst, carries } = *self.question;
+        let Question { src, dst, carries, .. } = *self.question;
         Packet {
             way,
             from: vec![src.into()],

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::carries::Carries;
 
 /// Which packet.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Question {
     /// Its source: a pod's, or this host's own.
     pub src: Ipv4Addr,
@@ -16,6 +16,10 @@ pub struct Question {
     pub dst: Ipv4Addr,
     /// What it carries.
     pub carries: Option<Carries>,
+    /// Its length, in bytes, if it is not the shortest.
+    pub size: Option<usize>,
+    /// From which address it arrives, if not from the node that may send it.
+    pub outer: Option<Ipv4Addr>,
 }
 
 /// The way of a packet.
@@ -40,7 +44,7 @@ pub struct Step {
 #[derive(Debug, Serialize)]
 pub struct Dropped {
     /// As `overlayctl drops` and the metrics name it, if it is the data plane that drops.
-    pub reason: Option<&'static str>,
+    pub reason: Option<String>,
     /// What to do.
     pub remedy: String,
 }
@@ -60,7 +64,7 @@ impl Trace {
             let _ = match dropped {
                 None => writeln!(out, "{step:<12} {text}"),
                 Some(Dropped { reason, remedy }) => {
-                    let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+                    let reason = reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
                     writeln!(out, "{step:<12} DROPPED{reason}: {text}\n{:<12} remedy: {remedy}", "")
                 }
             };
@@ -72,14 +76,20 @@ impl Trace {
         self.steps.push(Step { step, text: text.into(), dropped: None });
     }
 
+    /// The data plane drops it; `what` is known of it.
+    pub(super) fn dropped(&mut self, step: &'static str, what: &str, dropped: &overlay_api::trace::Dropped) {
+        let overlay_api::trace::Dropped { reason, meaning, remedy } = dropped;
+        self.drop(step, Some(reason), format!("{what}. {}", meaning.trim_end_matches('.')), remedy);
+    }
+
     pub(super) fn drop(
         &mut self,
         step: &'static str,
-        reason: Option<&'static str>,
+        reason: Option<&str>,
         text: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        let dropped = Some(Dropped { reason, remedy: remedy.into() });
+        let dropped = Some(Dropped { reason: reason.map(str::to_owned), remedy: remedy.into() });
         self.steps.push(Step { step, text: text.into(), dropped });
     }
 }

@@ -1,16 +1,22 @@
 //! Who follows a packet, and what is asked on the way in and on the way out.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use super::steps::{Question, Trace};
+use super::{TraceError, ask};
 use crate::diagnose::kernel::{Decision, Kernel, Neighbour, sysctl};
-use overlay_api::status::{PeerStatus, Status};
+use overlay::drops::DropReason;
+use overlay_api::status::Status;
+use overlay_api::trace::{Answer, Direction};
 use overlay_host::firewall::ruleset::Ruleset;
 use overlay_host::forwarding;
 
 pub(super) struct Tracer<'a> {
     pub(super) question: &'a Question,
     pub(super) status: &'a Status,
+    /// Where the daemon answers.
+    pub(super) socket: &'a Path,
     pub(super) kernel: Kernel,
     pub(super) ruleset: Ruleset,
     pub(super) trace: Trace,
@@ -41,7 +47,12 @@ impl Tracer<'_> {
         let source = way.source.map(|source| format!(" from {source}")).unwrap_or_default();
         if self.kernel.link(&way.device).is_some_and(|link| !link.up) {
             let remedy = format!("ip link set {} up", way.device);
-            self.trace.drop("underlay", Some("send_failed"), format!("{} is down", way.device), remedy);
+            self.trace.drop(
+                "underlay",
+                Some(DropReason::SendFailed.label()),
+                format!("{} is down", way.device),
+                remedy,
+            );
             return;
         }
         let hop = way.gateway.unwrap_or(node);
@@ -61,8 +72,16 @@ impl Tracer<'_> {
         self.trace.pass("underlay", format!("{node} {way}{source}{known}{learned}"));
     }
 
-    pub(super) fn peer_of(&self, address: Ipv4Addr) -> Option<&PeerStatus> {
-        let those = self.status.peers.iter().filter(|peer| peer.subnet.contains(&address));
-        those.max_by_key(|peer| peer.subnet.prefix_len())
+    /// What the daemon's data plane does with the packet, which it meets with the source `src`.
+    pub(super) async fn data_plane(&self, direction: Direction, src: Ipv4Addr) -> Result<Answer, TraceError> {
+        let Question { dst, carries, size, outer, .. } = *self.question;
+        let question = overlay_api::trace::Question {
+            len: size,
+            outer,
+            protocol: carries.map(|carries| carries.protocol.number()),
+            port: carries.and_then(|carries| carries.port),
+            ..overlay_api::trace::Question::new(direction, src.into(), dst.into())
+        };
+        ask(self.socket, &question).await
     }
 }

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 
 use super::source::{Facts, Source, not_yet};
-use super::{capture, ping};
+use super::{capture, ping, trace};
 use overlay_api::config::Config;
 use overlay_node::Node;
 
@@ -36,6 +36,7 @@ pub(super) fn router(source: Arc<dyn Source>) -> Router {
         .route("/v1/offloads", get(offloads))
         .route("/v1/ping", get(ping::ping))
         .route("/v1/capture", get(capture::capture))
+        .route(overlay_api::trace::RESOURCE, post(trace::trace))
         .with_state(source)
 }
 
