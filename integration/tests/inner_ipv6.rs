@@ -7,7 +7,7 @@
 //!  worker  ov: fd00:0:0:9::/64 here, else over  ── router, IPv4 ──  master
 //! ```
 
-use std::net::{Ipv6Addr, SocketAddrV4};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use overlay::priority::{Priority, Wanted};
 use overlay::table::{Local, LocalV6, Peer, PeerTable, SharedTable};
 use overlay::tun;
 use overlay::wire::Format;
+use overlay::wire::ip::Version;
 
 /// The numbers that stand in the hosts' subnets.
 const WORKER: u8 = 9;
@@ -173,7 +174,7 @@ impl Shape {
     }
 
     fn mtu(self) -> u32 {
-        1500 - self.format(0).overhead()
+        1500 - self.format(0).overhead(Version::V4)
     }
 }
 
@@ -209,7 +210,7 @@ impl End {
             tun::steer_by_flow(&queues).expect("steer flows");
             let config = Config {
                 queues,
-                listen: SocketAddrV4::new(host.public_ip, 8472),
+                listen: (host.public_ip, 8472).into(),
                 inherited: Vec::new(),
                 port: None,
                 source_check: SourceCheck::Strict,

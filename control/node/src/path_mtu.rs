@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use overlay::echo::{self, Answer};
 use overlay::path_mtu::Prober;
 use overlay::peer_state::PeerFlag;
 use overlay::table::{Hop, PeerTable, Route, SharedTable};
+use overlay_wire::ip::Version;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
@@ -147,14 +148,14 @@ impl Watcher {
     /// Asks a node which addresses it has. If one is another's, that is asked whether it still has it.
     async fn ask_for_addresses(&self, (subnet, node): Key) {
         let table = self.table.current();
-        let inner = u32::try_from(echo::LEN_WITH_ADDRESSES).unwrap_or(u32::MAX);
-        let len = inner + table.local().format.overhead();
-        let Some(answer) = self.answer(&table, subnet.network(), len).await else { return };
+        let inner = u32::try_from(echo::len_with_addresses(Version::V4)).unwrap_or(u32::MAX);
+        let len = inner + table.local().format.overhead(Version::V4);
+        let Some(answer) = self.answer(&table, subnet.network().into(), len).await else { return };
         for (address, holder) in self.hear(&table, &answer).others {
             if let Some(hop) = table.at(holder) {
                 hop.state.set(PeerFlag::Unexplained, true);
             }
-            if self.holders().is_to_be_told(address, node) {
+            if self.holders().is_to_be_told(address, node.into()) {
                 info!(%address, %node, %holder, "a node says that it has an address that another has said before: only from that one packets with this source pass");
             }
         }
@@ -162,10 +163,10 @@ impl Watcher {
 
     /// Notes which addresses a node has by its answer.
     fn hear(&self, table: &PeerTable, answer: &Answer) -> Said {
-        let (Some(addresses), Route::Peer(hop)) = (&answer.addresses, table.route(answer.from.into())) else {
+        let (Some(addresses), Route::Peer(hop)) = (&answer.addresses, table.route(answer.from)) else {
             return Said::default();
         };
-        let said = self.holders().say(*hop.to.ip(), addresses, Instant::now());
+        let said = self.holders().say(hop.to.ip(), addresses, Instant::now());
         hop.state.announce(said.own.clone());
         said
     }
@@ -174,7 +175,7 @@ impl Watcher {
     fn tell_of_explained(&self) {
         let table = self.table.current();
         for hop in table.hops() {
-            let node = *hop.to.ip();
+            let node = hop.to.ip();
             for address in hop.state.explained() {
                 if address != node && self.holders().is_to_be_told(address, node) {
                     info!(%address, %node, "packets come from a node with another address of its own as their source, and pass: it has said so");
@@ -205,19 +206,19 @@ impl Watcher {
     /// Whether the kernel takes the path for as wide as the interface again.
     fn is_forgotten(&self, table: &PeerTable, (subnet, public_ip): Key) -> bool {
         let known = table.state(subnet, public_ip).and_then(|state| state.path_mtu());
-        let to = SocketAddrV4::new(public_ip, table.local().port);
+        let to = SocketAddr::new(public_ip.into(), table.local().port);
         known.is_some_and(|mtu| self.prober.known(to).is_ok_and(|now| now > mtu))
     }
 
     /// Finds out about the path to a peer, and whether it answers at all.
     async fn explore(&self, table: &PeerTable, (subnet, public_ip): Key) -> Found {
-        let to = SocketAddrV4::new(public_ip, table.local().port);
-        let full = table.local().mtu + table.local().format.overhead();
+        let to = SocketAddr::new(public_ip.into(), table.local().port);
+        let full = table.local().mtu + table.local().format.overhead(Version::V4);
         let told = || self.prober.known(to).ok().filter(|mtu| *mtu < full);
         let answers = AtomicBool::new(false);
         let answers = &answers;
         let passes = async |len| {
-            let answer = self.answer(table, subnet.network(), len).await;
+            let answer = self.answer(table, subnet.network().into(), len).await;
             let passed = answer.is_some();
             if let Some(answer) = answer {
                 self.hear(table, &answer);
@@ -233,7 +234,7 @@ impl Watcher {
     }
 
     /// The answer to an echo in a packet of `len` bytes, if one comes: to one of several, since any may be lost.
-    async fn answer(&self, table: &PeerTable, overlay_address: Ipv4Addr, len: u32) -> Option<Answer> {
+    async fn answer(&self, table: &PeerTable, overlay_address: IpAddr, len: u32) -> Option<Answer> {
         for _ in 0..TRIES {
             let ask = |token| self.prober.ask(overlay_address, token, len, table);
             match self.pings.ask_by(ask, overlay_address) {

@@ -1,6 +1,6 @@
 //! The part of a node that encapsulates: a device and its workers.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -57,9 +57,9 @@ pub struct Tunnel {
 #[derive(Debug, Clone, Copy)]
 enum Probes {
     /// By any port of this address.
-    AnyPort(Ipv4Addr),
+    AnyPort(IpAddr),
     /// By the one port that all packets leave by.
-    OnePort(SocketAddrV4),
+    OnePort(SocketAddr),
 }
 
 impl Tunnel {
@@ -86,7 +86,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// As [`Pings::ask`].
-    pub fn ping(&self, peer: Ipv4Addr, len: usize) -> std::io::Result<Ping> {
+    pub fn ping(&self, peer: IpAddr, len: usize) -> std::io::Result<Ping> {
         self.pings.ask(&self.forwarder, &self.table.current(), peer, len)
     }
 
@@ -150,7 +150,7 @@ impl Tunnel {
     ) -> Result<(Self, Vec<HostError>), NodeError> {
         // The port before all else: where another daemon or a kernel device has it, the overlay device,
         // its address and the rules are theirs, too, and not to be touched.
-        let listen = SocketAddrV4::new(plan.underlay.address, wire.1);
+        let listen = SocketAddr::new(plan.underlay.address.into(), wire.1);
         let sockets = inherited.sockets(listen);
         if sockets.is_empty() {
             udp::probe(listen)?;
@@ -198,8 +198,7 @@ impl Tunnel {
         if goes_on {
             lacking.extend(configure(desired).await.err());
         }
-        let probes =
-            if spread_source_ports { Probes::AnyPort(*listen.ip()) } else { Probes::OnePort(listen) };
+        let probes = if spread_source_ports { Probes::AnyPort(listen.ip()) } else { Probes::OnePort(listen) };
         let (queues, source_check) = (options.queues, options.source_check);
         let tunnel = Self {
             index,

@@ -34,23 +34,23 @@ pub(crate) fn to_say(addresses: &[IpAddr], network: &Ipv4Net) -> Vec<u8> {
 }
 
 /// The addresses that `bytes` say, which may go on behind them.
-pub(crate) fn said(bytes: &[u8]) -> Option<Vec<Ipv4Addr>> {
+pub(crate) fn said(bytes: &[u8]) -> Option<Vec<IpAddr>> {
     let [MARK, count, rest @ ..] = bytes else { return None };
     let count = usize::from(*count);
     let octets = rest.get(..4 * count).filter(|_| count <= MOST)?;
-    Some(octets.as_chunks::<4>().0.iter().map(|octets| Ipv4Addr::from(*octets)).collect())
+    Some(octets.as_chunks::<4>().0.iter().map(|octets| IpAddr::from(*octets)).collect())
 }
 
 /// What a node has said of its addresses, and which of them are in use.
 #[derive(Debug)]
 pub(crate) struct Announced {
     at: Duration,
-    addresses: Vec<(Ipv4Addr, AtomicBool)>,
+    addresses: Vec<(IpAddr, AtomicBool)>,
 }
 
 impl Announced {
     /// It has said these, at that time.
-    pub(crate) fn new(addresses: Vec<Ipv4Addr>, at: Duration) -> Self {
+    pub(crate) fn new(addresses: Vec<IpAddr>, at: Duration) -> Self {
         Self {
             at,
             addresses: addresses.into_iter().map(|address| (address, AtomicBool::new(false))).collect(),
@@ -58,7 +58,7 @@ impl Announced {
     }
 
     /// Whether it has `address` by what it has said.
-    pub(crate) fn has(&self, address: Ipv4Addr, now: Duration) -> bool {
+    pub(crate) fn has(&self, address: IpAddr, now: Duration) -> bool {
         now.saturating_sub(self.at) < HOLDS && self.addresses.iter().any(|(own, _)| *own == address)
     }
 
@@ -68,14 +68,14 @@ impl Announced {
     }
 
     /// Notes that a packet has come from `address`; returns whether it is the first one.
-    pub(crate) fn uses(&self, address: Ipv4Addr) -> bool {
+    pub(crate) fn uses(&self, address: IpAddr) -> bool {
         let of = self.addresses.iter().find(|(own, _)| *own == address);
         // Mostly it is not, and nothing is written.
         of.is_some_and(|(_, is_used)| !is_used.load(Relaxed) && !is_used.swap(true, Relaxed))
     }
 
     /// Those that packets have come from.
-    pub(crate) fn used(&self) -> impl Iterator<Item = Ipv4Addr> {
+    pub(crate) fn used(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.iter().filter(|(_, is_used)| is_used.load(Relaxed)).map(|(address, _)| *address)
     }
 }
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn an_address_is_a_nodes_for_a_while_and_its_first_use_is_told_once() {
-        let [own, other] = [1, 2].map(|last| Ipv4Addr::new(172, 16, 5, last));
+        let [own, other] = [1, 2].map(|last| IpAddr::from([172, 16, 5, last]));
         let announced = Announced::new(vec![own], Duration::from_secs(1000));
         let after = |age| Duration::from_secs(1000) + age;
         for (age, has, is_old) in [(Duration::ZERO, true, false), (RENEWED, true, true), (HOLDS, false, true)]

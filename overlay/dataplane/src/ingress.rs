@@ -10,7 +10,7 @@
 //! What cannot go on is dropped, counted, and where the rules say so, its sender is told.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -136,7 +136,7 @@ impl<D: Device> Sink<D> {
     /// Takes an arrival, which lies in `bytes`. The coalescer may still hold some of it afterwards.
     fn take(&mut self, bytes: &mut [u8], arrival: Arrival, table: &PeerTable) {
         let Arrival { from, ecn, place, segment_len, truncated } = arrival;
-        let outer = *from.ip();
+        let outer = from.ip();
         if truncated || place.is_empty() {
             self.witness.arrived(
                 from,
@@ -162,7 +162,7 @@ impl<D: Device> Sink<D> {
     }
 
     /// Counts what came from `outer` and does not go on.
-    fn dropped(&mut self, reason: DropReason, outer: Ipv4Addr, table: &PeerTable) {
+    fn dropped(&mut self, reason: DropReason, outer: IpAddr, table: &PeerTable) {
         self.outlet.stats.dropped(reason);
         if let Some(hop) = table.at(outer) {
             self.peers.dropped(&hop.state);
@@ -175,7 +175,7 @@ impl<D: Device> Sink<D> {
         &mut self,
         bytes: &mut [u8],
         place: Range<usize>,
-        (outer, ecn): (Ipv4Addr, Ecn),
+        (outer, ecn): (IpAddr, Ecn),
         whole: Option<Gso>,
         table: &PeerTable,
     ) -> Result<(), DropReason> {
@@ -196,7 +196,9 @@ impl<D: Device> Sink<D> {
         if let Some(hop) = peer {
             self.peers.forwarded(&hop.state, 1, packet.bytes().len());
         }
-        if packet.dst() == local.overlay_address && self.answers.echo(&packet, table, &self.outlet.stats) {
+        if local.overlay_address(packet.version()) == Some(packet.dst())
+            && self.answers.echo(&packet, table, &self.outlet.stats)
+        {
             return Ok(());
         }
 
@@ -306,7 +308,7 @@ fn check_encapsulation(payload: &[u8], format: Format) -> Result<usize, DropReas
 /// it is one.
 fn admit<'a>(
     packet: &Packet<'_>,
-    outer: Ipv4Addr,
+    outer: IpAddr,
     table: &'a PeerTable,
     check: SourceCheck,
 ) -> Result<Option<&'a Hop>, DropReason> {
@@ -328,7 +330,7 @@ fn admit<'a>(
                 (Route::Peer(_), _) => Err(DropReason::OtherPeersSource),
                 (_, IpAddr::V4(src)) if table.local().network.contains(&src) => Err(DropReason::StaleSource),
                 // An address of another node's, or of none, cannot be this one's, whatever it says.
-                (_, IpAddr::V4(src))
+                (_, src)
                     if table.at(src).is_none() && !table.is_no_nodes(src) && hop.state.has_announced(src) =>
                 {
                     check_destination(packet, table).map(|()| Some(hop))

@@ -74,9 +74,13 @@ impl Subnets {
     }
 
     /// Whether `address` lies in one of them.
+    #[inline]
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.iter().any(|subnet| subnet.contains(&address))
+        match address {
+            IpAddr::V4(address) => self.v4().is_some_and(|subnet| subnet.contains(&address)),
+            IpAddr::V6(address) => self.v6().is_some_and(|subnet| subnet.contains(&address)),
+        }
     }
 
     /// Whether every one of `inner` lies in the one of its family.
@@ -99,12 +103,17 @@ impl Addresses {
     }
 
     /// Whether `address` is one of them.
+    #[inline]
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.iter().any(|ours| ours == address)
+        match address {
+            IpAddr::V4(address) => self.v4() == Some(address),
+            IpAddr::V6(address) => self.v6() == Some(address),
+        }
     }
 
     /// The address of that family.
+    #[inline]
     #[must_use]
     pub fn get(&self, family: Version) -> Option<IpAddr> {
         match family {

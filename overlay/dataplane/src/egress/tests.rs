@@ -1,4 +1,4 @@
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use overlay_wire::MacAddr;
 use overlay_wire::ecn::Ecn;
@@ -401,7 +401,7 @@ fn ipv6_leaves_as_a_frame_of_its_own_type() {
     assert_eq!(to, "192.168.199.238:8472".parse().unwrap());
     assert_eq!(frame[20..22], [0x86, 0xdd]);
     assert_eq!(frame[vxlan::HEADER_LEN..], packet, "the packet itself is untouched, its hop limit too");
-    let state = &rig.table.current().at(Ipv4Addr::new(192, 168, 199, 238)).unwrap().state.totals();
+    let state = &rig.table.current().at(IpAddr::from([192, 168, 199, 238])).unwrap().state.totals();
     assert_eq!(state.egress.packets, 1, "a peer is one, whatever is sent to it");
 }
 

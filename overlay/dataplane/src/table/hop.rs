@@ -1,6 +1,6 @@
 //! The way to a peer.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use overlay_wire::ecn::Ecn;
@@ -14,7 +14,7 @@ use crate::peer_state::{PeerFlag, PeerState};
 #[derive(Debug, Clone)]
 pub struct Hop {
     /// The peer's end of the tunnel.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// What is known of the peer beside its lease.
     pub state: Arc<PeerState>,
     /// Whether a peer's public address lies in the subnet: the tunnel's own packets could be routed into it.
@@ -26,7 +26,7 @@ pub struct Hop {
 impl Hop {
     /// The way to `peer` for packets of that version.
     pub(super) fn new(local: &Local, peer: &Peer, version: Version, state: Arc<PeerState>) -> Self {
-        let to = SocketAddrV4::new(peer.public_ip, local.port);
+        let to = SocketAddr::new(peer.public_ip.into(), local.port);
         let (header, header_len) = match (local.format, peer.vtep_mac) {
             (Format::Vxlan { vni, vtep_mac }, Some(dst)) => {
                 (vxlan::header(version, vni, vtep_mac, dst), vxlan::HEADER_LEN)
@@ -57,7 +57,10 @@ impl Hop {
     /// The largest inner packet, in bytes, that the path to the peer takes in one piece.
     #[must_use]
     pub fn mtu(&self, local: &Local) -> u32 {
-        let path = self.state.path_mtu().map(|mtu| mtu.saturating_sub(local.format.overhead()));
+        let path = self
+            .state
+            .path_mtu()
+            .map(|mtu| mtu.saturating_sub(local.format.overhead(Version::of(self.to.ip()))));
         path.map_or(local.mtu, |mtu| mtu.min(local.mtu))
     }
 }

@@ -38,7 +38,7 @@ pub struct PeerTable {
     v6: Option<Family<Ipv6Net>>,
     /// Sorted, each once, with the first peer that has it.
     public_ips: Box<[(Ipv4Addr, u32)]>,
-    no_nodes: Arc<ArcSwap<BTreeSet<Ipv4Addr>>>,
+    no_nodes: Arc<ArcSwap<BTreeSet<IpAddr>>>,
 }
 
 impl PeerTable {
@@ -61,7 +61,7 @@ impl PeerTable {
     fn with_states(
         local: Local,
         peers: Vec<Peer>,
-        no_nodes: Arc<ArcSwap<BTreeSet<Ipv4Addr>>>,
+        no_nodes: Arc<ArcSwap<BTreeSet<IpAddr>>>,
         state: impl Fn(&Peer) -> Arc<PeerState>,
     ) -> Self {
         let subnets =
@@ -123,9 +123,9 @@ impl PeerTable {
 
     /// Whose a packet is that arrives from `outer` with the source `inner`.
     #[must_use]
-    pub fn origin(&self, outer: Ipv4Addr, inner: IpAddr) -> Origin<'_> {
+    pub fn origin(&self, outer: IpAddr, inner: IpAddr) -> Origin<'_> {
         match self.route(inner) {
-            Route::Peer(hop) if *hop.to.ip() == outer => Origin::Owner(hop),
+            Route::Peer(hop) if hop.to.ip() == outer => Origin::Owner(hop),
             _ => match self.at(outer) {
                 Some(hop) if inner == outer => Origin::Owner(hop),
                 Some(hop) => Origin::Peer(hop),
@@ -141,7 +141,8 @@ impl PeerTable {
 
     /// The peer with the public address `outer`; the first one, if several share it.
     #[must_use]
-    pub fn at(&self, outer: Ipv4Addr) -> Option<&Hop> {
+    pub fn at(&self, outer: IpAddr) -> Option<&Hop> {
+        let IpAddr::V4(outer) = outer else { return None };
         let found = self.public_ips.binary_search_by_key(&outer, |(address, _)| *address).ok()?;
         Some(&self.v4.hops()[self.public_ips[found].1 as usize])
     }
@@ -150,26 +151,26 @@ impl PeerTable {
     #[must_use]
     pub fn state(&self, subnet: Ipv4Net, public_ip: Ipv4Addr) -> Option<&Arc<PeerState>> {
         let hop = self.v4.exact(subnet)?;
-        (*hop.to.ip() == public_ip).then_some(&hop.state)
+        (hop.to.ip() == public_ip).then_some(&hop.state)
     }
 
     /// Whether `address` is [no node's](SharedTable::set_no_nodes).
     #[must_use]
-    pub fn is_no_nodes(&self, address: Ipv4Addr) -> bool {
+    pub fn is_no_nodes(&self, address: IpAddr) -> bool {
         self.no_nodes.load().contains(&address)
     }
 
     /// Whether a UDP packet with these addresses is the tunnel's own, from this host to a peer.
     #[must_use]
     pub fn is_tunnel(&self, src: IpAddr, dst: IpAddr) -> bool {
-        matches!(dst, IpAddr::V4(dst) if self.at(dst).is_some()) && self.local.addresses.contains(&src)
+        self.at(dst).is_some() && self.local.addresses.contains(&src)
     }
 
     /// Whether `address` is an end of a tunnel: a peer's public address, or any of this host's.
     #[must_use]
     pub fn is_tunnel_end(&self, address: IpAddr) -> bool {
         match (address, &self.v6) {
-            (IpAddr::V4(address), _) => self.at(address).is_some() || self.v4.has_address(address.into()),
+            (IpAddr::V4(v4), _) => self.at(address).is_some() || self.v4.has_address(v4.into()),
             (IpAddr::V6(address), Some(v6)) => v6.has_address(address.into()),
             (IpAddr::V6(_), None) => false,
         }
@@ -205,7 +206,7 @@ impl SharedTable {
 
     /// Sets the addresses that no node may send from, unless its lease says that it has them: whoever is there is asked
     /// for trust by this host. They hold for later tables, too.
-    pub fn set_no_nodes(&self, addresses: BTreeSet<Ipv4Addr>) {
+    pub fn set_no_nodes(&self, addresses: BTreeSet<IpAddr>) {
         let table = self.0.load();
         if **table.no_nodes.load() != addresses {
             table.no_nodes.store(Arc::new(addresses));
