@@ -11,19 +11,19 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use ipnet::Ipv4Net;
 use overlay::echo::{self, Answer};
 use overlay::path_mtu::Prober;
 use overlay::peer_state::PeerFlag;
-use overlay::table::{Hop, PeerTable, Route, SharedTable};
+use overlay::table::{Hop, Peer, PeerTable, Route, SharedTable};
 use overlay_wire::ip::Version;
+use overlay_wire::{Addresses, Subnets};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
@@ -59,8 +59,8 @@ struct Watcher {
     holders: Mutex<Holders>,
 }
 
-/// Which path: to the node of this subnet, at this address.
-type Key = (Ipv4Net, Ipv4Addr);
+/// Which path: to the node of these subnets, at these addresses.
+type Key = (Subnets, Addresses);
 
 /// What is remembered of a path that was asked about.
 #[derive(Debug, Clone, Copy)]
@@ -129,7 +129,7 @@ impl Watcher {
             Some(Path::Asked { at, .. }) => now - *at >= again,
             None => true,
         };
-        used.map(|(peer, _)| (peer.subnet, peer.public_ip)).filter(is_due).collect()
+        used.map(|(peer, _)| key(peer)).filter(is_due).collect()
     }
 
     /// The peers that packets come from with sources that may be their own addresses, up to `most` of those that were not
@@ -139,23 +139,25 @@ impl Watcher {
         asked.retain(|_, at| now - *at < ASK_FOR_ADDRESSES_AGAIN);
         let peers = table.peers().iter().zip(table.hops());
         let unexplained = peers.filter(|(_, hop)| hop.state.has(PeerFlag::Unexplained));
-        let keys = unexplained.map(|(peer, _)| (peer.subnet, peer.public_ip));
+        let keys = unexplained.map(|(peer, _)| key(peer));
         let due: Vec<Key> = keys.filter(|key| !asked.contains_key(key)).take(most).collect();
         asked.extend(due.iter().map(|key| (*key, now)));
         due
     }
 
     /// Asks a node which addresses it has. If one is another's, that is asked whether it still has it.
-    async fn ask_for_addresses(&self, (subnet, node): Key) {
+    async fn ask_for_addresses(&self, (subnets, public): Key) {
         let table = self.table.current();
-        let inner = u32::try_from(echo::len_with_addresses(Version::V4)).unwrap_or(u32::MAX);
-        let len = inner + table.local().format.overhead(Version::V4);
-        let Some(answer) = self.answer(&table, subnet.network().into(), len).await else { return };
+        let Some((hop, overlay_address)) = find(&table, (subnets, public)) else { return };
+        let node = hop.to.ip();
+        let inner = echo::len_with_addresses(Version::of(overlay_address));
+        let len = u32::try_from(inner).unwrap_or(u32::MAX) + overhead(&table, hop);
+        let Some(answer) = self.answer(&table, overlay_address, len).await else { return };
         for (address, holder) in self.hear(&table, &answer).others {
             if let Some(hop) = table.at(holder) {
                 hop.state.set(PeerFlag::Unexplained, true);
             }
-            if self.holders().is_to_be_told(address, node.into()) {
+            if self.holders().is_to_be_told(address, node) {
                 info!(%address, %node, %holder, "a node says that it has an address that another has said before: only from that one packets with this source pass");
             }
         }
@@ -192,8 +194,8 @@ impl Watcher {
     fn forgotten(&self, paths: &mut HashMap<Key, Path>) -> Vec<Key> {
         let table = self.table.current();
         self.holders().forget(Instant::now());
-        paths.retain(|(subnet, public_ip), path| {
-            matches!(path, Path::Asking) || table.state(*subnet, *public_ip).is_some()
+        paths.retain(|(subnets, public), path| {
+            matches!(path, Path::Asking) || table.state(*subnets, *public).is_some()
         });
         let told = paths.iter().filter(|(_, path)| matches!(path, Path::Asked { told: true, .. }));
         told.map(|(key, _)| *key).filter(|key| self.is_forgotten(&table, *key)).collect()
@@ -204,21 +206,20 @@ impl Watcher {
     }
 
     /// Whether the kernel takes the path for as wide as the interface again.
-    fn is_forgotten(&self, table: &PeerTable, (subnet, public_ip): Key) -> bool {
-        let known = table.state(subnet, public_ip).and_then(|state| state.path_mtu());
-        let to = SocketAddr::new(public_ip.into(), table.local().port);
-        known.is_some_and(|mtu| self.prober.known(to).is_ok_and(|now| now > mtu))
+    fn is_forgotten(&self, table: &PeerTable, (subnets, public): Key) -> bool {
+        let Some(hop) = table.find(subnets, public) else { return false };
+        hop.state.path_mtu().is_some_and(|mtu| self.prober.known(hop.to).is_ok_and(|now| now > mtu))
     }
 
     /// Finds out about the path to a peer, and whether it answers at all.
-    async fn explore(&self, table: &PeerTable, (subnet, public_ip): Key) -> Found {
-        let to = SocketAddr::new(public_ip.into(), table.local().port);
-        let full = table.local().mtu + table.local().format.overhead(Version::V4);
-        let told = || self.prober.known(to).ok().filter(|mtu| *mtu < full);
+    async fn explore(&self, table: &PeerTable, key: Key) -> Found {
+        let Some((hop, overlay_address)) = find(table, key) else { return Found::Wide };
+        let full = table.local().mtu + overhead(table, hop);
+        let told = || self.prober.known(hop.to).ok().filter(|mtu| *mtu < full);
         let answers = AtomicBool::new(false);
         let answers = &answers;
         let passes = async |len| {
-            let answer = self.answer(table, subnet.network().into(), len).await;
+            let answer = self.answer(table, overlay_address, len).await;
             let passed = answer.is_some();
             if let Some(answer) = answer {
                 self.hear(table, &answer);
@@ -227,9 +228,7 @@ impl Watcher {
             passed
         };
         let found = explore(full, told, passes).await;
-        if let Some(state) = table.state(subnet, public_ip) {
-            state.set(PeerFlag::Answers, answers.load(Relaxed));
-        }
+        hop.state.set(PeerFlag::Answers, answers.load(Relaxed));
         found
     }
 
@@ -297,6 +296,20 @@ async fn explore<F: Future<Output = bool>>(
         _ if told == Some(passed) => by_router(passed),
         _ => Found::Narrow { mtu: passed, told: false },
     }
+}
+
+fn key(peer: &Peer) -> Key {
+    (peer.subnets, peer.public)
+}
+
+/// The way to a node, and the address of its overlay device.
+fn find(table: &PeerTable, (subnets, public): Key) -> Option<(&Hop, IpAddr)> {
+    Some((table.find(subnets, public)?, table.overlay_address(subnets)?))
+}
+
+/// Bytes of a packet on the way that are not the inner one's.
+fn overhead(table: &PeerTable, hop: &Hop) -> u32 {
+    table.local().format.overhead(Version::of(hop.to.ip()))
 }
 
 fn note(table: &PeerTable, (subnet, public_ip): Key, found: Found) {

@@ -16,7 +16,7 @@ use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
 use overlay::tun::{self, TunQueue};
 use overlay::underlay::whole::{self, TapQueue};
 use overlay::underlay::{port, udp};
-use overlay_wire::Format;
+use overlay_wire::{Format, MacAddrs};
 use tracing::{debug, warn};
 
 use crate::error::NodeError;
@@ -93,15 +93,17 @@ impl Tunnel {
     /// What is known of the node of `lease` beside it.
     #[must_use]
     pub fn state(&self, lease: &Lease) -> Option<Arc<PeerState>> {
-        self.table.current().state(lease.subnet, lease.attrs.public_ip).cloned()
+        self.table.current().state(lease.subnet.into(), lease.attrs.public_ip.into()).cloned()
     }
 
     /// What was exchanged with each peer, by subnet and public address.
     #[must_use]
     pub fn exchanged(&self) -> Vec<(Ipv4Net, Ipv4Addr, PeerTotals)> {
         let table = self.table.current();
-        let exchanged = |(peer, hop): (&Peer, &Hop)| (peer.subnet, peer.public_ip, hop.state.totals());
-        table.peers().iter().zip(table.hops()).map(exchanged).collect()
+        // Leases are of IPv4.
+        let exchanged =
+            |(peer, hop): (&Peer, &Hop)| Some((peer.subnets.v4()?, peer.public.v4()?, hop.state.totals()));
+        table.peers().iter().zip(table.hops()).filter_map(exchanged).collect()
     }
 
     /// The counters of all workers: egress, ingress.
@@ -282,20 +284,19 @@ fn network(
     addresses: Vec<Ipv4Addr>,
 ) -> (Local, Vec<Peer>) {
     let peer = |lease: &Lease| Peer {
-        subnet: lease.subnet,
-        subnet_v6: None,
-        public_ip: lease.attrs.public_ip,
-        vtep_mac: match lease.attrs.backend {
-            LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+        subnets: lease.subnet.into(),
+        public: lease.attrs.public_ip.into(),
+        vtep_macs: match lease.attrs.backend {
+            LeaseBackend::Vxlan { vtep_mac, .. } => Some(MacAddrs::V4(vtep_mac)),
             _ => None,
         },
     };
     let (format, port) = wire;
     let local = Local {
-        network: plan.config.network,
-        subnet: plan.subnet,
-        overlay_address: plan.overlay_address(),
-        v6: None,
+        network: plan.config.network.into(),
+        subnets: plan.subnet.into(),
+        overlay_addresses: plan.overlay_address().into(),
+        public: plan.underlay.address.into(),
         addresses: addresses.into_iter().map(IpAddr::from).collect(),
         mtu: plan.mtu(),
         format,

@@ -6,8 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-use overlay_wire::martian;
+use overlay_wire::{Subnets, martian};
 
 /// How many addresses a node says at most.
 pub const MOST: usize = 16;
@@ -21,10 +20,10 @@ pub(crate) const RENEWED: Duration = Duration::from_secs(60);
 const MARK: u8 = b'a';
 
 /// What a node that has these `addresses` says of them: those by which others may know it, so none in the overlay's
-/// `network`, and not all that it may have.
-pub(crate) fn to_say(addresses: &[IpAddr], network: &Ipv4Net) -> Vec<u8> {
+/// `network`, and not all that it may have. Only of IPv4 there is a way to say them.
+pub(crate) fn to_say(addresses: &[IpAddr], network: &Subnets) -> Vec<u8> {
     let own = addresses.iter().filter_map(|address| match address {
-        IpAddr::V4(v4) if !network.contains(v4) && !martian::is_martian(*address) => Some(*v4),
+        IpAddr::V4(v4) if !network.contains(*address) && !martian::is_martian(*address) => Some(*v4),
         _ => None,
     });
     let own: Vec<Ipv4Addr> = own.take(MOST).collect();
@@ -86,7 +85,7 @@ mod tests {
 
     #[test]
     fn what_is_said_is_what_others_may_know_the_node_by() {
-        let network = "10.1.0.0/16".parse().unwrap();
+        let network = Subnets::V4("10.1.0.0/16".parse().unwrap());
         let addresses: [IpAddr; 5] = ["192.168.1.12", "127.0.0.1", "10.1.9.0", "2001:db8::12", "172.16.5.1"]
             .map(|address| address.parse().unwrap());
         let expected = ["192.168.1.12", "172.16.5.1"].map(|address| address.parse().unwrap());

@@ -22,7 +22,7 @@ use socket2::Socket;
 use crate::announced;
 use crate::limits::Limits;
 use crate::peer_state::PeerFlag;
-use crate::table::{Hop, Peer, PeerTable, Route};
+use crate::table::{Hop, PeerTable, Route};
 
 /// The ICMP header of an echo, which is the same in both versions.
 const ICMP_LEN: usize = 8;
@@ -246,16 +246,13 @@ impl Echoes {
 
     /// Tells the peer whose pod `src` is that a super-packet of its arrived whole, unless it knows.
     pub fn tell_of_whole(&mut self, src: IpAddr, hop: &Hop, table: &PeerTable) {
-        let of = |peer: &&Peer| match src {
-            IpAddr::V4(src) => peer.subnet.contains(&src),
-            IpAddr::V6(src) => peer.subnet_v6.is_some_and(|subnet| subnet.contains(&src)),
-        };
         if hop.state.claim_telling()
-            && let Some(peer) = table.peers().iter().find(of)
+            && let Some(peer) = table.peers().iter().find(|peer| peer.subnets.contains(src))
+            && let Some(to) = table.overlay_address(peer.subnets)
         {
             let echo = Echo { kind: Kind::Whole, token: 0 };
             // Lost, it is told again in a second.
-            let _ = send(self.out.as_ref(), echo, peer.subnet.network().into(), 0, table);
+            let _ = send(self.out.as_ref(), echo, to, 0, table);
         }
     }
 }
@@ -279,7 +276,7 @@ fn send_saying(
     let Route::Peer(hop) = table.route(to) else {
         return Err(io::Error::new(io::ErrorKind::HostUnreachable, "no node has that subnet"));
     };
-    let from = table.local().overlay_address(Version::of(to));
+    let from = table.local().overlay_addresses.get(Version::of(to));
     let packet = from.and_then(|from| echo.build_saying(more, from, to, len));
     let packet = packet.ok_or(io::ErrorKind::HostUnreachable)?;
     out.send(hop.to, &[hop.header(), &packet].concat())
@@ -341,6 +338,27 @@ mod tests {
         assert_eq!(overlay_wire::checksum::sum(answer.payload()), 0xffff);
         assert_eq!(Echo::parse(&answer), Some(Echo { kind: Kind::Answer, ..question }));
         assert!(heard.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_echo_is_of_the_version_of_its_addresses() {
+        let (mut echoes, sent, heard) = echoes();
+        let [theirs, ours] = ["fd00:0:0:63::", "fd00:0:0:9::"].map(|text| text.parse().unwrap());
+        let question = Echo { kind: Kind::Question, token: 7 };
+        for (len, expected) in [(0, min_len(Version::V6)), (1300, 1300)] {
+            let mut bytes = question.build(theirs, ours, len).unwrap();
+            assert_eq!(bytes.len(), expected);
+            assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table(), &Limits::default()));
+            let (to, mut answer) = sent.lock().unwrap().remove(0);
+            assert_eq!(to, "192.168.199.238:8472".parse().unwrap(), "whatever carries it");
+            let answer = Packet::parse(&mut answer).unwrap();
+            assert_eq!((answer.src(), answer.dst(), answer.bytes().len()), (ours, theirs, expected));
+            let sum = overlay_wire::checksum::sum(answer.payload());
+            assert_eq!(overlay_wire::checksum::add(sum, answer.pseudo_header()), 0xffff);
+            assert_eq!(Echo::parse(&answer), Some(Echo { kind: Kind::Answer, ..question }));
+        }
+        assert!(heard.lock().unwrap().is_empty());
+        assert_eq!(question.build(THEIRS, ours, 0), None, "between two versions");
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl<D: Device> Sink<D> {
         if let Some(hop) = peer {
             self.peers.forwarded(&hop.state, 1, packet.bytes().len());
         }
-        if local.overlay_address(packet.version()) == Some(packet.dst())
+        if local.overlay_addresses.contains(packet.dst())
             && self.answers.echo(&packet, table, &self.outlet.stats)
         {
             return Ok(());
@@ -328,7 +328,7 @@ fn admit<'a>(
         Origin::Peer(hop) if check == SourceCheck::Strict => {
             match (table.route(packet.src()), packet.src()) {
                 (Route::Peer(_), _) => Err(DropReason::OtherPeersSource),
-                (_, IpAddr::V4(src)) if table.local().network.contains(&src) => Err(DropReason::StaleSource),
+                (_, src) if table.local().network.contains(src) => Err(DropReason::StaleSource),
                 // An address of another node's, or of none, cannot be this one's, whatever it says.
                 (_, src)
                     if table.at(src).is_none() && !table.is_no_nodes(src) && hop.state.has_announced(src) =>

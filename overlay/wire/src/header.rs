@@ -22,6 +22,16 @@ impl Version {
         }
     }
 
+    /// The other one.
+    #[inline]
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+
     /// The length of its plain header.
     #[inline]
     #[must_use]

@@ -512,7 +512,7 @@ mod tests {
         let mut tables = HashMap::new();
         for (i, to) in to.iter().enumerate() {
             let table = tables.entry(to).or_insert_with(|| {
-                let local = Local { port: to.port(), ..local(Format::FlannelUdp) };
+                let local = Local { port: to.port(), public: to.ip().into(), ..local(Format::FlannelUdp) };
                 PeerTable::new(local, vec![peer("10.1.63.0/24", &to.ip().to_string())])
             });
             let Route::Peer(hop) = table.route("10.1.63.2".parse().unwrap()) else { panic!("no route") };
@@ -535,9 +535,8 @@ mod tests {
 
     #[test]
     fn everything_arrives_with_runs_and_without() {
-        for (wanted, family) in [&Offload::ALL[..], &[]]
-            .into_iter()
-            .flat_map(|wanted| FAMILIES[..1].iter().map(move |family| (wanted, *family)))
+        for (wanted, family) in
+            [&Offload::ALL[..], &[]].into_iter().flat_map(|wanted| FAMILIES.map(|family| (wanted, family)))
         {
             let offloads = Arc::new(Offloads::new(wanted));
             let address = free_address_of(family);
