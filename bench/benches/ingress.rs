@@ -2,7 +2,7 @@
 //! one costs that does not.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ fn datagram(bencher: Bencher<'_, '_>, kind: Kind) {
 /// A batch of one kind, which arrives anew each time.
 struct Wire {
     memory: Vec<u8>,
-    arrivals: Vec<(SocketAddrV4, Range<usize>)>,
+    arrivals: Vec<(SocketAddr, Range<usize>)>,
 }
 
 impl Wire {
@@ -87,7 +87,7 @@ impl Wire {
             if matches!(kind, Kind::Malformed) {
                 wire.memory[start + vxlan::HEADER_LEN + 10] ^= 1;
             }
-            wire.arrivals.push((SocketAddrV4::new(outer, 51_234), start..wire.memory.len()));
+            wire.arrivals.push(((outer, 51_234).into(), start..wire.memory.len()));
         }
         wire
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use overlay::MacAddr;
-use overlay::table::{Local, LocalV6, Peer, PeerTable, SharedTable};
-use overlay::wire::Format;
+use overlay::table::{Local, Peer, PeerTable, SharedTable};
+use overlay::wire::{Addresses, Format, MacAddrs, Subnets};
 
 use crate::stats::Spread;
 
@@ -52,12 +52,18 @@ pub fn table_v6(leases: u32) -> PeerTable {
         let address = Ipv6Addr::from(0xfd00 << 112 | u128::from(i) << 64);
         Ipv6Net::new(address, 64).expect("at most 128 bits")
     };
+    let both = |v4: Subnets, i| Subnets::of(v4.v4(), Some(subnet(i))).expect("both");
     let (local, mut peers) = network(leases, |_| 24);
     for (i, peer) in (1..).zip(&mut peers) {
-        peer.subnet_v6 = Some(subnet(i));
+        peer.subnets = both(peer.subnets, i);
     }
-    let v6 = LocalV6 { subnet: subnet(0), overlay_address: subnet(0).network() };
-    PeerTable::new(Local { v6: Some(v6), ..local }, peers)
+    let overlay_addresses = Addresses::of(local.overlay_addresses.v4(), Some(subnet(0).network()));
+    let local = Local {
+        subnets: both(local.subnets, 0),
+        overlay_addresses: overlay_addresses.expect("both"),
+        ..local
+    };
+    PeerTable::new(local, peers)
 }
 
 fn network(leases: u32, len: impl Fn(u32) -> u8) -> (Local, Vec<Peer>) {
@@ -65,16 +71,15 @@ fn network(leases: u32, len: impl Fn(u32) -> u8) -> (Local, Vec<Peer>) {
         Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 + (i << 8)), len(i)).expect("at most 32 bits").trunc()
     };
     let peers = (1..=leases).map(|i| Peer {
-        subnet: subnet(i),
-        subnet_v6: None,
-        public_ip: Ipv4Addr::from(0xc0a8_0000 + i),
-        vtep_mac: Some(MacAddr([2, 0, 0, 0, (i >> 8) as u8, i as u8])),
+        subnets: subnet(i).into(),
+        public: Ipv4Addr::from(0xc0a8_0000 + i).into(),
+        vtep_macs: Some(MacAddrs::V4(MacAddr([2, 0, 0, 0, (i >> 8) as u8, i as u8]))),
     });
     let local = Local {
-        network: Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 8).expect("at most 32 bits"),
-        subnet: subnet(0),
-        overlay_address: Ipv4Addr::new(10, 0, 0, 0),
-        v6: None,
+        network: Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 8).expect("at most 32 bits").into(),
+        subnets: subnet(0).into(),
+        overlay_addresses: Ipv4Addr::new(10, 0, 0, 0).into(),
+        public: Ipv4Addr::new(192, 168, 0, 0).into(),
         addresses: Vec::new(),
         mtu: 1450,
         format: Format::Vxlan { vni: 1, vtep_mac: MacAddr([2, 0, 0, 0, 0, 0]) },
@@ -89,9 +94,9 @@ fn network(leases: u32, len: impl Fn(u32) -> u8) -> (Local, Vec<Peer>) {
 pub fn destinations(table: &PeerTable) -> Vec<IpAddr> {
     let peers = table.peers();
     let step = (peers.len() / DESTINATIONS).max(1);
-    let destination = |peer: &Peer| match peer.subnet_v6 {
-        Some(subnet) => Ipv6Addr::from(u128::from(subnet.network()) + 2).into(),
-        None => Ipv4Addr::from(u32::from(peer.subnet.network()) + 2).into(),
+    let destination = |peer: &Peer| match peer.subnets {
+        Subnets::V4(v4) => Ipv4Addr::from(u32::from(v4.network()) + 2).into(),
+        Subnets::V6(v6) | Subnets::Both(_, v6) => Ipv6Addr::from(u128::from(v6.network()) + 2).into(),
     };
     (0..DESTINATIONS).map(|i| destination(&peers[i * step * 7919 % peers.len()])).collect()
 }

@@ -7,7 +7,7 @@
 //!  worker  ov: fd00:0:0:9::/64 here, else over  ── router, IPv4 ──  master
 //! ```
 
-use std::net::{Ipv6Addr, SocketAddrV4};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +20,10 @@ use overlay::confine::{Confinement, SystemCalls};
 use overlay::forwarder::{Config, Forwarder};
 use overlay::offload::{Offload, Offloads};
 use overlay::priority::{Priority, Wanted};
-use overlay::table::{Local, LocalV6, Peer, PeerTable, SharedTable};
+use overlay::table::{Local, Peer, PeerTable, SharedTable};
 use overlay::tun;
-use overlay::wire::Format;
+use overlay::wire::ip::Version;
+use overlay::wire::{Addresses, Format, MacAddrs, Subnets};
 
 /// The numbers that stand in the hosts' subnets.
 const WORKER: u8 = 9;
@@ -173,7 +174,7 @@ impl Shape {
     }
 
     fn mtu(self) -> u32 {
-        1500 - self.format(0).overhead()
+        1500 - self.format(0).overhead(Version::V4)
     }
 }
 
@@ -185,23 +186,28 @@ struct End {
 impl End {
     /// Starts it on the host whose subnet has that number, beside a peer.
     fn start(host: &Host, shape: Shape, number: u8, peer: (u8, &Host), offloads: &[Offload]) -> Self {
-        let subnet = |number: u8| format!("10.1.{number}.0/24").parse().expect("a subnet");
-        let subnet_v6 = |number| format!("{}/64", address(number, 0)).parse().expect("a subnet");
+        let subnets = |number: u8| {
+            let v4 = format!("10.1.{number}.0/24").parse().expect("a subnet");
+            let v6 = format!("{}/64", address(number, 0)).parse().expect("a subnet");
+            Subnets::Both(v4, v6)
+        };
         let local = Local {
-            network: "10.1.0.0/16".parse().expect("a network"),
-            subnet: subnet(number),
-            overlay_address: [10, 1, number, 0].into(),
-            v6: Some(LocalV6 { subnet: subnet_v6(number), overlay_address: address(number, 0) }),
+            network: Subnets::Both(
+                "10.1.0.0/16".parse().expect("a network"),
+                NETWORK_V6.parse().expect("a network"),
+            ),
+            subnets: subnets(number),
+            overlay_addresses: Addresses::Both([10, 1, number, 0].into(), address(number, 0)),
+            public: host.public_ip.into(),
             addresses: vec![host.public_ip.into()],
             mtu: shape.mtu(),
             format: shape.format(number),
             port: 8472,
         };
         let peer = Peer {
-            subnet: subnet(peer.0),
-            subnet_v6: Some(subnet_v6(peer.0)),
-            public_ip: peer.1.public_ip,
-            vtep_mac: Some(vtep(peer.0)),
+            subnets: subnets(peer.0),
+            public: peer.1.public_ip.into(),
+            vtep_macs: Some(MacAddrs::V4(vtep(peer.0))),
         };
         let offloads = Arc::new(Offloads::new(offloads));
         let forwarder = host.ns.within(|| {
@@ -209,7 +215,7 @@ impl End {
             tun::steer_by_flow(&queues).expect("steer flows");
             let config = Config {
                 queues,
-                listen: SocketAddrV4::new(host.public_ip, 8472),
+                listen: (host.public_ip, 8472).into(),
                 inherited: Vec::new(),
                 port: None,
                 source_check: SourceCheck::Strict,

@@ -1,7 +1,7 @@
 //! What is dropped and why: `GET /v1/drops`.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ pub struct Last {
     /// How long ago.
     pub ago_ms: u64,
     /// Where it came from on the underlay, or was to go there.
-    pub outer: Option<SocketAddrV4>,
+    pub outer: Option<SocketAddr>,
     /// The inner packet's source.
     pub src: Option<IpAddr>,
     /// The inner packet's destination.

@@ -3,7 +3,7 @@
 //! A comment on each packet says which way it went, and why it was dropped if it was.
 
 use std::mem;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use byteorder::LittleEndian;
@@ -116,14 +116,19 @@ pub fn missed(file: &[u8]) -> Option<u64> {
 }
 
 /// The IP and UDP header that the kernel puts in front of `len` bytes of payload, as far as is known of it.
-fn outer_header(from: SocketAddrV4, to: SocketAddrV4, len: usize) -> Vec<u8> {
+fn outer_header(from: SocketAddr, to: SocketAddr, len: usize) -> Vec<u8> {
     let mut header = Vec::new();
-    let builder = PacketBuilder::ipv4(from.ip().octets(), to.ip().octets(), 64).udp(from.port(), to.port());
+    let (ip, headers_len) = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => (PacketBuilder::ipv4(from.octets(), to.octets(), 64), 20 + 8),
+        (IpAddr::V6(from), IpAddr::V6(to)) => (PacketBuilder::ipv6(from.octets(), to.octets(), 64), 40 + 8),
+        _ => return header,
+    };
+    let builder = ip.udp(from.port(), to.port());
     // A payload of that length gives the lengths; its checksum is not known, and 0 says so.
     let payload = vec![0; len.min(MAX_PAYLOAD)];
     if builder.write(&mut header, &payload).is_ok() {
-        header.truncate(HEADERS_LEN);
-        header[HEADERS_LEN - 2..].fill(0);
+        header.truncate(headers_len);
+        header[headers_len - 2..].fill(0);
     }
     header
 }
@@ -139,8 +144,8 @@ const NANOSECONDS: u8 = 9;
 /// The direction in a packet's flags.
 const INBOUND: u32 = 1;
 const OUTBOUND: u32 = 2;
-const HEADERS_LEN: usize = 20 + 8;
-const MAX_PAYLOAD: usize = 65_535 - HEADERS_LEN;
+/// Over IPv4, which takes less than IPv6.
+const MAX_PAYLOAD: usize = 65_535 - 20 - 8;
 
 #[cfg(test)]
 mod tests {
@@ -185,5 +190,14 @@ mod tests {
         assert_eq!(u16::from_be_bytes([ip[2], ip[3]]), 128, "the length of the whole packet");
         assert_eq!(ip[20..28], [0x9c, 0x40, 0x21, 0x18, 0, 108, 0, 0]);
         assert!(outer.windows(34).any(|text| text == b"ingress, outer, dropped: wrong_vni"));
+
+        let ends = ("[2001:db8::12]:40000".parse().unwrap(), "[2001:db8::238]:8472".parse().unwrap());
+        let ip = &writer.packet(&packet(Some(ends), &[8; 7]))[28..];
+        assert_eq!(
+            (ip[0] >> 4, u16::from_be_bytes([ip[4], ip[5]])),
+            (6, 108),
+            "the length without its header"
+        );
+        assert_eq!(ip[40..48], [0x9c, 0x40, 0x21, 0x18, 0, 108, 0, 0]);
     }
 }

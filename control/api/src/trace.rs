@@ -34,7 +34,7 @@ pub struct Question {
     /// What it says of congestion, as in RFC 3168: 3 is a mark.
     pub ecn: Option<u8>,
     /// From which address it arrives; without one, from the node that may send it, or else from any.
-    pub outer: Option<Ipv4Addr>,
+    pub outer: Option<IpAddr>,
     /// What the outer header says of congestion when it arrives.
     pub outer_ecn: Option<u8>,
 }

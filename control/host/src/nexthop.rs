@@ -21,7 +21,7 @@ use tracing::warn;
 use super::HostError;
 use super::changes::{Changes, Payload};
 use super::netlink::{self, Netlink};
-use overlay::table::SharedTable;
+use overlay::table::{Hop, SharedTable};
 use overlay_wire::MacAddr;
 
 /// Follows the next hops of a table's peers until it is dropped.
@@ -119,7 +119,7 @@ async fn follow(by: By, table: &SharedTable, peers_changed: &Notify) -> Result<(
 
 impl Known {
     async fn look_up_all(&mut self, netlink: &Netlink, by: By, table: &SharedTable) -> Result<(), HostError> {
-        let mut peers: Vec<_> = table.current().hops().map(|hop| *hop.to.ip()).collect();
+        let mut peers: Vec<_> = table.current().hops().filter_map(end).collect();
         peers.sort_unstable();
         peers.dedup();
         self.ways.clear();
@@ -144,7 +144,7 @@ impl Known {
 
     fn tell(&self, table: &SharedTable) {
         for hop in table.current().hops() {
-            let via = self.ways.get(hop.to.ip()).copied().flatten();
+            let via = end(hop).and_then(|end| self.ways.get(&end).copied().flatten());
             let neighbour = via.and_then(|via| self.neighbours.get(&via));
             hop.state.set_next_hop(neighbour.map(|neighbour| neighbour.mac));
         }
@@ -163,6 +163,14 @@ impl Known {
                 let _ = request.flags(NeighbourFlags::Use).state(NeighbourState::None).execute().await;
             }
         }
+    }
+}
+
+/// The end of the tunnel at a peer, if packets to it can go by the rings: these are of IPv4.
+fn end(hop: &Hop) -> Option<Ipv4Addr> {
+    match hop.to.ip() {
+        IpAddr::V4(end) => Some(end),
+        IpAddr::V6(_) => None,
     }
 }
 

@@ -291,7 +291,7 @@ async fn packets_of(watched: &Watched, peers: Option<&PeerTable>) -> Result<Aske
     let [bridge, way_out, underlay] = devices.await.map_err(not_understood)?;
     let tunnel = watched.whole.as_ref().map(|whole| {
         let nodes: Vec<Ipv4Addr> =
-            peers.into_iter().flat_map(PeerTable::peers).map(|peer| peer.public_ip).collect();
+            peers.into_iter().flat_map(PeerTable::peers).filter_map(|peer| peer.public.v4()).collect();
         let [mut sent, _] = verdict::of_tunnel(whole.own, &nodes, &underlay, whole.port, false);
         if let Way::Sent { user, .. } = &mut sent.way {
             *user = Some(geteuid().as_raw());
@@ -332,7 +332,7 @@ fn not_understood(error: JoinError) -> HostError {
 
 /// What could act on the tunnel's packets beside netfilter.
 async fn beside_netfilter(whole: &Whole, peers: &PeerTable) -> Option<String> {
-    let to = peers.peers().iter().map(|peer| peer.public_ip.into()).collect();
+    let to = peers.peers().iter().filter_map(|peer| Some(peer.public.v4()?.into())).collect();
     let packets = Outgoing { from: whole.own, to, port: whole.port, device: whole.index };
     match ipsec::acting_on(&packets) {
         Ok(None) => {}

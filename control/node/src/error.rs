@@ -1,6 +1,7 @@
 //! Why a node cannot be built.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 
 use overlay::SetupError;
 use tokio::task::spawn_blocking;
@@ -69,8 +70,8 @@ impl NodeError {
             _ => return self,
         };
         let find = move || match (wants_port, listen) {
-            (true, Some(listen)) => owner::of_udp_port(listen),
-            (true, None) => None,
+            (true, Some(SocketAddr::V4(listen))) => owner::of_udp_port(listen),
+            (true, _) => None,
             (false, _) => owner::of_tun(&device),
         };
         let otherwise = match wants_port {

@@ -1,7 +1,7 @@
 //! Which way the overlay's packets take to the wire: by sockets, or by the rings of the underlay's interface.
 
 use std::io::ErrorKind;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -57,7 +57,7 @@ impl Without {
 pub async fn open(
     io: Io,
     underlay: &Underlay,
-    listen: SocketAddrV4,
+    listen: SocketAddr,
     inherited: &mut Inherited,
 ) -> (Option<Port>, Option<Without>) {
     let mut earlier = inherited.link(underlay.index);
@@ -107,7 +107,7 @@ pub async fn open(
 /// before this one (`xp_release_deferred`, `net/xdp/xsk_buff_pool.c`).
 async fn patiently(
     interface: &Interface,
-    listen: SocketAddrV4,
+    listen: SocketAddr,
     wanted: Wanted,
     earlier: &mut Option<Link>,
 ) -> Result<Port, SetupError> {

@@ -2,7 +2,7 @@
 //! with its workers; built from a plan and taken down again when it is dropped.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -242,7 +242,7 @@ impl Node {
             _ => self.surveyor.look(self.plan.viewpoint(&self.stores.now())).await?,
         };
         if let Some(tunnel) = &self.tunnel {
-            tunnel.table.set_no_nodes(holdings.trusted());
+            tunnel.table.set_no_nodes(holdings.trusted().into_iter().map(IpAddr::from).collect());
         }
         let on_link = if config.backend.routes_directly() {
             let nodes: Vec<Ipv4Addr> = leases.iter().map(|lease| lease.attrs.public_ip).collect();

@@ -11,18 +11,19 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use ipnet::Ipv4Net;
 use overlay::echo::{self, Answer};
 use overlay::path_mtu::Prober;
 use overlay::peer_state::PeerFlag;
-use overlay::table::{Hop, PeerTable, Route, SharedTable};
+use overlay::table::{Hop, Peer, PeerTable, Route, SharedTable};
+use overlay_wire::ip::Version;
+use overlay_wire::{Addresses, Subnets};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
@@ -59,8 +60,8 @@ struct Watcher {
     holders: Mutex<Holders>,
 }
 
-/// Which path: to the node of this subnet, at this address.
-type Key = (Ipv4Net, Ipv4Addr);
+/// Which path: to the node of these subnets, at these addresses.
+type Key = (Subnets, Addresses);
 
 /// What is remembered of a path that was asked about.
 #[derive(Debug, Clone, Copy)]
@@ -129,7 +130,7 @@ impl Watcher {
             Some(Path::Asked { at, .. }) => now - *at >= again,
             None => true,
         };
-        used.map(|(peer, _)| (peer.subnet, peer.public_ip)).filter(is_due).collect()
+        used.map(|(peer, _)| key(peer)).filter(is_due).collect()
     }
 
     /// The peers that packets come from with sources that may be their own addresses, up to `most` of those that were not
@@ -139,18 +140,20 @@ impl Watcher {
         asked.retain(|_, at| now - *at < ASK_FOR_ADDRESSES_AGAIN);
         let peers = table.peers().iter().zip(table.hops());
         let unexplained = peers.filter(|(_, hop)| hop.state.has(PeerFlag::Unexplained));
-        let keys = unexplained.map(|(peer, _)| (peer.subnet, peer.public_ip));
+        let keys = unexplained.map(|(peer, _)| key(peer));
         let due: Vec<Key> = keys.filter(|key| !asked.contains_key(key)).take(most).collect();
         asked.extend(due.iter().map(|key| (*key, now)));
         due
     }
 
     /// Asks a node which addresses it has. If one is another's, that is asked whether it still has it.
-    async fn ask_for_addresses(&self, (subnet, node): Key) {
+    async fn ask_for_addresses(&self, (subnets, public): Key) {
         let table = self.table.current();
-        let inner = u32::try_from(echo::LEN_WITH_ADDRESSES).unwrap_or(u32::MAX);
-        let len = inner + table.local().format.overhead();
-        let Some(answer) = self.answer(&table, subnet.network(), len).await else { return };
+        let Some((hop, overlay_address)) = find(&table, (subnets, public)) else { return };
+        let node = hop.to.ip();
+        let inner = echo::len_with_addresses(Version::of(overlay_address));
+        let len = u32::try_from(inner).unwrap_or(u32::MAX) + overhead(&table, hop);
+        let Some(answer) = self.answer(&table, overlay_address, len).await else { return };
         for (address, holder) in self.hear(&table, &answer).others {
             if let Some(hop) = table.at(holder) {
                 hop.state.set(PeerFlag::Unexplained, true);
@@ -163,10 +166,10 @@ impl Watcher {
 
     /// Notes which addresses a node has by its answer.
     fn hear(&self, table: &PeerTable, answer: &Answer) -> Said {
-        let (Some(addresses), Route::Peer(hop)) = (&answer.addresses, table.route(answer.from.into())) else {
+        let (Some(addresses), Route::Peer(hop)) = (&answer.addresses, table.route(answer.from)) else {
             return Said::default();
         };
-        let said = self.holders().say(*hop.to.ip(), addresses, Instant::now());
+        let said = self.holders().say(hop.to.ip(), addresses, Instant::now());
         hop.state.announce(said.own.clone());
         said
     }
@@ -175,7 +178,7 @@ impl Watcher {
     fn tell_of_explained(&self) {
         let table = self.table.current();
         for hop in table.hops() {
-            let node = *hop.to.ip();
+            let node = hop.to.ip();
             for address in hop.state.explained() {
                 if address != node && self.holders().is_to_be_told(address, node) {
                     info!(%address, %node, "packets come from a node with another address of its own as their source, and pass: it has said so");
@@ -192,8 +195,8 @@ impl Watcher {
     fn forgotten(&self, paths: &mut HashMap<Key, Path>) -> Vec<Key> {
         let table = self.table.current();
         self.holders().forget(Instant::now());
-        paths.retain(|(subnet, public_ip), path| {
-            matches!(path, Path::Asking) || table.state(*subnet, *public_ip).is_some()
+        paths.retain(|(subnets, public), path| {
+            matches!(path, Path::Asking) || table.state(*subnets, *public).is_some()
         });
         let told = paths.iter().filter(|(_, path)| matches!(path, Path::Asked { told: true, .. }));
         told.map(|(key, _)| *key).filter(|key| self.is_forgotten(&table, *key)).collect()
@@ -204,21 +207,20 @@ impl Watcher {
     }
 
     /// Whether the kernel takes the path for as wide as the interface again.
-    fn is_forgotten(&self, table: &PeerTable, (subnet, public_ip): Key) -> bool {
-        let known = table.state(subnet, public_ip).and_then(|state| state.path_mtu());
-        let to = SocketAddrV4::new(public_ip, table.local().port);
-        known.is_some_and(|mtu| self.prober.known(to).is_ok_and(|now| now > mtu))
+    fn is_forgotten(&self, table: &PeerTable, (subnets, public): Key) -> bool {
+        let Some(hop) = table.find(subnets, public) else { return false };
+        hop.state.path_mtu().is_some_and(|mtu| self.prober.known(hop.to).is_ok_and(|now| now > mtu))
     }
 
     /// Finds out about the path to a peer, and whether it answers at all.
-    async fn explore(&self, table: &PeerTable, (subnet, public_ip): Key) -> Found {
-        let to = SocketAddrV4::new(public_ip, table.local().port);
-        let full = table.local().mtu + table.local().format.overhead();
-        let told = || self.prober.known(to).ok().filter(|mtu| *mtu < full);
+    async fn explore(&self, table: &PeerTable, key: Key) -> Found {
+        let Some((hop, overlay_address)) = find(table, key) else { return Found::Wide };
+        let full = table.local().mtu + overhead(table, hop);
+        let told = || self.prober.known(hop.to).ok().filter(|mtu| *mtu < full);
         let answers = AtomicBool::new(false);
         let answers = &answers;
         let passes = async |len| {
-            let answer = self.answer(table, subnet.network(), len).await;
+            let answer = self.answer(table, overlay_address, len).await;
             let passed = answer.is_some();
             if let Some(answer) = answer {
                 self.hear(table, &answer);
@@ -227,14 +229,12 @@ impl Watcher {
             passed
         };
         let found = explore(full, told, passes).await;
-        if let Some(state) = table.state(subnet, public_ip) {
-            state.set(PeerFlag::Answers, answers.load(Relaxed));
-        }
+        hop.state.set(PeerFlag::Answers, answers.load(Relaxed));
         found
     }
 
     /// The answer to an echo in a packet of `len` bytes, if one comes: to one of several, since any may be lost.
-    async fn answer(&self, table: &PeerTable, overlay_address: Ipv4Addr, len: u32) -> Option<Answer> {
+    async fn answer(&self, table: &PeerTable, overlay_address: IpAddr, len: u32) -> Option<Answer> {
         for _ in 0..TRIES {
             let ask = |token| self.prober.ask(overlay_address, token, len, table);
             match self.pings.ask_by(ask, overlay_address) {
@@ -297,6 +297,20 @@ async fn explore<F: Future<Output = bool>>(
         _ if told == Some(passed) => by_router(passed),
         _ => Found::Narrow { mtu: passed, told: false },
     }
+}
+
+fn key(peer: &Peer) -> Key {
+    (peer.subnets, peer.public)
+}
+
+/// The way to a node, and the address of its overlay device.
+fn find(table: &PeerTable, (subnets, public): Key) -> Option<(&Hop, IpAddr)> {
+    Some((table.find(subnets, public)?, table.overlay_address(subnets)?))
+}
+
+/// Bytes of a packet on the way that are not the inner one's.
+fn overhead(table: &PeerTable, hop: &Hop) -> u32 {
+    table.local().format.overhead(Version::of(hop.to.ip()))
 }
 
 fn note(table: &PeerTable, (subnet, public_ip): Key, found: Found) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ pub struct Pings(Mutex<HashMap<u64, Waiting>>);
 
 #[derive(Debug)]
 struct Waiting {
-    peer: Ipv4Addr,
+    peer: IpAddr,
     answered: oneshot::Sender<Answer>,
 }
 
@@ -38,7 +38,7 @@ impl Pings {
         self: &Arc<Self>,
         forwarder: &Forwarder,
         table: &PeerTable,
-        peer: Ipv4Addr,
+        peer: IpAddr,
         len: usize,
     ) -> io::Result<Ping> {
         self.ask_by(|token| forwarder.ask(peer, token, len, table), peer)
@@ -51,7 +51,7 @@ impl Pings {
     pub fn ask_by(
         self: &Arc<Self>,
         send: impl FnOnce(u64) -> io::Result<()>,
-        peer: Ipv4Addr,
+        peer: IpAddr,
     ) -> io::Result<Ping> {
         // Not to be guessed: only who has seen the question can answer it.
         let token: u64 = rand::random();

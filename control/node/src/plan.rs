@@ -1,11 +1,12 @@
 //! What a node is made from, and what follows from that.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 use overlay_wire::Format;
 use overlay_wire::MacAddr;
+use overlay_wire::ip::Version;
 
 use overlay_host::holdings::{self, Viewpoint};
 use overlay_host::iface::Underlay;
@@ -98,8 +99,8 @@ impl Plan {
 
     /// Where the tunnel's packets arrive, if there is a tunnel.
     #[must_use]
-    pub fn listen(&self) -> Option<SocketAddrV4> {
-        self.wire().map(|(_, port)| SocketAddrV4::new(self.underlay.address, port))
+    pub fn listen(&self) -> Option<SocketAddr> {
+        self.wire().map(|(_, port)| SocketAddr::new(self.underlay.address.into(), port))
     }
 
     /// The name of the TAP by which super-packets leave whole; `None` if the backend's do not.
@@ -119,7 +120,7 @@ impl Plan {
             Backend::Vxlan { mtu: Some(mtu), .. } => mtu,
             _ => self.underlay.mtu,
         };
-        underlay.saturating_sub(self.wire().map_or(0, |(format, _)| format.overhead()))
+        underlay.saturating_sub(self.wire().map_or(0, |(format, _)| format.overhead(Version::V4)))
     }
 
     /// The overlay device's address: the base of the subnet, which no container gets.

@@ -1,6 +1,6 @@
 //! The part of a node that encapsulates: a device and its workers.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use overlay::table::{Hop, Local, Peer, PeerTable, SharedTable};
 use overlay::tun::{self, TunQueue};
 use overlay::underlay::whole::{self, TapQueue};
 use overlay::underlay::{port, udp};
-use overlay_wire::Format;
+use overlay_wire::{Format, MacAddrs};
 use tracing::{debug, warn};
 
 use crate::error::NodeError;
@@ -57,9 +57,9 @@ pub struct Tunnel {
 #[derive(Debug, Clone, Copy)]
 enum Probes {
     /// By any port of this address.
-    AnyPort(Ipv4Addr),
+    AnyPort(IpAddr),
     /// By the one port that all packets leave by.
-    OnePort(SocketAddrV4),
+    OnePort(SocketAddr),
 }
 
 impl Tunnel {
@@ -86,14 +86,14 @@ impl Tunnel {
     ///
     /// # Errors
     /// As [`Pings::ask`].
-    pub fn ping(&self, peer: Ipv4Addr, len: usize) -> std::io::Result<Ping> {
+    pub fn ping(&self, peer: IpAddr, len: usize) -> std::io::Result<Ping> {
         self.pings.ask(&self.forwarder, &self.table.current(), peer, len)
     }
 
     /// What is known of the node of `lease` beside it.
     #[must_use]
     pub fn state(&self, lease: &Lease) -> Option<Arc<PeerState>> {
-        self.table.current().state(lease.subnet, lease.attrs.public_ip).cloned()
+        self.table.current().state(lease.subnet.into(), lease.attrs.public_ip.into()).cloned()
     }
 
     /// What the workers know of the network at this moment.
@@ -106,8 +106,10 @@ impl Tunnel {
     #[must_use]
     pub fn exchanged(&self) -> Vec<(Ipv4Net, Ipv4Addr, PeerTotals)> {
         let table = self.table.current();
-        let exchanged = |(peer, hop): (&Peer, &Hop)| (peer.subnet, peer.public_ip, hop.state.totals());
-        table.peers().iter().zip(table.hops()).map(exchanged).collect()
+        // Leases are of IPv4.
+        let exchanged =
+            |(peer, hop): (&Peer, &Hop)| Some((peer.subnets.v4()?, peer.public.v4()?, hop.state.totals()));
+        table.peers().iter().zip(table.hops()).filter_map(exchanged).collect()
     }
 
     /// The counters of all workers: egress, ingress.
@@ -156,7 +158,7 @@ impl Tunnel {
     ) -> Result<(Self, Vec<HostError>), NodeError> {
         // The port before all else: where another daemon or a kernel device has it, the overlay device,
         // its address and the rules are theirs, too, and not to be touched.
-        let listen = SocketAddrV4::new(plan.underlay.address, wire.1);
+        let listen = SocketAddr::new(plan.underlay.address.into(), wire.1);
         let sockets = inherited.sockets(listen);
         if sockets.is_empty() {
             udp::probe(listen)?;
@@ -204,8 +206,7 @@ impl Tunnel {
         if goes_on {
             lacking.extend(configure(desired).await.err());
         }
-        let probes =
-            if spread_source_ports { Probes::AnyPort(*listen.ip()) } else { Probes::OnePort(listen) };
+        let probes = if spread_source_ports { Probes::AnyPort(listen.ip()) } else { Probes::OnePort(listen) };
         let (queues, source_check) = (options.queues, options.source_check);
         let tunnel = Self {
             index,
@@ -289,20 +290,19 @@ fn network(
     addresses: Vec<Ipv4Addr>,
 ) -> (Local, Vec<Peer>) {
     let peer = |lease: &Lease| Peer {
-        subnet: lease.subnet,
-        subnet_v6: None,
-        public_ip: lease.attrs.public_ip,
-        vtep_mac: match lease.attrs.backend {
-            LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+        subnets: lease.subnet.into(),
+        public: lease.attrs.public_ip.into(),
+        vtep_macs: match lease.attrs.backend {
+            LeaseBackend::Vxlan { vtep_mac, .. } => Some(MacAddrs::V4(vtep_mac)),
             _ => None,
         },
     };
     let (format, port) = wire;
     let local = Local {
-        network: plan.config.network,
-        subnet: plan.subnet,
-        overlay_address: plan.overlay_address(),
-        v6: None,
+        network: plan.config.network.into(),
+        subnets: plan.subnet.into(),
+        overlay_addresses: plan.overlay_address().into(),
+        public: plan.underlay.address.into(),
         addresses: addresses.into_iter().map(IpAddr::from).collect(),
         mtu: plan.mtu(),
         format,

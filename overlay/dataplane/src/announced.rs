@@ -6,8 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-use overlay_wire::martian;
+use overlay_wire::{Subnets, martian};
 
 /// How many addresses a node says at most.
 pub const MOST: usize = 16;
@@ -21,10 +20,10 @@ pub(crate) const RENEWED: Duration = Duration::from_secs(60);
 const MARK: u8 = b'a';
 
 /// What a node that has these `addresses` says of them: those by which others may know it, so none in the overlay's
-/// `network`, and not all that it may have.
-pub(crate) fn to_say(addresses: &[IpAddr], network: &Ipv4Net) -> Vec<u8> {
+/// `network`, and not all that it may have. Only of IPv4 there is a way to say them.
+pub(crate) fn to_say(addresses: &[IpAddr], network: &Subnets) -> Vec<u8> {
     let own = addresses.iter().filter_map(|address| match address {
-        IpAddr::V4(v4) if !network.contains(v4) && !martian::is_martian(*address) => Some(*v4),
+        IpAddr::V4(v4) if !network.contains(*address) && !martian::is_martian(*address) => Some(*v4),
         _ => None,
     });
     let own: Vec<Ipv4Addr> = own.take(MOST).collect();
@@ -34,23 +33,23 @@ pub(crate) fn to_say(addresses: &[IpAddr], network: &Ipv4Net) -> Vec<u8> {
 }
 
 /// The addresses that `bytes` say, which may go on behind them.
-pub(crate) fn said(bytes: &[u8]) -> Option<Vec<Ipv4Addr>> {
+pub(crate) fn said(bytes: &[u8]) -> Option<Vec<IpAddr>> {
     let [MARK, count, rest @ ..] = bytes else { return None };
     let count = usize::from(*count);
     let octets = rest.get(..4 * count).filter(|_| count <= MOST)?;
-    Some(octets.as_chunks::<4>().0.iter().map(|octets| Ipv4Addr::from(*octets)).collect())
+    Some(octets.as_chunks::<4>().0.iter().map(|octets| IpAddr::from(*octets)).collect())
 }
 
 /// What a node has said of its addresses, and which of them are in use.
 #[derive(Debug)]
 pub(crate) struct Announced {
     at: Duration,
-    addresses: Vec<(Ipv4Addr, AtomicBool)>,
+    addresses: Vec<(IpAddr, AtomicBool)>,
 }
 
 impl Announced {
     /// It has said these, at that time.
-    pub(crate) fn new(addresses: Vec<Ipv4Addr>, at: Duration) -> Self {
+    pub(crate) fn new(addresses: Vec<IpAddr>, at: Duration) -> Self {
         Self {
             at,
             addresses: addresses.into_iter().map(|address| (address, AtomicBool::new(false))).collect(),
@@ -58,7 +57,7 @@ impl Announced {
     }
 
     /// Whether it has `address` by what it has said.
-    pub(crate) fn has(&self, address: Ipv4Addr, now: Duration) -> bool {
+    pub(crate) fn has(&self, address: IpAddr, now: Duration) -> bool {
         now.saturating_sub(self.at) < HOLDS && self.addresses.iter().any(|(own, _)| *own == address)
     }
 
@@ -68,14 +67,14 @@ impl Announced {
     }
 
     /// Notes that a packet has come from `address`; returns whether it is the first one.
-    pub(crate) fn uses(&self, address: Ipv4Addr) -> bool {
+    pub(crate) fn uses(&self, address: IpAddr) -> bool {
         let of = self.addresses.iter().find(|(own, _)| *own == address);
         // Mostly it is not, and nothing is written.
         of.is_some_and(|(_, is_used)| !is_used.load(Relaxed) && !is_used.swap(true, Relaxed))
     }
 
     /// Those that packets have come from.
-    pub(crate) fn used(&self) -> impl Iterator<Item = Ipv4Addr> {
+    pub(crate) fn used(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.iter().filter(|(_, is_used)| is_used.load(Relaxed)).map(|(address, _)| *address)
     }
 }
@@ -86,7 +85,7 @@ mod tests {
 
     #[test]
     fn what_is_said_is_what_others_may_know_the_node_by() {
-        let network = "10.1.0.0/16".parse().unwrap();
+        let network = Subnets::V4("10.1.0.0/16".parse().unwrap());
         let addresses: [IpAddr; 5] = ["192.168.1.12", "127.0.0.1", "10.1.9.0", "2001:db8::12", "172.16.5.1"]
             .map(|address| address.parse().unwrap());
         let expected = ["192.168.1.12", "172.16.5.1"].map(|address| address.parse().unwrap());
@@ -108,7 +107,7 @@ mod tests {
 
     #[test]
     fn an_address_is_a_nodes_for_a_while_and_its_first_use_is_told_once() {
-        let [own, other] = [1, 2].map(|last| Ipv4Addr::new(172, 16, 5, last));
+        let [own, other] = [1, 2].map(|last| IpAddr::from([172, 16, 5, last]));
         let announced = Announced::new(vec![own], Duration::from_secs(1000));
         let after = |age| Duration::from_secs(1000) + age;
         for (age, has, is_old) in [(Duration::ZERO, true, false), (RENEWED, true, true), (HOLDS, false, true)]

@@ -118,7 +118,7 @@ impl Answers {
         if !granted {
             return;
         }
-        let from = local.overlay_address(packet.version());
+        let from = local.overlay_addresses.get(packet.version());
         let answer = from.and_then(|from| icmp::build(error, from, packet));
         if answer.is_some_and(|answer| self.out.send(packet.src(), &answer).is_ok()) {
             stats.icmp_sent();

@@ -4,7 +4,7 @@
 //! kernel takes through its stack once and segments at the end (UDP segmentation offload). Lanes
 //! are the sockets, and so the outer source ports; a flow keeps to one lane, in order.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use overlay_sys::mmsg::{Outgoing, Slice};
@@ -77,7 +77,7 @@ pub struct Pushed {
 /// is to leave whole.
 #[derive(Debug)]
 pub struct Run {
-    to: SocketAddrV4,
+    to: SocketAddr,
     ecn: Ecn,
     peer: Arc<PeerState>,
     header_len: usize,
@@ -347,7 +347,7 @@ impl Run {
 
     /// Where it goes.
     #[must_use]
-    pub fn to(&self) -> SocketAddrV4 {
+    pub fn to(&self) -> SocketAddr {
         self.to
     }
 

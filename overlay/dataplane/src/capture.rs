@@ -3,7 +3,7 @@
 //! A [`Tap`] is what the workers look at, one relaxed load a batch. [`Tap::open`] begins a capture, of which there
 //! are a few at a time at most; what one cannot take fast enough is counted, not waited for.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
@@ -28,7 +28,7 @@ pub struct Filter {
     /// The inner source or destination lies in one of these.
     pub hosts: Vec<IpNet>,
     /// The other end on the underlay.
-    pub peer: Option<Ipv4Addr>,
+    pub peer: Option<IpAddr>,
     /// The inner packet's protocol number.
     pub protocol: Option<u8>,
     /// The inner packet's source or destination port.
@@ -57,7 +57,7 @@ pub struct Captured {
     /// Why it was dropped, if it was.
     pub reason: Option<DropReason>,
     /// For an outer packet, its source and destination; `bytes` are its UDP payload then, else an IP packet.
-    pub outer: Option<(SocketAddrV4, SocketAddrV4)>,
+    pub outer: Option<(SocketAddr, SocketAddr)>,
     /// As much of it as was wanted.
     pub bytes: Vec<u8>,
     /// How long it was.
@@ -107,7 +107,7 @@ pub(crate) enum Stage {
 pub(crate) struct Seen<'a> {
     pub stage: Stage,
     /// From where to where on the underlay, if it goes there.
-    pub outer: Option<(SocketAddrV4, SocketAddrV4)>,
+    pub outer: Option<(SocketAddr, SocketAddr)>,
     /// The inner packet; behind its encapsulation, unless it was just read.
     pub payload: &'a [u8],
     pub header_len: usize,
@@ -210,8 +210,8 @@ impl Filter {
 
     fn fits(&self, direction: Direction, seen: &Seen<'_>, glance: Option<&Glance>) -> bool {
         let peer = seen.outer.map(|(from, to)| match direction {
-            Direction::Egress => *to.ip(),
-            Direction::Ingress => *from.ip(),
+            Direction::Egress => to.ip(),
+            Direction::Ingress => from.ip(),
         });
         if self.peer.is_some() && peer != self.peer {
             return false;
@@ -233,12 +233,14 @@ const WAITING: usize = 1024;
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use overlay_wire::samples::udp_packet;
 
     use super::*;
 
-    const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 168, 199, 238), 8472);
-    const OWN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 168, 1, 12), 8472);
+    const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 168, 199, 238)), 8472);
+    const OWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 168, 1, 12)), 8472);
 
     /// What is captured, by its first byte, with this filter, of an egress packet that is read, sent and then
     /// refused, one that is refused at once, an ingress one that arrives and cannot be read, and one that the device
@@ -284,9 +286,9 @@ mod tests {
         let host = |host: &str| Filter { hosts: vec![host.parse().unwrap()], ..Filter::default() };
         assert_eq!(count(host("10.1.63.0/24")), 3, "what cannot be read is nobody's");
         assert_eq!(count(host("10.1.64.0/24")), 0);
-        let peer = |peer: Ipv4Addr| Filter { peer: Some(peer), ..Filter::default() };
-        assert_eq!(count(peer(*PEER.ip())), 3, "without a route there is no peer");
-        assert_eq!(count(peer(*OWN.ip())), 0);
+        let peer = |peer: IpAddr| Filter { peer: Some(peer), ..Filter::default() };
+        assert_eq!(count(peer(PEER.ip())), 3, "without a route there is no peer");
+        assert_eq!(count(peer(OWN.ip())), 0);
         assert_eq!(count(Filter { protocol: Some(17), ..Filter::default() }), 3);
         assert_eq!(count(Filter { protocol: Some(6), ..Filter::default() }), 0);
         let ports = Glance::of(&udp_packet("10.1.9.3", "10.1.63.2", 64, b"x")).unwrap().ports.unwrap();

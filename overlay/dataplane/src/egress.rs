@@ -249,10 +249,11 @@ fn word(address: IpAddr) -> u32 {
     }
 }
 
-/// Whether `packet` is a super-packet that leaves uncut: behind virtual wires, where nobody has to cut it. (A
+/// Whether `packet` is a super-packet that leaves uncut, with outer headers of IPv4: behind virtual wires, where nobody has
+/// to cut it. (A
 /// kernel's VXLAN device would take a run apart, look into each datagram, and join them again.)
 fn leaves_whole(packet: &Packet<'_>, header: &VnetHdr, hop: &Hop) -> Option<SuperPacket> {
-    if header.gso.is_none() || hop.header().len() != vxlan::HEADER_LEN {
+    if header.gso.is_none() || hop.header().len() != vxlan::HEADER_LEN || hop.to.is_ipv6() {
         return None;
     }
     let fits = |whole: &SuperPacket| hop.state.path_mtu().is_none_or(|mtu| whole.outer_len() <= mtu as usize);

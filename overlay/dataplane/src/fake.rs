@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
@@ -85,22 +85,22 @@ impl Device for FakeDevice {
 #[derive(Clone, Default)]
 pub(crate) struct FakeWire {
     state: Arc<Mutex<WireState>>,
-    batch: Vec<(SocketAddrV4, Ecn, Range<usize>, Option<usize>)>,
+    batch: Vec<(SocketAddr, Ecn, Range<usize>, Option<usize>)>,
     memory: Vec<u8>,
 }
 
 #[derive(Default)]
 struct WireState {
-    sent: Vec<(SocketAddrV4, Vec<u8>)>,
+    sent: Vec<(SocketAddr, Vec<u8>)>,
     ecn: Vec<Ecn>,
     refused: HashMap<usize, i32>,
     takes_super_packets: bool,
-    arrived: VecDeque<(SocketAddrV4, Ecn, Vec<u8>, Option<usize>)>,
+    arrived: VecDeque<(SocketAddr, Ecn, Vec<u8>, Option<usize>)>,
 }
 
 impl FakeWire {
     /// What was sent, and where to.
-    pub(crate) fn take_sent(&self) -> Vec<(SocketAddrV4, Vec<u8>)> {
+    pub(crate) fn take_sent(&self) -> Vec<(SocketAddr, Vec<u8>)> {
         std::mem::take(&mut self.state.lock().unwrap().sent)
     }
 
@@ -135,7 +135,7 @@ impl FakeWire {
     }
 
     fn put(&self, outer: &str, payload: &[u8], segment_len: Option<usize>, ecn: Ecn) {
-        let from = SocketAddrV4::new(outer.parse().unwrap(), 51_234);
+        let from = SocketAddr::new(outer.parse().unwrap(), 51_234);
         self.state.lock().unwrap().arrived.push_back((from, ecn, payload.to_vec(), segment_len));
     }
 }

@@ -1,7 +1,7 @@
 //! The workers: for each queue of the device one thread in each direction.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::Builder;
@@ -40,7 +40,7 @@ pub struct Config {
     /// The overlay device, one queue for each pair of workers.
     pub queues: Vec<TunQueue>,
     /// The address and port that peers send to.
-    pub listen: SocketAddrV4,
+    pub listen: SocketAddr,
     /// Sockets of an earlier process that share it.
     pub inherited: Vec<Socket>,
     /// The underlay's interface, if its rings are used beside the sockets.
@@ -242,7 +242,7 @@ impl Forwarder {
     ///
     /// # Errors
     /// `HostUnreachable` if no node has it; otherwise what the kernel said.
-    pub fn ask(&self, to: Ipv4Addr, token: u64, len: usize, table: &PeerTable) -> std::io::Result<()> {
+    pub fn ask(&self, to: IpAddr, token: u64, len: usize, table: &PeerTable) -> std::io::Result<()> {
         let question = Echo { kind: echo::Kind::Question, token };
         echo::send(&self.ports, question, to, len, table)
     }

@@ -3,7 +3,7 @@
 //! underlay's interface. Who keeps them open in between keeps what arrives in them, too, and the devices.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use overlay_sys::link::{self, Hook, Link};
@@ -19,7 +19,7 @@ use crate::underlay::whole::{self, Earlier};
 #[derive(Debug, Default)]
 pub struct Inherited {
     queues: Vec<(String, TunQueue)>,
-    sockets: Vec<(SocketAddrV4, Socket)>,
+    sockets: Vec<(SocketAddr, Socket)>,
     taps: Vec<(String, OwnedFd)>,
     links: Vec<(Hook, u32, Link)>,
     foreign: usize,
@@ -42,7 +42,7 @@ impl Inherited {
 
     /// Whether there are sockets that are bound to `address`.
     #[must_use]
-    pub fn has_sockets(&self, address: SocketAddrV4) -> bool {
+    pub fn has_sockets(&self, address: SocketAddr) -> bool {
         self.sockets.iter().any(|(bound, _)| *bound == address)
     }
 
@@ -52,7 +52,7 @@ impl Inherited {
     }
 
     /// The sockets that are bound to `address`. Others stay, until this is dropped.
-    pub fn sockets(&mut self, address: SocketAddrV4) -> Vec<Socket> {
+    pub fn sockets(&mut self, address: SocketAddr) -> Vec<Socket> {
         self.sockets.extract_if(.., |(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
     }
 
@@ -148,9 +148,9 @@ mod tests {
 
     #[test]
     fn sockets_are_told_apart_by_what_they_are() {
-        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let [a, b] = [0, 1].map(|_| udp::open_shared(address, 1, &Offloads::default(), Vec::new()).unwrap());
-        let bound = a[0].socket.local_addr().unwrap().as_socket_ipv4().unwrap();
+        let bound = udp::address(&a[0].socket).unwrap();
         let unshared = UdpSocket::bind(address).unwrap();
         let tcp = TcpListener::bind(address).unwrap();
         let file = File::open("/dev/null").unwrap();

@@ -10,7 +10,7 @@
 //! What cannot go on is dropped, counted, and where the rules say so, its sender is told.
 
 use std::io::{self, IoSlice};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -123,7 +123,7 @@ impl<D: Device> Sink<D> {
     /// Takes an arrival, which lies in `bytes`. The coalescer may still hold some of it afterwards.
     fn take(&mut self, bytes: &mut [u8], arrival: Arrival, table: &PeerTable) {
         let Arrival { from, ecn, place, segment_len, truncated } = arrival;
-        let outer = *from.ip();
+        let outer = from.ip();
         if truncated || place.is_empty() {
             self.witness.arrived(
                 from,
@@ -149,7 +149,7 @@ impl<D: Device> Sink<D> {
     }
 
     /// Counts what came from `outer` and does not go on.
-    fn dropped(&mut self, reason: DropReason, outer: Ipv4Addr, table: &PeerTable) {
+    fn dropped(&mut self, reason: DropReason, outer: IpAddr, table: &PeerTable) {
         self.outlet.stats.dropped(reason);
         if let Some(hop) = table.at(outer) {
             self.peers.dropped(&hop.state);
@@ -162,7 +162,7 @@ impl<D: Device> Sink<D> {
         &mut self,
         bytes: &mut [u8],
         place: Range<usize>,
-        (outer, ecn): (Ipv4Addr, Ecn),
+        (outer, ecn): (IpAddr, Ecn),
         whole: Option<Gso>,
         table: &PeerTable,
     ) -> Result<(), DropReason> {
@@ -187,7 +187,9 @@ impl<D: Device> Sink<D> {
         if let Some(hop) = peer {
             self.peers.forwarded(&hop.state, 1, packet.bytes().len());
         }
-        if packet.dst() == local.overlay_address && self.answers.echo(&packet, table, &self.outlet.stats) {
+        if local.overlay_addresses.contains(packet.dst())
+            && self.answers.echo(&packet, table, &self.outlet.stats)
+        {
             return Ok(());
         }
 

@@ -5,13 +5,14 @@
 //! spared by telling inner senders, and for that the path is asked beside the data, by the control plane.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
 use overlay_sys::mtu::{self, DontFragment};
 use overlay_wire::checksum;
 use overlay_wire::ecn::Ecn;
+use overlay_wire::ip::Version;
 use overlay_wire::outer::{self, Outer};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -22,7 +23,7 @@ use crate::table::PeerTable;
 /// What sends packets that arrive as they were sent, or not at all.
 pub struct Prober {
     out: Box<dyn EchoOut + Sync>,
-    from: Ipv4Addr,
+    from: IpAddr,
 }
 
 impl Prober {
@@ -30,7 +31,7 @@ impl Prober {
     ///
     /// # Errors
     /// No socket is to be had.
-    pub fn by_any_port(from: Ipv4Addr) -> Result<Self, SetupError> {
+    pub fn by_any_port(from: IpAddr) -> Result<Self, SetupError> {
         let open = || {
             let socket = UdpSocket::bind((from, 0))?;
             mtu::set_dont_fragment(socket.as_fd(), DontFragment::Always)?;
@@ -43,14 +44,18 @@ impl Prober {
     /// Asks from the one port that all packets leave by, which a firewall on the way may insist on.
     ///
     /// # Errors
-    /// No socket is to be had; `EPERM` without `CAP_NET_RAW`.
-    pub fn by(from: SocketAddrV4) -> Result<Self, SetupError> {
+    /// No socket is to be had; `EPERM` without `CAP_NET_RAW`, `EAFNOSUPPORT` for IPv6.
+    pub fn by(from: SocketAddr) -> Result<Self, SetupError> {
+        let failed = |source| failed(from.ip(), source);
+        let SocketAddr::V4(v4) = from else {
+            return Err(failed(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)));
+        };
         // With this protocol packets are given whole, header and all: the sockets at that port send without DF.
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
-        let socket = socket.map_err(|source| failed(*from.ip(), source))?;
+        let socket = socket.map_err(failed)?;
         // As far as any echo goes; routers take off from it.
-        let outer = Mutex::new(Outer::new(from, TTL));
-        Ok(Self { out: Box::new(OnePort { socket, outer }), from: *from.ip() })
+        let outer = Mutex::new(Outer::new(v4, TTL));
+        Ok(Self { out: Box::new(OnePort { socket, outer }), from: from.ip() })
     }
 
     /// Asks the node whose overlay device has the address `to` for an echo with `token`, by a packet of `len`
@@ -59,8 +64,9 @@ impl Prober {
     /// # Errors
     /// `EMSGSIZE` if the interface does not take it; `HostUnreachable` if no node has that address; otherwise
     /// what the kernel said.
-    pub fn ask(&self, to: Ipv4Addr, token: u64, len: u32, table: &PeerTable) -> io::Result<()> {
-        let inner = len.saturating_sub(table.local().format.overhead()) as usize;
+    pub fn ask(&self, to: IpAddr, token: u64, len: u32, table: &PeerTable) -> io::Result<()> {
+        let outer = Version::of(self.from);
+        let inner = len.saturating_sub(table.local().format.overhead(outer)) as usize;
         echo::send(self.out.as_ref(), Echo { kind: Kind::Question, token }, to, inner, table)
     }
 
@@ -69,14 +75,14 @@ impl Prober {
     ///
     /// # Errors
     /// There is no route to it, or no descriptor to be had.
-    pub fn known(&self, to: SocketAddrV4) -> io::Result<u32> {
+    pub fn known(&self, to: SocketAddr) -> io::Result<u32> {
         let socket = UdpSocket::bind((self.from, 0))?;
-        socket.connect(SocketAddr::from(to))?;
+        socket.connect(to)?;
         mtu::path_mtu(socket.as_fd())
     }
 }
 
-fn failed(from: Ipv4Addr, source: io::Error) -> SetupError {
+fn failed(from: IpAddr, source: io::Error) -> SetupError {
     SetupError {
         call: "open a socket",
         object: format!("at {from}, to ask for the MTU of paths"),
@@ -93,17 +99,18 @@ struct OnePort {
 }
 
 impl EchoOut for OnePort {
-    fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+    fn send(&self, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
         if payload.len() > usize::from(u16::MAX) - outer::LEN {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
+        let SocketAddr::V4(v4) = to else { return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)) };
         let mut outer = self.outer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut headers = outer.headers(to, Ecn::NotEct, payload.len(), 1);
+        let mut headers = outer.headers(v4, Ecn::NotEct, payload.len(), 1);
         outer::fill_checksum(&mut headers, checksum::sum(payload));
         // The kernel brings the header's checksum along (`raw_send_hdrinc`, net/ipv4/raw.c).
         headers[FLAGS_AT] |= DONT_FRAGMENT;
         let packet = [&headers[..], payload].concat();
-        self.socket.send_to_with_flags(&packet, &SocketAddr::from(to).into(), libc::MSG_DONTWAIT).map(drop)
+        self.socket.send_to_with_flags(&packet, &to.into(), libc::MSG_DONTWAIT).map(drop)
     }
 }
 

@@ -4,7 +4,7 @@
 //! in: [`SharedTable::publish`](crate::table::SharedTable::publish) carries it over. Workers do not write to it
 //! packet by packet: each gathers in a [`PeerCounters`] of its own what a batch brings, and adds it once.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -173,7 +173,7 @@ impl PeerState {
     }
 
     /// The peer has said which addresses it has.
-    pub fn announce(&self, addresses: Vec<Ipv4Addr>) {
+    pub fn announce(&self, addresses: Vec<IpAddr>) {
         let at = Duration::from_millis(now());
         self.ingress.0.announced.store(Some(Arc::new(Announced::new(addresses, at))));
         self.set(PeerFlag::Unexplained, false);
@@ -181,7 +181,7 @@ impl PeerState {
 
     /// Whether the peer has said of late that `address` is its own.
     #[must_use]
-    pub fn has_announced(&self, address: Ipv4Addr) -> bool {
+    pub fn has_announced(&self, address: IpAddr) -> bool {
         let announced = self.ingress.0.announced.load();
         announced.as_deref().is_some_and(|announced| announced.has(address, Duration::from_millis(now())))
     }
@@ -189,7 +189,7 @@ impl PeerState {
     /// As [`has_announced`](Self::has_announced), for a packet that has come with this source, which is noted. If it has
     /// not said so, or if that was a while ago, it is to be asked.
     #[must_use]
-    pub fn sends_from(&self, address: Ipv4Addr) -> bool {
+    pub fn sends_from(&self, address: IpAddr) -> bool {
         let (announced, now) = (self.ingress.0.announced.load(), Duration::from_millis(now()));
         let announced = announced.as_deref();
         let own = announced.is_some_and(|announced| announced.has(address, now));
@@ -204,7 +204,7 @@ impl PeerState {
 
     /// The addresses of its own that packets have come from since it has said them, if there is a new one among them
     /// since this was asked last.
-    pub fn explained(&self) -> Vec<Ipv4Addr> {
+    pub fn explained(&self) -> Vec<IpAddr> {
         if !self.has(PeerFlag::Explained) {
             return Vec::new();
         }
@@ -454,7 +454,7 @@ mod tests {
     #[test]
     fn a_peer_has_the_addresses_that_it_has_said_last_and_is_asked_for_others() {
         let state = PeerState::default();
-        let [one, other] = [1, 2].map(|last| Ipv4Addr::new(172, 16, 5, last));
+        let [one, other] = [1, 2].map(|last| IpAddr::from([172, 16, 5, last]));
         assert!(!state.has_announced(one), "a question");
         assert!(!state.has(PeerFlag::Unexplained) && !state.sends_from(one));
         assert!(state.has(PeerFlag::Unexplained));
@@ -468,9 +468,9 @@ mod tests {
     #[test]
     fn an_address_that_a_peer_begins_to_use_is_told_once() {
         let state = PeerState::default();
-        let [one, other] = [1, 2].map(|last| Ipv4Addr::new(172, 16, 5, last));
+        let [one, other] = [1, 2].map(|last| IpAddr::from([172, 16, 5, last]));
         state.announce(vec![one, other]);
-        assert_eq!(state.explained(), [] as [Ipv4Addr; 0]);
+        assert_eq!(state.explained(), [] as [IpAddr; 0]);
         for (used, expected) in [(one, vec![one]), (one, vec![]), (other, vec![one, other])] {
             assert!(state.has_announced(used) && state.explained().is_empty(), "a question");
             assert!(state.sends_from(used));

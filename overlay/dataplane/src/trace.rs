@@ -1,6 +1,6 @@
 //! What the loops would do with a packet that somebody describes: [`admit`] is asked, and nothing is sent or noted.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use etherparse::{
     IcmpEchoHeader, Icmpv4Type, Icmpv6Type, IpEcn, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header,
@@ -13,7 +13,7 @@ use overlay_wire::ip::{Packet, protocol};
 use overlay_wire::vnet::VnetHdr;
 
 use crate::admit::{self, SourceCheck};
-use crate::table::{Hop, Local, LocalV6, Peer, PeerTable};
+use crate::table::{Hop, Local, Peer, PeerTable};
 
 /// A packet as somebody describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub struct Outward {
     /// Here.
     pub verdict: Verdict,
     /// The node that has its destination.
-    pub to: Option<Ipv4Addr>,
+    pub to: Option<IpAddr>,
     /// The largest inner packet, in bytes, that goes there in one piece.
     pub mtu: Option<u32>,
     /// At the other end of the tunnel, if that asks of sources what [`SourceCheck::Strict`] does.
@@ -69,7 +69,7 @@ pub struct Inward {
     /// Here.
     pub verdict: Verdict,
     /// Where it came from: as asked, or the node whose packet it can be, if there is any.
-    pub outer: Option<Ipv4Addr>,
+    pub outer: Option<IpAddr>,
 }
 
 impl Described {
@@ -78,12 +78,12 @@ impl Described {
     ///
     /// # Errors
     /// There is no such packet.
-    pub fn outward(&self, table: &PeerTable, own: Ipv4Addr) -> Result<Outward, NoPacket> {
+    pub fn outward(&self, table: &PeerTable, own: IpAddr) -> Result<Outward, NoPacket> {
         let mut bytes = self.bytes()?;
         let mut packet = Packet::parse(&mut bytes).map_err(|_| NoPacket)?;
         let refusal = match admit::outward(&packet, &VnetHdr::default(), table) {
             Ok(hop) => {
-                let (to, mtu) = (*hop.to.ip(), hop.mtu(table.local()));
+                let (to, mtu) = (hop.to.ip(), hop.mtu(table.local()));
                 let outside = hop.outer_ecn(packet.bytes());
                 if admit::counts_hops(table.local()) {
                     packet.decrement_ttl();
@@ -97,7 +97,7 @@ impl Described {
         };
         Ok(Outward {
             verdict: Verdict::refused(refusal.reason, refusal.tell, &packet),
-            to: refusal.hop.map(|hop| *hop.to.ip()),
+            to: refusal.hop.map(|hop| hop.to.ip()),
             mtu: refusal.hop.map(|hop| hop.mtu(table.local())),
             far_end: None,
         })
@@ -112,7 +112,7 @@ impl Described {
         &self,
         table: &PeerTable,
         check: SourceCheck,
-        outer: Option<Ipv4Addr>,
+        outer: Option<IpAddr>,
         outside: Ecn,
     ) -> Result<Inward, NoPacket> {
         let mut bytes = self.bytes()?;
@@ -121,11 +121,11 @@ impl Described {
         let (verdict, outer) = match outer {
             Some(outer) => judge(outer),
             None => {
-                let mut nodes = table.hops().map(|hop| judge(*hop.to.ip()));
+                let mut nodes = table.hops().map(|hop| judge(hop.to.ip()));
                 let first = nodes.next();
                 let found = first.into_iter().chain(nodes).find(|(verdict, _)| verdict.outcome.is_ok());
                 // Of no node at all: from wherever, it is unknown.
-                found.or(first).unwrap_or_else(|| judge(Ipv4Addr::UNSPECIFIED))
+                found.or(first).unwrap_or_else(|| judge(IpAddr::from([0; 4])))
             }
         };
         Ok(Inward { verdict, outer: Some(outer).filter(|outer| !outer.is_unspecified()) })
@@ -191,7 +191,7 @@ impl Verdict {
 }
 
 /// What becomes of `packet` where it arrives from an address and with a mark outside.
-fn arrival(packet: &Packet<'_>, table: &PeerTable, check: SourceCheck, outside: (Ipv4Addr, Ecn)) -> Verdict {
+fn arrival(packet: &Packet<'_>, table: &PeerTable, check: SourceCheck, outside: (IpAddr, Ecn)) -> Verdict {
     // A question: it is not noted that a packet has come.
     let announced = |hop: &Hop, src| hop.state.has_announced(src);
     match admit::inward(packet, outside, table, check, announced) {
@@ -201,30 +201,22 @@ fn arrival(packet: &Packet<'_>, table: &PeerTable, check: SourceCheck, outside: 
 }
 
 /// The table of the node that has `dst`, so far as it can be told from here: it has the same leases.
-fn far_end(table: &PeerTable, dst: IpAddr, own: Ipv4Addr) -> Option<PeerTable> {
-    let has_it = |peer: &&Peer| match dst {
-        IpAddr::V4(dst) => peer.subnet.contains(&dst),
-        IpAddr::V6(dst) => peer.subnet_v6.is_some_and(|subnet| subnet.contains(&dst)),
+fn far_end(table: &PeerTable, dst: IpAddr, own: IpAddr) -> Option<PeerTable> {
+    let len = |peer: &Peer| {
+        let subnets = peer.subnets.iter().filter(|subnet| subnet.contains(&dst));
+        subnets.map(|subnet| subnet.prefix_len()).max()
     };
-    let far = table.peers().iter().filter(has_it).max_by_key(|peer| peer.subnet.prefix_len())?;
+    let far = table.peers().iter().filter(|peer| len(peer).is_some()).max_by_key(|peer| len(peer))?;
     let here = table.local();
-    let v6_address = far.subnet_v6.map(|subnet| IpAddr::from(subnet.network()));
+    let overlay_addresses = far.subnets.bases();
     let local = Local {
-        subnet: far.subnet,
-        overlay_address: far.subnet.network(),
-        v6: far.subnet_v6.map(|subnet| LocalV6 { subnet, overlay_address: subnet.network() }),
-        addresses: [Some(far.public_ip.into()), Some(far.subnet.network().into()), v6_address]
-            .into_iter()
-            .flatten()
-            .collect(),
+        subnets: far.subnets,
+        overlay_addresses,
+        public: far.public,
+        addresses: far.public.iter().chain(overlay_addresses.iter()).collect(),
         ..here.clone()
     };
-    let this = Peer {
-        subnet: here.subnet,
-        subnet_v6: here.v6.map(|v6| v6.subnet),
-        public_ip: own,
-        vtep_mac: far.vtep_mac,
-    };
+    let this = Peer { subnets: here.subnets, public: own.into(), vtep_macs: far.vtep_macs };
     let others = table.peers().iter().filter(|peer| *peer != far).cloned();
     Some(PeerTable::new(local, others.chain([this]).collect()))
 }

@@ -4,7 +4,7 @@
 //! While nobody asks, a batch costs one relaxed load, and a dropped packet the test of a bit: of each reason one
 //! packet is looked at, and the next a tenth of a second later, however many there are.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,7 +21,7 @@ pub struct Offender {
     /// When that was.
     pub when: SystemTime,
     /// The other end on the underlay: where it came from, or was to go; `None` if it had nowhere to go.
-    pub outer: Option<SocketAddrV4>,
+    pub outer: Option<SocketAddr>,
     /// Whose packet it was, if its header can be read.
     pub inner: Option<Glance>,
     /// Its length in bytes: of the inner packet if there is one, else of what came.
@@ -51,7 +51,7 @@ pub struct Witness {
     watched: Arc<Watched>,
     tap: Arc<Tap>,
     /// Our addresses on the underlay: the lanes' that are sent from, or the one received at.
-    own: Vec<SocketAddrV4>,
+    own: Vec<SocketAddr>,
     /// A bit for each reason of which a packet was looked at since `since`.
     looked_at: u32,
     since: Instant,
@@ -63,7 +63,7 @@ const _: () = assert!(DropReason::ALL.len() <= u32::BITS as usize);
 impl Witness {
     /// That of a worker which sends from `own` by lane, or receives at the only one.
     #[must_use]
-    pub fn new(direction: Direction, watched: Arc<Watched>, own: Vec<SocketAddrV4>) -> Self {
+    pub fn new(direction: Direction, watched: Arc<Watched>, own: Vec<SocketAddr>) -> Self {
         let tap = Arc::clone(&watched.tap);
         Self { direction, watched, tap, own, looked_at: 0, since: Instant::now(), captures: None }
     }
@@ -89,7 +89,7 @@ impl Witness {
     }
 
     /// A packet from the overlay device goes on to `to`, or is dropped for `reason`.
-    pub fn read(&mut self, to: Option<SocketAddrV4>, inner: &[u8], reason: Option<DropReason>) {
+    pub fn read(&mut self, to: Option<SocketAddr>, inner: &[u8], reason: Option<DropReason>) {
         let outer = to.zip(self.own.first().copied()).map(|(to, own)| (own, to));
         self.see(to, &Seen { stage: Stage::Read, outer, payload: inner, header_len: 0, reason });
     }
@@ -98,7 +98,7 @@ impl Witness {
     pub fn sent(
         &mut self,
         lane: usize,
-        to: SocketAddrV4,
+        to: SocketAddr,
         payload: &[u8],
         header_len: usize,
         reason: Option<DropReason>,
@@ -110,7 +110,7 @@ impl Witness {
     /// A datagram came from `from`; the packet in it, behind `header_len` bytes, goes on or is dropped.
     pub fn arrived(
         &mut self,
-        from: SocketAddrV4,
+        from: SocketAddr,
         payload: &[u8],
         header_len: usize,
         reason: Option<DropReason>,
@@ -132,7 +132,7 @@ impl Witness {
     }
 
     #[inline]
-    fn see(&mut self, other_end: Option<SocketAddrV4>, seen: &Seen<'_>) {
+    fn see(&mut self, other_end: Option<SocketAddr>, seen: &Seen<'_>) {
         if let Some(reason) = seen.reason {
             self.look(reason, other_end, seen);
         }
@@ -142,7 +142,7 @@ impl Witness {
     }
 
     #[expect(clippy::disallowed_methods, reason = "a packet that is shown has a date")]
-    fn look(&mut self, reason: DropReason, other_end: Option<SocketAddrV4>, seen: &Seen<'_>) {
+    fn look(&mut self, reason: DropReason, other_end: Option<SocketAddr>, seen: &Seen<'_>) {
         let bit = 1 << reason as u32;
         if self.looked_at & bit != 0 {
             return;
@@ -171,7 +171,7 @@ mod tests {
     fn of_each_reason_one_packet_is_looked_at_and_later_another() {
         let watched = Arc::<Watched>::default();
         let mut witness = Witness::new(Direction::Ingress, Arc::clone(&watched), Vec::new());
-        let from = |last| SocketAddrV4::new([192, 168, 199, last].into(), 4000);
+        let from = |last| SocketAddr::from(([192, 168, 199, last], 4000));
         let inner = |src: &str| [vec![8; 22], udp_packet(src, "10.1.9.3", 64, b"x")].concat();
         let seen = |reason| watched.offender(Direction::Ingress, reason);
         witness.begin();

@@ -1,7 +1,7 @@
 //! The whole way from the device to the wire, held against a plain model of what leaves.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use overlay::drops::DropReason;
 use overlay::wire::ip::{Packet, Version};
@@ -41,7 +41,7 @@ pub fn run(data: &[u8]) {
     let mut rig = EgressRig::new(format);
     rig.wire.refuse(refused);
 
-    let (mut lost, mut leaving) = (0, HashMap::<SocketAddrV4, Vec<Vec<u8>>>::new());
+    let (mut lost, mut leaving) = (0, HashMap::<SocketAddr, Vec<Vec<u8>>>::new());
     let (mut packets, mut given) = (0, 0);
     for _ in 0..MAX_PACKETS {
         if input.is_empty() || given > MAX_GIVEN {
@@ -71,7 +71,7 @@ pub fn run(data: &[u8]) {
     if refused != 0 {
         return;
     }
-    let mut sent = HashMap::<SocketAddrV4, Vec<Vec<u8>>>::new();
+    let mut sent = HashMap::<SocketAddr, Vec<Vec<u8>>>::new();
     for datagram in rig.wire.take_sent() {
         let mut inner = &datagram.bytes[..];
         let (format_passes_marks, behind) = match format {
@@ -139,7 +139,7 @@ fn read(input: &mut Input<'_>) -> (Option<VnetHdr>, Vec<u8>) {
 }
 
 /// What leaves, and where to.
-fn expected(header: Option<&VnetHdr>, packet: &[u8], format: Format) -> Option<(SocketAddrV4, Vec<Vec<u8>>)> {
+fn expected(header: Option<&VnetHdr>, packet: &[u8], format: Format) -> Option<(SocketAddr, Vec<Vec<u8>>)> {
     let header = header?;
     if packet.first()? >> 4 == 6 {
         return expected_v6(header, packet, format);
@@ -161,7 +161,7 @@ fn expected(header: Option<&VnetHdr>, packet: &[u8], format: Format) -> Option<(
         [10, 1, 64, 0..128] => 3,
         _ => return None,
     };
-    let to = SocketAddrV4::new(PEERS[owner].1.parse().expect("an address"), 8472);
+    let to = SocketAddr::new(PEERS[owner].1.parse().expect("an address"), 8472);
     let transport_len = |kind| match kind {
         GsoKind::Tcp4 | GsoKind::Tcp6 => {
             packet.get(header_len + 12).map_or(0, |byte| usize::from(byte >> 4) * 4).max(20)
@@ -183,7 +183,7 @@ fn expected(header: Option<&VnetHdr>, packet: &[u8], format: Format) -> Option<(
     Some((to, leaving(header, packet)?))
 }
 
-fn expected_v6(header: &VnetHdr, packet: &[u8], format: Format) -> Option<(SocketAddrV4, Vec<Vec<u8>>)> {
+fn expected_v6(header: &VnetHdr, packet: &[u8], format: Format) -> Option<(SocketAddr, Vec<Vec<u8>>)> {
     let total_len = 40 + usize::from(u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]));
     let mut packet = packet.get(..total_len)?.to_vec();
     let owner = match packet[24..32] {
@@ -192,7 +192,7 @@ fn expected_v6(header: &VnetHdr, packet: &[u8], format: Format) -> Option<(Socke
         [0xfd, 0, 0, 0, 0, 0, 0, 8] => 2,
         _ => return None,
     };
-    let to = SocketAddrV4::new(PEERS[owner].1.parse().expect("an address"), 8472);
+    let to = SocketAddr::new(PEERS[owner].1.parse().expect("an address"), 8472);
     let header_len = Packet::parse(&mut packet).ok()?.header_len();
     let on_the_wire = header.gso.map_or(total_len, |gso| {
         let transport_len = match gso.kind {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -69,7 +69,7 @@ impl Device for FakeDevice {
 #[derive(Debug, Clone, Default)]
 pub struct FakeWire {
     state: Arc<Mutex<WireState>>,
-    batch: Vec<Arriving<(SocketAddrV4, Range<usize>)>>,
+    batch: Vec<Arriving<(SocketAddr, Range<usize>)>>,
     memory: Vec<u8>,
 }
 
@@ -87,7 +87,7 @@ type Arriving<T> = (T, Ecn, Option<usize>, bool);
 #[derive(Debug)]
 pub struct Sent {
     /// Where to.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// What the outer header says of congestion.
     pub ecn: Ecn,
     /// Its payload.
@@ -158,7 +158,7 @@ impl Receiver for FakeWire {
         for ((from, bytes), ecn, segment_len, truncated) in lock(&self.state).arrived.drain(..) {
             let start = self.memory.len();
             self.memory.extend(bytes);
-            let from = SocketAddrV4::new(from, 51_234);
+            let from = SocketAddr::from((from, 51_234));
             self.batch.push(((from, start..self.memory.len()), ecn, segment_len, truncated));
         }
         if self.batch.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(self.batch.len()) }
@@ -201,8 +201,8 @@ impl IcmpOut for FakeIcmp {
 }
 
 impl EchoOut for FakeIcmp {
-    fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
-        lock(&self.0).push(((*to.ip()).into(), payload.to_vec()));
+    fn send(&self, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        lock(&self.0).push((to.ip(), payload.to_vec()));
         Ok(())
     }
 }

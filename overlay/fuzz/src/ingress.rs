@@ -130,15 +130,18 @@ fn overlay_address(version: Version) -> IpAddr {
 
 /// Whether a packet that may pass is an echo to this node's daemon.
 fn is_echo(inner: &[u8]) -> bool {
-    if inner[0] >> 4 != 4 {
-        return false;
-    }
-    let icmp = &inner[usize::from(inner[0] & 15) * 4..];
-    inner[9] == 1
-        && u16::from_be_bytes([inner[6], inner[7]]) & 0x3fff == 0
-        && inner[16..20] == OVERLAY_ADDRESS.octets()
+    let mut bytes = inner.to_vec();
+    let Ok(packet) = Packet::parse(&mut bytes) else { return false };
+    let (protocol, reply) = match packet.version() {
+        Version::V4 => (1, 0),
+        Version::V6 => (58, 129),
+    };
+    let icmp = packet.payload();
+    packet.protocol() == protocol
+        && !packet.is_fragment()
+        && packet.dst() == overlay_address(packet.version())
         && icmp.len() >= 25
-        && icmp[0] == 0
+        && icmp[0] == reply
         && icmp[8..16] == *b"overlayd"
         && matches!(icmp[16], b'?' | b'!')
 }

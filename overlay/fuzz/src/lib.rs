@@ -20,9 +20,9 @@ use overlay::admit::SourceCheck;
 use overlay::ingress::Ingress;
 use overlay::offload::{Offload, Offloads};
 use overlay::stats::{Totals, WorkerStats};
-use overlay::table::{Local, LocalV6, Peer, PeerTable, SharedTable};
+use overlay::table::{Local, Peer, PeerTable, SharedTable};
 use overlay::wire::ip::Version;
-use overlay::wire::{Format, vxlan};
+use overlay::wire::{Addresses, Format, MacAddrs, Subnets, vxlan};
 
 use fakes::{FakeDevice, FakeIcmp, FakeWire};
 
@@ -60,27 +60,28 @@ fn v6_subnet(subnet: &str) -> Option<&'static str> {
     }
 }
 
+fn subnets(v4: &str, v6: Option<&str>) -> Subnets {
+    let v4 = v4.parse().expect("a subnet");
+    v6.map_or(Subnets::V4(v4), |v6| Subnets::Both(v4, v6.parse().expect("a subnet")))
+}
+
 /// The network as every target sees it.
 #[must_use]
 pub fn table(format: Format) -> SharedTable {
     let local = Local {
-        network: "10.1.0.0/16".parse().expect("a network"),
-        subnet: "10.1.9.0/24".parse().expect("a subnet"),
-        overlay_address: OVERLAY_ADDRESS,
-        v6: Some(LocalV6 {
-            subnet: "fd00:0:0:9::/64".parse().expect("a subnet"),
-            overlay_address: OVERLAY_ADDRESS_V6,
-        }),
+        network: subnets("10.1.0.0/16", Some("fd00::/48")),
+        subnets: subnets("10.1.9.0/24", Some("fd00:0:0:9::/64")),
+        overlay_addresses: Addresses::Both(OVERLAY_ADDRESS, OVERLAY_ADDRESS_V6),
+        public: Ipv4Addr::new(192, 168, 1, 12).into(),
         addresses: vec![Ipv4Addr::new(192, 168, 1, 12).into(), OVERLAY_ADDRESS.into()],
         mtu: MTU,
         format,
         port: PORT,
     };
     let peers = PEERS.map(|(subnet, public_ip)| Peer {
-        subnet: subnet.parse().expect("a subnet"),
-        public_ip: public_ip.parse().expect("an address"),
-        subnet_v6: v6_subnet(subnet).map(|text| text.parse().expect("a subnet")),
-        vtep_mac: Some(THEIRS),
+        subnets: subnets(subnet, v6_subnet(subnet)),
+        public: public_ip.parse::<Ipv4Addr>().expect("an address").into(),
+        vtep_macs: Some(MacAddrs::V4(THEIRS)),
     });
     SharedTable::new(PeerTable::new(local, peers.to_vec()))
 }

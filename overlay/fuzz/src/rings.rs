@@ -186,7 +186,7 @@ impl Model {
                 let arrival = queue.arrival(index);
                 index += 1;
                 if queue.bytes()[arrival.place] == wanted {
-                    assert_eq!(arrival.from, SocketAddrV4::new(SENDER, SENDER_PORT));
+                    assert_eq!(arrival.from, (SENDER, SENDER_PORT).into());
                     break;
                 }
             }

@@ -14,6 +14,7 @@ pub mod mtu;
 pub mod priority;
 pub mod redirect;
 pub mod seccomp;
+mod sockopt;
 pub mod tun;
 pub mod wake;
 pub mod xdp_prog;

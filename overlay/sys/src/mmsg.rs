@@ -2,10 +2,11 @@
 //! with a segment size of its own (`UDP_SEGMENT`, Linux 4.18; `UDP_GRO`, 5.0; `linux/udp.h`).
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use crate::sockopt::{self, OfFamily};
 use crate::wake::Patience;
 
 /// Bytes of a message, somewhere in the batch's buffer.
@@ -21,8 +22,8 @@ pub struct Slice {
 #[derive(Debug, Clone, Copy)]
 pub struct Outgoing<'a> {
     /// Destination address and port.
-    pub to: SocketAddrV4,
-    /// The type of service in its IP header.
+    pub to: SocketAddr,
+    /// The type of service in its IPv4 header, the traffic class in an IPv6 one.
     pub tos: u8,
     /// Its bytes, in order.
     pub slices: &'a [Slice],
@@ -30,7 +31,76 @@ pub struct Outgoing<'a> {
     pub segment_len: Option<u16>,
 }
 
-/// The control message that sets the type of service (`IP_TOS`, Linux 3.13).
+/// An address as the kernel has it, of either family.
+#[repr(C)]
+#[derive(Clone, Copy)]
+union Name {
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+// Both begin with the family.
+const _: () = assert!(
+    std::mem::offset_of!(libc::sockaddr_in, sin_family) == 0
+        && std::mem::offset_of!(libc::sockaddr_in6, sin6_family) == 0
+);
+
+impl Name {
+    #[inline]
+    fn of(address: SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(address) => Self {
+                v4: libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: address.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
+                    sin_zero: [0; 8],
+                },
+            },
+            SocketAddr::V6(address) => Self {
+                v6: libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: address.port().to_be(),
+                    sin6_flowinfo: 0,
+                    sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+                    sin6_scope_id: address.scope_id(),
+                },
+            },
+        }
+    }
+
+    #[inline]
+    fn is_v6(&self) -> bool {
+        // SAFETY: whichever of both was written last, by us or by the kernel, it begins with its family; a name begins
+        // as one of the two, so that these bytes are always set.
+        let family = unsafe { self.v4.sin_family };
+        family == libc::AF_INET6 as libc::sa_family_t
+    }
+
+    /// How many bytes of it count.
+    #[inline]
+    fn len(&self) -> libc::socklen_t {
+        let len = if self.is_v6() { size_of::<libc::sockaddr_in6>() } else { size_of::<libc::sockaddr_in>() };
+        len as libc::socklen_t
+    }
+
+    #[inline]
+    fn address(&self) -> SocketAddr {
+        if self.is_v6() {
+            // SAFETY: that is what it is by its family, and any bytes are valid values of its fields.
+            let name = unsafe { self.v6 };
+            let (ip, port) = (Ipv6Addr::from(name.sin6_addr.s6_addr), u16::from_be(name.sin6_port));
+            SocketAddrV6::new(ip, port, 0, name.sin6_scope_id).into()
+        } else {
+            // SAFETY: as above.
+            let name = unsafe { self.v4 };
+            let ip = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
+            SocketAddrV4::new(ip, u16::from_be(name.sin_port)).into()
+        }
+    }
+}
+
+/// The control message that sets the type of service (`IP_TOS`, Linux 3.13) or the traffic class (`IPV6_TCLASS`).
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct TosControl {
@@ -63,7 +133,7 @@ const _: () = assert!(
 /// The kernel's arrays for one `sendmmsg`, kept between calls.
 pub struct SendArrays {
     patience: Patience,
-    names: Box<[libc::sockaddr_in]>,
+    names: Box<[Name]>,
     controls: Box<[SendControls]>,
     iovecs: Vec<libc::iovec>,
     headers: Box<[libc::mmsghdr]>,
@@ -128,7 +198,7 @@ impl SendArrays {
         self.iovecs.clear();
         let mut count = 0;
         for (i, message) in messages.take(self.headers.len()).enumerate() {
-            self.names[i] = sockaddr(message.to);
+            self.names[i] = Name::of(message.to);
             self.iovecs.extend(message.slices.iter().map(|slice| {
                 let bytes = &bytes[slice.start..slice.start + slice.len];
                 libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
@@ -144,7 +214,12 @@ impl SendArrays {
                 header.msg_controllen = size_of::<SegmentControl>();
             }
             if message.tos != 0 {
-                controls.tos.tos = message.tos.into();
+                let tos = &mut controls.tos;
+                (tos.header.cmsg_level, tos.header.cmsg_type) = match message.to {
+                    SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_TOS),
+                    SocketAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_TCLASS),
+                };
+                tos.tos = message.tos.into();
                 header.msg_control = (&raw mut *controls).cast();
                 header.msg_controllen += size_of::<TosControl>();
             }
@@ -155,7 +230,7 @@ impl SendArrays {
         for i in 0..count {
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = (&raw mut self.names[i]).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
+            header.msg_namelen = self.names[i].len();
             header.msg_iov = next;
             next = next.wrapping_add(header.msg_iovlen);
         }
@@ -187,8 +262,8 @@ impl SendArrays {
 #[derive(Debug)]
 pub struct Received {
     /// The sender's address and port.
-    pub from: SocketAddrV4,
-    /// The type of service in its IP header, if [`tell_tos`] asks for it, and else 0.
+    pub from: SocketAddr,
+    /// The type of service or traffic class in its IP header, if [`tell_tos`] asks for it, and else 0.
     pub tos: u8,
     /// Where in the memory of the batch it lies.
     pub place: Range<usize>,
@@ -198,14 +273,15 @@ pub struct Received {
     pub truncated: bool,
 }
 
-/// Room for the control messages of `UDP_GRO`, an int, and of `IP_TOS`, a byte, and for another of that size.
+/// Room for the control messages of `UDP_GRO`, an int, of `IP_TOS`, a byte, or `IPV6_TCLASS`, an int, and for another
+/// of that size.
 type ControlBuffer = [u64; 8];
 
 /// Buffers and the kernel's arrays for one `recvmmsg`, kept between calls.
 pub struct RecvBatch {
     bytes: Vec<u8>,
     slot_len: usize,
-    names: Box<[libc::sockaddr_in]>,
+    names: Box<[Name]>,
     controls: Box<[ControlBuffer]>,
     iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
@@ -237,7 +313,7 @@ impl RecvBatch {
             self.iovecs[i] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = (&raw mut self.names[i]).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
+            header.msg_namelen = size_of::<Name>() as u32;
             header.msg_control = (&raw mut self.controls[i]).cast();
             header.msg_controllen = size_of::<ControlBuffer>();
             header.msg_iov = &raw mut self.iovecs[i];
@@ -267,14 +343,10 @@ impl RecvBatch {
     pub fn received(&self, index: usize) -> Received {
         let header = &self.headers[index];
         let len = (header.msg_len as usize).min(self.slot_len);
-        let name = &self.names[index];
         let start = index * self.slot_len;
         let (segment_len, tos) = read_controls(&self.controls[index], header.msg_hdr.msg_controllen);
         Received {
-            from: SocketAddrV4::new(
-                Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr)),
-                u16::from_be(name.sin_port),
-            ),
+            from: self.names[index].address(),
             tos,
             segment_len,
             place: start..start + len,
@@ -289,7 +361,7 @@ impl RecvBatch {
     }
 }
 
-/// What `UDP_GRO` and `IP_TOS` say in a control buffer of which the kernel has filled `filled` bytes; a type of
+/// What `UDP_GRO` and `IP_TOS`, or `IPV6_TCLASS`, say in a control buffer of which the kernel has filled `filled` bytes; a type of
 /// service of 0 if it says none.
 #[inline]
 fn read_controls(control: &ControlBuffer, filled: usize) -> (Option<usize>, u8) {
@@ -309,6 +381,7 @@ fn read_controls(control: &ControlBuffer, filled: usize) -> (Option<usize>, u8) 
                 segment_len = len.filter(|len| *len > 0);
             }
             (libc::SOL_IP, libc::IP_TOS) => tos = value[0],
+            (libc::SOL_IPV6, libc::IPV6_TCLASS) => tos = libc::c_int::from_ne_bytes(value) as u8,
             _ => {}
         }
         let len = header.cmsg_len.max(HEADER_LEN);
@@ -317,18 +390,8 @@ fn read_controls(control: &ControlBuffer, filled: usize) -> (Option<usize>, u8) 
     (segment_len, tos)
 }
 
-#[inline]
-fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
-    libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: address.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
-        sin_zero: [0; 8],
-    }
-}
-
-fn names(count: usize) -> Box<[libc::sockaddr_in]> {
-    vec![sockaddr(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)); count].into()
+fn names(count: usize) -> Box<[Name]> {
+    vec![Name::of(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))); count].into()
 }
 
 fn headers(count: usize) -> Box<[libc::mmsghdr]> {
@@ -341,16 +404,16 @@ fn headers(count: usize) -> Box<[libc::mmsghdr]> {
 /// # Errors
 /// `ENOPROTOOPT` before Linux 5.0.
 pub fn set_udp_gro(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
-    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(on))
+    sockopt::set(socket, libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(on))
 }
 
-/// Has `socket` tell the type of service of what it delivers. (What is delivered as one has one:
-/// `inet_gro_receive`, net/ipv4/af_inet.c.)
+/// Has `socket` tell the type of service, or traffic class, of what it delivers. (What is delivered as one has one:
+/// `inet_gro_receive`, net/ipv4/af_inet.c; `ipv6_gro_receive`, net/ipv6/ip6_offload.c.)
 ///
 /// # Errors
 /// None on Linux.
 pub fn tell_tos(socket: BorrowedFd<'_>) -> io::Result<()> {
-    set_option(socket, libc::SOL_IP, libc::IP_RECVTOS, 1)
+    OfFamily { v4: libc::IP_RECVTOS, v6: libc::IPV6_RECVTCLASS }.set(socket, 1)
 }
 
 /// Whether `socket` knows `UDP_SEGMENT`: sets it to 0, its default.
@@ -358,7 +421,7 @@ pub fn tell_tos(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// `ENOPROTOOPT` before Linux 4.18.
 pub fn probe_udp_segment(socket: BorrowedFd<'_>) -> io::Result<()> {
-    set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0)
+    sockopt::set(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0)
 }
 
 /// Sets `socket`'s buffers, in bytes, beyond what `net.core.{r,w}mem_max` allows to others.
@@ -366,8 +429,8 @@ pub fn probe_udp_segment(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// `EPERM` without `CAP_NET_ADMIN`.
 pub fn force_buffers(socket: BorrowedFd<'_>, receive: usize, send: usize) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, receive as libc::c_int)?;
-    set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send as libc::c_int)
+    sockopt::set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, receive as libc::c_int)?;
+    sockopt::set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send as libc::c_int)
 }
 
 /// Has `socket` send without checksums: it refuses to segment then, which is what tests want of it.
@@ -375,106 +438,118 @@ pub fn force_buffers(socket: BorrowedFd<'_>, receive: usize, send: usize) -> io:
 /// # Errors
 /// None on Linux.
 pub fn set_no_check(socket: BorrowedFd<'_>) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
-}
-
-fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: passes one int, of the length given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as u32,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    sockopt::set(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
+    use std::net::{IpAddr, UdpSocket};
     use std::os::fd::AsFd;
 
     use super::*;
 
-    fn socket() -> (UdpSocket, SocketAddrV4) {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = socket.local_addr().unwrap().port();
-        (socket, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+    const FAMILIES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+    fn socket() -> (UdpSocket, SocketAddr) {
+        socket_of(FAMILIES[0])
     }
 
-    fn plain(to: SocketAddrV4, slices: &[Slice]) -> Outgoing<'_> {
+    fn socket_of(address: IpAddr) -> (UdpSocket, SocketAddr) {
+        let socket = UdpSocket::bind((address, 0)).unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
+    fn plain(to: SocketAddr, slices: &[Slice]) -> Outgoing<'_> {
         Outgoing { to, tos: 0, slices, segment_len: None }
     }
 
     #[test]
     fn a_batch_arrives_in_order_with_its_source() {
-        let (sender, from) = socket();
-        let (receiver, to) = socket();
-        let bytes: Vec<u8> = (0..=255).collect();
-        let slices = [(0, 10), (10, 1), (11, 200), (250, 5)].map(|(start, len)| Slice { start, len });
-        let messages = [plain(to, &slices[..1]), plain(to, &slices[1..2]), plain(to, &slices[2..])];
-        let sent = SendArrays::new(8).send(sender.as_fd(), &bytes, messages.into_iter()).unwrap();
-        assert_eq!(sent, 3);
+        for address in FAMILIES {
+            let (sender, from) = socket_of(address);
+            let (receiver, to) = socket_of(address);
+            let bytes: Vec<u8> = (0..=255).collect();
+            let slices = [(0, 10), (10, 1), (11, 200), (250, 5)].map(|(start, len)| Slice { start, len });
+            let messages = [plain(to, &slices[..1]), plain(to, &slices[1..2]), plain(to, &slices[2..])];
+            let sent = SendArrays::new(8).send(sender.as_fd(), &bytes, messages.into_iter()).unwrap();
+            assert_eq!(sent, 3);
 
-        let mut batch = RecvBatch::new(8, 1000);
-        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 3);
-        for (i, message) in messages.iter().enumerate() {
-            let received = batch.received(i);
-            assert_eq!(received.from, from);
-            assert_eq!((received.truncated, received.segment_len), (false, None));
-            let expected: Vec<u8> =
-                message.slices.iter().flat_map(|s| &bytes[s.start..s.start + s.len]).copied().collect();
-            assert_eq!(batch.bytes()[received.place], expected);
+            let mut batch = RecvBatch::new(8, 1000);
+            assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 3);
+            for (i, message) in messages.iter().enumerate() {
+                let received = batch.received(i);
+                assert_eq!(received.from, from);
+                assert_eq!((received.truncated, received.segment_len), (false, None));
+                let expected: Vec<u8> =
+                    message.slices.iter().flat_map(|s| &bytes[s.start..s.start + s.len]).copied().collect();
+                assert_eq!(batch.bytes()[received.place], expected);
+            }
+            let error = batch.receive(receiver.as_fd()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         }
-        let error = batch.receive(receiver.as_fd()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
     fn one_call_carries_runs_of_different_segment_sizes() {
-        let (sender, _) = socket();
-        let (receiver, to) = socket();
-        set_udp_gro(receiver.as_fd(), true).unwrap();
-        probe_udp_segment(sender.as_fd()).unwrap();
-        let bytes: Vec<u8> = (0..2000u32).map(|i| i as u8).collect();
-        let (a, b) = ([Slice { start: 0, len: 950 }], [Slice { start: 950, len: 500 }]);
-        let messages = [
-            Outgoing { to, tos: 0, slices: &a, segment_len: Some(100) },
-            Outgoing { to, tos: 1, slices: &b, segment_len: Some(250) },
-        ];
-        let sent = SendArrays::new(8).send(sender.as_fd(), &bytes, messages.into_iter()).unwrap();
-        assert_eq!(sent, 2);
-        let mut batch = RecvBatch::new(8, 2000);
-        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 2);
-        let first = batch.received(0);
-        assert_eq!((first.place.len(), first.segment_len), (950, Some(100)));
-        let second = batch.received(1);
-        assert_eq!((&batch.bytes()[second.place], second.segment_len), (&bytes[950..1450], Some(250)));
+        for address in FAMILIES {
+            let (sender, _) = socket_of(address);
+            let (receiver, to) = socket_of(address);
+            set_udp_gro(receiver.as_fd(), true).unwrap();
+            probe_udp_segment(sender.as_fd()).unwrap();
+            let bytes: Vec<u8> = (0..2000u32).map(|i| i as u8).collect();
+            let (a, b) = ([Slice { start: 0, len: 950 }], [Slice { start: 950, len: 500 }]);
+            let messages = [
+                Outgoing { to, tos: 0, slices: &a, segment_len: Some(100) },
+                Outgoing { to, tos: 1, slices: &b, segment_len: Some(250) },
+            ];
+            let sent = SendArrays::new(8).send(sender.as_fd(), &bytes, messages.into_iter()).unwrap();
+            assert_eq!(sent, 2);
+            let mut batch = RecvBatch::new(8, 2000);
+            assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 2);
+            let first = batch.received(0);
+            assert_eq!((first.place.len(), first.segment_len), (950, Some(100)));
+            let second = batch.received(1);
+            assert_eq!((&batch.bytes()[second.place], second.segment_len), (&bytes[950..1450], Some(250)));
+        }
     }
 
     #[test]
     fn what_is_said_of_congestion_arrives_and_keeps_runs_apart() {
-        let (sender, _) = socket();
-        let (receiver, to) = socket();
-        set_udp_gro(receiver.as_fd(), true).unwrap();
-        tell_tos(receiver.as_fd()).unwrap();
-        let slices = [Slice { start: 0, len: 300 }];
-        let all = [2, 0, 1, 3];
-        for segment_len in [None, Some(100)] {
-            let messages = all.map(|tos| Outgoing { to, tos, slices: &slices, segment_len });
-            let sent = SendArrays::new(8).send(sender.as_fd(), &[7; 300], messages.into_iter()).unwrap();
-            assert_eq!(sent, 4);
-            let mut batch = RecvBatch::new(8, 2000);
-            assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 4);
-            for (index, tos) in all.into_iter().enumerate() {
-                let arrival = batch.received(index);
-                let expected = (tos, 300, segment_len.map(usize::from));
-                assert_eq!((arrival.tos, arrival.place.len(), arrival.segment_len), expected);
+        for address in FAMILIES {
+            let (sender, _) = socket_of(address);
+            let (receiver, to) = socket_of(address);
+            set_udp_gro(receiver.as_fd(), true).unwrap();
+            tell_tos(receiver.as_fd()).unwrap();
+            let slices = [Slice { start: 0, len: 300 }];
+            let all = [2, 0, 1, 3];
+            for segment_len in [None, Some(100)] {
+                let messages = all.map(|tos| Outgoing { to, tos, slices: &slices, segment_len });
+                let sent = SendArrays::new(8).send(sender.as_fd(), &[7; 300], messages.into_iter()).unwrap();
+                assert_eq!(sent, 4);
+                let mut batch = RecvBatch::new(8, 2000);
+                assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 4);
+                for (index, tos) in all.into_iter().enumerate() {
+                    let arrival = batch.received(index);
+                    let expected = (tos, 300, segment_len.map(usize::from));
+                    assert_eq!((arrival.tos, arrival.place.len(), arrival.segment_len), expected);
+                }
             }
         }
+    }
+
+    #[test]
+    fn what_the_other_family_would_have_to_carry_is_an_error_of_that_message_alone() {
+        let ((sender, _), (receiver, to)) = (socket(), socket());
+        let (_other, foreign) = socket_of(FAMILIES[1]);
+        let slices = [Slice { start: 0, len: 5 }];
+        let (good, bad) = (plain(to, &slices), plain(foreign, &slices));
+        let mut arrays = SendArrays::new(4);
+        assert_eq!(arrays.send(sender.as_fd(), &[7; 5], [good, bad, good].into_iter()).unwrap(), 1);
+        let error = arrays.send(sender.as_fd(), &[7; 5], [bad, good].into_iter()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EAFNOSUPPORT));
+        assert_eq!(arrays.send(sender.as_fd(), &[7; 5], [good].into_iter()).unwrap(), 1);
+        assert_eq!(RecvBatch::new(4, 100).receive(receiver.as_fd()).unwrap(), 2);
     }
 
     #[test]

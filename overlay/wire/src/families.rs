@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::ip::Version;
+use crate::mac::MacAddr;
 
 /// Something of IPv4, something of IPv6, or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +24,9 @@ pub type Subnets = Families<Ipv4Net, Ipv6Net>;
 
 /// The addresses that belong together: a node's on the underlay, or its device's.
 pub type Addresses = Families<Ipv4Addr, Ipv6Addr>;
+
+/// The Ethernet addresses that a node answers to: flannel's has a device for each family of the underlay.
+pub type MacAddrs = Families<MacAddr, MacAddr>;
 
 impl<V4: Copy, V6: Copy> Families<V4, V6> {
     /// What there is of both; `None` if that is nothing.
@@ -73,10 +77,24 @@ impl Subnets {
         self.v4().map(IpNet::V4).into_iter().chain(self.v6().map(IpNet::V6))
     }
 
+    /// Their first addresses, which flannel's nodes give to their devices.
+    #[must_use]
+    pub fn bases(&self) -> Addresses {
+        match self {
+            Self::V4(v4) => Addresses::V4(v4.network()),
+            Self::Both(v4, v6) => Addresses::Both(v4.network(), v6.network()),
+            Self::V6(v6) => Addresses::V6(v6.network()),
+        }
+    }
+
     /// Whether `address` lies in one of them.
+    #[inline]
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.iter().any(|subnet| subnet.contains(&address))
+        match address {
+            IpAddr::V4(address) => self.v4().is_some_and(|subnet| subnet.contains(&address)),
+            IpAddr::V6(address) => self.v6().is_some_and(|subnet| subnet.contains(&address)),
+        }
     }
 
     /// Whether every one of `inner` lies in the one of its family.
@@ -92,6 +110,18 @@ impl Subnets {
     }
 }
 
+impl<T: Copy> Families<T, T> {
+    /// What there is of that family, or else of the other.
+    #[must_use]
+    pub fn prefer(&self, family: Version) -> T {
+        match (*self, family) {
+            (Self::V4(one) | Self::V6(one), _)
+            | (Self::Both(one, _), Version::V4)
+            | (Self::Both(_, one), Version::V6) => one,
+        }
+    }
+}
+
 impl Addresses {
     /// The address of each family, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
@@ -99,12 +129,32 @@ impl Addresses {
     }
 
     /// Whether `address` is one of them.
+    #[inline]
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.iter().any(|ours| ours == address)
+        match address {
+            IpAddr::V4(address) => self.v4() == Some(address),
+            IpAddr::V6(address) => self.v6() == Some(address),
+        }
+    }
+
+    /// Whether some address is one of both.
+    #[must_use]
+    pub fn share(&self, other: &Self) -> bool {
+        self.iter().any(|address| other.contains(address))
+    }
+
+    /// The address of that family, or else of the other.
+    #[must_use]
+    pub fn prefer(&self, family: Version) -> IpAddr {
+        match (*self, family) {
+            (Self::V4(v4), _) | (Self::Both(v4, _), Version::V4) => v4.into(),
+            (Self::V6(v6), _) | (Self::Both(_, v6), Version::V6) => v6.into(),
+        }
     }
 
     /// The address of that family.
+    #[inline]
     #[must_use]
     pub fn get(&self, family: Version) -> Option<IpAddr> {
         match family {
@@ -201,6 +251,7 @@ mod tests {
         assert!(!ours.overlap(&subnets("10.2.0.0/24", "fd00:0:0:8::/64")));
         assert!(!subnets("10.1.9.0/24", "").overlap(&subnets("", "::/0")));
         assert!(ours.contains("fd00:0:0:9::1".parse().unwrap()));
+        assert_eq!(ours.bases().to_string(), "10.1.9.0,fd00:0:0:9::");
         assert!(!ours.contains("fd00:0:0:8::1".parse().unwrap()));
     }
 
@@ -213,5 +264,24 @@ mod tests {
         assert_eq!((both.get(Version::V4), both.get(Version::V6)), (Some(v4), Some(v6)));
         assert!(both.contains(v6) && !Addresses::from(v4).contains(v6));
         assert_eq!(Addresses::from(v6).get(Version::V4), None);
+        assert!(both.share(&Addresses::from(v6)) && !Addresses::from(v4).share(&Addresses::from(v6)));
+    }
+
+    #[test]
+    fn what_one_family_lacks_the_other_may_stand_in_for() {
+        for (all, expected) in
+            [(Families::V4(4), [4, 4]), (Families::Both(4, 6), [4, 6]), (Families::V6(6), [6, 6])]
+        {
+            assert_eq!([Version::V4, Version::V6].map(|family| all.prefer(family)), expected);
+        }
+        let addresses = |v4: &str, v6: &str| Addresses::of(v4.parse().ok(), v6.parse().ok()).unwrap();
+        for (all, expected) in [
+            (addresses("10.0.0.1", ""), ["10.0.0.1", "10.0.0.1"]),
+            (addresses("10.0.0.1", "fd00::1"), ["10.0.0.1", "fd00::1"]),
+            (addresses("", "fd00::1"), ["fd00::1", "fd00::1"]),
+        ] {
+            let preferred = [Version::V4, Version::V6].map(|family| all.prefer(family).to_string());
+            assert_eq!(preferred, expected);
+        }
     }
 }

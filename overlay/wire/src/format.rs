@@ -1,5 +1,6 @@
 //! The two encapsulations.
 
+use crate::ip::Version;
 use crate::mac::MacAddr;
 use crate::vxlan;
 
@@ -28,10 +29,10 @@ impl Format {
         }
     }
 
-    /// Bytes of the underlay's MTU that the encapsulation takes, over an outer IPv4 header.
+    /// Bytes of the underlay's MTU that the encapsulation takes, with an outer header of that version.
     #[inline]
     #[must_use]
-    pub const fn overhead(&self) -> u32 {
-        20 + 8 + self.header_len() as u32
+    pub const fn overhead(&self, outer: Version) -> u32 {
+        (outer.header_len() + 8 + self.header_len()) as u32
     }
 }

@@ -1,5 +1,7 @@
 //! What the headers of both IP versions say, as far as packets are forwarded, cut or joined by it.
 
+use std::net::IpAddr;
+
 /// The version of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
@@ -7,6 +9,38 @@ pub enum Version {
     V4,
     /// IPv6.
     V6,
+}
+
+impl Version {
+    /// That of the packets from and to `address`.
+    #[inline]
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// The other one.
+    #[inline]
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+
+    /// The length of its plain header.
+    #[inline]
+    #[must_use]
+    pub const fn header_len(self) -> usize {
+        match self {
+            Self::V4 => 20,
+            Self::V6 => 40,
+        }
+    }
 }
 
 /// What stands in front of the payload, as far as it is needed to forward, cut or join packets.

@@ -26,6 +26,6 @@ pub mod tunnel;
 pub mod vnet;
 pub mod vxlan;
 
-pub use families::{Addresses, Families, Subnets};
+pub use families::{Addresses, Families, MacAddrs, Subnets};
 pub use format::Format;
 pub use mac::MacAddr;

@@ -1,7 +1,7 @@
 //! Which node an address is of that nodes say to be theirs: of the first that says so, for as long as it does. Pure.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use overlay::announced::HOLDS;
 use tokio::time::Instant;
@@ -9,23 +9,23 @@ use tokio::time::Instant;
 /// Nodes go by their public addresses.
 #[derive(Debug, Default)]
 pub struct Holders {
-    by_address: HashMap<Ipv4Addr, Ipv4Addr>,
-    by_node: HashMap<Ipv4Addr, (Instant, Vec<Ipv4Addr>)>,
-    told: HashSet<(Ipv4Addr, Ipv4Addr)>,
+    by_address: HashMap<IpAddr, IpAddr>,
+    by_node: HashMap<IpAddr, (Instant, Vec<IpAddr>)>,
+    told: HashSet<(IpAddr, IpAddr)>,
 }
 
 /// What becomes of the addresses that a node says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Said {
     /// They are its own.
-    pub own: Vec<Ipv4Addr>,
+    pub own: Vec<IpAddr>,
     /// They are another's, with the node that has said so before.
-    pub others: Vec<(Ipv4Addr, Ipv4Addr)>,
+    pub others: Vec<(IpAddr, IpAddr)>,
 }
 
 impl Holders {
     /// `node` says that it has these addresses, and no others.
-    pub fn say(&mut self, node: Ipv4Addr, addresses: &[Ipv4Addr], now: Instant) -> Said {
+    pub fn say(&mut self, node: IpAddr, addresses: &[IpAddr], now: Instant) -> Said {
         self.let_go(node);
         let mut said = Said::default();
         for address in addresses {
@@ -47,16 +47,16 @@ impl Holders {
     /// Forgets what nodes have said too long ago.
     pub fn forget(&mut self, now: Instant) {
         let over = self.by_node.iter().filter(|(_, (at, _))| now.duration_since(*at) >= HOLDS);
-        let over: Vec<Ipv4Addr> = over.map(|(node, _)| *node).collect();
+        let over: Vec<IpAddr> = over.map(|(node, _)| *node).collect();
         over.into_iter().for_each(|node| self.let_go(node));
     }
 
     /// Whether it is to be told of an address and a node: once, and not of more than there is room for in a log.
-    pub fn is_to_be_told(&mut self, address: Ipv4Addr, node: Ipv4Addr) -> bool {
+    pub fn is_to_be_told(&mut self, address: IpAddr, node: IpAddr) -> bool {
         self.told.len() < MOST_TOLD && self.told.insert((address, node))
     }
 
-    fn let_go(&mut self, node: Ipv4Addr) {
+    fn let_go(&mut self, node: IpAddr) {
         for address in self.by_node.remove(&node).map(|(_, addresses)| addresses).unwrap_or_default() {
             if self.by_address.get(&address) == Some(&node) {
                 self.by_address.remove(&address);
@@ -70,14 +70,16 @@ const MOST_TOLD: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    const ONE: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 12);
-    const TWO: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 13);
-    const A: Ipv4Addr = Ipv4Addr::new(172, 16, 5, 1);
-    const B: Ipv4Addr = Ipv4Addr::new(172, 16, 5, 2);
+    const ONE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 12));
+    const TWO: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 13));
+    const A: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 16, 5, 1));
+    const B: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 16, 5, 2));
 
-    fn said(own: &[Ipv4Addr], others: &[(Ipv4Addr, Ipv4Addr)]) -> Said {
+    fn said(own: &[IpAddr], others: &[(IpAddr, IpAddr)]) -> Said {
         Said { own: own.to_vec(), others: others.to_vec() }
     }
 
@@ -113,7 +115,8 @@ mod tests {
         let mut holders = Holders::default();
         assert!(holders.is_to_be_told(A, ONE) && holders.is_to_be_told(A, TWO));
         assert!(!holders.is_to_be_told(A, ONE));
-        let told = (0..10_000).filter(|n| holders.is_to_be_told(Ipv4Addr::from(*n), ONE)).count();
+        let told =
+            (0..10_000_u32).filter(|n| holders.is_to_be_told(IpAddr::from(n.to_be_bytes()), ONE)).count();
         assert_eq!(told, MOST_TOLD - 2);
     }
 }

@@ -13,6 +13,7 @@ use overlay::priority::Scheduling;
 use overlay::underlay::ledger::Frames;
 use overlay::underlay::port::Attach;
 use overlay_wire::drops::DropReason;
+use overlay_wire::ip::Version;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::info;
@@ -148,7 +149,7 @@ impl Shared {
         let mtu = |lease: &Lease| {
             let path = node.tunnel()?.state(lease)?.path_mtu()?;
             let (format, _) = plan.wire()?;
-            Some(path.saturating_sub(format.overhead())).filter(|mtu| *mtu < plan.mtu())
+            Some(path.saturating_sub(format.overhead(Version::V4))).filter(|mtu| *mtu < plan.mtu())
         };
         let peer = |Reached { lease, way, problem }: Reached| PeerStatus {
             mtu: mtu(&lease),

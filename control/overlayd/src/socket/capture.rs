@@ -65,7 +65,7 @@ fn filter(question: &Question) -> Result<Filter, String> {
         drops_only: question.drops,
         direction,
         hosts: question.host.into_iter().collect(),
-        peer: question.peer,
+        peer: question.peer.map(Into::into),
         protocol: question.protocol,
         port: question.port,
         snaplen: question.snaplen.unwrap_or(WHOLE).clamp(1, WHOLE),

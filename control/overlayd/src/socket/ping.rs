@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use overlay::echo;
 use overlay::peer_state::PeerFlag;
+use overlay_wire::ip::Version;
 use serde::Deserialize;
 
 use super::source::{Source, not_yet};
@@ -52,11 +53,11 @@ pub(super) async fn ping(
         return (StatusCode::NOT_FOUND, text).into_response();
     };
     let overlay_address = lease.subnet.network();
-    let bytes = bytes.unwrap_or(0).clamp(echo::MIN_LEN, node.plan().mtu() as usize);
+    let bytes = bytes.unwrap_or(0).clamp(echo::min_len(Version::V4), node.plan().mtu() as usize);
     let patience = patience_ms.map_or(PATIENCE, Duration::from_millis).min(MOST_PATIENCE);
     let state = tunnel.state(&lease).unwrap_or_default();
     let last_seen = state.totals().last_seen;
-    let asked = tunnel.ping(overlay_address, bytes);
+    let asked = tunnel.ping(overlay_address.into(), bytes);
     // Whoever waits must not keep a node that is to be taken down.
     drop(node);
     let round_trip = match asked {

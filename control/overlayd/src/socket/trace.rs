@@ -66,14 +66,15 @@ fn answer(
     let Some((table, check)) = table.filter(|_| !is_direct) else { return Ok(past(other_end)) };
     match question.direction {
         Direction::Egress => {
-            let trace::Outward { verdict, to: _, mtu, far_end } = packet.outward(table, here.public_ip)?;
+            let trace::Outward { verdict, to: _, mtu, far_end } =
+                packet.outward(table, here.public_ip.into())?;
             let peer = other_end.map(shown);
             Ok(Answer { peer, verdict: Some(said(verdict)), mtu, far_end: far_end.map(said) })
         }
         Direction::Ingress => {
             let outside = Ecn::of_tos(question.outer_ecn.unwrap_or_default());
             let trace::Inward { verdict, outer } = packet.inward(table, check, question.outer, outside)?;
-            let at = |peer: &&Reached| Some(peer.lease.attrs.public_ip) == outer;
+            let at = |peer: &&Reached| Some(IpAddr::from(peer.lease.attrs.public_ip)) == outer;
             let peer = other_end.filter(at).or_else(|| peers.iter().find(at)).map(shown);
             Ok(Answer { peer, verdict: Some(said(verdict)), mtu: None, far_end: None })
         }
@@ -133,9 +134,10 @@ fn said(verdict: trace::Verdict) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use ipnet::Ipv4Net;
     use overlay::table::{self, Local};
     use overlay_leases::lease::{Lease, LeaseAttrs};
-    use overlay_wire::{Format, MacAddr};
+    use overlay_wire::{Families, Format, MacAddr};
 
     use super::*;
 
@@ -152,23 +154,26 @@ mod tests {
             .into()
     }
 
+    fn subnet(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
     /// As the workers have it.
     fn table() -> PeerTable {
         let local = Local {
-            network: "10.1.0.0/16".parse().unwrap(),
-            subnet: "10.1.9.0/24".parse().unwrap(),
-            overlay_address: "10.1.9.0".parse().unwrap(),
-            v6: None,
+            network: subnet("10.1.0.0/16").into(),
+            subnets: subnet("10.1.9.0/24").into(),
+            overlay_addresses: Ipv4Addr::new(10, 1, 9, 0).into(),
+            public: HERE.public_ip.into(),
             addresses: vec![HERE.public_ip.into()],
             mtu: HERE.mtu,
             format: Format::Vxlan { vni: 1, vtep_mac: MacAddr([2; 6]) },
             port: 8472,
         };
         let peer = |Reached { lease, .. }: Reached| table::Peer {
-            subnet: lease.subnet,
-            subnet_v6: None,
-            public_ip: lease.attrs.public_ip,
-            vtep_mac: Some(MacAddr([2; 6])),
+            subnets: lease.subnet.into(),
+            public: lease.attrs.public_ip.into(),
+            vtep_macs: Some(Families::V4(MacAddr([2; 6]))),
         };
         PeerTable::new(local, peers().into_iter().map(peer).collect())
     }
@@ -218,7 +223,7 @@ mod tests {
         assert_eq!((direct.peer.unwrap().way, direct.verdict, direct.mtu), (Way::Direct, None, Some(1450)));
         let arriving = question(Direction::Ingress, "10.1.7.2", "10.1.9.3");
         assert_eq!(ask(arriving).verdict, None);
-        let by_tunnel = Question { outer: Some(Ipv4Addr::new(192, 168, 1, 7)), ..arriving };
+        let by_tunnel = Question { outer: Some(IpAddr::from([192, 168, 1, 7])), ..arriving };
         assert_eq!(ask(by_tunnel).verdict, Some(Verdict { dropped: None, told: None }));
         let without = answer(&question(Direction::Egress, "10.1.9.3", "10.1.63.2"), HERE, &peers(), None);
         assert_eq!(without.unwrap().verdict, None);

@@ -1,6 +1,6 @@
 //! What arrives from the wire.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use overlay_wire::drops::DropReason;
 use overlay_wire::ecn::Ecn;
@@ -48,10 +48,10 @@ pub fn check_encapsulation(payload: &[u8], format: Format) -> Result<usize, Drop
 #[inline]
 pub fn inward<'a>(
     packet: &Packet<'_>,
-    (outer, ecn): (Ipv4Addr, Ecn),
+    (outer, ecn): (IpAddr, Ecn),
     table: &'a PeerTable,
     check: SourceCheck,
-    announced: impl FnOnce(&Hop, Ipv4Addr) -> bool,
+    announced: impl FnOnce(&Hop, IpAddr) -> bool,
 ) -> Result<Option<&'a Hop>, (DropReason, Option<IcmpError>)> {
     let silently = |reason| (reason, None);
     let peer = check_source(packet, outer, table, check, announced).map_err(silently)?;
@@ -68,10 +68,10 @@ pub fn inward<'a>(
 #[inline]
 fn check_source<'a>(
     packet: &Packet<'_>,
-    outer: Ipv4Addr,
+    outer: IpAddr,
     table: &'a PeerTable,
     check: SourceCheck,
-    announced: impl FnOnce(&Hop, Ipv4Addr) -> bool,
+    announced: impl FnOnce(&Hop, IpAddr) -> bool,
 ) -> Result<Option<&'a Hop>, DropReason> {
     if !table.carries(packet.version()) {
         return Err(DropReason::NotIp);
@@ -89,11 +89,9 @@ fn check_source<'a>(
         Origin::Peer(hop) if check == SourceCheck::Strict => {
             match (table.route(packet.src()), packet.src()) {
                 (Route::Peer(_), _) => Err(DropReason::OtherPeersSource),
-                (_, IpAddr::V4(src)) if table.local().network.contains(&src) => Err(DropReason::StaleSource),
+                (_, src) if table.local().network.contains(src) => Err(DropReason::StaleSource),
                 // An address of another node's, or of none, cannot be this one's, whatever it says.
-                (_, IpAddr::V4(src))
-                    if table.at(src).is_none() && !table.is_no_nodes(src) && announced(hop, src) =>
-                {
+                (_, src) if table.at(src).is_none() && !table.is_no_nodes(src) && announced(hop, src) => {
                     Ok(Some(hop))
                 }
                 _ => Err(DropReason::WrongSource),

@@ -43,7 +43,7 @@ pub fn outward<'a>(
         Route::Peer(hop) => hop,
         Route::Own => return refuse(DropReason::OwnSubnet, None),
         // Nobody is told about a broadcast (RFC 1122, section 3.2.2).
-        Route::None if packet.dst() == local.network.broadcast() => {
+        Route::None if local.network.v4().is_some_and(|network| packet.dst() == network.broadcast()) => {
             return refuse(DropReason::NoRoute, None);
         }
         Route::None => return refuse(DropReason::NoRoute, Some(IcmpError::NetUnreachable)),

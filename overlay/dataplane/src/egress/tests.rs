@@ -1,6 +1,7 @@
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use overlay_wire::ecn::Ecn;
+use overlay_wire::ip::Version;
 use overlay_wire::samples::{builder, udp_packet};
 use overlay_wire::samples::{super_packet, super_packet_header};
 use overlay_wire::vnet::{Gso, GsoKind};
@@ -12,8 +13,8 @@ use crate::capture::{Filter, Layer, Tap};
 use crate::fake::{FakeDevice, FakeWire};
 use crate::peer_state::Exchanged;
 use crate::peer_state::PeerFlag;
-use crate::table::tests::{local, peer};
-use crate::table::{Local, PeerTable, SharedTable};
+use crate::table::tests::{addresses, local, peer, subnets};
+use crate::table::{Local, Peer, PeerTable, SharedTable};
 use crate::witness::Watched;
 
 struct Rig {
@@ -51,7 +52,7 @@ fn a_packet_leaves_as_a_frame_to_the_owner_of_its_destination() {
     assert_eq!(sent.len(), 1);
     assert_eq!(sent[0].0, "192.168.199.238:8472".parse().unwrap());
     let (header, inner) = sent[0].1.split_at(vxlan::HEADER_LEN);
-    assert_eq!(header[8..14], peer("10.1.63.0/24", "1.1.1.1").vtep_mac.unwrap().0);
+    assert_eq!(header[8..14], peer("10.1.63.0/24", "1.1.1.1").vtep_macs.unwrap().prefer(Version::V4).0);
     assert_eq!(inner, packet, "the packet itself is untouched, its TTL too");
     assert_eq!(rig.stats.totals().packets, 1);
     assert_eq!(rig.stats.totals().bytes, packet.len() as u64);
@@ -177,6 +178,38 @@ fn a_super_packet_leaves_whole_to_who_sends_unfinished_ones_and_in_its_place() {
 }
 
 #[test]
+fn an_underlay_of_ipv6_carries_both_versions_in_pieces() {
+    let public = addresses("192.168.1.12", "2001:db8::12");
+    let mut rig = rig_of(Local { public, ..local(VXLAN) });
+    let theirs = Peer { public: addresses("", "2001:db8::238"), ..peer("10.1.63.0/24", "192.168.199.238") };
+    rig.table.publish(Local { public, ..local(VXLAN) }, vec![theirs]);
+    rig.wire.take_super_packets();
+    let to = "[2001:db8::238]:8472".parse().unwrap();
+    let table = rig.table.current();
+    let state = &table.hops().next().unwrap().state;
+    state.set(PeerFlag::Unfinished, true);
+    rig.device.queue_with(super_packet_header(1400), &super_packet(3000));
+    rig.device.queue(&udp_packet("fd00:0:0:9::3", "fd00:0:0:63::2", 64, b"hello"));
+    rig.egress.step().unwrap();
+    let sent = rig.wire.take_sent();
+    assert_eq!(sent.iter().map(|(end, _)| *end).collect::<Vec<_>>(), [to; 4], "made up headers are of IPv4");
+
+    // Its header is longer by 20 bytes.
+    state.set_path_mtu(Some(1400));
+    let most = 1400 - 40 - 8 - 22;
+    for (len, passes) in [(most, true), (most + 1, false)] {
+        let mut packet = udp_packet("10.1.9.3", "10.1.63.2", 64, &vec![7; len - 28]);
+        packet[6] |= 0x40;
+        packet[10..12].fill(0);
+        let sum = !overlay_wire::checksum::sum(&packet[..20]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        rig.device.queue(&packet);
+        rig.egress.step().unwrap();
+        assert_eq!(rig.wire.take_sent().len(), usize::from(passes), "{len} bytes");
+    }
+}
+
+#[test]
 fn a_checksum_left_for_later_is_filled() {
     let mut rig = rig(VXLAN);
     let finished = udp_packet("10.1.9.3", "10.1.63.2", 64, b"hello");
@@ -207,7 +240,7 @@ fn a_narrow_path_counts_for_its_peer_and_no_other() {
     let mut rig = rig(VXLAN);
     let state = |rig: &Rig| {
         let table = rig.table.current();
-        let state = table.state("10.1.63.0/24".parse().unwrap(), "192.168.199.238".parse().unwrap());
+        let state = table.state(subnets("10.1.63.0/24", ""), addresses("192.168.199.238", ""));
         Arc::clone(state.unwrap())
     };
     let told = |rig: &mut Rig, dst: &str, len: usize| {
@@ -401,7 +434,7 @@ fn ipv6_leaves_as_a_frame_of_its_own_type() {
     assert_eq!(to, "192.168.199.238:8472".parse().unwrap());
     assert_eq!(frame[20..22], [0x86, 0xdd]);
     assert_eq!(frame[vxlan::HEADER_LEN..], packet, "the packet itself is untouched, its hop limit too");
-    let state = &rig.table.current().at(Ipv4Addr::new(192, 168, 199, 238)).unwrap().state.totals();
+    let state = &rig.table.current().at(IpAddr::from([192, 168, 199, 238])).unwrap().state.totals();
     assert_eq!(state.egress.packets, 1, "a peer is one, whatever is sent to it");
 }
 
@@ -482,7 +515,7 @@ fn ipv6_has_1280_bytes_however_small_the_mtu() {
 
 #[test]
 fn a_network_without_ipv6_takes_none_and_says_nothing() {
-    let mut rig = rig_of(Local { v6: None, ..local(VXLAN) });
+    let mut rig = rig_of(Local { subnets: subnets("10.1.9.0/24", ""), ..local(VXLAN) });
     rig.device.queue(&udp_packet(POD_V6, THEIRS_V6, 64, b"x"));
     rig.egress.step().unwrap();
     assert_eq!(rig.stats.totals().drops(DropReason::NotIp), 1);

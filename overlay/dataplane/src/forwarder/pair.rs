@@ -1,7 +1,7 @@
 //! A pair of workers, one in each direction, made ready to run.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use overlay_sys::wake::StopFlag;
@@ -33,7 +33,7 @@ const LANES: usize = 4;
 pub(super) struct Common {
     /// How many pairs there are.
     pub count: usize,
-    pub listen: SocketAddrV4,
+    pub listen: SocketAddr,
     pub spread_source_ports: bool,
     pub source_check: SourceCheck,
     pub table: SharedTable,
@@ -99,7 +99,7 @@ impl Pair {
         let Between { queue, socket: shared, tap } = between;
         let duplicate = common.failed("duplicate a socket");
         let lanes = if common.spread_source_ports {
-            udp::open_lanes(*common.listen.ip(), LANES)?
+            udp::open_lanes(common.listen.ip(), LANES)?
         } else {
             vec![shared.socket.try_clone().map_err(&duplicate)?]
         };

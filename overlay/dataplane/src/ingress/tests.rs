@@ -11,7 +11,7 @@ use crate::answers::tests::Sent;
 use crate::capture::{Filter, Tap};
 use crate::fake::{FakeDevice, FakeWire};
 use crate::peer_state::PeerTotals;
-use crate::table::tests::{local, peer};
+use crate::table::tests::{local, peer, subnets};
 use crate::table::{Local, Peer, SharedTable};
 use crate::witness::Watched;
 
@@ -130,8 +130,7 @@ fn a_tunnel_inside_the_tunnel_is_dropped_whatever_the_leases_say() {
             let verdict = |src: &str, dst: &str, port, fragment| {
                 let mut rig = rig(format, check);
                 // Leases that make every source the sender's.
-                let everything =
-                    Peer { subnet_v6: Some("::/0".parse().unwrap()), ..peer("0.0.0.0/0", MASTER) };
+                let everything = Peer { subnets: subnets("0.0.0.0/0", "::/0"), ..peer("0.0.0.0/0", MASTER) };
                 rig.table.publish(local(format), vec![everything, peer("10.1.7.0/24", "192.168.199.7")]);
                 let packet = nested(src, dst, port, fragment);
                 rig.wire.arrive(MASTER, &if format == VXLAN { frame(&packet) } else { packet });
@@ -526,7 +525,10 @@ fn sources_of_ipv6_are_checked_as_far_as_asked() {
 fn a_network_without_ipv6_takes_none_whatever_the_source_check() {
     for check in [SourceCheck::Strict, SourceCheck::Loose, SourceCheck::Off] {
         let mut rig = rig(VXLAN, check);
-        rig.table.publish(Local { v6: None, ..local(VXLAN) }, vec![peer("10.1.63.0/24", MASTER)]);
+        rig.table.publish(
+            Local { subnets: subnets("10.1.9.0/24", ""), ..local(VXLAN) },
+            vec![peer("10.1.63.0/24", MASTER)],
+        );
         rig.wire.arrive(MASTER, &frame(&udp_packet("fd00:0:0:63::2", "fd00:0:0:9::3", 64, b"x")));
         rig.ingress.step();
         assert!(rig.device.take_written().is_empty());

@@ -1,4 +1,6 @@
-//! The addresses of one version of IP: whose they are.
+//! The destinations of one version of IP: whose they are.
+
+use std::fmt::Debug;
 
 use prefix_trie::Prefix;
 
@@ -7,25 +9,16 @@ use super::routes::{Routes, Target};
 
 /// The owners of addresses, which are numbers here, and the way to them.
 #[derive(Debug)]
-pub struct Family<N: Prefix> {
+pub struct Family<N: Prefix<R: Debug>> {
     routes: Routes<N>,
     hops: Vec<Hop>,
-    /// Sorted: a host with services by IPVS has thousands.
-    own_addresses: Box<[N::R]>,
 }
 
-impl<N: Prefix + Copy> Family<N> {
-    /// The family in which this node has `own_addresses`, its pods `own_subnet`, and others what
-    /// `peers` says.
-    pub fn new(
-        own_subnet: N,
-        own_addresses: impl Iterator<Item = N::R>,
-        peers: impl Iterator<Item = (N, Hop)>,
-    ) -> Self {
-        let mut own_addresses: Box<[_]> = own_addresses.collect();
-        own_addresses.sort_unstable();
+impl<N: Prefix<R: Debug> + Copy> Family<N> {
+    /// The family in which this node's pods have `own_subnet`, and others what `peers` says.
+    pub fn new(own_subnet: N, peers: impl Iterator<Item = (N, Hop)>) -> Self {
         let (subnets, hops): (Vec<_>, Vec<_>) = peers.unzip();
-        Self { routes: Routes::new(own_subnet, subnets.into_iter()), hops, own_addresses }
+        Self { routes: Routes::new(own_subnet, subnets.into_iter()), hops }
     }
 
     /// Which way `dst` goes.
@@ -56,15 +49,9 @@ impl<N: Prefix + Copy> Family<N> {
         self.routes.exact(subnet).map(|index| &self.hops[index])
     }
 
-    /// Whether `address` is this host's own or in its own subnet.
+    /// Whether `address` is in this host's own subnet.
     #[inline]
     pub fn is_own(&self, address: N::R) -> bool {
-        self.routes.lookup(address) == Target::Own || self.has_address(address)
-    }
-
-    /// Whether this host has `address`.
-    #[inline]
-    pub fn has_address(&self, address: N::R) -> bool {
-        self.own_addresses.binary_search(&address).is_ok()
+        self.routes.lookup(address) == Target::Own
     }
 }

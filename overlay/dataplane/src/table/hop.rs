@@ -1,6 +1,6 @@
 //! The way to a peer.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use overlay_wire::ecn::Ecn;
@@ -14,32 +14,45 @@ use crate::peer_state::{PeerFlag, PeerState};
 #[derive(Debug, Clone)]
 pub struct Hop {
     /// The peer's end of the tunnel.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// What is known of the peer beside its lease.
     pub state: Arc<PeerState>,
     /// Whether a peer's public address lies in the subnet: the tunnel's own packets could be routed into it.
     pub holds_tunnel_end: bool,
+    /// Which of the peers it is.
+    pub(super) peer: u32,
     header: [u8; vxlan::HEADER_LEN],
-    header_len: usize,
+    header_len: u8,
 }
 
 impl Hop {
-    /// The way to `peer` for packets of that version.
-    pub(super) fn new(local: &Local, peer: &Peer, version: Version, state: Arc<PeerState>) -> Self {
-        let to = SocketAddrV4::new(peer.public_ip, local.port);
-        let (header, header_len) = match (local.format, peer.vtep_mac) {
-            (Format::Vxlan { vni, vtep_mac }, Some(dst)) => {
-                (vxlan::header(version, vni, vtep_mac, dst), vxlan::HEADER_LEN)
+    /// The way to `peer`, the one of that index, for packets of that version.
+    ///
+    /// Each version is carried by the same outside, as flannel has it, where both nodes are on an underlay of that; else
+    /// by the other. (Where they have none in common, sending tells.)
+    pub(super) fn new(
+        local: &Local,
+        peer: &Peer,
+        index: u32,
+        version: Version,
+        state: Arc<PeerState>,
+    ) -> Self {
+        let common = |outer: &Version| local.public.has(*outer) && peer.public.has(*outer);
+        let outer = [version, version.other()].into_iter().find(common).unwrap_or(version);
+        let to = SocketAddr::new(peer.public.prefer(outer), local.port);
+        let (header, header_len) = match (local.format, peer.vtep_macs) {
+            (Format::Vxlan { vni, vtep_mac }, Some(theirs)) => {
+                (vxlan::header(version, vni, vtep_mac, theirs.prefer(outer)), vxlan::HEADER_LEN as u8)
             }
             _ => ([0; vxlan::HEADER_LEN], 0),
         };
-        Self { to, state, holds_tunnel_end: false, header, header_len }
+        Self { to, state, holds_tunnel_end: false, peer: index, header, header_len }
     }
 
     /// The encapsulation that goes between the outer UDP header and the inner packet.
     #[must_use]
     pub fn header(&self) -> &[u8] {
-        &self.header[..self.header_len]
+        &self.header[..usize::from(self.header_len)]
     }
 
     /// What stands outside the inner packet that `bytes` begin with. flanneld, of flannel's UDP format, would lose a
@@ -57,7 +70,10 @@ impl Hop {
     /// The largest inner packet, in bytes, that the path to the peer takes in one piece.
     #[must_use]
     pub fn mtu(&self, local: &Local) -> u32 {
-        let path = self.state.path_mtu().map(|mtu| mtu.saturating_sub(local.format.overhead()));
+        let path = self
+            .state
+            .path_mtu()
+            .map(|mtu| mtu.saturating_sub(local.format.overhead(Version::of(self.to.ip()))));
         path.map_or(local.mtu, |mtu| mtu.min(local.mtu))
     }
 }

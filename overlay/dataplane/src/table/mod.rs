@@ -2,19 +2,22 @@
 
 mod family;
 mod hop;
+mod hosts;
 mod node;
 mod routes;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
 use family::Family;
 pub use hop::{Hop, Route};
-use ipnet::{Ipv4Net, Ipv6Net};
-pub use node::{Local, LocalV6, Peer};
+use hosts::Hosts;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+pub use node::{Local, Peer};
 use overlay_wire::ip::Version;
+use overlay_wire::{Addresses, Subnets};
 
 use crate::peer_state::PeerState;
 
@@ -34,11 +37,13 @@ pub enum Origin<'a> {
 pub struct PeerTable {
     local: Local,
     peers: Vec<Peer>,
-    v4: Family<Ipv4Net>,
+    /// One way to each of the peers, in their order.
+    hops: Box<[Hop]>,
+    v4: Option<Family<Ipv4Net>>,
     v6: Option<Family<Ipv6Net>>,
-    /// Sorted, each once, with the first peer that has it.
-    public_ips: Box<[(Ipv4Addr, u32)]>,
-    no_nodes: Arc<ArcSwap<BTreeSet<Ipv4Addr>>>,
+    hosts_v4: Hosts<u32>,
+    hosts_v6: Hosts<u128>,
+    no_nodes: Arc<ArcSwap<BTreeSet<IpAddr>>>,
 }
 
 impl PeerTable {
@@ -49,47 +54,61 @@ impl PeerTable {
         Self::with_states(local, peers, Arc::default(), |_| Arc::default())
     }
 
-    /// The table that follows this one. Peers that were there under the same subnet and public address keep
+    /// The table that follows this one. Peers that were there under one of their subnets and public addresses keep
     /// their state.
     #[must_use]
     pub fn next(&self, local: Local, peers: Vec<Peer>) -> Self {
         Self::with_states(local, peers, Arc::clone(&self.no_nodes), |peer| {
-            self.state(peer.subnet, peer.public_ip).map_or_else(Arc::default, Arc::clone)
+            self.state(peer.subnets, peer.public).map_or_else(Arc::default, Arc::clone)
         })
     }
 
     fn with_states(
         local: Local,
         peers: Vec<Peer>,
-        no_nodes: Arc<ArcSwap<BTreeSet<Ipv4Addr>>>,
+        no_nodes: Arc<ArcSwap<BTreeSet<IpAddr>>>,
         state: impl Fn(&Peer) -> Arc<PeerState>,
     ) -> Self {
-        let subnets =
-            peers.iter().map(|peer| (peer.subnet, Hop::new(&local, peer, Version::V4, state(peer))));
-        let addresses = local.addresses.iter().filter_map(|address| match address {
-            IpAddr::V4(address) => Some(u32::from(*address)),
-            IpAddr::V6(_) => None,
+        let states: Vec<Arc<PeerState>> = peers.iter().map(state).collect();
+        let each = || (0..).zip(peers.iter().zip(&states));
+        let hop = |(index, (peer, state)): (u32, (&Peer, &Arc<PeerState>)), version| {
+            Hop::new(&local, peer, index, version, Arc::clone(state))
+        };
+        let mut v4 = local.subnets.v4().map(|own| {
+            Family::new(own, each().filter_map(|each| Some((each.1.0.subnets.v4()?, hop(each, Version::V4)))))
         });
-        let mut v4 = Family::new(local.subnet, addresses, subnets);
-        for peer in &peers {
-            if let Some(hop) = v4.route_mut(peer.public_ip.into()) {
-                hop.holds_tunnel_end = true;
+        let mut v6 = local.subnets.v6().map(|own| {
+            Family::new(own, each().filter_map(|each| Some((each.1.0.subnets.v6()?, hop(each, Version::V6)))))
+        });
+        for end in peers.iter().flat_map(|peer| peer.public.iter()) {
+            let holder = match end {
+                IpAddr::V4(end) => v4.as_mut().and_then(|v4| v4.route_mut(end.into())),
+                IpAddr::V6(end) => v6.as_mut().and_then(|v6| v6.route_mut(end.into())),
+            };
+            if let Some(holder) = holder {
+                holder.holds_tunnel_end = true;
             }
         }
-        let v6 = local.v6.map(|v6| {
-            let subnets = peers.iter().zip(v4.hops()).filter_map(|(peer, v4)| {
-                Some((peer.subnet_v6?, Hop::new(&local, peer, Version::V6, Arc::clone(&v4.state))))
-            });
-            let addresses = local.addresses.iter().filter_map(|address| match address {
-                IpAddr::V6(address) => Some(u128::from(*address)),
-                IpAddr::V4(_) => None,
-            });
-            Family::new(v6.subnet, addresses, subnets)
+        let mut of_v4 = v4.iter().flat_map(Family::hops);
+        let mut of_v6 = v6.iter().flat_map(Family::hops);
+        let hops = each().map(|each| {
+            let subnets = each.1.0.subnets;
+            let v4 = subnets.v4().and_then(|_| of_v4.next());
+            let v6 = subnets.v6().and_then(|_| of_v6.next());
+            // Of a family that this node has no part in there is nothing to send.
+            v4.or(v6).cloned().unwrap_or_else(|| hop(each, Version::V4))
         });
-        let mut public_ips: Vec<_> = (0..).zip(&peers).map(|(i, peer)| (peer.public_ip, i)).collect();
-        public_ips.sort_unstable();
-        public_ips.dedup_by_key(|(address, _)| *address);
-        Self { local, peers, v4, v6, public_ips: public_ips.into(), no_nodes }
+        let hops = hops.collect();
+        let own = |address: &IpAddr| Addresses::from(*address);
+        let hosts_v4 = Hosts::new(
+            local.addresses.iter().filter_map(|address| own(address).v4()).map(u32::from),
+            each().filter_map(|(index, (peer, _))| Some((peer.public.v4()?.into(), index))),
+        );
+        let hosts_v6 = Hosts::new(
+            local.addresses.iter().filter_map(|address| own(address).v6()).map(u128::from),
+            each().filter_map(|(index, (peer, _))| Some((peer.public.v6()?.into(), index))),
+        );
+        Self { local, peers, hops, v4, v6, hosts_v4, hosts_v6, no_nodes }
     }
 
     /// This node.
@@ -105,27 +124,29 @@ impl PeerTable {
     }
 
     /// Whether the network has packets of that version at all.
+    #[inline]
     #[must_use]
     pub fn carries(&self, version: Version) -> bool {
-        version == Version::V4 || self.v6.is_some()
+        self.local.subnets.has(version)
     }
 
     /// Which way `dst` goes.
     #[inline]
     #[must_use]
     pub fn route(&self, dst: IpAddr) -> Route<'_> {
-        match (dst, &self.v6) {
-            (IpAddr::V4(dst), _) => self.v4.route(dst.into()),
-            (IpAddr::V6(dst), Some(v6)) => v6.route(dst.into()),
-            (IpAddr::V6(_), None) => Route::None,
+        match dst {
+            IpAddr::V4(dst) => self.v4.as_ref().map_or(Route::None, |v4| v4.route(dst.into())),
+            IpAddr::V6(dst) => self.v6.as_ref().map_or(Route::None, |v6| v6.route(dst.into())),
         }
     }
 
     /// Whose a packet is that arrives from `outer` with the source `inner`.
     #[must_use]
-    pub fn origin(&self, outer: Ipv4Addr, inner: IpAddr) -> Origin<'_> {
+    pub fn origin(&self, outer: IpAddr, inner: IpAddr) -> Origin<'_> {
         match self.route(inner) {
-            Route::Peer(hop) if *hop.to.ip() == outer => Origin::Owner(hop),
+            Route::Peer(hop) if hop.to.ip() == outer || self.peer(hop).public.contains(outer) => {
+                Origin::Owner(hop)
+            }
             _ => match self.at(outer) {
                 Some(hop) if inner == outer => Origin::Owner(hop),
                 Some(hop) => Origin::Peer(hop),
@@ -134,54 +155,82 @@ impl PeerTable {
         }
     }
 
-    /// Which way the packets of each peer go, in the order of [`peers`](Self::peers).
+    /// Which way the packets of each peer go, in the order of [`peers`](Self::peers): those of IPv4, if it has a subnet of
+    /// that.
     pub fn hops(&self) -> impl ExactSizeIterator<Item = &Hop> {
-        self.v4.hops().iter()
+        self.hops.iter()
     }
 
     /// The peer with the public address `outer`; the first one, if several share it.
     #[must_use]
-    pub fn at(&self, outer: Ipv4Addr) -> Option<&Hop> {
-        let found = self.public_ips.binary_search_by_key(&outer, |(address, _)| *address).ok()?;
-        Some(&self.v4.hops()[self.public_ips[found].1 as usize])
+    pub fn at(&self, outer: IpAddr) -> Option<&Hop> {
+        let index = match outer {
+            IpAddr::V4(outer) => self.hosts_v4.at(outer.into()),
+            IpAddr::V6(outer) => self.hosts_v6.at(outer.into()),
+        };
+        Some(&self.hops[index?])
     }
 
-    /// What is known of the peer with this subnet and public address, beside its lease.
+    /// The way to the peer with one of just these subnets and one of these public addresses.
     #[must_use]
-    pub fn state(&self, subnet: Ipv4Net, public_ip: Ipv4Addr) -> Option<&Arc<PeerState>> {
-        let hop = self.v4.exact(subnet)?;
-        (*hop.to.ip() == public_ip).then_some(&hop.state)
+    pub fn find(&self, subnets: Subnets, public: Addresses) -> Option<&Hop> {
+        let exact = |subnet| match subnet {
+            IpNet::V4(subnet) => self.v4.as_ref()?.exact(subnet),
+            IpNet::V6(subnet) => self.v6.as_ref()?.exact(subnet),
+        };
+        subnets.iter().filter_map(exact).find(|hop| self.peer(hop).public.share(&public))
+    }
+
+    /// What is known of the [same](Self::find) peer beside its lease.
+    #[must_use]
+    pub fn state(&self, subnets: Subnets, public: Addresses) -> Option<&Arc<PeerState>> {
+        self.find(subnets, public).map(|hop| &hop.state)
+    }
+
+    /// The address of the overlay device of the node that has `subnets`, by which its daemon is spoken to: the base of
+    /// one of them. None if packets of neither family pass here.
+    #[must_use]
+    pub fn overlay_address(&self, subnets: Subnets) -> Option<IpAddr> {
+        subnets.iter().map(|subnet| subnet.network()).find(|base| self.carries(Version::of(*base)))
+    }
+
+    fn peer(&self, hop: &Hop) -> &Peer {
+        &self.peers[hop.peer as usize]
     }
 
     /// Whether `address` is [no node's](SharedTable::set_no_nodes).
     #[must_use]
-    pub fn is_no_nodes(&self, address: Ipv4Addr) -> bool {
+    pub fn is_no_nodes(&self, address: IpAddr) -> bool {
         self.no_nodes.load().contains(&address)
     }
 
     /// Whether a UDP packet with these addresses is the tunnel's own, from this host to a peer.
     #[must_use]
     pub fn is_tunnel(&self, src: IpAddr, dst: IpAddr) -> bool {
-        matches!(dst, IpAddr::V4(dst) if self.at(dst).is_some()) && self.local.addresses.contains(&src)
+        self.at(dst).is_some() && self.local.addresses.contains(&src)
     }
 
     /// Whether `address` is an end of a tunnel: a peer's public address, or any of this host's.
     #[must_use]
     pub fn is_tunnel_end(&self, address: IpAddr) -> bool {
-        match (address, &self.v6) {
-            (IpAddr::V4(address), _) => self.at(address).is_some() || self.v4.has_address(address.into()),
-            (IpAddr::V6(address), Some(v6)) => v6.has_address(address.into()),
-            (IpAddr::V6(_), None) => false,
-        }
+        self.at(address).is_some() || self.is_this_hosts(address)
     }
 
     /// Whether `address` is this host's own or in its own subnet.
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
-        match (address, &self.v6) {
-            (IpAddr::V4(address), _) => self.v4.is_own(address.into()),
-            (IpAddr::V6(address), Some(v6)) => v6.is_own(address.into()),
-            (IpAddr::V6(_), None) => false,
+        let is_pods = match address {
+            IpAddr::V4(address) => self.v4.as_ref().is_some_and(|v4| v4.is_own(address.into())),
+            IpAddr::V6(address) => self.v6.as_ref().is_some_and(|v6| v6.is_own(address.into())),
+        };
+        is_pods || self.is_this_hosts(address)
+    }
+
+    #[inline]
+    fn is_this_hosts(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.hosts_v4.has(address.into()),
+            IpAddr::V6(address) => self.hosts_v6.has(address.into()),
         }
     }
 }
@@ -205,7 +254,7 @@ impl SharedTable {
 
     /// Sets the addresses that no node may send from, unless its lease says that it has them: whoever is there is asked
     /// for trust by this host. They hold for later tables, too.
-    pub fn set_no_nodes(&self, addresses: BTreeSet<Ipv4Addr>) {
+    pub fn set_no_nodes(&self, addresses: BTreeSet<IpAddr>) {
         let table = self.0.load();
         if **table.no_nodes.load() != addresses {
             table.no_nodes.store(Arc::new(addresses));
@@ -240,20 +289,17 @@ impl TableReader {
 #[cfg(test)]
 pub(crate) mod tests {
     use overlay_wire::ecn::Ecn;
-    use overlay_wire::{Format, MacAddr, vxlan};
+    use overlay_wire::{Families, Format, MacAddr, vxlan};
 
     use super::*;
     use crate::peer_state::PeerFlag;
 
     pub(crate) fn local(format: Format) -> Local {
         Local {
-            network: "10.1.0.0/16".parse().unwrap(),
-            subnet: "10.1.9.0/24".parse().unwrap(),
-            overlay_address: Ipv4Addr::new(10, 1, 9, 0),
-            v6: Some(LocalV6 {
-                subnet: "fd00:0:0:9::/64".parse().unwrap(),
-                overlay_address: "fd00:0:0:9::".parse().unwrap(),
-            }),
+            network: subnets("10.1.0.0/16", "fd00::/48"),
+            subnets: subnets("10.1.9.0/24", "fd00:0:0:9::/64"),
+            overlay_addresses: addresses("10.1.9.0", "fd00:0:0:9::"),
+            public: addresses("192.168.1.12", ""),
             addresses: ["192.168.1.12", "10.1.9.0", "2001:db8::12", "fd00:0:0:9::"].map(address).into(),
             mtu: 1450,
             format,
@@ -263,14 +309,22 @@ pub(crate) mod tests {
 
     /// A peer. The third number of its IPv4 subnet stands in its IPv6 subnet, too.
     pub(crate) fn peer(subnet: &str, public_ip: &str) -> Peer {
-        let subnet: Ipv4Net = subnet.parse().unwrap();
-        let third = subnet.network().octets()[2];
+        let third = subnet.parse::<Ipv4Net>().unwrap().network().octets()[2];
         Peer {
-            subnet,
-            subnet_v6: Some(format!("fd00:0:0:{third}::/64").parse().unwrap()),
-            public_ip: public_ip.parse().unwrap(),
-            vtep_mac: Some(MacAddr([2, 0, 0, 0, 0, 9])),
+            subnets: subnets(subnet, &format!("fd00:0:0:{third}::/64")),
+            public: address(public_ip).into(),
+            vtep_macs: Some(Families::V4(MacAddr([2, 0, 0, 0, 0, 9]))),
         }
+    }
+
+    /// Of each family what is no address is none.
+    pub(crate) fn addresses(v4: &str, v6: &str) -> Addresses {
+        Addresses::of(v4.parse().ok(), v6.parse().ok()).unwrap()
+    }
+
+    /// The same.
+    pub(crate) fn subnets(v4: &str, v6: &str) -> Subnets {
+        Subnets::of(v4.parse().ok(), v6.parse().ok()).unwrap()
     }
 
     fn table(peers: Vec<Peer>) -> PeerTable {
@@ -324,7 +378,7 @@ pub(crate) mod tests {
         assert!(matches!(origin(nat, "10.1.7.2"), Origin::Peer(hop) if hop.to.ip().to_string() == nat));
         assert!(matches!(origin("192.168.199.8", "10.1.7.2"), Origin::Unknown));
         // Who it is among several is told by the subnet, and else the first.
-        let state = |subnet: &str| table.state(subnet.parse().unwrap(), nat.parse().unwrap()).unwrap();
+        let state = |subnet: &str| table.state(subnets(subnet, ""), address(nat).into()).unwrap();
         for (inner, subnet) in
             [("10.1.64.2", "10.1.64.0/24"), ("fd00:0:0:64::2", "10.1.64.0/24"), (nat, "10.1.63.0/24")]
         {
@@ -349,8 +403,10 @@ pub(crate) mod tests {
 
     #[test]
     fn a_lease_of_a_part_of_our_subnet_makes_no_address_of_ours_foreign() {
-        let mut thief = peer("10.1.9.128/25", "192.168.199.66");
-        thief.subnet_v6 = Some("fd00:0:0:9:8000::/65".parse().unwrap());
+        let thief = Peer {
+            subnets: subnets("10.1.9.128/25", "fd00:0:0:9:8000::/65"),
+            ..peer("10.1.9.128/25", "192.168.199.66")
+        };
         let table = table(vec![peer("10.1.63.0/24", "192.168.199.238"), thief]);
         for own in ["10.1.9.200", "fd00:0:0:9:8000::7"] {
             assert!(table.is_own(address(own)), "{own}");
@@ -362,7 +418,11 @@ pub(crate) mod tests {
 
     #[test]
     fn a_network_without_ipv6_has_none() {
-        let local = Local { v6: None, ..local(Format::FlannelUdp) };
+        let local = Local {
+            network: subnets("10.1.0.0/16", ""),
+            subnets: subnets("10.1.9.0/24", ""),
+            ..local(Format::FlannelUdp)
+        };
         let table = PeerTable::new(local, vec![peer("10.1.63.0/24", "192.168.199.238")]);
         assert!(table.carries(Version::V4) && !table.carries(Version::V6));
         assert!(matches!(table.route(address("fd00:0:0:63::2")), Route::None));
@@ -375,7 +435,7 @@ pub(crate) mod tests {
         let ours = MacAddr([2, 0, 0, 0, 0, 1]);
         let format = Format::Vxlan { vni: 7, vtep_mac: ours };
         let peer = peer("10.1.63.0/24", "192.168.199.238");
-        let theirs = peer.vtep_mac.unwrap();
+        let theirs = peer.vtep_macs.unwrap().prefer(Version::V4);
         let table = PeerTable::new(local(format), vec![peer]);
         let Route::Peer(hop) = table.route(address("10.1.63.2")) else { panic!("no route") };
         assert_eq!(hop.header(), vxlan::header(Version::V4, 7, ours, theirs));
@@ -415,9 +475,7 @@ pub(crate) mod tests {
             let shared = SharedTable::new(table(peers("192.168.199.238")));
             let mtu = |public_ip: &str| {
                 let table = shared.current();
-                table
-                    .state("10.1.63.0/24".parse().unwrap(), public_ip.parse().unwrap())
-                    .and_then(|s| s.path_mtu())
+                table.state(subnets("10.1.63.0/24", ""), address(public_ip).into()).and_then(|s| s.path_mtu())
             };
             shared.current().at("192.168.199.238".parse().unwrap()).unwrap().state.set_path_mtu(Some(1400));
             let publish = |peers| shared.publish(local(Format::FlannelUdp), peers);
@@ -425,6 +483,127 @@ pub(crate) mod tests {
             assert_eq!(mtu("192.168.199.238"), Some(1400), "beside {other}");
             publish(peers("192.168.199.239"));
             assert_eq!((mtu("192.168.199.238"), mtu("192.168.199.239")), (None, None), "another node");
+        }
+    }
+
+    /// Where packets of each version to a peer go, from a node and to a peer with these public addresses.
+    fn ways(ours: [&str; 2], theirs: [&str; 2]) -> [String; 2] {
+        let local = Local { public: addresses(ours[0], ours[1]), ..local(Format::FlannelUdp) };
+        let peer =
+            Peer { public: addresses(theirs[0], theirs[1]), ..peer("10.1.63.0/24", "192.168.199.238") };
+        let table = PeerTable::new(local, vec![peer]);
+        ["10.1.63.2", "fd00:0:0:63::2"].map(|dst| match table.route(address(dst)) {
+            Route::Peer(hop) => hop.to.to_string(),
+            other => format!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn each_version_is_carried_by_its_like_where_both_nodes_have_it() {
+        const V4: [&str; 2] = ["192.168.199.238", ""];
+        const V6: [&str; 2] = ["", "2001:db8::238"];
+        const BOTH: [&str; 2] = ["192.168.199.238", "2001:db8::238"];
+        let (v4, v6) = ("192.168.199.238:8472", "[2001:db8::238]:8472");
+        for (ours, theirs, expected) in [
+            (V4, V4, [v4, v4]),
+            (V4, BOTH, [v4, v4]),
+            (BOTH, V4, [v4, v4]),
+            (BOTH, BOTH, [v4, v6]),
+            (BOTH, V6, [v6, v6]),
+            (V6, BOTH, [v6, v6]),
+            (V6, V6, [v6, v6]),
+        ] {
+            assert_eq!(ways(ours, theirs), expected, "{ours:?} to {theirs:?}");
+        }
+    }
+
+    #[test]
+    fn frames_go_to_the_device_of_the_family_that_carries_them() {
+        let macs = [MacAddr([2, 0, 0, 0, 0, 4]), MacAddr([2, 0, 0, 0, 0, 6])];
+        let ours = MacAddr([2, 0, 0, 0, 0, 1]);
+        let public = addresses("192.168.199.238", "2001:db8::238");
+        for (own, expected) in [
+            (addresses("192.168.1.12", "2001:db8::12"), macs),
+            (addresses("192.168.1.12", ""), [macs[0]; 2]),
+            (addresses("", "2001:db8::12"), [macs[1]; 2]),
+        ] {
+            let local = Local { public: own, ..local(Format::Vxlan { vni: 7, vtep_mac: ours }) };
+            let vtep_macs = Some(Families::Both(macs[0], macs[1]));
+            let peer = Peer { public, vtep_macs, ..peer("10.1.63.0/24", "192.168.199.238") };
+            let table = PeerTable::new(local, vec![peer]);
+            for (dst, version, mac) in
+                [("10.1.63.2", Version::V4, expected[0]), ("fd00:0:0:63::2", Version::V6, expected[1])]
+            {
+                let Route::Peer(hop) = table.route(address(dst)) else { panic!("no route") };
+                assert_eq!(hop.header(), vxlan::header(version, 7, ours, mac), "{dst} from {own}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_is_known_by_each_of_its_addresses() {
+        let local = Local { public: addresses("192.168.1.12", "2001:db8::12"), ..local(Format::FlannelUdp) };
+        let both = Peer {
+            public: addresses("192.168.199.7", "2001:db8::7"),
+            ..peer("10.1.7.0/24", "192.168.199.7")
+        };
+        let table = PeerTable::new(local, vec![peer("10.1.63.0/24", "192.168.199.238"), both]);
+        for outer in ["192.168.199.7", "2001:db8::7"].map(address) {
+            for inner in ["10.1.7.2", "fd00:0:0:7::2"].map(address).into_iter().chain([outer]) {
+                assert!(matches!(table.origin(outer, inner), Origin::Owner(_)), "{inner} from {outer}");
+            }
+            assert!(matches!(table.origin(outer, address("10.1.63.2")), Origin::Peer(_)), "{outer}");
+            assert!(table.is_tunnel_end(outer) && table.is_tunnel(address("2001:db8::12"), outer));
+            let found = table.find(subnets("10.1.7.0/24", ""), outer.into()).unwrap();
+            assert!(Arc::ptr_eq(&found.state, &table.at(outer).unwrap().state));
+        }
+        assert!(table.find(subnets("10.1.7.0/24", ""), address("2001:db8::8").into()).is_none());
+    }
+
+    #[test]
+    fn a_network_of_ipv6_alone_has_no_ipv4() {
+        let v6 = |subnet: &str, public: &str| Peer {
+            subnets: subnets("", subnet),
+            public: address(public).into(),
+            vtep_macs: None,
+        };
+        let local = Local {
+            network: subnets("", "fd00::/48"),
+            subnets: subnets("", "fd00:0:0:9::/64"),
+            overlay_addresses: addresses("", "fd00:0:0:9::"),
+            public: addresses("", "2001:db8::12"),
+            ..local(Format::FlannelUdp)
+        };
+        let peers = vec![
+            peer("10.1.64.0/24", "192.168.199.64"),
+            v6("fd00:0:0:7::/64", "2001:db8::7"),
+            Peer { subnets: subnets("10.1.8.0/24", ""), ..v6("fd00:0:0:8::/64", "2001:db8::8") },
+        ];
+        let table = PeerTable::new(local, peers);
+        assert!(!table.carries(Version::V4) && table.carries(Version::V6));
+        assert!(matches!(table.route(address("10.1.64.2")), Route::None));
+        assert!(matches!(table.route(address("fd00:0:0:9::2")), Route::Own));
+        let Route::Peer(hop) = table.route(address("fd00:0:0:7::2")) else { panic!("no route") };
+        assert_eq!(hop.to.to_string(), "[2001:db8::7]:8472");
+        assert!(matches!(table.origin(address("2001:db8::7"), address("fd00:0:0:7::2")), Origin::Owner(_)));
+        assert!(table.is_own(address("fd00:0:0:9::2")) && !table.is_own(address("10.1.9.2")));
+        assert!(table.is_own(address("192.168.1.12")), "the host has it all the same");
+        let ends: Vec<_> = table.hops().map(|hop| hop.to.ip().to_string()).collect();
+        assert_eq!(ends, ["192.168.199.64", "2001:db8::7", "2001:db8::8"], "in the order of the peers");
+    }
+
+    #[test]
+    fn a_peer_that_gains_a_family_is_the_same() {
+        let v4 = Peer { subnets: subnets("10.1.63.0/24", ""), ..peer("10.1.63.0/24", "192.168.199.238") };
+        let both = Peer {
+            public: addresses("192.168.199.238", "2001:db8::238"),
+            ..peer("10.1.63.0/24", "192.168.199.238")
+        };
+        for (before, after) in [(&v4, &both), (&both, &v4)] {
+            let first = table(vec![before.clone()]);
+            let second = first.next(local(Format::FlannelUdp), vec![after.clone()]);
+            let state = |table: &PeerTable| Arc::clone(&table.hops().next().unwrap().state);
+            assert!(Arc::ptr_eq(&state(&first), &state(&second)), "{after:?}");
         }
     }
 }

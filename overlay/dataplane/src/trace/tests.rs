@@ -13,7 +13,7 @@ use crate::offload::{Offload, Offloads};
 use crate::peer_state::PeerFlag;
 use crate::stats::WorkerStats;
 use crate::table::SharedTable;
-use crate::table::tests::{local, peer};
+use crate::table::tests::{addresses, local, peer, subnets};
 
 const VXLAN: Format = Format::Vxlan { vni: 1, vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]) };
 /// What frames to each of the peers are addressed to.
@@ -112,7 +112,7 @@ fn a_described_packet_meets_what_the_way_out_does_with_such_packets() {
     let (pod, v6) = ("10.1.63.2", packet("fd00:0:0:9::3", "fd00:0:0:63::2"));
     let tunnel = Described { ports: (4000, 8472), ..packet(OWN, INSIDE) };
     let (both, udp) = (local(VXLAN), local(Format::FlannelUdp));
-    let no_v6 = Local { v6: None, ..local(VXLAN) };
+    let no_v6 = Local { subnets: subnets("10.1.9.0/24", ""), ..local(VXLAN) };
     let cases = [
         (&both, to(pod), None),
         (&both, v6, None),
@@ -148,7 +148,7 @@ fn a_described_packet_meets_what_the_way_out_does_with_such_packets() {
         assert!(described.len == 0 || bytes.len() == described.len);
         let (done, sent) = by_egress(&table, &bytes);
         let version = Packet::parse(&mut bytes).unwrap().version();
-        done.is(answer.verdict, local.overlay_address(version).unwrap_or(described.dst), &mut bytes);
+        done.is(answer.verdict, local.overlay_addresses.get(version).unwrap_or(described.dst), &mut bytes);
         assert_eq!(answer.far_end.is_some(), sent.is_some());
         assert!(answer.to.is_some() || sent.is_none());
     }
@@ -169,7 +169,7 @@ fn a_described_packet_meets_what_the_way_in_does_with_such_packets() {
     let (pod, v6) = ("10.1.63.2", packet("fd00:0:0:63::2", "fd00:0:0:9::3"));
     let nested = Described { ports: (4000, 8472), ..packet(pod, OWN) };
     let (both, udp) = (local(VXLAN), local(Format::FlannelUdp));
-    let no_v6 = Local { v6: None, ..local(VXLAN) };
+    let no_v6 = Local { subnets: subnets("10.1.9.0/24", ""), ..local(VXLAN) };
     const STRANGER: &str = "192.168.1.99";
     let (unmarked, marked) = (Ecn::NotEct, Ecn::Ce);
     let cases = [
@@ -214,7 +214,7 @@ fn a_described_packet_meets_what_the_way_in_does_with_such_packets() {
             Format::FlannelUdp => Vec::new(),
         };
         let done = by_ingress(&table, check, (outer, ecn), &[&header[..], &bytes].concat());
-        done.is(answer.verdict, local.overlay_address(version).unwrap_or(described.dst), &mut bytes);
+        done.is(answer.verdict, local.overlay_addresses.get(version).unwrap_or(described.dst), &mut bytes);
     }
     let never = [
         DropReason::Truncated,
@@ -274,12 +274,9 @@ fn the_far_end_does_with_a_packet_what_is_said_of_it() {
         let (_, sent) = by_egress(&table, &described.bytes().unwrap());
         let (payload, ecn) = sent.expect("it leaves");
         let there = Local {
-            subnet: "10.1.63.0/24".parse().unwrap(),
-            overlay_address: "10.1.63.0".parse().unwrap(),
-            v6: Some(LocalV6 {
-                subnet: "fd00:0:0:63::/64".parse().unwrap(),
-                overlay_address: "fd00:0:0:63::".parse().unwrap(),
-            }),
+            subnets: subnets("10.1.63.0/24", "fd00:0:0:63::/64"),
+            overlay_addresses: addresses("10.1.63.0", "fd00:0:0:63::"),
+            public: address(MASTER).into(),
             addresses: vec![address(MASTER), address("10.1.63.0")],
             format: if here.format == VXLAN { FAR_VXLAN } else { Format::FlannelUdp },
             ..here.clone()

@@ -9,7 +9,7 @@ pub mod whole;
 pub mod xdp;
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
@@ -50,7 +50,7 @@ pub struct Unsent<'a> {
 #[derive(Debug)]
 pub struct Arrival {
     /// The sender's address and port.
-    pub from: SocketAddrV4,
+    pub from: SocketAddr,
     /// What the outer header says of congestion, the same in all of them.
     pub ecn: Ecn,
     /// Where in the receiver's memory the payloads lie, behind one another.

@@ -5,7 +5,7 @@
 //! it was.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
@@ -160,10 +160,10 @@ impl Port {
     ///
     /// # Errors
     /// What failed, and how to mend it; the interface is as it was then. Above all: it has a program already,
-    /// its driver can do no XDP, or its MTU is too large for that.
+    /// its driver can do no XDP, its MTU is too large for that, or `listen` is of IPv6, for which there are no rings.
     pub fn open(
         interface: Interface,
-        listen: SocketAddrV4,
+        listen: SocketAddr,
         wanted: Wanted,
         earlier: &mut Option<Link>,
     ) -> Result<Self, SetupError> {
@@ -174,6 +174,14 @@ impl Port {
             object: interface.name.clone(),
             remedy: remedy(&source),
             source,
+        };
+        let SocketAddr::V4(listen) = listen else {
+            return Err(SetupError {
+                call: "receive IPv6 by the rings of",
+                object: interface.name.clone(),
+                remedy: "rings carry an underlay of IPv4: use --io=udp",
+                source: io::Error::from_raw_os_error(libc::EAFNOSUPPORT),
+            });
         };
         let map = SocketMap::new(queues).map_err(|e| failed("make a map of XDP sockets for", e))?;
         let binding = wanted.binding();

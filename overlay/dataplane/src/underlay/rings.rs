@@ -2,7 +2,7 @@
 //! whatever [`RxFrames`] and [`TxFrames`] do with them.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
@@ -144,7 +144,7 @@ impl<F: RxFrames> RxQueue<F> {
     #[must_use]
     pub fn arrival(&self, index: usize) -> Arrival {
         let Datagram { from, ecn, place } = self.arrivals[index].clone();
-        Arrival { from, ecn, place, segment_len: None, truncated: false }
+        Arrival { from: from.into(), ecn, place, segment_len: None, truncated: false }
     }
 
     /// The memory that the batch lies in.
@@ -202,7 +202,8 @@ impl<F: TxFrames> TxQueue<F> {
     }
 
     /// Hands the datagrams of `run`, whose slices lie in `bytes`, over as frames to `mac`. They leave at the next
-    /// [`flush`](Self::flush), or before if frames run out. What cannot be sent with `patience` is handed to `failed`.
+    /// [`flush`](Self::flush), or before if frames run out. What cannot be sent with `patience`, or is not for IPv4 to
+    /// carry, is handed to `failed`.
     pub fn push(
         &mut self,
         run: &Run,
@@ -212,6 +213,10 @@ impl<F: TxFrames> TxQueue<F> {
         patience: &mut Patience,
         failed: &mut impl FnMut(Unsent<'_>),
     ) {
+        let SocketAddr::V4(to) = run.to() else {
+            let error = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+            return failed(Unsent { run, first: 0, count: run.count(), inner_len: run.inner_len(), error });
+        };
         for (index, datagram) in run.singly().enumerate() {
             let start = match self.frame(patience) {
                 Ok(start) => start,
@@ -223,7 +228,7 @@ impl<F: TxFrames> TxQueue<F> {
             };
             let frame = self.frames.frame(start, self.frame_len);
             let slices = datagram.slices.iter().map(|slice| &bytes[slice.start..slice.start + slice.len]);
-            let len = template.write(frame, mac, run.to(), run.ecn(), slices) as u32;
+            let len = template.write(frame, mac, to, run.ecn(), slices) as u32;
             self.ledger.lend(start);
             // There is a place in the ring for each frame.
             self.frames.send(Piece { start, len });

@@ -1,7 +1,7 @@
 //! The underlay by UDP sockets: a lane's batch is one `sendmmsg`, an arrival one `recvmmsg`.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ const NO_BUFFER: usize = 4096;
 ///
 /// # Errors
 /// As [`open_shared`].
-pub fn probe(address: SocketAddrV4) -> Result<(), SetupError> {
+pub fn probe(address: SocketAddr) -> Result<(), SetupError> {
     bind(address, false).map(drop)
 }
 
@@ -53,7 +53,7 @@ pub fn probe(address: SocketAddrV4) -> Result<(), SetupError> {
 ///
 /// # Errors
 /// The descriptor.
-pub fn inherit(fd: OwnedFd) -> Result<(SocketAddrV4, Socket), OwnedFd> {
+pub fn inherit(fd: OwnedFd) -> Result<(SocketAddr, Socket), OwnedFd> {
     let socket = Socket::from(fd);
     let is_ours = socket.r#type().is_ok_and(|kind| kind == Type::DGRAM)
         && socket.protocol().is_ok_and(|protocol| protocol == Some(Protocol::UDP))
@@ -66,16 +66,18 @@ pub fn inherit(fd: OwnedFd) -> Result<(SocketAddrV4, Socket), OwnedFd> {
 
 /// Where a socket is bound to.
 #[must_use]
-pub fn address(socket: &Socket) -> Option<SocketAddrV4> {
-    socket.local_addr().ok()?.as_socket_ipv4()
+pub fn address(socket: &Socket) -> Option<SocketAddr> {
+    socket.local_addr().ok()?.as_socket()
 }
 
-/// The headers of what `socket` sends, for those that leave from its port by another way.
+/// The headers of what `socket` sends, for those that leave from its port by another way. That is a way of IPv4.
 ///
 /// # Errors
-/// It cannot be asked.
+/// It cannot be asked, or is none of IPv4.
 pub(super) fn outer(socket: &Socket) -> io::Result<Outer> {
-    let from = address(socket).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let Some(SocketAddr::V4(from)) = address(socket) else {
+        return Err(io::ErrorKind::AddrNotAvailable.into());
+    };
     Ok(Outer::new(from, u8::try_from(socket.ttl_v4()?).unwrap_or(u8::MAX)))
 }
 
@@ -98,7 +100,7 @@ pub struct Shared {
 /// What failed, and how to mend it: above all a port that is taken, be it by a process or by a
 /// kernel VXLAN device.
 pub fn open_shared(
-    address: SocketAddrV4,
+    address: SocketAddr,
     count: usize,
     offloads: &Offloads,
     mut inherited: Vec<Socket>,
@@ -138,9 +140,10 @@ pub fn open_shared(
 }
 
 /// Binds `count` sockets to the `address` of `earlier` ones, which are another user's. From then on what comes goes to
-/// the new ones: they are a group of their own, and of several the kernel takes the youngest
-/// (`udp_lib_get_port` and `udp4_lib_lookup2` in `net/ipv4/udp.c`, as of Linux 6.18).
-fn supersede(earlier: &[Socket], address: SocketAddrV4, count: usize) -> Result<Vec<Socket>, SetupError> {
+/// the new ones: they are a group of their own, and of several the kernel takes the youngest of IPv4
+/// (`udp_lib_get_port` and `udp4_lib_lookup2` in `net/ipv4/udp.c`, as of Linux 6.18). Of IPv6 it takes the oldest: these
+/// are connected, to themselves, and receive from nobody else.
+fn supersede(earlier: &[Socket], address: SocketAddr, count: usize) -> Result<Vec<Socket>, SetupError> {
     let sharing = |sockets: &[Socket], yes| {
         sockets.iter().try_for_each(|socket| socket.set_reuse_address(yes)).map_err(|source| SetupError {
             call: "share the UDP port with other users",
@@ -156,6 +159,16 @@ fn supersede(earlier: &[Socket], address: SocketAddrV4, count: usize) -> Result<
     sharing(earlier, false)?;
     let sockets = sockets?;
     sharing(&sockets, false)?;
+    if address.is_ipv6() {
+        earlier.iter().try_for_each(|socket| socket.connect(&address.into())).map_err(|source| {
+            SetupError {
+                call: "take the UDP port over from other users",
+                object: address.to_string(),
+                remedy: "see the kernel log",
+                source,
+            }
+        })?;
+    }
     Ok(sockets)
 }
 
@@ -163,9 +176,9 @@ fn supersede(earlier: &[Socket], address: SocketAddrV4, count: usize) -> Result<
 ///
 /// # Errors
 /// What failed, and how to mend it.
-pub fn open_lanes(address: Ipv4Addr, count: usize) -> Result<Vec<Socket>, SetupError> {
+pub fn open_lanes(address: IpAddr, count: usize) -> Result<Vec<Socket>, SetupError> {
     let open = |_| {
-        let socket = bind(SocketAddrV4::new(address, 0), false)?;
+        let socket = bind(SocketAddr::new(address, 0), false)?;
         size_buffers(&socket, NO_BUFFER, SEND_BUFFER);
         may_be_cut(&socket)?;
         Ok(socket)
@@ -173,16 +186,20 @@ pub fn open_lanes(address: Ipv4Addr, count: usize) -> Result<Vec<Socket>, SetupE
     (0..count).map(open).collect()
 }
 
-fn bind(address: SocketAddrV4, shared: bool) -> Result<Socket, SetupError> {
+fn bind(address: SocketAddr, shared: bool) -> Result<Socket, SetupError> {
     bind_as(address, |socket| socket.set_reuse_port(shared))
 }
 
 fn bind_as(
-    address: SocketAddrV4,
+    address: SocketAddr,
     prepare: impl FnOnce(&Socket) -> io::Result<()>,
 ) -> Result<Socket, SetupError> {
     let bind = || {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            // Each family has sockets of its own.
+            socket.set_only_v6(true)?;
+        }
         prepare(&socket)?;
         socket.bind(&address.into())?;
         Ok(socket)
@@ -321,10 +338,12 @@ impl UdpTransmitter {
         let Self { lanes, arrays, offloads, whole } = self;
         let socket = &lanes[lane];
         while let Some(first) = runs.first() {
-            if let (Some((packet, place)), Some(whole)) = (first.super_packet(), whole.as_mut()) {
+            if let (Some((packet, place)), Some(whole), SocketAddr::V4(to)) =
+                (first.super_packet(), whole.as_mut(), first.to())
+            {
                 let bytes = &batch.bytes()[place.start..place.start + place.len];
                 let (len, packets) = (packet.payload_len(), packet.segments() as u16);
-                let outer = whole.outer[lane].headers(first.to(), first.ecn(), len, packets);
+                let outer = whole.outer[lane].headers(to, first.ecn(), len, packets);
                 if let Err(error) = whole.tap.send(packet, bytes, &outer) {
                     if is_tunnel_gso_broken(&error) {
                         offloads.switch_off(Offload::TunnelGso);
@@ -461,6 +480,7 @@ impl Receiver for UdpReceiver {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use overlay_wire::{Format, vnet};
 
@@ -468,9 +488,15 @@ mod tests {
     use crate::table::tests::{local, peer};
     use crate::table::{Local, PeerTable, Route};
 
-    fn free_address() -> SocketAddrV4 {
-        let probe = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        SocketAddrV4::new(Ipv4Addr::LOCALHOST, probe.local_addr().unwrap().port())
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const FAMILIES: [IpAddr; 2] = [LOCALHOST, IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+    fn free_address() -> SocketAddr {
+        free_address_of(LOCALHOST)
+    }
+
+    fn free_address_of(address: IpAddr) -> SocketAddr {
+        std::net::UdpSocket::bind((address, 0)).unwrap().local_addr().unwrap()
     }
 
     #[test]
@@ -481,12 +507,12 @@ mod tests {
     }
 
     /// A batch of one-byte packets to `to`, of runs that end where the destination changes.
-    fn batch(to: &[SocketAddrV4], lanes: usize) -> Batch {
+    fn batch(to: &[SocketAddr], lanes: usize) -> Batch {
         let mut batch = Batch::new(to.len(), lanes);
         let mut tables = HashMap::new();
         for (i, to) in to.iter().enumerate() {
             let table = tables.entry(to).or_insert_with(|| {
-                let local = Local { port: to.port(), ..local(Format::FlannelUdp) };
+                let local = Local { port: to.port(), public: to.ip().into(), ..local(Format::FlannelUdp) };
                 PeerTable::new(local, vec![peer("10.1.63.0/24", &to.ip().to_string())])
             });
             let Route::Peer(hop) = table.route("10.1.63.2".parse().unwrap()) else { panic!("no route") };
@@ -509,12 +535,14 @@ mod tests {
 
     #[test]
     fn everything_arrives_with_runs_and_without() {
-        for wanted in [&Offload::ALL[..], &[]] {
+        for (wanted, family) in
+            [&Offload::ALL[..], &[]].into_iter().flat_map(|wanted| FAMILIES.map(|family| (wanted, family)))
+        {
             let offloads = Arc::new(Offloads::new(wanted));
-            let address = free_address();
+            let address = free_address_of(family);
             let mut receiver =
                 UdpReceiver::new(open_shared(address, 1, &offloads, Vec::new()).unwrap().remove(0));
-            let lanes = open_lanes(Ipv4Addr::LOCALHOST, 1).unwrap();
+            let lanes = open_lanes(family, 1).unwrap();
             let mut transmitter = UdpTransmitter::new(lanes, Arc::clone(&offloads));
             transmitter.transmit(&batch(&[address; 40], 1), |unsent| panic!("{unsent:?}"));
             assert_eq!(receive(&mut receiver), (0..40).collect::<Vec<u8>>());
@@ -527,9 +555,8 @@ mod tests {
         let address = free_address();
         let mut receiver =
             UdpReceiver::new(open_shared(address, 1, &offloads, Vec::new()).unwrap().remove(0));
-        let mut transmitter =
-            UdpTransmitter::new(open_lanes(Ipv4Addr::LOCALHOST, 1).unwrap(), Arc::clone(&offloads));
-        let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, 9);
+        let mut transmitter = UdpTransmitter::new(open_lanes(LOCALHOST, 1).unwrap(), Arc::clone(&offloads));
+        let forbidden = SocketAddr::new(Ipv4Addr::BROADCAST.into(), 9);
         let mut failures = Vec::new();
         transmitter.transmit(&batch(&[address, forbidden, forbidden, address], 1), |unsent| {
             failures.push((unsent.count, unsent.inner_len, unsent.error.raw_os_error()));
@@ -544,7 +571,7 @@ mod tests {
         let address = free_address();
         let mut receiver =
             UdpReceiver::new(open_shared(address, 1, &offloads, Vec::new()).unwrap().remove(0));
-        let lanes = open_lanes(Ipv4Addr::LOCALHOST, 1).unwrap();
+        let lanes = open_lanes(LOCALHOST, 1).unwrap();
         // With its checksums off a socket refuses runs, as one does whose interface cannot.
         mmsg::set_no_check(lanes[0].as_fd()).unwrap();
         let mut transmitter = UdpTransmitter::new(lanes, Arc::clone(&offloads));
@@ -555,51 +582,78 @@ mod tests {
 
     #[test]
     fn lanes_have_ports_of_their_own() {
-        let lanes = open_lanes(Ipv4Addr::LOCALHOST, 4).unwrap();
-        let ports: std::collections::BTreeSet<u16> =
-            lanes.iter().map(|lane| lane.local_addr().unwrap().as_socket_ipv4().unwrap().port()).collect();
-        assert_eq!(ports.len(), 4);
+        for family in FAMILIES {
+            let lanes = open_lanes(family, 4).unwrap();
+            let ports: std::collections::BTreeSet<u16> =
+                lanes.iter().map(|lane| address(lane).unwrap().port()).collect();
+            assert_eq!(ports.len(), 4);
+        }
     }
 
     #[test]
     fn sockets_of_another_user_are_superseded_and_what_they_hold_is_received() {
-        let address = free_address();
-        let offloads = Offloads::default();
-        let open = |count, inherited| open_shared(address, count, &offloads, inherited).unwrap();
-        let theirs: Vec<Socket> = open(2, Vec::new()).into_iter().map(|shared| shared.socket).collect();
-        // A socket is the user's whom its inode is.
-        theirs.iter().for_each(|socket| std::os::unix::fs::fchown(socket, Some(64_242), None).unwrap());
-        let kept = theirs.iter().map(|socket| socket.try_clone().unwrap()).collect();
-        let send = |bytes: std::ops::Range<u8>| {
-            // From many ports, so that each socket of a group gets some.
-            for byte in bytes {
-                let from = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-                from.send_to(&[byte], address).unwrap();
+        for family in FAMILIES {
+            let address = free_address_of(family);
+            let offloads = Offloads::default();
+            let open = |count, inherited| open_shared(address, count, &offloads, inherited).unwrap();
+            let theirs: Vec<Socket> = open(2, Vec::new()).into_iter().map(|shared| shared.socket).collect();
+            // A socket is the user's whom its inode is.
+            theirs.iter().for_each(|socket| std::os::unix::fs::fchown(socket, Some(64_242), None).unwrap());
+            let kept = theirs.iter().map(|socket| socket.try_clone().unwrap()).collect();
+            let send = |bytes: std::ops::Range<u8>| {
+                // From many ports, so that each socket of a group gets some.
+                for byte in bytes {
+                    let from = std::net::UdpSocket::bind((family, 0)).unwrap();
+                    from.send_to(&[byte], address).unwrap();
+                }
+            };
+            send(0..32);
+            let more = open(3, kept);
+            send(32..64);
+            let ours: Vec<Socket> = more.iter().map(|shared| shared.socket.try_clone().unwrap()).collect();
+            let mut receivers: Vec<_> = more.into_iter().map(UdpReceiver::new).collect();
+            let received: Vec<Vec<u8>> = receivers.iter_mut().map(receive).collect();
+            assert!(received.iter().all(|bytes| bytes.is_sorted_by_key(|byte| *byte >= 32)), "{received:?}");
+            assert!(received.iter().all(|bytes| bytes.iter().any(|byte| *byte >= 32)), "{received:?}");
+            let mut all = received.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..64).collect::<Vec<u8>>());
+            for socket in theirs.iter().chain(&ours) {
+                assert!(!socket.reuse_address().unwrap(), "a stranger could bind the port, too");
             }
-        };
-        send(0..32);
-        let more = open(3, kept);
-        send(32..64);
-        let ours: Vec<Socket> = more.iter().map(|shared| shared.socket.try_clone().unwrap()).collect();
-        let mut receivers: Vec<_> = more.into_iter().map(UdpReceiver::new).collect();
-        let received: Vec<Vec<u8>> = receivers.iter_mut().map(receive).collect();
-        assert!(received.iter().all(|bytes| bytes.is_sorted_by_key(|byte| *byte >= 32)), "{received:?}");
-        assert!(received.iter().all(|bytes| bytes.iter().any(|byte| *byte >= 32)), "{received:?}");
-        let mut all = received.concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..64).collect::<Vec<u8>>());
-        for socket in theirs.iter().chain(&ours) {
-            assert!(!socket.reuse_address().unwrap(), "a stranger could bind the port, too");
+            drop((theirs, receivers));
+            assert_eq!(open(4, ours).iter().filter(|shared| shared.earlier.is_some()).count(), 0);
         }
-        drop((theirs, receivers));
-        assert_eq!(open(4, ours).iter().filter(|shared| shared.earlier.is_some()).count(), 0);
     }
 
     #[test]
     fn a_taken_port_is_an_error_even_if_its_holder_shares() {
-        let address = free_address();
-        let _holder = open_shared(address, 2, &Offloads::default(), Vec::new()).unwrap();
-        let error = open_shared(address, 1, &Offloads::default(), Vec::new()).unwrap_err().to_string();
-        assert!(error.contains(&address.to_string()) && error.contains("taken"), "{error}");
+        for family in FAMILIES {
+            let address = free_address_of(family);
+            let _holder = open_shared(address, 2, &Offloads::default(), Vec::new()).unwrap();
+            let error = open_shared(address, 1, &Offloads::default(), Vec::new()).unwrap_err().to_string();
+            assert!(error.contains(&address.to_string()) && error.contains("taken"), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_family_has_the_port_for_itself() {
+        let offloads = Offloads::default();
+        let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), free_address().port());
+        let v6 = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), v4.port());
+        let _v4 = open_shared(v4, 1, &offloads, Vec::new()).unwrap();
+        let sockets = open_shared(v6, 1, &offloads, Vec::new()).unwrap();
+        assert!(sockets[0].socket.only_v6().unwrap());
+        assert_eq!(address(&sockets[0].socket), Some(v6));
+    }
+
+    #[test]
+    fn headers_are_made_up_for_ipv4_alone() {
+        let offloads = Arc::new(Offloads::new(&Offload::ALL));
+        for (family, expected) in FAMILIES.into_iter().zip([true, false]) {
+            let lanes = open_lanes(family, 2).unwrap();
+            assert_eq!(outer(&lanes[0]).is_ok(), expected, "{family}");
+            assert!(!UdpTransmitter::new(lanes, Arc::clone(&offloads)).takes_super_packets());
+        }
     }
 }

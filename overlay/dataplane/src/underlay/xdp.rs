@@ -2,7 +2,7 @@
 //! kernel's stack; the rest by the sockets that are there all the same.
 //!
 //! By the sockets go packets to nodes whose next hop is not known yet (which has the kernel find it), those that
-//! are larger than the path, and large segments in runs, of which the kernel makes more than the ring does;
+//! are larger than the path, what IPv6 carries, and large segments in runs, of which the kernel makes more than the ring does;
 //! by them come fragments, and what has come to another interface or a queue without a ring.
 
 use std::io;
@@ -157,9 +157,9 @@ impl Transmitter for XdpTransmitter {
 }
 
 impl By {
-    /// The next hop of `run`, if it goes by the ring.
+    /// The next hop of `run`, if it goes by the ring. The frames there are of IPv4.
     fn next_hop(self, run: &Run) -> Option<MacAddr> {
-        if run.super_packet().is_some() {
+        if run.super_packet().is_some() || run.to().is_ipv6() {
             return None;
         }
         let len = outer::LEN + run.segment_len();

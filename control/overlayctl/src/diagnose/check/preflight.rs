@@ -1,6 +1,6 @@
 //! A check before the first start: whether a daemon with these flags would find what it needs.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use overlay::underlay::udp;
@@ -180,7 +180,7 @@ async fn port(config: &NetworkConfig, underlay: &Underlay) -> Result<Option<Find
     };
     let device = config.device();
     let left = Kernel::open().await?.link(&device).is_some_and(|link| !link.tun);
-    Ok(Some(match udp::probe(SocketAddrV4::new(underlay.address, port)) {
+    Ok(Some(match udp::probe(SocketAddr::new(underlay.address.into(), port)) {
         Ok(()) => Finding::ok("port", format!("UDP {port} on {} is free", underlay.address)),
         Err(_) if left => Finding::ok(
             "port",

@@ -1,6 +1,6 @@
 //! Who follows a packet, and what is asked on the way in and on the way out.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use super::steps::{Question, Trace};
@@ -77,7 +77,7 @@ impl Tracer<'_> {
         let Question { dst, carries, size, outer, .. } = *self.question;
         let question = overlay_api::trace::Question {
             len: size,
-            outer,
+            outer: outer.map(IpAddr::from),
             protocol: carries.map(|carries| carries.protocol.number()),
             port: carries.and_then(|carries| carries.port),
             ..overlay_api::trace::Question::new(direction, src.into(), dst.into())
