@@ -11,7 +11,7 @@ pub(super) fn document() -> String {
             (true, false) => "egress",
             _ => "ingress",
         };
-        [code(reason.label()), way.to_owned(), cell(&reason.meaning()), cell(reason.remedy())]
+        [code(reason.label()), way.to_owned(), cell(reason.meaning()), cell(reason.remedy())]
     };
     format!(
         "# Drop reasons\n\n{WRITTEN}{ABOUT}{}",
