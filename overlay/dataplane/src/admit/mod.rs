@@ -1,4 +1,4 @@
-//! The admission rule: which packets go on, out ([`outward`]) and in ([`inward`]), and what becomes of the others.
+//! The admission rule: which packets go on, out ([`outward()`]) and in ([`inward()`]), and what becomes of the others.
 //!
 //! It decides and does nothing: the loops ([`crate::egress`], [`crate::ingress`]) act on the decision and count it.
 
