@@ -51,6 +51,14 @@ fn host_gw_routes_pods_between_hosts_on_one_link() {
     traffic::transfer(&a.ns, &b.ns, b.address, 4);
     traffic::transfer(&b.ns, &a.ns, a.address, 4);
 
+    for (host, [from, to], way) in [
+        (&worker, [&a, &b], "via 192.168.1.13 dev eth0"),
+        (&master, [&a, &b], "the lease of 192.168.1.12"),
+        (&worker, [&b, &a], "the lease of 192.168.1.13"),
+    ] {
+        is_traced(host, from, to, way);
+    }
+
     // Deleted by hand, it is back; so is one that somebody else has bent.
     worker.ns.ip(&format!("route del {theirs}"));
     await_until(SOON, "the route to be back", || routes_by(&worker, "192.168.1.13") == expected());
@@ -114,6 +122,8 @@ fn direct_routing_uses_the_tunnel_only_beyond_a_router() {
     };
     assert_eq!(tunnelled(a, b), (0, 6), "to the neighbour as they are");
     assert_eq!(tunnelled(a, c), (6, 0), "to the master through the tunnel");
+    is_traced(worker, a, b, "via 192.168.1.13 dev eth0");
+    is_traced(worker, a, c, "encapsulate  VXLAN");
     for (from, to) in [(a, b), (b, a), (a, c), (c, a), (c, b)] {
         traffic::transfer(&from.ns, &to.ns, to.address, 2);
     }
@@ -282,6 +292,14 @@ fn start<'h>(hosts: &'h [Host; 3], store: &Store, flags: &[&str]) -> [Overlayd<'
         .map(|host| flags.iter().fold(host.overlayd(store), |launch, flag| launch.flag(flag)).start());
     await_mesh(&daemons.each_ref());
     daemons
+}
+
+/// A packet from pod to pod passes `host` by `way`, as `overlayctl trace` says there.
+#[track_caller]
+fn is_traced(host: &Host, from: &Pod, to: &Pod, way: &str) {
+    let trace = format!("{} trace {} {}", program("overlayctl").display(), from.address, to.address);
+    let text = host.ns.ok(&trace);
+    assert!(text.contains(way), "{text}");
 }
 
 /// How `from` says that it reaches `to`.

@@ -192,7 +192,8 @@ mod tests {
         assert!(outer.windows(34).any(|text| text == b"ingress, outer, dropped: wrong_vni"));
 
         let ends = ("[2001:db8::12]:40000".parse().unwrap(), "[2001:db8::238]:8472".parse().unwrap());
-        let ip = &writer.packet(&packet(Some(ends), &[8; 7]))[28..];
+        writer.packet(&packet(Some(ends), &[8; 7]));
+        let ip = &writer.blocks()[28..];
         assert_eq!(
             (ip[0] >> 4, u16::from_be_bytes([ip[4], ip[5]])),
             (6, 108),

@@ -12,11 +12,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use overlay::MacAddr;
+use overlay::admit::SourceCheck;
 use overlay::answers::Answers;
 use overlay::drops::DropReason;
 use overlay::echo::Echoes;
 use overlay::egress::Egress;
-use overlay::admit::SourceCheck;
 use overlay::ingress::Ingress;
 use overlay::offload::{Offload, Offloads};
 use overlay::stats::{Totals, WorkerStats};

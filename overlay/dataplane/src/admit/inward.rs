@@ -9,7 +9,7 @@ use overlay_wire::ip::Packet;
 use overlay_wire::martian;
 use overlay_wire::{Format, vxlan};
 
-use super::check_hops;
+use super::hops::check_hops;
 use crate::table::{Hop, Origin, PeerTable, Route};
 
 /// How much is asked of the source of a packet from the wire. The form of a packet, its VNI and

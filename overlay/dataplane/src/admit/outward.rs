@@ -6,7 +6,7 @@ use overlay_wire::ip::{Packet, Version};
 use overlay_wire::segment;
 use overlay_wire::vnet::VnetHdr;
 
-use super::check_hops;
+use super::hops::check_hops;
 use crate::table::{Hop, PeerTable, Route};
 
 /// Why a packet does not go on, whom it was for, and what its sender is told.

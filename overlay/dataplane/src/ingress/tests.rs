@@ -221,6 +221,20 @@ fn flannels_udp_takes_a_hop_off_and_tells_when_none_is_left() {
 }
 
 #[test]
+fn who_is_told_of_a_packet_is_told_of_it_with_the_mark_that_it_got_on_the_way() {
+    let sent = |ecn| {
+        let mut packet = udp_packet("10.1.63.2", "10.1.9.3", 1, b"x");
+        Packet::parse(&mut packet).unwrap().set_ecn(ecn);
+        packet
+    };
+    let mut rig = rig(Format::FlannelUdp, SourceCheck::Strict);
+    rig.wire.arrive_with(MASTER, &sent(Ecn::Ect0), Ecn::Ce);
+    assert_eq!(rig.ingress.step(), 1);
+    let icmp = rig.icmp.0.lock().unwrap();
+    assert!(icmp[0].1.ends_with(&sent(Ecn::Ce)), "{icmp:?}");
+}
+
+#[test]
 fn every_truncation_of_a_frame_is_dropped() {
     let whole = frame(&udp_packet("10.1.63.2", "10.1.9.3", 64, b"hello"));
     for len in 0..whole.len() {

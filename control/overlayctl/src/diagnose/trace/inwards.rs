@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::TraceError;
+use super::daemon::TraceError;
 use super::steps::Question;
 use super::tracer::Tracer;
 use crate::diagnose::kernel::{Decision, Neighbour, rp_filter};

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
+use super::daemon::{TraceError, ask};
 use super::steps::{Question, Trace};
-use super::{TraceError, ask};
 use crate::diagnose::kernel::{Decision, Kernel, Neighbour, sysctl};
 use overlay::drops::DropReason;
 use overlay_api::status::Status;
