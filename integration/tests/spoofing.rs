@@ -1,9 +1,10 @@
 //! Frames that did not come from where they say: none reaches a pod, each is counted by its reason,
 //! and the traffic that flows meanwhile does not notice.
 
+use parking_lot::Mutex;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::sync::mpsc::{self, TryRecvError};
-use std::sync::{Arc, Mutex};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use integration::capture::Capture;
@@ -81,7 +82,7 @@ fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: us
     let recorded = Arc::new(Mutex::new(Vec::<(IpAddr, Vec<u8>)>::new()));
     let record = recorded.clone();
     let _recorder = Server::udp(&a.ns, RECORDER, move |payload, from| {
-        record.lock().unwrap().push((from, payload.to_vec()));
+        record.lock().push((from, payload.to_vec()));
         None
     });
     let from_stranger = Injector::new(&stranger.ns, worker.public_ip, backend.port());
@@ -112,29 +113,27 @@ fn false_packets_are_dropped_by_reason(backend: Backend, check: &str, column: us
                 let said = answer["verdict"]["dropped"]["reason"].as_str();
                 assert_eq!(said, expected[column], "what trace says of `{label}`: {answer}");
             }
-            let (before, seen) = (w.status(), recorded.lock().unwrap().len());
+            let (before, seen) = (w.status(), recorded.lock().len());
             injector.send(&payload);
             let Some(reason) = expected[column] else {
-                await_until(SOON, &format!("`{label}` to reach the pod"), || {
-                    recorded.lock().unwrap().len() > seen
-                });
+                await_until(SOON, &format!("`{label}` to reach the pod"), || recorded.lock().len() > seen);
                 continue;
             };
             await_until(SOON, &format!("`{label}` to be counted as {reason}"), || {
                 w.status().drops("ingress", reason) > before.drops("ingress", reason)
             });
             assert_eq!(w.status().all_drops("ingress"), before.all_drops("ingress") + 1, "{label}");
-            assert_eq!(recorded.lock().unwrap().len(), seen, "`{label}` reached the pod");
+            assert_eq!(recorded.lock().len(), seen, "`{label}` reached the pod");
         }
         drop(attempting);
         transfers.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
 
     // One that is as it should be, so that silence above means refusal.
-    let seen = recorded.lock().unwrap().len();
+    let seen = recorded.lock().len();
     from_peer.send(&encapsulate(backend, &w, &udp_packet(b.address, a.address, RECORDER, b"genuine")));
-    await_until(SOON, "the genuine packet", || recorded.lock().unwrap().len() > seen);
-    assert_eq!(recorded.lock().unwrap().last(), Some(&(IpAddr::V4(b.address), b"genuine".to_vec())));
+    await_until(SOON, "the genuine packet", || recorded.lock().len() > seen);
+    assert_eq!(recorded.lock().last(), Some(&(IpAddr::V4(b.address), b"genuine".to_vec())));
 }
 
 /// The inner packet of `payload` as trace is asked about it; `None` if its form is false, which trace does not look at.
@@ -272,7 +271,7 @@ fn a_pod_cannot_speak_for_its_node() {
         let recorded = Arc::new(Mutex::new(Vec::new()));
         let record = recorded.clone();
         let _recorder = Server::udp(&b.ns, RECORDER, move |payload, _| {
-            record.lock().unwrap().push(String::from_utf8_lossy(payload).into_owned());
+            record.lock().push(String::from_utf8_lossy(payload).into_owned());
             None
         });
         let mut bridged: Option<Pod> = None;
@@ -297,11 +296,11 @@ fn a_pod_cannot_speak_for_its_node() {
             let frame = |text: &str| {
                 vxlan_frame(1, own_mac(&m), &udp_packet(neighbour, b.address, RECORDER, text.as_bytes()))
             };
-            recorded.lock().unwrap().clear();
+            recorded.lock().clear();
             Injector::new(&a.ns, master.public_ip, Backend::Vxlan.port()).send(&frame("by a pod"));
             Injector::new(&outside, master.public_ip, Backend::Vxlan.port()).send(&frame("by a container"));
             Injector::new(&worker.ns, master.public_ip, Backend::Vxlan.port()).send(&frame("by the node"));
-            let has_arrived = |text: &str| recorded.lock().unwrap().contains(&text.to_owned());
+            let has_arrived = |text: &str| recorded.lock().contains(&text.to_owned());
             await_until(SOON, "the node's own", || has_arrived("by the node"));
             let arrived = [has_arrived("by a pod"), has_arrived("by a container")];
             assert_eq!(arrived, [!forward_rules; 2], "{config}: {firewall}");
@@ -435,7 +434,7 @@ fn a_directed_broadcast_reaches_no_pod_and_nobody_is_told() {
         let recorded = Arc::new(Mutex::new(Vec::new()));
         let record = recorded.clone();
         let _recorder = Server::udp(&a.ns, RECORDER, move |payload, _| {
-            record.lock().unwrap().push(payload.to_vec());
+            record.lock().push(payload.to_vec());
             None
         });
         let injector = Injector::new(&master.ns, worker.public_ip, backend.port());
@@ -446,8 +445,8 @@ fn a_directed_broadcast_reaches_no_pod_and_nobody_is_told() {
         send(subnets, b"to the subnet");
         send(Ipv4Addr::new(10, 1, 255, 255), b"to the network");
         send(a.address, b"to the pod");
-        await_until(SOON, "the pod's own", || !recorded.lock().unwrap().is_empty());
-        assert_eq!(*recorded.lock().unwrap(), [b"to the pod"]);
+        await_until(SOON, "the pod's own", || !recorded.lock().is_empty());
+        assert_eq!(*recorded.lock(), [b"to the pod"]);
         await_until(SOON, "the network's broadcast to come back from the host", || {
             w.status().drops("egress", "no_route") == 1
         });

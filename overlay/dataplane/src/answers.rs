@@ -128,7 +128,7 @@ impl Answers {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
     use std::time::Instant;
 
     use overlay_wire::Format;
@@ -146,7 +146,7 @@ pub(crate) mod tests {
 
     impl IcmpOut for Sent {
         fn send(&self, to: IpAddr, packet: &[u8]) -> io::Result<()> {
-            self.0.lock().unwrap().push((to, packet.to_vec()));
+            self.0.lock().push((to, packet.to_vec()));
             Ok(())
         }
     }
@@ -158,12 +158,12 @@ pub(crate) mod tests {
         let stats = WorkerStats::default();
         let local = local(Format::FlannelUdp);
         let mut flood = |from: &dyn Fn(usize) -> String, error| {
-            let before = sent.0.lock().unwrap().len();
+            let before = sent.0.lock().len();
             for i in 0..20_000 {
                 let mut bytes = udp_packet(&from(i), "10.1.63.2", 1, &[7; 1400]);
                 answers.tell(error, &local, &Packet::parse(&mut bytes).unwrap(), &stats);
             }
-            sent.0.lock().unwrap().len() - before
+            sent.0.lock().len() - before
         };
         let start = Instant::now();
         let victim = flood(&|_| "10.1.9.3".to_owned(), IcmpError::TimeExceeded);
@@ -174,7 +174,7 @@ pub(crate) mod tests {
         let many = flood(&|i| format!("10.1.9.{}", i % 250 + 1), IcmpError::TimeExceeded);
         let due = start.elapsed().as_millis() as usize;
         assert!((1..=50 + due + 1).contains(&many), "{many} answers to many hosts");
-        assert!(sent.0.lock().unwrap().iter().all(|(_, answer)| answer.len() <= 576));
+        assert!(sent.0.lock().iter().all(|(_, answer)| answer.len() <= 576));
         assert_eq!(stats.totals().icmp_sent as usize, victim + many);
     }
 }

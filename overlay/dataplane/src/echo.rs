@@ -284,8 +284,8 @@ fn send_saying(
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
     use std::net::Ipv4Addr;
-    use std::sync::Mutex;
 
     use overlay_wire::Format;
     use overlay_wire::samples::udp_packet;
@@ -300,7 +300,7 @@ mod tests {
 
     impl EchoOut for Sent {
         fn send(&self, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
-            self.0.lock().unwrap().push((to, payload.to_vec()));
+            self.0.lock().push((to, payload.to_vec()));
             Ok(())
         }
     }
@@ -314,7 +314,7 @@ mod tests {
             let heard = Arc::clone(&heard);
             Arc::new(move |answer: Answer| {
                 assert_eq!(answer.from, THEIRS);
-                heard.lock().unwrap().push(answer.token);
+                heard.lock().push(answer.token);
             })
         };
         (Echoes::new(Box::new(Sent(Arc::clone(&sent))), on_answer), sent, heard)
@@ -331,13 +331,13 @@ mod tests {
         let mut bytes = question.build(THEIRS, OURS, 1472).unwrap();
         assert_eq!(bytes.len(), 1472);
         assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table(), &Limits::default()));
-        let (to, mut answer) = sent.lock().unwrap().remove(0);
+        let (to, mut answer) = sent.lock().remove(0);
         assert_eq!(to, "192.168.199.238:8472".parse().unwrap());
         let answer = Packet::parse(&mut answer).unwrap();
         assert_eq!((answer.src(), answer.dst(), answer.bytes().len()), (OURS, THEIRS, 1472));
         assert_eq!(overlay_wire::checksum::sum(answer.payload()), 0xffff);
         assert_eq!(Echo::parse(&answer), Some(Echo { kind: Kind::Answer, ..question }));
-        assert!(heard.lock().unwrap().is_empty());
+        assert!(heard.lock().is_empty());
     }
 
     #[test]
@@ -349,7 +349,7 @@ mod tests {
             let mut bytes = question.build(theirs, ours, len).unwrap();
             assert_eq!(bytes.len(), expected);
             assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table(), &Limits::default()));
-            let (to, mut answer) = sent.lock().unwrap().remove(0);
+            let (to, mut answer) = sent.lock().remove(0);
             assert_eq!(to, "192.168.199.238:8472".parse().unwrap(), "whatever carries it");
             let answer = Packet::parse(&mut answer).unwrap();
             assert_eq!((answer.src(), answer.dst(), answer.bytes().len()), (ours, theirs, expected));
@@ -357,7 +357,7 @@ mod tests {
             assert_eq!(overlay_wire::checksum::add(sum, answer.pseudo_header()), 0xffff);
             assert_eq!(Echo::parse(&answer), Some(Echo { kind: Kind::Answer, ..question }));
         }
-        assert!(heard.lock().unwrap().is_empty());
+        assert!(heard.lock().is_empty());
         assert_eq!(question.build(THEIRS, ours, 0), None, "between two versions");
     }
 
@@ -369,17 +369,17 @@ mod tests {
             let (mut echoes, sent, _) = echoes();
             let mut question = Echo { kind: Kind::Question, token: 7 }.build(THEIRS, OURS, len).unwrap();
             assert!(echoes.take(&Packet::parse(&mut question).unwrap(), &table, &Limits::default()));
-            let (_, mut answer) = sent.lock().unwrap().remove(0);
+            let (_, mut answer) = sent.lock().remove(0);
             assert_eq!(answer.len(), len);
             // As whoever has asked reads it.
             let heard = Arc::<Mutex<Option<Answer>>>::default();
             let on_answer = {
                 let heard = Arc::clone(&heard);
-                Arc::new(move |answer| *heard.lock().unwrap() = Some(answer))
+                Arc::new(move |answer| *heard.lock() = Some(answer))
             };
             let mut asker = Echoes::new(Box::new(Sent(Log::default())), on_answer);
             assert!(asker.take(&Packet::parse(&mut answer).unwrap(), &table, &Limits::default()));
-            assert_eq!(heard.lock().unwrap().take().unwrap().addresses, expected);
+            assert_eq!(heard.lock().take().unwrap().addresses, expected);
         }
     }
 
@@ -401,8 +401,8 @@ mod tests {
         let mut bytes = Echo { kind: Kind::Answer, token: 7 }.build(THEIRS, OURS, 0).unwrap();
         assert_eq!(bytes.len(), min_len(Version::V4));
         assert!(echoes.take(&Packet::parse(&mut bytes).unwrap(), &table(), &Limits::default()));
-        assert_eq!(*heard.lock().unwrap(), [7]);
-        assert!(sent.lock().unwrap().is_empty());
+        assert_eq!(*heard.lock(), [7]);
+        assert!(sent.lock().is_empty());
     }
 
     #[test]
@@ -412,11 +412,11 @@ mod tests {
         let hop = table.hops().next().unwrap();
         let mut tell = || echoes.tell_of_whole("10.1.63.2".parse().unwrap(), hop, &table);
         tell();
-        assert!(sent.lock().unwrap().is_empty(), "told to who may not understand");
+        assert!(sent.lock().is_empty(), "told to who may not understand");
         hop.state.set(PeerFlag::Answers, true);
         tell();
         tell();
-        let mut words = std::mem::take(&mut *sent.lock().unwrap());
+        let mut words = std::mem::take(&mut *sent.lock());
         assert_eq!(words.len(), 1);
         let word = Packet::parse(&mut words[0].1).unwrap();
         assert_eq!((word.src(), word.dst()), (OURS, THEIRS));
@@ -426,7 +426,7 @@ mod tests {
         let mut word = Echo { kind: Kind::Whole, token: 0 }.build(THEIRS, OURS, 0).unwrap();
         assert!(echoes.take(&Packet::parse(&mut word).unwrap(), &table, &Limits::default()));
         assert!(hop.state.claim_passthrough() && hop.state.claim_passthrough());
-        assert!(sent.lock().unwrap().is_empty() && heard.lock().unwrap().is_empty());
+        assert!(sent.lock().is_empty() && heard.lock().is_empty());
     }
 
     #[test]
@@ -457,7 +457,7 @@ mod tests {
         for _ in 0..2000 {
             assert!(echoes.take(&packet, &table(), &limits), "and goes nowhere else");
         }
-        assert!((50..1000).contains(&sent.lock().unwrap().len()));
+        assert!((50..1000).contains(&sent.lock().len()));
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use overlay_wire::ecn::Ecn;
 use overlay_wire::vnet::VnetHdr;
+use parking_lot::Mutex;
 
 use crate::batch::Batch;
 use crate::tun::Device;
@@ -34,28 +35,28 @@ impl FakeDevice {
 
     /// Has `packet` read next, with work left to do.
     pub(crate) fn queue_with(&self, header: VnetHdr, packet: &[u8]) {
-        self.0.lock().unwrap().queued.push_back([&header.to_bytes(), packet].concat());
+        self.0.lock().queued.push_back([&header.to_bytes(), packet].concat());
     }
 
     /// What was written, with its virtio headers.
     pub(crate) fn take_written(&self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut self.0.lock().unwrap().written)
+        std::mem::take(&mut self.0.lock().written)
     }
 
     /// Writes of super-packets fail from now on, as with an old kernel.
     pub(crate) fn refuse_super_packets(&self) {
-        self.0.lock().unwrap().refuses_super_packets = true;
+        self.0.lock().refuses_super_packets = true;
     }
 
     /// Every call fails from now on.
     pub(crate) fn fail(&self, errno: i32) {
-        self.0.lock().unwrap().failure = Some(errno);
+        self.0.lock().failure = Some(errno);
     }
 }
 
 impl Device for FakeDevice {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.0.lock();
         if let Some(errno) = state.failure {
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -65,7 +66,7 @@ impl Device for FakeDevice {
     }
 
     fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.0.lock();
         if let Some(errno) = state.failure {
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -101,22 +102,22 @@ struct WireState {
 impl FakeWire {
     /// What was sent, and where to.
     pub(crate) fn take_sent(&self) -> Vec<(SocketAddr, Vec<u8>)> {
-        std::mem::take(&mut self.state.lock().unwrap().sent)
+        std::mem::take(&mut self.state.lock().sent)
     }
 
     /// What the outer headers said of congestion, of all that was sent so far.
     pub(crate) fn take_ecn(&self) -> Vec<Ecn> {
-        std::mem::take(&mut self.state.lock().unwrap().ecn)
+        std::mem::take(&mut self.state.lock().ecn)
     }
 
     /// The run of that index fails in every batch.
     pub(crate) fn refuse(&self, index: usize, errno: i32) {
-        self.state.lock().unwrap().refused.insert(index, errno);
+        self.state.lock().refused.insert(index, errno);
     }
 
     /// It takes super-packets whole from now on.
     pub(crate) fn take_super_packets(&self) {
-        self.state.lock().unwrap().takes_super_packets = true;
+        self.state.lock().takes_super_packets = true;
     }
 
     /// Has `payload` received next, from a random port of `outer`.
@@ -136,7 +137,7 @@ impl FakeWire {
 
     fn put(&self, outer: &str, payload: &[u8], segment_len: Option<usize>, ecn: Ecn) {
         let from = SocketAddr::new(outer.parse().unwrap(), 51_234);
-        self.state.lock().unwrap().arrived.push_back((from, ecn, payload.to_vec(), segment_len));
+        self.state.lock().arrived.push_back((from, ecn, payload.to_vec(), segment_len));
     }
 }
 
@@ -146,11 +147,11 @@ impl Transmitter for FakeWire {
     }
 
     fn takes_super_packets(&self) -> bool {
-        self.state.lock().unwrap().takes_super_packets
+        self.state.lock().takes_super_packets
     }
 
     fn transmit(&mut self, batch: &Batch, mut failed: impl FnMut(Unsent<'_>)) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         for (index, run) in batch.runs(0).iter().enumerate() {
             if let Some(errno) = state.refused.get(&index) {
                 let error = io::Error::from_raw_os_error(*errno);
@@ -171,7 +172,7 @@ impl Receiver for FakeWire {
     fn receive(&mut self) -> io::Result<usize> {
         self.batch.clear();
         self.memory.clear();
-        for (from, ecn, bytes, segment_len) in self.state.lock().unwrap().arrived.drain(..) {
+        for (from, ecn, bytes, segment_len) in self.state.lock().arrived.drain(..) {
             let start = self.memory.len();
             self.memory.extend(bytes);
             self.batch.push((from, ecn, start..self.memory.len(), segment_len));

@@ -7,13 +7,13 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::{Mutex, PoisonError};
 
 use overlay_sys::mtu::{self, DontFragment};
 use overlay_wire::checksum;
 use overlay_wire::ecn::Ecn;
 use overlay_wire::ip::Version;
 use overlay_wire::outer::{self, Outer};
+use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::echo::{self, Echo, EchoOut, Kind};
@@ -104,7 +104,7 @@ impl EchoOut for OnePort {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
         let SocketAddr::V4(v4) = to else { return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)) };
-        let mut outer = self.outer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outer = self.outer.lock();
         let mut headers = outer.headers(v4, Ecn::NotEct, payload.len(), 1);
         outer::fill_checksum(&mut headers, checksum::sum(payload));
         // The kernel brings the header's checksum along (`raw_send_hdrinc`, net/ipv4/raw.c).

@@ -244,10 +244,10 @@ fn a_narrow_path_counts_for_its_peer_and_no_other() {
         Arc::clone(state.unwrap())
     };
     let told = |rig: &mut Rig, dst: &str, len: usize| {
-        rig.icmp.0.lock().unwrap().clear();
+        rig.icmp.0.lock().clear();
         rig.device.queue(&udp_packet("10.1.9.3", dst, 64, &vec![7; len - 28]));
         rig.egress.step().unwrap();
-        let icmp = rig.icmp.0.lock().unwrap();
+        let icmp = rig.icmp.0.lock();
         icmp.first().map(|(_, icmp)| u16::from_be_bytes([icmp[26], icmp[27]]))
     };
     state(&rig).set_path_mtu(Some(1400));
@@ -273,7 +273,7 @@ fn refused(format: Format, packet: &[u8]) -> (Vec<DropReason>, Option<[u8; 8]>) 
     assert!(rig.wire.take_sent().is_empty());
     let totals = rig.stats.totals();
     let reasons = DropReason::ALL.into_iter().filter(|reason| totals.drops(*reason) == 1).collect();
-    let told = rig.icmp.0.lock().unwrap().first().map(|(to, icmp)| {
+    let told = rig.icmp.0.lock().first().map(|(to, icmp)| {
         assert_eq!(*to, IpAddr::from([10, 1, 9, 3]));
         assert_eq!(icmp[12..16], [10, 1, 9, 0], "from the overlay device's address");
         icmp[20..28].try_into().unwrap()
@@ -392,7 +392,7 @@ fn the_tunnels_own_packets_never_go_into_the_tunnel() {
     }
     rig.egress.step().unwrap();
     assert_eq!(rig.stats.totals().drops(DropReason::Recursion), 2);
-    assert!(rig.wire.take_sent().is_empty() && rig.icmp.0.lock().unwrap().is_empty());
+    assert!(rig.wire.take_sent().is_empty() && rig.icmp.0.lock().is_empty());
     // Other ports, other senders and other receivers are not the tunnel's.
     rig.device.queue(&tunnel("192.168.1.12", "10.1.63.200", 53));
     rig.device.queue(&tunnel("10.1.9.3", "10.1.63.200", 8472));
@@ -476,7 +476,7 @@ fn refused_v6(format: Format, packet: &[u8]) -> (Vec<DropReason>, Option<(u8, u8
     assert!(rig.wire.take_sent().is_empty());
     let totals = rig.stats.totals();
     let reasons = DropReason::ALL.into_iter().filter(|reason| totals.drops(*reason) == 1).collect();
-    let told = rig.icmp.0.lock().unwrap().first().map(|(to, icmp)| {
+    let told = rig.icmp.0.lock().first().map(|(to, icmp)| {
         assert_eq!(*to, POD_V6.parse::<IpAddr>().unwrap());
         let mut icmp = icmp.clone();
         let icmp = Packet::parse(&mut icmp).unwrap();
@@ -509,7 +509,7 @@ fn ipv6_has_1280_bytes_however_small_the_mtu() {
     }
     rig.egress.step().unwrap();
     assert_eq!(rig.wire.take_sent().len(), 1, "which the kernel cuts");
-    let told = rig.icmp.0.lock().unwrap().remove(0).1;
+    let told = rig.icmp.0.lock().remove(0).1;
     assert_eq!(told[44..48], 1280u32.to_be_bytes());
 }
 
@@ -519,7 +519,7 @@ fn a_network_without_ipv6_takes_none_and_says_nothing() {
     rig.device.queue(&udp_packet(POD_V6, THEIRS_V6, 64, b"x"));
     rig.egress.step().unwrap();
     assert_eq!(rig.stats.totals().drops(DropReason::NotIp), 1);
-    assert!(rig.wire.take_sent().is_empty() && rig.icmp.0.lock().unwrap().is_empty());
+    assert!(rig.wire.take_sent().is_empty() && rig.icmp.0.lock().is_empty());
 }
 
 #[test]

@@ -215,7 +215,7 @@ fn flannels_udp_takes_a_hop_off_and_tells_when_none_is_left() {
     assert_eq!(written.len(), 1);
     assert_eq!(written[0][vnet::LEN..], udp_packet("10.1.63.2", "10.1.9.3", 1, b"x"));
     assert_eq!(rig.stats.totals().drops(DropReason::TtlExpired), 1);
-    let icmp = rig.icmp.0.lock().unwrap();
+    let icmp = rig.icmp.0.lock();
     assert_eq!(icmp[0].0, IpAddr::from([10, 1, 63, 2]));
     assert_eq!(icmp[0].1[20], 11);
 }
@@ -230,7 +230,7 @@ fn who_is_told_of_a_packet_is_told_of_it_with_the_mark_that_it_got_on_the_way() 
     let mut rig = rig(Format::FlannelUdp, SourceCheck::Strict);
     rig.wire.arrive_with(MASTER, &sent(Ecn::Ect0), Ecn::Ce);
     assert_eq!(rig.ingress.step(), 1);
-    let icmp = rig.icmp.0.lock().unwrap();
+    let icmp = rig.icmp.0.lock();
     assert!(icmp[0].1.ends_with(&sent(Ecn::Ce)), "{icmp:?}");
 }
 
@@ -569,7 +569,7 @@ fn flannels_udp_takes_a_hop_off_ipv6_and_tells_when_none_is_left() {
     let written = rig.device.take_written();
     assert_eq!(written.len(), 1);
     assert_eq!(written[0][vnet::LEN..], packet(1));
-    let icmp = rig.icmp.0.lock().unwrap();
+    let icmp = rig.icmp.0.lock();
     assert_eq!(icmp[0].0, "fd00:0:0:63::2".parse::<IpAddr>().unwrap());
     assert_eq!(icmp[0].1[40], 3);
 }

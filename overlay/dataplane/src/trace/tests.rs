@@ -56,7 +56,7 @@ impl Done {
     fn of(stats: &WorkerStats, icmp: &Sent) -> Self {
         let totals = stats.totals();
         let dropped = DropReason::ALL.into_iter().find(|reason| totals.drops(*reason) > 0);
-        Self { dropped, told: icmp.0.lock().unwrap().pop().map(|(_, told)| told) }
+        Self { dropped, told: icmp.0.lock().pop().map(|(_, told)| told) }
     }
 
     /// Holds `verdict` against it.

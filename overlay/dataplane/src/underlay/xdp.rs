@@ -7,8 +7,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use overlay_sys::xdp_prog::Attached;
 use overlay_wire::MacAddr;
 use overlay_wire::frame::Template;
 use overlay_wire::outer;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::port::{Port, PortState};
 use super::rings::{RingCounts, RxQueue, TxQueue};
@@ -182,7 +183,7 @@ const MANY: usize = 4;
 const LARGE: usize = 600;
 
 fn lock(queue: &Mutex<TxQueue>) -> MutexGuard<'_, TxQueue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
+    queue.lock()
 }
 
 /// While the rings have something, the socket, by which little comes, is looked at after so many batches: in vain,
