@@ -77,6 +77,7 @@ impl Witness {
     }
 
     /// Whether somebody captures.
+    #[inline]
     #[must_use]
     pub fn captures(&self) -> bool {
         self.captures.is_some()
@@ -86,6 +87,12 @@ impl Witness {
     #[must_use]
     pub fn wants(&self, reason: DropReason) -> bool {
         self.captures() || self.looked_at & (1 << reason as u32) == 0
+    }
+
+    /// Whether there is nothing to do about a packet: it goes on, and nobody captures.
+    #[inline]
+    fn is_idle(&self, reason: Option<DropReason>) -> bool {
+        reason.is_none() && !self.captures()
     }
 
     /// A packet from the overlay device goes on to `to`, or is dropped for `reason`.
@@ -103,11 +110,15 @@ impl Witness {
         header_len: usize,
         reason: Option<DropReason>,
     ) {
+        if self.is_idle(reason) {
+            return;
+        }
         let outer = self.own.get(lane).map(|own| (*own, to));
         self.see(Some(to), &Seen { stage: Stage::Sent, outer, payload, header_len, reason });
     }
 
     /// A datagram came from `from`; the packet in it, behind `header_len` bytes, goes on or is dropped.
+    #[inline]
     pub fn arrived(
         &mut self,
         from: SocketAddr,
@@ -115,6 +126,9 @@ impl Witness {
         header_len: usize,
         reason: Option<DropReason>,
     ) {
+        if self.is_idle(reason) {
+            return;
+        }
         let outer = self.own.first().map(|own| (from, *own));
         self.see(Some(from), &Seen { stage: Stage::Arrived, outer, payload, header_len, reason });
     }

@@ -1,6 +1,6 @@
 //! The way to a peer.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use overlay_wire::ecn::Ecn;
@@ -47,6 +47,16 @@ impl Hop {
             _ => ([0; vxlan::HEADER_LEN], 0),
         };
         Self { to, state, holds_tunnel_end: false, peer: index, header, header_len }
+    }
+
+    /// Whether what goes there goes to `address`. (Asked for every packet, and so without a copy.)
+    #[inline]
+    pub(super) fn leads_to(&self, address: IpAddr) -> bool {
+        match (&self.to, address) {
+            (SocketAddr::V4(to), IpAddr::V4(address)) => *to.ip() == address,
+            (SocketAddr::V6(to), IpAddr::V6(address)) => *to.ip() == address,
+            _ => false,
+        }
     }
 
     /// The encapsulation that goes between the outer UDP header and the inner packet.

@@ -144,7 +144,7 @@ impl PeerTable {
     #[must_use]
     pub fn origin(&self, outer: IpAddr, inner: IpAddr) -> Origin<'_> {
         match self.route(inner) {
-            Route::Peer(hop) if hop.to.ip() == outer || self.peer(hop).public.contains(outer) => {
+            Route::Peer(hop) if hop.leads_to(outer) || self.peer(hop).public.contains(outer) => {
                 Origin::Owner(hop)
             }
             _ => match self.at(outer) {
