@@ -141,12 +141,22 @@ impl PeerTable {
     }
 
     /// Whose a packet is that arrives from `outer` with the source `inner`.
+    #[inline]
     #[must_use]
     pub fn origin(&self, outer: IpAddr, inner: IpAddr) -> Origin<'_> {
         match self.route(inner) {
-            Route::Peer(hop) if hop.leads_to(outer) || self.peer(hop).public.contains(outer) => {
-                Origin::Owner(hop)
-            }
+            Route::Peer(hop) if hop.leads_to(outer) => Origin::Owner(hop),
+            Route::Peer(hop) => self.rarer_origin(Some(hop), outer, inner),
+            Route::Own | Route::None => self.rarer_origin(None, outer, inner),
+        }
+    }
+
+    /// The same, where `outer` is not the address by which `holder` of `inner`, if there is one, is reached. Apart, since
+    /// nearly every packet comes from there.
+    #[inline(never)]
+    fn rarer_origin<'a>(&'a self, holder: Option<&'a Hop>, outer: IpAddr, inner: IpAddr) -> Origin<'a> {
+        match holder {
+            Some(hop) if self.peer(hop).public.contains(outer) => Origin::Owner(hop),
             _ => match self.at(outer) {
                 Some(hop) if inner == outer => Origin::Owner(hop),
                 Some(hop) => Origin::Peer(hop),
