@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use overlay::forwarder::Forwarder;
+use overlay::handover::Role;
 use sd_notify::NotifyState;
 use tokio::time::Instant;
 use tracing::warn;
@@ -46,7 +47,9 @@ pub fn keep(forwarder: Option<&Forwarder>) {
     let link = forwarder.and_then(|forwarder| forwarder.link().ok().flatten());
     let links: Vec<_> = link.as_ref().map(AsFd::as_fd).into_iter().collect();
     let tap: Vec<_> = forwarder.into_iter().flat_map(Forwarder::tap).collect();
-    for (name, descriptors) in [("tun", &queues), ("udp", &sockets), ("xdp", &links), ("tap", &tap)] {
+    for (name, descriptors) in
+        [("tun", &queues), ("udp", &sockets), (Role::Rings.name(), &links), (Role::Tap.name(), &tap)]
+    {
         notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)], &[]);
         for some in descriptors.chunks(AT_ONCE) {
             // It is not to look at them: one that reports an error would be thrown away.

@@ -18,7 +18,7 @@ use crate::answers::RawSockets;
 use crate::confine::Confinement;
 use crate::echo::{self, Echo, OnAnswer, Ports};
 use crate::error::SetupError;
-use crate::handover::Inherited;
+use crate::handover::{Inherited, Role};
 use crate::idle::Idle;
 use crate::offload::Offloads;
 use crate::priority::Priority;
@@ -253,11 +253,13 @@ impl Forwarder {
     /// # Errors
     /// `EMFILE` when there is no descriptor to be had.
     pub fn hand_over(&self) -> std::io::Result<Inherited> {
-        let queues = self.queues().map(AsFd::as_fd);
-        let sockets = self.sockets().map(AsFd::as_fd);
-        let all = queues.chain(sockets).chain(self.tap());
-        let copies = all.map(|fd| fd.try_clone_to_owned()).collect::<std::io::Result<Vec<OwnedFd>>>()?;
-        Ok(copies.into_iter().chain(self.link()?).collect())
+        let copy = |name: &str, fd: BorrowedFd<'_>| Ok((name.to_owned(), fd.try_clone_to_owned()?));
+        let queues = self.queues().map(|queue| copy("", queue.as_fd()));
+        let sockets = self.sockets().map(|socket| copy("", socket.as_fd()));
+        let tap = self.tap().map(|fd| copy(Role::Tap.name(), fd));
+        let copies = queues.chain(sockets).chain(tap).collect::<std::io::Result<Vec<_>>>()?;
+        let link = self.link()?.map(|link| (Role::Rings.name().to_owned(), link));
+        Ok(copies.into_iter().chain(link).collect())
     }
 
     /// What a later process can go on with: the queues of the device.

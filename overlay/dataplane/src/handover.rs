@@ -21,8 +21,52 @@ pub struct Inherited {
     queues: Vec<(String, TunQueue)>,
     sockets: Vec<(SocketAddr, Socket)>,
     taps: Vec<(String, OwnedFd)>,
-    links: Vec<(Hook, u32, Link)>,
+    links: Vec<Place>,
     foreign: usize,
+}
+
+/// What the places of programs are kept under: two programs may hang on at one device by hooks of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It takes the tunnel's packets to rings.
+    Rings,
+    /// It sends whole super-packets from the TAP to the next hop.
+    Tap,
+}
+
+impl Role {
+    /// The name under which the service manager keeps it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rings => "xdp",
+            Self::Tap => "tap",
+        }
+    }
+
+    const fn hook(self) -> Hook {
+        match self {
+            Self::Rings => Hook::Xdp,
+            Self::Tap => Hook::Ingress,
+        }
+    }
+}
+
+/// The place of a program.
+#[derive(Debug)]
+struct Place {
+    /// What it was kept under.
+    name: String,
+    hook: Hook,
+    device: u32,
+    link: Link,
+}
+
+impl Place {
+    /// Whether it is one of this role. Without a name its hook tells.
+    fn is(&self, role: Role) -> bool {
+        self.hook == role.hook() && (self.name.is_empty() || self.name == role.name())
+    }
 }
 
 impl Inherited {
@@ -56,21 +100,21 @@ impl Inherited {
         self.sockets.extract_if(.., |(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
     }
 
-    /// The place of a program on the interface of this index. All others of its kind are given up.
+    /// The place of the rings' program on the interface of this index. All others of its role are given up.
     pub fn link(&mut self, interface: u32) -> Option<Link> {
-        let mut links = self.links(Hook::Xdp).into_iter();
+        let mut links = self.links(Role::Rings).into_iter();
         links.find(|(on, _)| *on == interface).map(|(_, link)| link)
     }
 
     /// What there is of the TAP `name`. Other TAPs stay, until this is dropped.
     pub fn tap(&mut self, name: &str) -> Earlier {
         let queues = self.taps.extract_if(.., |(device, _)| device == name).map(|(_, queue)| queue).collect();
-        Earlier { queues, links: self.links(Hook::Ingress) }
+        Earlier { queues, links: self.links(Role::Tap) }
     }
 
-    fn links(&mut self, hook: Hook) -> Vec<(u32, Link)> {
-        let links = self.links.extract_if(.., |(at, ..)| *at == hook);
-        links.map(|(_, device, link)| (device, link)).collect()
+    fn links(&mut self, role: Role) -> Vec<(u32, Link)> {
+        let links = self.links.extract_if(.., |place| place.is(role));
+        links.map(|Place { device, link, .. }| (device, link)).collect()
     }
 
     /// Whether there is nothing to go on with.
@@ -85,22 +129,27 @@ impl Inherited {
         (self.queues.len(), self.sockets.len(), self.foreign)
     }
 
-    /// Puts a descriptor to its like; one that is not ours is given back.
-    fn put(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+    /// Puts a descriptor of that name to its like; one that is not ours is given back.
+    fn put(&mut self, name: String, fd: OwnedFd) -> Result<(), OwnedFd> {
         tun::inherit(fd)
             .map(|queue| self.queues.push(queue))
             .or_else(|fd| whole::inherit(fd).map(|tap| self.taps.push(tap)))
             .or_else(|fd| udp::inherit(fd).map(|socket| self.sockets.push(socket)))
-            .or_else(|fd| link::inherit(fd).map(|link| self.links.push(link)))
+            .or_else(|fd| {
+                let (hook, device, link) = link::inherit(fd)?;
+                self.links.push(Place { name, hook, device, link });
+                Ok(())
+            })
     }
 }
 
-impl FromIterator<OwnedFd> for Inherited {
-    fn from_iter<I: IntoIterator<Item = OwnedFd>>(descriptors: I) -> Self {
+/// Of descriptors with the names under which they were kept.
+impl FromIterator<(String, OwnedFd)> for Inherited {
+    fn from_iter<I: IntoIterator<Item = (String, OwnedFd)>>(descriptors: I) -> Self {
         let mut inherited = Self::default();
-        for fd in descriptors {
+        for (name, fd) in descriptors {
             // With its device somebody has taken away what it was for.
-            if !has_lost_its_device(fd.as_fd()) && inherited.put(fd).is_err() {
+            if !has_lost_its_device(fd.as_fd()) && inherited.put(name, fd).is_err() {
                 inherited.foreign += 1;
             }
         }
@@ -119,6 +168,29 @@ mod tests {
     use super::*;
     use crate::offload::Offloads;
 
+    fn unnamed(fd: OwnedFd) -> (String, OwnedFd) {
+        (String::new(), fd)
+    }
+
+    #[test]
+    fn programs_at_one_hook_are_told_apart_by_their_names() {
+        let name = format!("tap{}", std::process::id());
+        let _tap = open_tunnel_tap(&name).expect("a TAP (this test needs root)");
+        let (index, _) = bring_up_mute(&name).unwrap();
+        let attached = || {
+            let redirect = Redirect::attach(index, 1, None).unwrap();
+            redirect.link().as_fd().try_clone_to_owned().unwrap()
+        };
+        for (names, ours) in
+            [(["", "another"], 1), (["tap", "another"], 1), (["xdp", "another"], 0), (["", "tap"], 2)]
+        {
+            let mut inherited: Inherited =
+                names.map(|name| (name.to_owned(), attached())).into_iter().collect();
+            let Earlier { links, .. } = inherited.tap(&name);
+            assert_eq!((links.len(), inherited.links.len()), (ours, 2 - ours), "{names:?}");
+        }
+    }
+
     #[test]
     fn a_tap_is_told_from_the_overlays_device_and_its_program_from_others() {
         let (device, name) = (format!("tun{}", std::process::id()), format!("tap{}", std::process::id()));
@@ -127,7 +199,7 @@ mod tests {
         let (index, _) = bring_up_mute(&name).unwrap();
         let redirect = Redirect::attach(index, 1, None).unwrap();
         let link = redirect.link().as_fd().try_clone_to_owned().unwrap();
-        let mut inherited: Inherited = [queue, tap, link].into_iter().collect();
+        let mut inherited: Inherited = [queue, tap, link].into_iter().map(unnamed).collect();
         assert_eq!(inherited.counts(), (1, 0, 0));
         assert!(inherited.link(index).is_none(), "of another kind");
         let Earlier { queues, links } = inherited.tap(&name);
@@ -141,7 +213,7 @@ mod tests {
         let tap = open_tunnel_tap(&name).expect("a TAP (this test needs root)");
         let deleted = std::process::Command::new("ip").args(["link", "del", &name]).status().unwrap();
         assert!(deleted.success());
-        let mut inherited: Inherited = [tap].into_iter().collect();
+        let mut inherited: Inherited = [tap].into_iter().map(unnamed).collect();
         assert_eq!(inherited.counts(), (0, 0, 0));
         assert!(inherited.tap(&name).queues.is_empty());
     }
@@ -156,7 +228,7 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         let all = a.into_iter().chain(b).map(|shared| OwnedFd::from(shared.socket));
         let mut inherited: Inherited =
-            all.chain([OwnedFd::from(unshared), OwnedFd::from(tcp), OwnedFd::from(file)]).collect();
+            all.chain([unshared.into(), tcp.into(), file.into()]).map(unnamed).collect();
         assert_eq!(inherited.counts(), (0, 2, 3));
         let ours = inherited.sockets(bound);
         assert_eq!(ours.len(), 1, "of two sockets, the one with that address");
