@@ -37,7 +37,7 @@ fn origin(bencher: Bencher<'_, '_>, leases: u32) {
     let sources: Vec<_> = destinations(&table)
         .into_iter()
         .map(|inner| match table.route(inner) {
-            Route::Peer(hop) => (hop.to.ip(), inner),
+            Route::Peer(hop) => (hop.address, inner),
             other => panic!("{other:?} for {inner}"),
         })
         .collect();

@@ -96,11 +96,11 @@ impl Flags {
         let mut flags = self.clone();
         match store {
             StoreId::Dir(path) => flags.store = StoreKind::Dir(path.clone()),
-            StoreId::Etcd { endpoints: urls, prefix } if !prefix.is_empty() => {
+            StoreId::Etcd { endpoints: urls, prefix } => {
                 flags.etcd_endpoints = endpoints(&urls.join(",")).ok()?;
                 prefix.clone_into(&mut flags.etcd_prefix);
             }
-            StoreId::Etcd { .. } | StoreId::Other { .. } => return None,
+            StoreId::Other { .. } => return None,
         }
         Some(flags)
     }
@@ -168,6 +168,7 @@ mod tests {
         let (kind, urls, prefix) = with(&["-iface=eth0"], etcd).unwrap();
         assert_eq!(kind, StoreKind::Etcd);
         assert_eq!((urls.as_str(), prefix.as_str()), ("https://a:2379,http://b:2379", "/my/net"));
+        assert_eq!(with(&[], "etcd http://127.0.0.1:7 ").unwrap().2, "", "the prefix may be empty");
         for args in [["--store=etcd"], ["-etcd-endpoints=http://c:2379"], ["-etcd-prefix=/other"]] {
             assert_eq!(with(&args, etcd), None, "{args:?}");
         }

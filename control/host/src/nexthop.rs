@@ -168,7 +168,7 @@ impl Known {
 
 /// The end of the tunnel at a peer, if packets to it can go by the rings: these are of IPv4.
 fn end(hop: &Hop) -> Option<Ipv4Addr> {
-    match hop.to.ip() {
+    match hop.address {
         IpAddr::V4(end) => Some(end),
         IpAddr::V6(_) => None,
     }

@@ -150,7 +150,7 @@ impl Watcher {
     async fn ask_for_addresses(&self, (subnets, public): Key) {
         let table = self.table.current();
         let Some((hop, overlay_address)) = find(&table, (subnets, public)) else { return };
-        let node = hop.to.ip();
+        let node = hop.address;
         let inner = echo::len_with_addresses(Version::of(overlay_address));
         let len = u32::try_from(inner).unwrap_or(u32::MAX) + overhead(&table, hop);
         let Some(answer) = self.answer(&table, overlay_address, len).await else { return };
@@ -169,7 +169,7 @@ impl Watcher {
         let (Some(addresses), Route::Peer(hop)) = (&answer.addresses, table.route(answer.from)) else {
             return Said::default();
         };
-        let said = self.holders().say(hop.to.ip(), addresses, Instant::now());
+        let said = self.holders().say(hop.address, addresses, Instant::now());
         hop.state.announce(said.own.clone());
         said
     }
@@ -178,7 +178,7 @@ impl Watcher {
     fn tell_of_explained(&self) {
         let table = self.table.current();
         for hop in table.hops() {
-            let node = hop.to.ip();
+            let node = hop.address;
             for address in hop.state.explained() {
                 if address != node && self.holders().is_to_be_told(address, node) {
                     info!(%address, %node, "packets come from a node with another address of its own as their source, and pass: it has said so");
@@ -209,14 +209,14 @@ impl Watcher {
     /// Whether the kernel takes the path for as wide as the interface again.
     fn is_forgotten(&self, table: &PeerTable, (subnets, public): Key) -> bool {
         let Some(hop) = table.find(subnets, public) else { return false };
-        hop.state.path_mtu().is_some_and(|mtu| self.prober.known(hop.to).is_ok_and(|now| now > mtu))
+        hop.state.path_mtu().is_some_and(|mtu| self.prober.known(hop.to()).is_ok_and(|now| now > mtu))
     }
 
     /// Finds out about the path to a peer, and whether it answers at all.
     async fn explore(&self, table: &PeerTable, key: Key) -> Found {
         let Some((hop, overlay_address)) = find(table, key) else { return Found::Wide };
         let full = table.local().mtu + overhead(table, hop);
-        let told = || self.prober.known(hop.to).ok().filter(|mtu| *mtu < full);
+        let told = || self.prober.known(hop.to()).ok().filter(|mtu| *mtu < full);
         let answers = AtomicBool::new(false);
         let answers = &answers;
         let passes = async |len| {
@@ -310,7 +310,7 @@ fn find(table: &PeerTable, (subnets, public): Key) -> Option<(&Hop, IpAddr)> {
 
 /// Bytes of a packet on the way that are not the inner one's.
 fn overhead(table: &PeerTable, hop: &Hop) -> u32 {
-    table.local().format.overhead(Version::of(hop.to.ip()))
+    table.local().format.overhead(Version::of(hop.address))
 }
 
 fn note(table: &PeerTable, (subnet, public_ip): Key, found: Found) {

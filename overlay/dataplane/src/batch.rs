@@ -261,13 +261,21 @@ impl Batch {
     }
 }
 
+impl Run {
+    /// Whether what goes by `hop` goes the same way: to the same peer, and outside by the same family.
+    #[inline]
+    fn leads_along(&self, hop: &Hop) -> bool {
+        Arc::ptr_eq(&self.peer, &hop.state) && self.to.is_ipv6() == hop.address.is_ipv6()
+    }
+}
+
 impl Lane {
     /// Adds a datagram made of `slices`, with `inner_len` bytes of inner packet, to the last run
     /// to its peer, or begins another: so datagrams to one peer stay in order.
     fn append(&mut self, hop: &Hop, ecn: Ecn, slices: &[Slice], inner_len: usize) {
         let len = slices.iter().map(|slice| slice.len).sum();
         let recent = self.used.saturating_sub(OPEN_RUNS)..self.used;
-        let last = self.runs[recent].iter_mut().rev().find(|run| Arc::ptr_eq(&run.peer, &hop.state));
+        let last = self.runs[recent].iter_mut().rev().find(|run| run.leads_along(hop));
         let run = match last {
             Some(run) if run.takes(len) && run.ecn == ecn => run,
             _ => self.begin(hop, ecn, len),
@@ -282,7 +290,7 @@ impl Lane {
     fn begin(&mut self, hop: &Hop, ecn: Ecn, segment_len: usize) -> &mut Run {
         if self.used == self.runs.len() {
             self.runs.push(Run {
-                to: hop.to,
+                to: hop.to(),
                 ecn,
                 peer: Arc::clone(&hop.state),
                 header_len: 0,
@@ -298,7 +306,7 @@ impl Lane {
         let run = &mut self.runs[self.used];
         run.slices.clear();
         run.ends.clear();
-        (run.to, run.segment_len, run.len, run.inner_len, run.closed) = (hop.to, segment_len, 0, 0, false);
+        (run.to, run.segment_len, run.len, run.inner_len, run.closed) = (hop.to(), segment_len, 0, 0, false);
         (run.ecn, run.header_len) = (ecn, hop.header().len());
         run.super_packet = None;
         // Mostly it is the peer that the run was for in an earlier batch: then no shared count is touched.
@@ -458,8 +466,8 @@ mod tests {
             push(&mut batch, lane, hop, b"aaaa");
         }
         let runs = |lane| -> Vec<_> { batch.runs(lane).iter().map(|run| (run.to, run.count())).collect() };
-        assert_eq!(runs(0), [(one.to, 2), (two.to, 2)]);
-        assert_eq!(runs(1), [(one.to, 1)]);
+        assert_eq!(runs(0), [(one.to(), 2), (two.to(), 2)]);
+        assert_eq!(runs(1), [(one.to(), 1)]);
     }
 
     #[test]

@@ -279,7 +279,7 @@ fn send_saying(
     let from = table.local().overlay_addresses.get(Version::of(to));
     let packet = from.and_then(|from| echo.build_saying(more, from, to, len));
     let packet = packet.ok_or(io::ErrorKind::HostUnreachable)?;
-    out.send(hop.to, &[hop.header(), &packet].concat())
+    out.send(hop.to(), &[hop.header(), &packet].concat())
 }
 
 #[cfg(test)]

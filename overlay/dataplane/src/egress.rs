@@ -131,7 +131,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                     if let Some(hop) = refusal.hop {
                         self.peers.dropped(&hop.state);
                     }
-                    self.witness.read(refusal.hop.map(|hop| hop.to), packet.bytes(), Some(refusal.reason));
+                    self.witness.read(refusal.hop.map(|hop| hop.to()), packet.bytes(), Some(refusal.reason));
                     if let Some(error) = refusal.tell {
                         self.answers.tell(error, table.local(), &packet, &self.stats);
                     }
@@ -155,7 +155,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
             match pushed {
                 Ok(pushed) => {
                     if self.witness.captures() {
-                        self.witness.read(Some(hop.to), self.batch.last(len), None);
+                        self.witness.read(Some(hop.to()), self.batch.last(len), None);
                     }
                     self.stats.super_packet(pushed.packets as u64);
                     self.packets += pushed.packets as u64;
@@ -165,7 +165,7 @@ impl<D: Device, T: Transmitter> Egress<D, T> {
                     self.stats.dropped(reason);
                     self.peers.dropped(&hop.state);
                     let bytes = &self.batch.next_read()[vnet::LEN..vnet::LEN + len];
-                    self.witness.read(Some(hop.to), bytes, Some(reason));
+                    self.witness.read(Some(hop.to()), bytes, Some(reason));
                 }
             }
         }
@@ -253,7 +253,7 @@ fn word(address: IpAddr) -> u32 {
 /// to cut it. (A
 /// kernel's VXLAN device would take a run apart, look into each datagram, and join them again.)
 fn leaves_whole(packet: &Packet<'_>, header: &VnetHdr, hop: &Hop) -> Option<SuperPacket> {
-    if header.gso.is_none() || hop.header().len() != vxlan::HEADER_LEN || hop.to.is_ipv6() {
+    if header.gso.is_none() || hop.header().len() != vxlan::HEADER_LEN || hop.address.is_ipv6() {
         return None;
     }
     let fits = |whole: &SuperPacket| hop.state.path_mtu().is_none_or(|mtu| whole.outer_len() <= mtu as usize);

@@ -13,7 +13,7 @@ use overlay_wire::ip::{Packet, protocol};
 use overlay_wire::vnet::VnetHdr;
 
 use crate::admit::{self, SourceCheck};
-use crate::table::{Hop, Local, Peer, PeerTable};
+use crate::table::{Hop, Local, Peer, PeerTable, Route};
 
 /// A packet as somebody describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Described {
         let mut packet = Packet::parse(&mut bytes).map_err(|_| NoPacket)?;
         let refusal = match admit::outward(&packet, &VnetHdr::default(), table) {
             Ok(hop) => {
-                let (to, mtu) = (hop.to.ip(), hop.mtu(table.local()));
+                let (to, mtu) = (hop.address, hop.mtu(table.local()));
                 let outside = hop.outer_ecn(packet.bytes());
                 if admit::counts_hops(table.local()) {
                     packet.decrement_ttl();
@@ -97,7 +97,7 @@ impl Described {
         };
         Ok(Outward {
             verdict: Verdict::refused(refusal.reason, refusal.tell, &packet),
-            to: refusal.hop.map(|hop| hop.to.ip()),
+            to: refusal.hop.map(|hop| hop.address),
             mtu: refusal.hop.map(|hop| hop.mtu(table.local())),
             far_end: None,
         })
@@ -121,7 +121,12 @@ impl Described {
         let (verdict, outer) = match outer {
             Some(outer) => judge(outer),
             None => {
-                let mut nodes = table.hops().map(|hop| judge(hop.to.ip()));
+                // First the node that has its source.
+                let owner = match table.route(self.src) {
+                    Route::Peer(hop) => Some(hop),
+                    Route::Own | Route::None => table.at(self.src),
+                };
+                let mut nodes = owner.into_iter().chain(table.hops()).map(|hop| judge(hop.address));
                 let first = nodes.next();
                 let found = first.into_iter().chain(nodes).find(|(verdict, _)| verdict.outcome.is_ok());
                 // Of no node at all: from wherever, it is unknown.
@@ -136,6 +141,9 @@ impl Described {
     /// # Errors
     /// There is no such one.
     fn bytes(&self) -> Result<Vec<u8>, NoPacket> {
+        if self.len > LONGEST {
+            return Err(NoPacket);
+        }
         let bytes = self.built(0)?;
         match self.len.saturating_sub(bytes.len()) {
             0 => Ok(bytes),
@@ -221,6 +229,8 @@ fn far_end(table: &PeerTable, dst: IpAddr, own: IpAddr) -> Option<PeerTable> {
     Some(PeerTable::new(local, others.chain([this]).collect()))
 }
 
+/// No packet is longer (RFC 8200, section 3: what follows the header, and that).
+const LONGEST: usize = 65_535 + 40;
 const ECHO: IcmpEchoHeader = IcmpEchoHeader { id: 0, seq: 0 };
 
 #[cfg(test)]

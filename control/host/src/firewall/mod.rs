@@ -17,6 +17,7 @@ mod contest;
 pub(super) mod generation;
 mod iptables;
 mod nft;
+mod nft_table;
 mod policy;
 pub mod ruleset;
 pub mod verdict;

@@ -16,7 +16,9 @@ use nftables::schema::{Chain, NfListObject, Nftables, Rule, Table};
 use nftables::stmt::{Counter, Match, NAT, NATFlag, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde_json::Value;
+use tracing::debug;
 
+use super::nft_table;
 use super::policy::{self, Action, Is};
 use crate::command::run;
 use crate::{Desired, HostError};
@@ -90,14 +92,6 @@ pub(super) async fn remove(tables: &[String]) -> Result<(), HostError> {
     run("nft", &["-f", "-"], &script).await.map(|_| ())
 }
 
-/// Whether iptables' nft variant has no table `name` yet. Without `nft` that cannot be told.
-pub(super) async fn is_missing(name: &str) -> Result<bool, HostError> {
-    match run("nft", &["list", "tables", "ip"], "").await {
-        Err(HostError::NoProgram { .. } | HostError::Program { .. }) => Ok(false),
-        listing => Ok(!listing?.lines().any(|line| line.trim() == format!("table ip {name}"))),
-    }
-}
-
 /// Removes the table `name` of iptables' nft variant if all that it holds are empty chains that accept. Without `nft` it
 /// stays, and does nothing there.
 pub(super) async fn remove_if_empty(name: &str) -> Result<(), HostError> {
@@ -107,13 +101,10 @@ pub(super) async fn remove_if_empty(name: &str) -> Result<(), HostError> {
         listing => listing?,
     };
     let Some(chains) = chains_of_empty(&listing) else { return Ok(()) };
-    // A chain that has got a rule since cannot be deleted, and the whole transaction fails.
-    let mut script: String = chains.iter().map(|chain| format!("delete chain ip {name} {chain}\n")).collect();
-    script.push_str(&format!("delete table ip {name}\n"));
-    match run("nft", &["-f", "-"], &script).await {
-        Err(HostError::Program { .. }) => Ok(()),
-        removed => removed.map(|_| ()),
+    if let Err(error) = nft_table::remove(name, &chains) {
+        debug!(%error, table = name, "the table is not empty any more: it stays");
     }
+    Ok(())
 }
 
 /// The chains of a listed table, if each is a built-in one that accepts and there is nothing else.

@@ -24,8 +24,9 @@ impl Membership {
                 None => {}
             }
             if !said {
-                let (store, remedy) = (self.store.id(), self.store.how_to_configure(EXAMPLE_CONFIG));
-                info!(%store, %remedy, "waiting for the network configuration");
+                let (store, remedy) =
+                    (self.store.id().to_string(), self.store.how_to_configure(EXAMPLE_CONFIG));
+                info!(store, %remedy, "waiting for the network configuration");
                 self.wait_for(format!("its network configuration in {store}: put one, as by {remedy}"));
                 said = true;
             }

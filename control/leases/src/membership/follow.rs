@@ -31,11 +31,11 @@ impl Membership {
             let wait = backoff.pause();
             // Said once, however long it lasts.
             if last_problem.as_ref() != Some(&problem) {
-                let store = self.store.id();
+                let store = self.store.id().to_string();
                 if self.held.is_some() {
-                    warn!(%store, %problem, "the lease store does not serve us; trying again, forwarding goes on");
+                    warn!(store, %problem, "the lease store does not serve us; trying again, forwarding goes on");
                 } else {
-                    warn!(%store, %problem, "the lease store does not serve us; trying again, nothing is forwarded until it does");
+                    warn!(store, %problem, "the lease store does not serve us; trying again, nothing is forwarded until it does");
                     self.wait_for(format!("the lease store {store}, which does not serve us: {problem}"));
                 }
                 last_problem = Some(problem);
@@ -65,7 +65,7 @@ impl Membership {
             self.meters.store.watching();
             self.set_connected(true);
             if last_problem.take().is_some() {
-                info!(store = %self.store.id(), "the lease store serves us again");
+                info!(store = self.store.id().to_string(), "the lease store serves us again");
             }
             self.follow_changes(&mut events, &mut revision, backoff).await?;
             // The store ended the watch; it goes on from where it was.

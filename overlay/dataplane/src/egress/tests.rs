@@ -43,6 +43,22 @@ fn rig_of(local: Local) -> Rig {
 const VXLAN: Format = Format::Vxlan { vni: 1, vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]) };
 
 #[test]
+fn what_goes_to_one_node_by_two_families_goes_to_two_addresses_though_in_one_batch() {
+    let here = Local { public: addresses("192.168.1.12", "2001:db8::12"), ..local(VXLAN) };
+    let node = Peer {
+        public: addresses("192.168.199.238", "2001:db8::238"),
+        ..peer("10.1.63.0/24", "192.168.199.238")
+    };
+    let mut rig = rig_of(here.clone());
+    rig.table.publish(here, vec![node]);
+    rig.device.queue(&udp_packet("10.1.9.3", "10.1.63.2", 64, &[1; 100]));
+    rig.device.queue(&udp_packet("fd00:0:0:9::3", "fd00:0:0:63::2", 64, &[1; 50]));
+    assert_eq!(rig.egress.step().unwrap(), 2);
+    let to: Vec<String> = rig.wire.take_sent().into_iter().map(|(to, _)| to.to_string()).collect();
+    assert_eq!(to, ["192.168.199.238:8472", "[2001:db8::238]:8472"]);
+}
+
+#[test]
 fn a_packet_leaves_as_a_frame_to_the_owner_of_its_destination() {
     let mut rig = rig(VXLAN);
     let packet = udp_packet("10.1.9.3", "10.1.63.2", 64, b"hello");

@@ -13,8 +13,10 @@ use crate::peer_state::{PeerFlag, PeerState};
 /// Where a packet of one version to a peer goes and what stands in front of it.
 #[derive(Debug, Clone)]
 pub struct Hop {
-    /// The peer's end of the tunnel.
-    pub to: SocketAddr,
+    /// The address of the peer's end of the tunnel.
+    pub address: IpAddr,
+    /// And its port.
+    pub port: u16,
     /// What is known of the peer beside its lease.
     pub state: Arc<PeerState>,
     /// Whether a peer's public address lies in the subnet: the tunnel's own packets could be routed into it.
@@ -39,24 +41,22 @@ impl Hop {
     ) -> Self {
         let common = |outer: &Version| local.public.has(*outer) && peer.public.has(*outer);
         let outer = [version, version.other()].into_iter().find(common).unwrap_or(version);
-        let to = SocketAddr::new(peer.public.prefer(outer), local.port);
+        let (address, port) = (peer.public.prefer(outer), local.port);
         let (header, header_len) = match (local.format, peer.vtep_macs) {
             (Format::Vxlan { vni, vtep_mac }, Some(theirs)) => {
                 (vxlan::header(version, vni, vtep_mac, theirs.prefer(outer)), vxlan::HEADER_LEN as u8)
             }
             _ => ([0; vxlan::HEADER_LEN], 0),
         };
-        Self { to, state, holds_tunnel_end: false, peer: index, header, header_len }
+        Self { address, port, state, holds_tunnel_end: false, peer: index, header, header_len }
     }
 
-    /// Whether what goes there goes to `address`. (Asked for every packet, and so without a copy.)
+    /// The peer's end of the tunnel. (Made when it is asked for: a hop is to be small, since a packet to another peer than
+    /// the one before reads it from memory.)
     #[inline]
-    pub(super) fn leads_to(&self, address: IpAddr) -> bool {
-        match (&self.to, address) {
-            (SocketAddr::V4(to), IpAddr::V4(address)) => *to.ip() == address,
-            (SocketAddr::V6(to), IpAddr::V6(address)) => *to.ip() == address,
-            _ => false,
-        }
+    #[must_use]
+    pub fn to(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
     }
 
     /// The encapsulation that goes between the outer UDP header and the inner packet.
@@ -83,7 +83,7 @@ impl Hop {
         let path = self
             .state
             .path_mtu()
-            .map(|mtu| mtu.saturating_sub(local.format.overhead(Version::of(self.to.ip()))));
+            .map(|mtu| mtu.saturating_sub(local.format.overhead(Version::of(self.address))));
         path.map_or(local.mtu, |mtu| mtu.min(local.mtu))
     }
 }

@@ -32,13 +32,23 @@ pub enum Origin<'a> {
     Unknown,
 }
 
+/// Where the way to a peer is, by its index there.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    V4(u32),
+    V6(u32),
+    Stranger(u32),
+}
+
 /// One complete state of the network. Immutable: a change is a new table.
 #[derive(Debug)]
 pub struct PeerTable {
     local: Local,
     peers: Vec<Peer>,
-    /// One way to each of the peers, in their order.
-    hops: Box<[Hop]>,
+    /// Where one way to each of the peers is, in their order.
+    places: Box<[Place]>,
+    /// Ways to peers that have subnets only of families that this node has none of.
+    strangers: Vec<Hop>,
     v4: Option<Family<Ipv4Net>>,
     v6: Option<Family<Ipv6Net>>,
     hosts_v4: Hosts<u32>,
@@ -89,16 +99,20 @@ impl PeerTable {
                 holder.holds_tunnel_end = true;
             }
         }
-        let mut of_v4 = v4.iter().flat_map(Family::hops);
-        let mut of_v6 = v6.iter().flat_map(Family::hops);
+        let mut of_v4 = (0..v4.as_ref().map_or(0, |v4| v4.hops().len())).map(|at| Place::V4(at as u32));
+        let mut of_v6 = (0..v6.as_ref().map_or(0, |v6| v6.hops().len())).map(|at| Place::V6(at as u32));
+        let mut strangers = Vec::new();
         let hops = each().map(|each| {
             let subnets = each.1.0.subnets;
             let v4 = subnets.v4().and_then(|_| of_v4.next());
             let v6 = subnets.v6().and_then(|_| of_v6.next());
-            // Of a family that this node has no part in there is nothing to send.
-            v4.or(v6).cloned().unwrap_or_else(|| hop(each, Version::V4))
+            v4.or(v6).unwrap_or_else(|| {
+                // It has subnets of no family that this node has: it is known all the same.
+                strangers.push(hop(each, Version::V4));
+                Place::Stranger(strangers.len() as u32 - 1)
+            })
         });
-        let hops = hops.collect();
+        let places = hops.collect();
         let own = |address: &IpAddr| Addresses::from(*address);
         let hosts_v4 = Hosts::new(
             local.addresses.iter().filter_map(|address| own(address).v4()).map(u32::from),
@@ -108,7 +122,7 @@ impl PeerTable {
             local.addresses.iter().filter_map(|address| own(address).v6()).map(u128::from),
             each().filter_map(|(index, (peer, _))| Some((peer.public.v6()?.into(), index))),
         );
-        Self { local, peers, hops, v4, v6, hosts_v4, hosts_v6, no_nodes }
+        Self { local, peers, places, strangers, v4, v6, hosts_v4, hosts_v6, no_nodes }
     }
 
     /// This node.
@@ -145,7 +159,7 @@ impl PeerTable {
     #[must_use]
     pub fn origin(&self, outer: IpAddr, inner: IpAddr) -> Origin<'_> {
         match self.route(inner) {
-            Route::Peer(hop) if hop.leads_to(outer) => Origin::Owner(hop),
+            Route::Peer(hop) if hop.address == outer => Origin::Owner(hop),
             Route::Peer(hop) => self.rarer_origin(Some(hop), outer, inner),
             Route::Own | Route::None => self.rarer_origin(None, outer, inner),
         }
@@ -168,7 +182,7 @@ impl PeerTable {
     /// Which way the packets of each peer go, in the order of [`peers`](Self::peers): those of IPv4, if it has a subnet of
     /// that.
     pub fn hops(&self) -> impl ExactSizeIterator<Item = &Hop> {
-        self.hops.iter()
+        self.places.iter().map(move |place| self.hop(*place))
     }
 
     /// The peer with the public address `outer`; the first one, if several share it.
@@ -178,7 +192,7 @@ impl PeerTable {
             IpAddr::V4(outer) => self.hosts_v4.at(outer.into()),
             IpAddr::V6(outer) => self.hosts_v6.at(outer.into()),
         };
-        Some(&self.hops[index?])
+        Some(self.hop(self.places[index?]))
     }
 
     /// The way to the peer with one of just these subnets and one of these public addresses.
@@ -202,6 +216,14 @@ impl PeerTable {
     #[must_use]
     pub fn overlay_address(&self, subnets: Subnets) -> Option<IpAddr> {
         subnets.iter().map(|subnet| subnet.network()).find(|base| self.carries(Version::of(*base)))
+    }
+
+    fn hop(&self, place: Place) -> &Hop {
+        match place {
+            Place::V4(at) => &self.v4.as_ref().map(Family::hops).unwrap_or_default()[at as usize],
+            Place::V6(at) => &self.v6.as_ref().map(Family::hops).unwrap_or_default()[at as usize],
+            Place::Stranger(at) => &self.strangers[at as usize],
+        }
     }
 
     fn peer(&self, hop: &Hop) -> &Peer {
@@ -350,7 +372,7 @@ pub(crate) mod tests {
         let table =
             table(vec![peer("10.1.63.0/24", "192.168.199.238"), peer("10.1.7.0/24", "192.168.199.7")]);
         let via = |dst: &str| match table.route(address(dst)) {
-            Route::Peer(hop) => hop.to.to_string(),
+            Route::Peer(hop) => hop.to().to_string(),
             other => format!("{other:?}"),
         };
         assert_eq!(via("10.1.63.2"), "192.168.199.238:8472");
@@ -385,7 +407,7 @@ pub(crate) mod tests {
         assert!(!owns("192.168.199.8", "192.168.199.8"), "not a peer");
         assert!(!owns(nat, "10.1.9.3"), "our own");
         let origin = |outer: &str, inner| table.origin(outer.parse().unwrap(), address(inner));
-        assert!(matches!(origin(nat, "10.1.7.2"), Origin::Peer(hop) if hop.to.ip().to_string() == nat));
+        assert!(matches!(origin(nat, "10.1.7.2"), Origin::Peer(hop) if hop.address.to_string() == nat));
         assert!(matches!(origin("192.168.199.8", "10.1.7.2"), Origin::Unknown));
         // Who it is among several is told by the subnet, and else the first.
         let state = |subnet: &str| table.state(subnets(subnet, ""), address(nat).into()).unwrap();
@@ -503,7 +525,7 @@ pub(crate) mod tests {
             Peer { public: addresses(theirs[0], theirs[1]), ..peer("10.1.63.0/24", "192.168.199.238") };
         let table = PeerTable::new(local, vec![peer]);
         ["10.1.63.2", "fd00:0:0:63::2"].map(|dst| match table.route(address(dst)) {
-            Route::Peer(hop) => hop.to.to_string(),
+            Route::Peer(hop) => hop.to().to_string(),
             other => format!("{other:?}"),
         })
     }
@@ -594,11 +616,11 @@ pub(crate) mod tests {
         assert!(matches!(table.route(address("10.1.64.2")), Route::None));
         assert!(matches!(table.route(address("fd00:0:0:9::2")), Route::Own));
         let Route::Peer(hop) = table.route(address("fd00:0:0:7::2")) else { panic!("no route") };
-        assert_eq!(hop.to.to_string(), "[2001:db8::7]:8472");
+        assert_eq!(hop.to().to_string(), "[2001:db8::7]:8472");
         assert!(matches!(table.origin(address("2001:db8::7"), address("fd00:0:0:7::2")), Origin::Owner(_)));
         assert!(table.is_own(address("fd00:0:0:9::2")) && !table.is_own(address("10.1.9.2")));
         assert!(table.is_own(address("192.168.1.12")), "the host has it all the same");
-        let ends: Vec<_> = table.hops().map(|hop| hop.to.ip().to_string()).collect();
+        let ends: Vec<_> = table.hops().map(|hop| hop.address.to_string()).collect();
         assert_eq!(ends, ["192.168.199.64", "2001:db8::7", "2001:db8::8"], "in the order of the peers");
     }
 

@@ -242,6 +242,17 @@ fn a_packet_whose_sender_is_not_told_comes_from_the_node_that_may_send_it() {
     assert_eq!(outer(&table, ANNOUNCED), (is(MASTER), None));
     assert_eq!(outer(&table, "10.1.99.2"), (is(MASTER), Some(DropReason::StaleSource)));
     assert_eq!(outer(&table, "172.16.5.2"), (is(MASTER), Some(DropReason::WrongSource)));
+    // The second of the peers has it, whatever is asked of sources, and also what is dropped after that.
+    for check in [SourceCheck::Strict, SourceCheck::Loose, SourceCheck::Off] {
+        let nested = Described { ports: (4000, 8472), ..packet("10.1.7.2", OWN) };
+        for (described, reason) in
+            [(packet("10.1.7.2", "10.1.9.3"), None), (nested, Some(DropReason::Nested))]
+        {
+            let Inward { verdict, outer } =
+                described.inward(&table.current(), check, None, Ecn::NotEct).unwrap();
+            assert_eq!((outer, verdict.outcome.err()), (Some(address(OTHER)), reason), "{check:?}");
+        }
+    }
     let alone = SharedTable::new(PeerTable::new(local(VXLAN), Vec::new()));
     assert_eq!(outer(&alone, "10.1.99.2"), (None, Some(DropReason::UnknownPeer)));
 }
@@ -294,6 +305,7 @@ fn what_no_packet_can_be_is_none() {
     for described in [
         packet("10.1.9.3", "fd00:0:0:63::2"),
         Described { len: 70_000, ..packet("10.1.9.3", "10.1.63.2") },
+        Described { len: usize::MAX, ..packet("10.1.9.3", "10.1.63.2") },
         Described { protocol: 58, ..packet("10.1.9.3", "10.1.63.2") },
     ] {
         let (own, table) = (OWN.parse().unwrap(), table.current());

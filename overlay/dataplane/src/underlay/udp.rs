@@ -338,13 +338,18 @@ impl UdpTransmitter {
         let Self { lanes, arrays, offloads, whole } = self;
         let socket = &lanes[lane];
         while let Some(first) = runs.first() {
-            if let (Some((packet, place)), Some(whole), SocketAddr::V4(to)) =
-                (first.super_packet(), whole.as_mut(), first.to())
-            {
+            if let (Some((packet, place)), Some(whole)) = (first.super_packet(), whole.as_mut()) {
                 let bytes = &batch.bytes()[place.start..place.start + place.len];
                 let (len, packets) = (packet.payload_len(), packet.segments() as u16);
-                let outer = whole.outer[lane].headers(to, first.ecn(), len, packets);
-                if let Err(error) = whole.tap.send(packet, bytes, &outer) {
+                let sent = match first.to() {
+                    SocketAddr::V4(to) => {
+                        let outer = whole.outer[lane].headers(to, first.ecn(), len, packets);
+                        whole.tap.send(packet, bytes, &outer)
+                    }
+                    // Headers of our own are IPv4's.
+                    SocketAddr::V6(_) => Err(io::ErrorKind::Unsupported.into()),
+                };
+                if let Err(error) = sent {
                     if is_tunnel_gso_broken(&error) {
                         offloads.switch_off(Offload::TunnelGso);
                     }

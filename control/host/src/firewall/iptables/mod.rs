@@ -32,7 +32,7 @@ use self::programs::tell;
 use self::rules::{Hook, Wanted};
 use self::save::target;
 use self::variant::{Variant, installed, installed_ipv6};
-use super::nft;
+use super::nft_table;
 use crate::{Desired, HostError};
 
 /// Which of the rules are wanted in iptables.
@@ -100,7 +100,7 @@ impl Variants {
                     piecemeal::find(variant.program, name, table, hooks).await?;
                 }
             }
-            changes.extend(variant.change(&tables, &wanted, desired, tidy).await?);
+            changes.extend(variant.change(&tables, &wanted, desired, tidy));
         }
         Ok(changes)
     }
@@ -165,13 +165,13 @@ async fn removal_of_flannels_from(variants: &[Variant]) -> Result<Vec<Change>, H
 
 impl Variant {
     /// What has to be changed so that `tables` are as `wanted`.
-    async fn change(
+    fn change(
         &self,
         tables: &[(&'static str, Table)],
         wanted: &[Wanted],
         desired: &Desired,
         tidy: bool,
-    ) -> Result<Option<Change>, HostError> {
+    ) -> Option<Change> {
         let device = &desired.device;
         let networks = networks_to_remove(tables, device);
         let mut keep: Vec<String> =
@@ -202,11 +202,12 @@ impl Variant {
         let mut all: Vec<(&'static str, Vec<String>)> =
             tables.iter().map(|(name, table)| (*name, lines(name, table))).collect();
         for ((name, lines), (_, table)) in all.iter_mut().zip(tables) {
-            if !lines.is_empty() && !self.legacy && table.is_empty() && nft::is_missing(name).await? {
+            if !lines.is_empty() && !self.legacy && table.is_empty() && nft_table::exists(name) == Some(false)
+            {
                 lines.insert(0, repair::mark());
             }
         }
-        Ok(Change::of(self.program, Vec::new(), all))
+        Change::of(self.program, Vec::new(), all)
     }
 
     /// What this variant's table `name` should have, if anything.

@@ -266,7 +266,7 @@ pub(super) fn tunnel_in_tunnel(device: &str) -> String {
 
 /// All chains in which the daemon of `device` may have rules.
 pub(super) fn chains_of(device: &str) -> Vec<String> {
-    let own = [nat_chain(device), forward_chain(device)];
+    let own = [nat_chain(device), forward_chain(device), MADE.to_owned()];
     own.into_iter().chain(flannels_chains()).collect()
 }
 
