@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use overlay_sys::ethtool;
 pub use overlay_sys::link::Link;
@@ -16,7 +16,6 @@ use overlay_sys::xdp_prog::{self, Attached, SocketMap};
 pub use overlay_sys::xsk::Dropped;
 use overlay_sys::xsk::{self, Binding, HEADROOM, Sizes, Socket};
 use overlay_wire::MacAddr;
-use parking_lot::Mutex;
 
 use super::ledger::{Frames, Ledger, Shown};
 use super::rings::{RingCounts, RxQueue, TxQueue};

@@ -32,8 +32,12 @@ pub(super) async fn findings(status: &Status, socket: &Path) -> Result<Vec<Findi
         match way(status, peer, socket).await {
             Ok(finding) => findings.extend(finding),
             Err(TraceError::Host(error)) => return Err(error),
-            Err(error @ (TraceError::Daemon(_) | TraceError::OlderDaemon)) => {
-                findings.push(Finding::warning("way", error.to_string(), "see 'overlayctl trace'"));
+            Err(error) => {
+                let remedy = match error {
+                    TraceError::OlderDaemon => "restart the daemon: systemctl restart overlayd",
+                    _ => "see 'overlayctl trace'",
+                };
+                findings.push(Finding::warning("way", error.to_string(), remedy));
                 break;
             }
         }

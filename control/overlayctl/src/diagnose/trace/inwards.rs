@@ -8,6 +8,7 @@ use super::tracer::Tracer;
 use crate::diagnose::kernel::{Decision, Neighbour, rp_filter};
 use overlay::drops::DropReason;
 use overlay_api::reach::Way;
+use overlay_api::status::BackendStatus;
 use overlay_api::trace::{Answer, Direction, Peer};
 use overlay_host::firewall::ruleset::{Device, Way as Hooks};
 
@@ -82,8 +83,11 @@ impl Tracer<'_> {
         };
         match answer.verdict.as_ref().map(|verdict| &verdict.dropped) {
             Some(Some(dropped)) => self.trace.dropped("from", &who, dropped),
-            // Without a tunnel nothing of ours looks at it.
-            None if owner.is_none() && network.contains(&src) => {
+            // Without a tunnel nothing of ours looks at it; with alloc no node is known here.
+            None if owner.is_none()
+                && network.contains(&src)
+                && self.status.backend != BackendStatus::Alloc =>
+            {
                 self.trace.drop("from", None, who, DropReason::StaleSource.remedy());
             }
             _ if owner.is_some() => self.trace.pass("from", who),
