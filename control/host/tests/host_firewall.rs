@@ -459,6 +459,16 @@ fn a_missing_nft_is_named_with_its_package_and_keeps_nobody_from_forwarding() {
 }
 
 #[test]
+fn a_kernel_that_cannot_tell_whose_a_source_is_has_all_other_rules() {
+    let lab = Lab::with(desired_with(FirewallKind::Nftables, RETURN_PATH));
+    lab.host.lack_fib();
+    assert!(lab.sync());
+    let rules = lab.host.sh("nft list table ip overlayd_flannel.1");
+    assert!(rules.contains("pod to pod") && rules.contains("replies come back"), "{rules}");
+    assert!(!rules.contains("fib") && !lab.sync(), "{rules}");
+}
+
+#[test]
 fn without_iptables_there_is_nothing_to_accept() {
     let lab = Lab::new(RETURN_PATH);
     lab.host.hide_programs("iptables* xtables*");

@@ -96,7 +96,7 @@ impl Echo {
     /// The inner packet of `len` bytes that this echo is, from one overlay device's address to another's; none if these
     /// are of different versions.
     ///
-    /// `len` is raised to [`min_len`], and cut to what an IPv4 packet can hold.
+    /// `len` is raised to [`min_len`], and cut to what a packet of either version can hold.
     #[must_use]
     pub fn build(self, from: IpAddr, to: IpAddr, len: usize) -> Option<Vec<u8>> {
         self.build_saying(&[], from, to, len)

@@ -249,9 +249,8 @@ fn word(address: IpAddr) -> u32 {
     }
 }
 
-/// Whether `packet` is a super-packet that leaves uncut, with outer headers of IPv4: behind virtual wires, where nobody has
-/// to cut it. (A
-/// kernel's VXLAN device would take a run apart, look into each datagram, and join them again.)
+/// Whether `packet` is a super-packet that leaves uncut, over IPv4 only: behind virtual wires, where nobody has to cut it.
+/// (A kernel's VXLAN device would take a run apart, look into each datagram, and join them again.)
 fn leaves_whole(packet: &Packet<'_>, header: &VnetHdr, hop: &Hop) -> Option<SuperPacket> {
     if header.gso.is_none() || hop.header().len() != vxlan::HEADER_LEN || hop.address.is_ipv6() {
         return None;

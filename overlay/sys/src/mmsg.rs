@@ -361,8 +361,8 @@ impl RecvBatch {
     }
 }
 
-/// What `UDP_GRO` and `IP_TOS`, or `IPV6_TCLASS`, say in a control buffer of which the kernel has filled `filled` bytes; a type of
-/// service of 0 if it says none.
+/// What `UDP_GRO` and `IP_TOS`, or `IPV6_TCLASS`, say in a control buffer of which the kernel has filled `filled` bytes; a
+/// type of service of 0 if it says none.
 #[inline]
 fn read_controls(control: &ControlBuffer, filled: usize) -> (Option<usize>, u8) {
     const HEADER_LEN: usize = size_of::<libc::cmsghdr>();

@@ -16,16 +16,27 @@ use nftables::schema::{Chain, NfListObject, Nftables, Rule, Table};
 use nftables::stmt::{Counter, Match, NAT, NATFlag, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde_json::Value;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::nft_table;
 use super::policy::{self, Action, Is};
 use crate::command::run;
 use crate::{Desired, HostError};
 
-/// Puts our table in place of the one there may be.
+/// Puts our table in place of the one there may be. A kernel may lack what tells whose a source is (`nft_fib`), and would
+/// refuse all: there the rules that need it are left out.
 pub(super) async fn replace(desired: &Desired) -> Result<(), HostError> {
-    commit(&ruleset(desired)).await
+    let refused = match commit(&ruleset(desired, |_| true)).await {
+        Err(error @ HostError::Program { .. }) => error,
+        other => return other,
+    };
+    let without = ruleset(desired, |rule| rule.when.from_this_host.is_none());
+    commit(&without).await.map_err(|_| refused)?;
+    warn!(
+        device = desired.device,
+        "the kernel cannot tell whose a packet's source is (nft_fib is missing): what others send to a tunnel's port may be masqueraded"
+    );
+    Ok(())
 }
 
 /// What the table says, as the kernel has it; `None` if there is none. Who has put it, and what its counters have
@@ -145,7 +156,8 @@ fn clear(batch: &mut Batch<'static>, device: &str) {
     batch.delete(table(device));
 }
 
-fn ruleset(desired: &Desired) -> Nftables<'static> {
+/// All of our table, with those of the rules that `wanted` picks.
+fn ruleset(desired: &Desired, wanted: impl Fn(&policy::Rule) -> bool) -> Nftables<'static> {
     let mut batch = Batch::new();
     clear(&mut batch, &desired.device);
     batch.add(table(&desired.device));
@@ -160,7 +172,7 @@ fn ruleset(desired: &Desired) -> Nftables<'static> {
             policy: Some(NfChainPolicy::Accept),
             ..Chain::default()
         }));
-        for rule in rules {
+        for rule in rules.into_iter().filter(&wanted) {
             batch.add(NfListObject::Rule(Rule {
                 family: NfFamily::IP,
                 table: table_name(&desired.device).into(),

@@ -119,6 +119,24 @@ impl Namespace {
         ));
     }
 
+    /// From now on, for what runs in here, the kernel has no `nft_fib`, as far as `nft` tells.
+    pub fn lack_fib(&self) {
+        self.run(|| unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace"));
+        self.sh(r#"mount --make-rprivate /
+             mount -t tmpfs none /mnt
+             cp -a /usr/sbin/*tables* /usr/sbin/xtables* /mnt
+             cp /usr/sbin/nft /mnt/nft-of-a-newer-kernel
+             cat > /mnt/nft <<'END'
+#!/bin/sh
+[ "$*" = "-j -f -" ] || exec nft-of-a-newer-kernel "$@"
+rules=$(cat)
+case $rules in *'"fib"'*) echo "Error: Could not process rule: No such file or directory" >&2; exit 1;; esac
+printf %s "$rules" | exec nft-of-a-newer-kernel -j -f -
+END
+             chmod +x /mnt/nft
+             mount --move /mnt /usr/sbin"#);
+    }
+
     /// From now on, for what runs in here, `iptables` is its legacy variant.
     pub fn make_legacy_the_default(&self) {
         self.run(|| unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace"));

@@ -40,8 +40,8 @@ pub fn check_encapsulation(payload: &[u8], format: Format) -> Result<usize, Drop
 }
 
 /// Decides whether `packet` goes to the device, having arrived from `outer` with `ecn` outside. Returns the peer that
-/// it is from, if it is one. Where a peer's word decides, `announced` says whether the peer has announced that address as
-/// its own.
+/// it is from, if it is one. `announced` says whether the peer has announced an address as its own. It is asked only where
+/// that decides, so it may note that it was asked.
 ///
 /// # Errors
 /// It does not go on; with what its sender is told, if it may be told.

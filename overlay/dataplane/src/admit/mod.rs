@@ -1,6 +1,6 @@
 //! The admission rule: which packets go on, out ([`outward()`]) and in ([`inward()`]), and what becomes of the others.
 //!
-//! It decides and does nothing: the loops ([`crate::egress`], [`crate::ingress`]) act on the decision and count it.
+//! It only decides: the loops ([`crate::egress`], [`crate::ingress`]) act on the decision and count it.
 
 mod hops;
 mod inward;

@@ -208,7 +208,11 @@ fn an_underlay_of_ipv6_carries_both_versions_in_pieces() {
     rig.device.queue(&udp_packet("fd00:0:0:9::3", "fd00:0:0:63::2", 64, b"hello"));
     rig.egress.step().unwrap();
     let sent = rig.wire.take_sent();
-    assert_eq!(sent.iter().map(|(end, _)| *end).collect::<Vec<_>>(), [to; 4], "made up headers are of IPv4");
+    assert_eq!(
+        sent.iter().map(|(end, _)| *end).collect::<Vec<_>>(),
+        [to; 4],
+        "headers of our own are IPv4's"
+    );
 
     // Its header is longer by 20 bytes.
     state.set_path_mtu(Some(1400));

@@ -70,7 +70,7 @@ pub fn address(socket: &Socket) -> Option<SocketAddr> {
     socket.local_addr().ok()?.as_socket()
 }
 
-/// The headers of what `socket` sends, for those that leave from its port by another way. That is a way of IPv4.
+/// The headers of what `socket` sends, for those that leave from its port by another way. Only for IPv4.
 ///
 /// # Errors
 /// It cannot be asked, or is none of IPv4.

@@ -1,9 +1,9 @@
 //! The underlay by `AF_XDP`: what it can carry goes by the rings of a [`Port`], past the
 //! kernel's stack; the rest by the sockets that are there all the same.
 //!
-//! By the sockets go packets to nodes whose next hop is not known yet (which has the kernel find it), those that
-//! are larger than the path, what IPv6 carries, and large segments in runs, of which the kernel makes more than the ring does;
-//! by them come fragments, and what has come to another interface or a queue without a ring.
+//! By the sockets go packets to nodes whose next hop is not known yet (which has the kernel find it), packets that are
+//! larger than the path, packets over IPv6, and large segments in runs, of which the kernel makes more than the ring does.
+//! By them come fragments, and what has come to another interface or a queue without a ring.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
