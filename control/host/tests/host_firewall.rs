@@ -460,12 +460,15 @@ fn a_missing_nft_is_named_with_its_package_and_keeps_nobody_from_forwarding() {
 
 #[test]
 fn a_kernel_that_cannot_tell_whose_a_source_is_has_all_other_rules() {
-    let lab = Lab::with(desired_with(FirewallKind::Nftables, RETURN_PATH));
-    lab.host.lack_fib();
-    assert!(lab.sync());
-    let rules = lab.host.sh("nft list table ip overlayd_flannel.1");
-    assert!(rules.contains("pod to pod") && rules.contains("replies come back"), "{rules}");
-    assert!(!rules.contains("fib") && !lab.sync(), "{rules}");
+    for once in [false, true] {
+        let lab = Lab::with(desired_with(FirewallKind::Nftables, RETURN_PATH));
+        lab.host.lack_fib(once);
+        assert!(lab.sync());
+        let rules = lab.host.sh("nft list table ip overlayd_flannel.1");
+        assert!(rules.contains("pod to pod") && rules.contains("replies come back"), "{rules}");
+        assert_eq!(rules.contains("fib"), once, "what is refused but once is had: {rules}");
+        assert!(!lab.sync(), "{rules}");
+    }
 }
 
 #[test]

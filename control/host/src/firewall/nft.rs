@@ -26,12 +26,17 @@ use crate::{Desired, HostError};
 /// Puts our table in place of the one there may be. A kernel may lack what tells whose a source is (`nft_fib`), and would
 /// refuse all: there the rules that need it are left out.
 pub(super) async fn replace(desired: &Desired) -> Result<(), HostError> {
-    let refused = match commit(&ruleset(desired, |_| true)).await {
+    let all = ruleset(desired, |_| true);
+    let refused = match commit(&all).await {
         Err(error @ HostError::Program { .. }) => error,
         other => return other,
     };
     let without = ruleset(desired, |rule| rule.when.from_this_host.is_none());
     commit(&without).await.map_err(|_| refused)?;
+    // Something else may have been in the way, and be over.
+    if commit(&all).await.is_ok() {
+        return Ok(());
+    }
     warn!(
         device = desired.device,
         "the kernel cannot tell whose a packet's source is (nft_fib is missing): what others send to a tunnel's port may be masqueraded"

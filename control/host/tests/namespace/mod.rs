@@ -119,10 +119,11 @@ impl Namespace {
         ));
     }
 
-    /// From now on, for what runs in here, the kernel has no `nft_fib`, as far as `nft` tells.
-    pub fn lack_fib(&self) {
+    /// From now on, for what runs in here, `nft` refuses rules by `nft_fib` as a kernel without that does, or only the
+    /// first time if it is to do so `once`.
+    pub fn lack_fib(&self, once: bool) {
         self.run(|| unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace"));
-        self.sh(r#"mount --make-rprivate /
+        self.sh(&format!("{}\n[ {once} = false ] || sed -i '2i [ ! -e /usr/sbin/refused ] || exec nft-of-a-newer-kernel \"$@\"' /usr/sbin/nft", r#"mount --make-rprivate /
              mount -t tmpfs none /mnt
              cp -a /usr/sbin/*tables* /usr/sbin/xtables* /mnt
              cp /usr/sbin/nft /mnt/nft-of-a-newer-kernel
@@ -130,11 +131,11 @@ impl Namespace {
 #!/bin/sh
 [ "$*" = "-j -f -" ] || exec nft-of-a-newer-kernel "$@"
 rules=$(cat)
-case $rules in *'"fib"'*) echo "Error: Could not process rule: No such file or directory" >&2; exit 1;; esac
+case $rules in *'"fib"'*) : > /usr/sbin/refused; echo "Error: Could not process rule: No such file or directory" >&2; exit 1;; esac
 printf %s "$rules" | exec nft-of-a-newer-kernel -j -f -
 END
              chmod +x /mnt/nft
-             mount --move /mnt /usr/sbin"#);
+             mount --move /mnt /usr/sbin"#));
     }
 
     /// From now on, for what runs in here, `iptables` is its legacy variant.

@@ -318,7 +318,7 @@ pub(super) fn forward_chain(device: &str) -> String {
 }
 
 /// An empty chain that says that the table was not there before the first daemon's rules: it goes with the last one's. (A
-/// table cannot bear a mark itself, and a file may be lost while the table lives on.)
+/// file could be lost while the table lives on.)
 pub(super) const MADE: &str = "OVERLAYD-MADE";
 /// What the comments of the rules in built-in chains begin with, but for flannel's.
 pub(super) const COMMENT_PREFIX: &str = "overlayd-";
