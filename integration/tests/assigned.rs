@@ -65,20 +65,8 @@ impl LeaseManager for Assigned {
         let host = links.host.borrow().clone();
         let ground = Ground { config: &config, own: Some(lease.subnet), public_ip, host: &host };
         let peers = ground.judge_saved(self.leases.clone());
-        links.views.send_replace(Some(View {
-            config,
-            config_text: self.config.clone(),
-            lease,
-            held: true,
-            peers,
-            ignored: 0,
-            refused: Vec::new(),
-            refused_count: 0,
-            garbage: 0,
-            conflicts: Vec::new(),
-            host,
-            connected: true,
-        }));
+        let view = View::unconfirmed((self.config.clone(), config), lease, peers, host);
+        links.views.send_replace(Some(View { held: true, connected: true, ..view }));
         pending().await
     }
 }

@@ -38,6 +38,32 @@ pub struct View {
     pub connected: bool,
 }
 
+impl View {
+    /// What a network says of which nothing is wrong, and whose leases nobody has confirmed yet.
+    #[must_use]
+    pub fn unconfirmed(
+        (config_text, config): (String, NetworkConfig),
+        lease: Lease,
+        peers: Admitted,
+        host: HostFacts,
+    ) -> Self {
+        Self {
+            config,
+            config_text,
+            lease,
+            held: false,
+            peers,
+            ignored: 0,
+            refused: Vec::new(),
+            refused_count: 0,
+            garbage: 0,
+            conflicts: Vec::new(),
+            host,
+            connected: false,
+        }
+    }
+}
+
 /// There is nothing to go on with.
 #[derive(Debug, thiserror::Error)]
 pub enum MembershipError {

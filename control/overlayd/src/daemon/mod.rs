@@ -329,20 +329,8 @@ fn saved_view(left: &Left, store: &StoreId, public_ip: Ipv4Addr, host: HostFacts
     let kind = saved.lease.attrs.backend.kind();
     let ground = Ground { config: &config, own: Some(saved.lease.subnet), public_ip, host: &host };
     let peers = ground.judge_saved(saved.peers.clone());
-    (kind == Some(config.backend.kind()) && config.fits(saved.lease.subnet)).then(|| View {
-        config,
-        config_text: saved.config.clone(),
-        lease: saved.lease.clone(),
-        held: false,
-        peers,
-        ignored: 0,
-        refused: Vec::new(),
-        refused_count: 0,
-        garbage: 0,
-        conflicts: Vec::new(),
-        host,
-        connected: false,
-    })
+    let is_usable = kind == Some(config.backend.kind()) && config.fits(saved.lease.subnet);
+    is_usable.then(|| View::unconfirmed((saved.config.clone(), config), saved.lease.clone(), peers, host))
 }
 
 fn terms(flags: &Flags, left: &Left, saved: Option<&View>, public_ip: Ipv4Addr) -> Terms {
